@@ -1,0 +1,89 @@
+"""The seams where rooms meet, as zope interfaces.
+
+``tls``, ``server``, ``client``, ``upstream`` and ``dist`` never import each
+other: a secured transport, a controller and a store know one another only by
+what is written here.
+"""
+
+from __future__ import annotations
+
+from zope.interface import Attribute, Interface
+
+__all__ = ["IController", "IDrainable", "ISecuredTransport", "IVerifiedConnection"]
+
+
+class ISecuredTransport(Interface):
+    """A transport that can say how it was secured (``kvproto.tls.KVTLSProtocol`` can)."""
+
+    generation = Attribute(
+        "int: number of the credential generation that this connection's handshake used; "
+        "0 when its context came from elsewhere."
+    )
+
+    def peer_chain():  # type: ignore[no-untyped-def]
+        """Return the peer's certificates as a tuple of DER ``bytes``, leaf first.
+
+        Empty when the peer showed none or the handshake has not ended.
+        """
+
+    def tls_version():  # type: ignore[no-untyped-def]
+        """Return the negotiated version, ``"TLSv1.2"`` or ``"TLSv1.3"``; ``""`` before that."""
+
+
+class IVerifiedConnection(Interface):
+    """One accepted connection whose TLS handshake ended well, as a controller sees it."""
+
+    id = Attribute("int: unique in this process, counted from 1 in the order of accept().")
+    listener = Attribute("str: name of the listener that accepted it.")
+    peer = Attribute("IAddress: where it comes from, the PROXY header's word where one is used.")
+    generation = Attribute("int: credential generation of its handshake.")
+    peer_chain = Attribute("tuple[bytes, ...]: the peer's DER certificates, leaf first.")
+
+    def authenticated(user):  # type: ignore[no-untyped-def]
+        """Say that the peer is somebody now: leave the pool of unauthenticated connections.
+
+        Args:
+            user: The name, ``""`` for an anonymous peer that may work here.
+        """
+
+    def note_error(reason):  # type: ignore[no-untyped-def]
+        """Remember why this side is about to close, for the log and the ledger."""
+
+
+class IController(Interface):
+    """What connections of a listener are handed to."""
+
+    def claim(connection):  # type: ignore[no-untyped-def]
+        """Take a verified connection.
+
+        Args:
+            connection: An `IVerifiedConnection`.
+
+        Returns:
+            The `IProtocol` that owns the connection from now on, or a Deferred of
+            it.  The Deferred must support cancellation: after ``cancel()`` the
+            controller lets go of whatever it prepared.
+        """
+
+    def too_late(connection):  # type: ignore[no-untyped-def]
+        """Hear that a claim was answered after it had been cancelled; the answer is not used."""
+
+    def refuse(connection, reason):  # type: ignore[no-untyped-def]
+        """Return an `IProtocol` that tells the peer "busy" in its own protocol and closes.
+
+        Args:
+            connection: An `IVerifiedConnection`.
+            reason: A short text for the peer, e.g. ``"too many connections"``.
+        """
+
+
+class IDrainable(Interface):
+    """A protocol that can end at a request boundary."""
+
+    def drain():  # type: ignore[no-untyped-def]
+        """Answer what has been asked, ask for nothing more, close.
+
+        Returns:
+            A Deferred that fires with None once the connection is closed.  The
+            caller bounds the wait and aborts.
+        """

@@ -1,0 +1,1 @@
+"""Room ``listeners``: see docs."""

@@ -1,0 +1,1 @@
+"""Room ``tls``: see docs."""

@@ -1,0 +1,55 @@
+"""Packaging that keeps ``twistd kvtls`` visible in every kind of install."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="kvproto",
+    version="0.1.0",
+    description="A key-value data service over TLS for Twisted: twistd kvtls",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    install_requires=[
+        "Twisted[tls]>=24.11",
+        "pyOpenSSL>=25.1",
+        "service-identity>=24.1",
+        "cryptography>=45",
+        "txaio>=25.6.1",
+        "zope.interface>=6",
+        "attrs>=23.1",
+    ],
+    extras_require={
+        "test": [
+            "hypothesis>=6.100",
+            "PyHamcrest>=2.1",
+            "pymemcache>=4,<5",
+            "python-binary-memcached>=0.33,<0.40",
+        ],
+        "dev": [
+            "mypy>=1.15",
+            "mypy-zope>=1.0.11",
+            "ruff>=0.12",
+            "towncrier>=24.8",
+        ],
+        "docs": ["sphinx>=8", "myst-parser>=4"],
+    },
+    # "" -> "." makes an editable install a plain .pth line, so twistd finds twisted/plugins.
+    package_dir={"": "."},
+    # twisted/plugins has no __init__.py, on purpose, so it is named by hand.
+    packages=[*find_packages(include=["kvproto", "kvproto.*"]), "twisted.plugins"],
+    package_data={"kvproto": ["py.typed"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Framework :: Twisted",
+        "Intended Audience :: Developers",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Topic :: Database",
+        "Topic :: Security :: Cryptography",
+        "Typing :: Typed",
+    ],
+)
