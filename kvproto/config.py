@@ -1,0 +1,297 @@
+"""What an operator decides, as one value that checks itself.
+
+Text becomes these values once, in ``kvproto.tap``; nothing downstream checks
+again.  The values know nothing of files' contents or sockets: whether a
+certificate can be used is `kvproto.tls`'s to say, whether a port is free the
+kernel's.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvproto.errors import ConfigError
+
+__all__ = [
+    "DEFAULT_LISTEN",
+    "ClientAuth",
+    "Config",
+    "Mode",
+    "OnRotate",
+    "User",
+    "endpoint_is_local",
+    "parse_seconds",
+    "parse_size",
+    "parse_user",
+]
+
+DEFAULT_LISTEN = "tcp:11207:interface=127.0.0.1"
+"""11207 is the port on which Couchbase serves KV over TLS; loopback because of development."""
+
+MIB = 1024 * 1024
+
+SMALLEST_STORE = 64 * 1024
+"""A smaller limit is a mistake: memcached's ``-m 64`` means MiB, ours is in bytes."""
+
+_SIZE = re.compile(r"(\d+)\s*(|[kmg])(?:i?b)?", re.IGNORECASE)
+_SIZE_FACTOR = {"": 1, "k": 1024, "m": MIB, "g": 1024 * MIB}
+
+_LOOPBACK = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}|::1|localhost")
+
+
+class Mode(enum.Enum):
+    """Which product's habits the service follows where the two differ."""
+
+    COUCHBASE = "couchbase"
+    MEMCACHED = "memcached"
+
+    @property
+    def max_value(self) -> int:
+        """The largest value by default, in bytes."""
+        return 20 * MIB if self is Mode.COUCHBASE else MIB
+
+    @property
+    def max_connections(self) -> int:
+        """How many connections at once by default; memcached's own is 1024."""
+        return 10_000 if self is Mode.COUCHBASE else 1024
+
+
+class ClientAuth(enum.Enum):
+    """Whether clients are asked for a certificate."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class OnRotate(enum.Enum):
+    """What happens to established connections when credentials rotate."""
+
+    KEEP = "keep"
+    RECHECK = "recheck"
+    DRAIN = "drain"
+    DISCONNECT = "disconnect"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One user and the password that logs in as that user."""
+
+    name: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything `kvproto.service.KVTLSService` is built from.
+
+    Attributes:
+        listen: Twisted server endpoint descriptions; TLS is put on top of each.
+        certificate: PEM chain, leaf first.  None: development credentials are
+            made in ``state_dir`` and only local addresses are served.
+        private_key: PEM key; None: it is in the certificate's file.
+        key_passphrase_file: File whose first line opens an encrypted key.
+        client_ca: PEM trust anchors for client certificates.
+        client_auth: None: optional with ``client_ca``, else none.
+        crl: PEM revocation lists for client certificates.
+        users: Who may log in with a password (or by certificate name).
+        anonymous: Whether a peer that did not log in may work; None: only
+            when no user is configured.
+        mode: Whose habits to follow.
+        allow_flush: Whether FLUSH works; None: only in memcached mode.
+        memory_limit: Bytes the store may hold, keys and overhead counted.
+        evict: Whether a full store drops what was least recently used (or
+            refuses writes).
+        max_value: Largest value in bytes; None: the mode's.
+        max_connections: Connections at once; None: the mode's.
+        max_connections_per_peer: Connections at once from one address, 0 for
+            no such limit.
+        unsent_limit: Bytes of replies that may wait for one client that does
+            not read, before its requests stop being read.
+        handshake_timeout: Seconds from accept() to the end of the TLS handshake.
+        close_timeout: Seconds a closing connection may wait for its peer.
+        drain_timeout: Seconds for answering what was asked, at shutdown.
+        on_rotate: What happens to established connections on rotation.
+        drain_window: Seconds over which ``OnRotate.DRAIN`` spreads the closing.
+        watch_interval: Seconds between looks at the credential files, 0 for never.
+        proxy_protocol: Listeners (indices in ``listen``) whose peers send a
+            PROXY header first.
+        state_dir: Directory for development credentials and the control socket.
+        keylog: File that TLS secrets are appended to, for debugging.
+    """
+
+    listen: tuple[str, ...] = (DEFAULT_LISTEN,)
+    certificate: Path | None = None
+    private_key: Path | None = None
+    key_passphrase_file: Path | None = None
+    client_ca: Path | None = None
+    client_auth: ClientAuth | None = None
+    crl: Path | None = None
+    users: tuple[User, ...] = ()
+    anonymous: bool | None = None
+    mode: Mode = Mode.COUCHBASE
+    allow_flush: bool | None = None
+    memory_limit: int = 64 * MIB
+    evict: bool = True
+    max_value: int | None = None
+    max_connections: int | None = None
+    max_connections_per_peer: int = 0
+    unsent_limit: int = MIB
+    handshake_timeout: float = 10.0
+    close_timeout: float = 3.0
+    drain_timeout: float = 10.0
+    on_rotate: OnRotate = OnRotate.RECHECK
+    drain_window: float = 10.0
+    watch_interval: float = 2.0
+    proxy_protocol: frozenset[int] = frozenset()
+    state_dir: Path = Path("kvtls-state")
+    keylog: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` where options contradict one another."""
+        self._check_listeners()
+        self._check_credentials()
+        self._check_users()
+        for option, value in (
+            ("--handshake-timeout", self.handshake_timeout),
+            ("--close-timeout", self.close_timeout),
+            ("--drain-timeout", self.drain_timeout),
+        ):
+            if value <= 0:
+                raise ConfigError(option, f"must be more than 0 seconds, not {value:g}")
+        if self.connection_limit < 1:
+            raise ConfigError("--max-connections", "must be at least 1")
+        if not 0 < self.value_limit <= 1024 * MIB:
+            raise ConfigError("--max-value", "must be between 1 byte and 1 GiB")
+        if self.memory_limit < SMALLEST_STORE:
+            raise ConfigError(
+                "--memory-limit", "is in bytes and must be at least 64KiB: write 64MiB, not 64"
+            )
+
+    def _check_listeners(self) -> None:
+        if not self.listen:
+            raise ConfigError("--listen", "at least one listener is needed")
+        for description in self.listen:
+            if self.listen.count(description) > 1 and ":0" not in description:
+                raise ConfigError("--listen", f"{description!r} is given twice")
+            if self.development and not endpoint_is_local(description):
+                raise ConfigError(
+                    "--listen",
+                    f"{description!r} is not a loopback address, and without --certificate only "
+                    "a development certificate is served: give --certificate and --private-key, "
+                    "or add :interface=127.0.0.1",
+                )
+
+    def _check_credentials(self) -> None:
+        if self.certificate is None:
+            for option, value in (
+                ("--private-key", self.private_key),
+                ("--key-passphrase-file", self.key_passphrase_file),
+            ):
+                if value is not None:
+                    raise ConfigError(option, "needs --certificate as well")
+        if self.client_ca is None:
+            if self.client_auth is not None and self.client_auth is not ClientAuth.NONE:
+                raise ConfigError(
+                    "--client-auth",
+                    f"{self.client_auth.value} needs --client-ca, "
+                    "the certificate authority that client certificates must come from",
+                )
+            if self.crl is not None:
+                raise ConfigError("--crl", "needs --client-ca as well")
+
+    def _check_users(self) -> None:
+        names = [user.name for user in self.users]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError("--user", f"{name!r} is given twice")
+
+    @property
+    def development(self) -> bool:
+        """Whether the service makes its own credentials."""
+        return self.certificate is None
+
+    @property
+    def client_auth_mode(self) -> ClientAuth:
+        """Whether clients are asked for a certificate, defaults applied."""
+        if self.client_auth is not None:
+            return self.client_auth
+        return ClientAuth.NONE if self.client_ca is None else ClientAuth.OPTIONAL
+
+    @property
+    def anonymous_allowed(self) -> bool:
+        """Whether a peer that did not log in may work, defaults applied."""
+        return not self.users if self.anonymous is None else self.anonymous
+
+    @property
+    def flush_allowed(self) -> bool:
+        """Whether FLUSH works, defaults applied."""
+        return self.mode is Mode.MEMCACHED if self.allow_flush is None else self.allow_flush
+
+    @property
+    def value_limit(self) -> int:
+        """The largest value in bytes, defaults applied."""
+        return self.mode.max_value if self.max_value is None else self.max_value
+
+    @property
+    def connection_limit(self) -> int:
+        """How many connections at once, defaults applied."""
+        return self.mode.max_connections if self.max_connections is None else self.max_connections
+
+
+def endpoint_is_local(description: str) -> bool:
+    """Tell whether an endpoint description can be reached from this machine only.
+
+    Args:
+        description: A Twisted server endpoint string.
+    """
+    kind, *arguments = re.split(r"(?<!\\):", description)
+    if kind == "unix":
+        return True
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name == "interface":
+            return _LOOPBACK.fullmatch(value.replace("\\:", ":").lower()) is not None
+    return False
+
+
+def parse_size(option: str, text: str) -> int:
+    """Turn ``"64MiB"``, ``"1g"`` or ``"1048576"`` into bytes.
+
+    Raises:
+        ConfigError: It is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(option, f"{text!r} is no size: write bytes, or 512KiB, 64MiB, 2GiB")
+    return int(match[1]) * _SIZE_FACTOR[match[2].lower()]
+
+
+def parse_seconds(option: str, text: str) -> float:
+    """Turn ``"10"`` or ``"0.5"`` into seconds.
+
+    Raises:
+        ConfigError: It is no number, or not a finite one, or negative.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ConfigError(option, f"{text!r} is no number of seconds")
+    return value
+
+
+def parse_user(text: str) -> User:
+    """Turn ``"NAME:PASSWORD"`` into a user; the password may hold further colons.
+
+    Raises:
+        ConfigError: A part is missing.
+    """
+    name, colon, password = text.partition(":")
+    if not name or not colon or not password:
+        raise ConfigError("--user", "must be NAME:PASSWORD, neither of them empty")
+    return User(name, password)

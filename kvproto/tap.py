@@ -1,0 +1,236 @@
+"""The command line of ``twistd kvtls``: text becomes a `Config`, a `Config` a service."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from kvproto import __version__
+from kvproto.config import (
+    DEFAULT_LISTEN,
+    ClientAuth,
+    Config,
+    Mode,
+    OnRotate,
+    User,
+    parse_seconds,
+    parse_size,
+    parse_user,
+)
+from kvproto.errors import ConfigError
+
+__all__ = ["Options", "makeService"]
+
+USAGE_STATUS = 2
+"""Exit status for options that cannot be used, as getopt-style commands have it."""
+
+Choice = TypeVar("Choice", Mode, ClientAuth, OnRotate)
+
+
+class Options(usage.Options):
+    """Options of ``twistd kvtls``."""
+
+    synopsis = "Usage: twistd [twistd options] kvtls [options]"
+    longdesc = (
+        "Serve the Couchbase KV protocol (memcached binary) and memcached's text protocol over "
+        "TLS. Without --certificate a development CA and certificate are made in the state "
+        "directory and only loopback addresses are served."
+    )
+
+    optParameters = [
+        ["certificate", "c", None, "PEM file: certificate chain, leaf first.", Path],
+        ["private-key", "k", None, "PEM file: private key of the certificate.", Path],
+        ["key-passphrase-file", None, None, "File whose first line opens the key.", Path],
+        ["client-ca", None, None, "PEM file: CA that client certificates come from.", Path],
+        [
+            "client-auth",
+            None,
+            None,
+            "none, optional or required (default: optional with --client-ca, else none).",
+        ],
+        ["crl", None, None, "PEM file: revocation lists for client certificates.", Path],
+        ["mode", "m", Mode.COUCHBASE.value, "couchbase or memcached."],
+        ["memory-limit", None, "64MiB", "What the store may hold: bytes, or 64MiB, 2GiB."],
+        ["max-value", None, None, "Largest value (default: 20MiB, in memcached mode 1MiB)."],
+        [
+            "max-connections",
+            None,
+            None,
+            "Connections at once (default: 10000, in memcached mode 1024).",
+        ],
+        ["max-connections-per-peer", None, "0", "Connections at once from one address, 0: any."],
+        ["handshake-timeout", None, "10", "Seconds from accept to the end of the TLS handshake."],
+        ["close-timeout", None, "3", "Seconds a closing connection waits for its peer."],
+        ["drain-timeout", None, "10", "Seconds for what was asked to be answered, at shutdown."],
+        [
+            "on-rotate",
+            None,
+            OnRotate.RECHECK.value,
+            "What happens to live connections on rotation: keep, recheck, drain or disconnect.",
+        ],
+        ["drain-window", None, "10", "Seconds over which --on-rotate drain spreads the closing."],
+        ["watch-interval", None, "2", "Seconds between looks at the credential files, 0: never."],
+        ["state-dir", None, "kvtls-state", "Development credentials, control socket.", Path],
+        ["keylog", None, None, "File that TLS secrets are appended to, for debugging.", Path],
+    ]
+    optFlags = [
+        ["anonymous", None, "Let clients work without a login even though users exist."],
+        ["allow-flush", None, "Let clients FLUSH (always on in memcached mode)."],
+        ["refuse-when-full", None, "Refuse writes when the store is full instead of evicting."],
+        ["check", None, "Validate everything, start nothing."],
+    ]
+    compData = usage.Completions(
+        optActions={
+            "mode": usage.CompleteList([mode.value for mode in Mode]),
+            "client-auth": usage.CompleteList([auth.value for auth in ClientAuth]),
+            "on-rotate": usage.CompleteList([policy.value for policy in OnRotate]),
+            "certificate": usage.CompleteFiles(),
+            "private-key": usage.CompleteFiles(),
+            "client-ca": usage.CompleteFiles(),
+            "state-dir": usage.CompleteDirs(),
+        }
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listen: list[str] = []
+        self._proxied: set[int] = set()
+        self._users: list[User] = []
+        self.kvtls_config: Config | None = None
+
+    def opt_listen(self, description: str) -> None:
+        """Twisted server endpoint to listen on, TLS is put on top (repeatable).
+
+        Default: tcp:11207:interface=127.0.0.1.  Examples: tcp:11207, tcp6:11207,
+        unix:/run/kvtls/kv.sock, systemd:domain=INET:index=0
+        """
+        self._listen.append(description)
+
+    opt_l = opt_listen
+
+    def opt_proxy_protocol(self) -> None:
+        """The --listen just before takes a PROXY header (v1 or v2) from its peers first."""
+        if not self._listen:
+            raise usage.UsageError("--proxy-protocol: goes after the --listen it is for")
+        self._proxied.add(len(self._listen) - 1)
+
+    def opt_user(self, text: str) -> None:
+        """NAME:PASSWORD that may log in (repeatable)."""
+        try:
+            self._users.append(parse_user(text))
+        except ConfigError as error:
+            raise usage.UsageError(str(error)) from error
+
+    opt_u = opt_user
+
+    def opt_version(self) -> NoReturn:
+        """Print the version of kvproto and exit."""
+        print(f"kvproto {__version__}")
+        sys.exit(0)
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Parse, and end the process with one clear line where that fails."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            _fail(f"{error} (see twistd kvtls --help)")
+
+    def parseArgs(self, *arguments: str) -> None:
+        """Refuse what is no option."""
+        if arguments:
+            raise usage.UsageError(
+                f"unexpected argument {arguments[0]!r}: kvtls takes options only"
+            )
+
+    def postOptions(self) -> None:
+        """Build the `Config`; with ``--check`` try it and end the process."""
+        try:
+            self.kvtls_config = self._config()
+        except ConfigError as error:
+            raise usage.UsageError(str(error)) from error
+        if self["check"]:
+            from kvproto.service import check
+
+            try:
+                findings = check(self.kvtls_config)
+            except ConfigError as error:
+                _fail(str(error))
+            for line in findings:
+                print(line)
+            print("kvtls: the configuration is good")
+            sys.exit(0)
+
+    def _config(self) -> Config:
+        return Config(
+            listen=tuple(self._listen) or (DEFAULT_LISTEN,),
+            proxy_protocol=frozenset(self._proxied),
+            certificate=self["certificate"],
+            private_key=self["private-key"],
+            key_passphrase_file=self["key-passphrase-file"],
+            client_ca=self["client-ca"],
+            client_auth=self._optional(
+                "client-auth", lambda _, text: self._choice(ClientAuth, text)
+            ),
+            crl=self["crl"],
+            users=tuple(self._users),
+            anonymous=True if self["anonymous"] else None,
+            mode=self._choice(Mode, self["mode"], "--mode"),
+            allow_flush=True if self["allow-flush"] else None,
+            memory_limit=parse_size("--memory-limit", self["memory-limit"]),
+            evict=not self["refuse-when-full"],
+            max_value=self._optional("max-value", parse_size),
+            max_connections=self._optional("max-connections", _count),
+            max_connections_per_peer=_count(
+                "--max-connections-per-peer", self["max-connections-per-peer"]
+            ),
+            handshake_timeout=self._seconds("handshake-timeout"),
+            close_timeout=self._seconds("close-timeout"),
+            drain_timeout=self._seconds("drain-timeout"),
+            on_rotate=self._choice(OnRotate, self["on-rotate"], "--on-rotate"),
+            drain_window=self._seconds("drain-window"),
+            watch_interval=self._seconds("watch-interval"),
+            state_dir=self["state-dir"],
+            keylog=self["keylog"],
+        )
+
+    def _optional(self, name: str, parse: Callable[[str, str], Any]) -> Any:
+        text = self[name]
+        return None if text is None else parse(f"--{name}", text)
+
+    def _seconds(self, name: str) -> float:
+        return parse_seconds(f"--{name}", self[name])
+
+    @staticmethod
+    def _choice(choices: type[Choice], text: str, option: str = "--client-auth") -> Choice:
+        try:
+            return choices(text)
+        except ValueError:
+            allowed = ", ".join(choice.value for choice in choices)
+            raise ConfigError(option, f"{text!r} is none of {allowed}") from None
+
+
+def _count(option: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ConfigError(option, f"{text!r} is no whole number")
+    return int(text)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"twistd kvtls: error: {message}\n")
+    sys.exit(USAGE_STATUS)
+
+
+def makeService(options: Options) -> IService:
+    """Build the service that ``twistd kvtls`` runs."""
+    from kvproto.service import KVTLSService, Process
+
+    assert options.kvtls_config is not None, "parseOptions() makes the configuration"
+    try:
+        return KVTLSService(options.kvtls_config, process=Process())
+    except ConfigError as error:
+        _fail(str(error))
