@@ -1,0 +1,31 @@
+"""Programs that the integration tests talk to, and what happens when one is absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from unittest import SkipTest
+
+__all__ = ["require"]
+
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+"""Debian puts daemons where a user's PATH often does not look."""
+
+
+def require(program: str, package: str) -> str:
+    """Return the path of a peer program.
+
+    Args:
+        program: Name of the executable.
+        package: Debian's name for the package that brings it.
+
+    Raises:
+        SkipTest: It is absent, and CI did not say that it must be there.
+    """
+    path = shutil.which(program, path=SEARCH_PATH)
+    if path is not None:
+        return path
+    message = f"{program} is not installed: apt-get install {package}"
+    if os.environ.get("KVPROTO_REQUIRE_PEERS") == "1":
+        raise AssertionError(message)
+    raise SkipTest(message)

@@ -1,0 +1,169 @@
+"""``twistd kvtls`` as a child process, as an operator runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+__all__ = ["KvtlsProcess", "run_kvtls"]
+
+TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
+
+START_SECONDS = 20
+"""Far above the promised 3 s: how fast it starts is one test's business, not everybody's."""
+
+READY = re.compile(r"kvtls ready\b.*")
+ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<v4>[0-9.]+)):(?P<port>\d+)")
+
+
+def run_kvtls(*options: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    """Run ``twistd kvtls`` to its end, for option errors and ``--check``."""
+    with tempfile.TemporaryDirectory() as directory:
+        return subprocess.run(
+            [*TWISTD, "kvtls", *options],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+
+class KvtlsProcess:
+    """A running service; a context manager that leaves nothing behind.
+
+    Args:
+        options: Options of ``kvtls``.  ``--listen`` defaults to a free port on
+            127.0.0.1, ``--state-dir`` to a temporary directory.
+
+    Attributes:
+        port: TCP port of the first listener.
+        addresses: (host, port) of each TCP listener, in order.
+        state_dir: The state directory.
+        output: Everything it has printed so far.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="kvtls-test-"))
+        self.state_dir = self._directory / "state"
+        self.addresses: list[tuple[str, int]] = []
+        self.output = ""
+        self.seconds_to_ready = 0.0
+        self._lines_seen = threading.Condition()
+        arguments = list(options)
+        if "--listen" not in arguments:
+            arguments += ["--listen", "tcp:0:interface=127.0.0.1"]
+        if "--state-dir" not in arguments:
+            arguments += ["--state-dir", str(self.state_dir)]
+        started = time.monotonic()
+        self.process = subprocess.Popen(
+            [*TWISTD, "kvtls", *arguments],
+            cwd=self._directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,))
+        self._reader.start()
+        try:
+            ready = self.wait_for_line(READY, START_SECONDS)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        self.seconds_to_ready = time.monotonic() - started
+        for found in ADDRESS.finditer(ready):
+            self.addresses.append((found["v6"] or found["v4"], int(found["port"])))
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            with self._lines_seen:
+                self.output += line
+                self._lines_seen.notify_all()
+        with self._lines_seen:
+            self._lines_seen.notify_all()
+
+    def wait_for_line(self, pattern: re.Pattern[str], seconds: float = 10) -> str:
+        """Return the first matching part of the output, waiting for it if it is not there yet.
+
+        Raises:
+            AssertionError: It did not come in time, or the process ended.
+        """
+        with self._lines_seen:
+            found = self._lines_seen.wait_for(
+                lambda: pattern.search(self.output) or not self._reader.is_alive(), seconds
+            )
+            match = pattern.search(self.output)
+        assert match is not None, f"no {pattern.pattern!r} ({found}) in:\n{self.output}"
+        return match[0]
+
+    @property
+    def port(self) -> int:
+        """TCP port of the first listener."""
+        return self.addresses[0][1]
+
+    @property
+    def ca_path(self) -> Path:
+        """The development CA."""
+        return self.state_dir / "ca.pem"
+
+    def client_context(self) -> ssl.SSLContext:
+        """A verifying client context that trusts the development CA."""
+        return ssl.create_default_context(cafile=str(self.ca_path))
+
+    def connect(self, context: ssl.SSLContext | None = None, timeout: float = 10) -> ssl.SSLSocket:
+        """Return a verified TLS connection to the first listener."""
+        host, port = self.addresses[0]
+        plain = socket.create_connection((host, port), timeout)
+        try:
+            return (context or self.client_context()).wrap_socket(plain, server_hostname=host)
+        except BaseException:
+            plain.close()
+            raise
+
+    def terminate(self, timeout: float = 20) -> int:
+        """Send SIGTERM and return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(timeout)
+        self._reader.join(timeout)
+        return status
+
+    def resident_kib(self) -> int:
+        """Resident memory of the process, in KiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found is not None
+        return int(found[1])
+
+    def open_files(self) -> int:
+        """How many file descriptors the process holds."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def __enter__(self) -> KvtlsProcess:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        self._reader.join(10)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
