@@ -1,0 +1,1 @@
+"""The public fakes, tested as carefully as what they test."""
