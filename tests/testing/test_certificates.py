@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from twisted.trial.unittest import SynchronousTestCase
@@ -22,7 +24,7 @@ class SizeTests(SynchronousTestCase):
     def test_padded_leaf(self) -> None:
         """A leaf has the DER size asked for, to two bytes."""
         for size in (9_000, 33_000, 60_000, 90_000, 102_000):
-            self.assertAlmostEqual(server_identity(size).der_size, size, delta=2)
+            self.assertApproximates(server_identity(size).der_size, size, 2)
 
     def test_small_leaf(self) -> None:
         """Without a size nothing is padded."""
@@ -32,7 +34,7 @@ class SizeTests(SynchronousTestCase):
         """Thirty intermediates and a leaf of 2 KiB each make a chain of 62 KiB."""
         identity = deep_server_identity()
         self.assertEqual(len(identity.intermediates), 30)
-        self.assertAlmostEqual(identity.der_size, 31 * 2048, delta=31 * 2)
+        self.assertApproximates(identity.der_size, 31 * 2048, 31 * 2)
 
     def test_many_authority_names(self) -> None:
         """The list of names fills at least the size asked for."""
@@ -47,7 +49,7 @@ class IssuingTests(SynchronousTestCase):
         """Each certificate is issued by the next, the last one by the root."""
         identity = deep_server_identity(3, 0)
         chain = [identity.certificate, *identity.intermediates, root_authority().certificate]
-        for lower, upper in zip(chain, chain[1:], strict=False):
+        for lower, upper in pairwise(chain):
             lower.verify_directly_issued_by(upper)
 
     def test_names(self) -> None:
