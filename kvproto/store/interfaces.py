@@ -1,0 +1,142 @@
+"""The store contract, `IStore`.
+
+Whatever keeps values behind a session provides this; the mix-in
+`kvproto.testing.store.StoreContract` tests it.  The rules of CAS, expiry, locks
+and counters are on the reference page "Stores".
+"""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+
+from kvproto.store.document import Document, Key, Refusal
+
+__all__ = ["IStore", "Outcome"]
+
+Outcome = Document | Refusal | Deferred[Document | Refusal]
+
+
+class IStore(Interface):
+    """Where values live.
+
+    Every method answers at once or, in a store that has to wait, with a
+    Deferred of the same; a caller checks once.  A refused operation has
+    changed nothing.  Nothing here raises for what a client may have sent.
+
+    ``expiry`` is what a client sends: 0 never, 1 to 2592000 seconds from now,
+    above that unix time; a time in the past, and any negative number (memcached's
+    text protocol), is "expired at once": the operation succeeds, the document is gone.
+    ``cas`` 0 is "whatever is there"; any other must match the document's.
+    """
+
+    uuid = Attribute("int: 48 random bits that name this store's history of sequence numbers.")
+
+    def get(key: Key) -> Document | Deferred[Document | None] | None:
+        """Read a document, locked or not; None when there is none."""
+
+    def set(
+        key: Key,
+        value: bytes,
+        flags: int = 0,
+        expiry: int = 0,
+        cas: int = 0,
+        *,
+        datatype: int = 0,
+        preserve_expiry: bool = False,
+    ) -> Outcome:
+        """Store whatever was there before.
+
+        Args:
+            key: Which document.
+            value: Its new value.
+            flags: Its new flags.
+            expiry: Its new expiry.
+            cas: When not 0, the document must exist with this CAS.
+            datatype: The client's datatype bits.
+            preserve_expiry: An existing document keeps its own expiry.
+        """
+
+    def add(
+        key: Key,
+        value: bytes,
+        flags: int = 0,
+        expiry: int = 0,
+        cas: int = 0,
+        *,
+        datatype: int = 0,
+        preserve_expiry: bool = False,
+    ) -> Outcome:
+        """Store only where nothing is: else EXISTS, locked or not."""
+
+    def replace(
+        key: Key,
+        value: bytes,
+        flags: int = 0,
+        expiry: int = 0,
+        cas: int = 0,
+        *,
+        datatype: int = 0,
+        preserve_expiry: bool = False,
+    ) -> Outcome:
+        """Store only where something is: else NOT_FOUND."""
+
+    def append(key: Key, value: bytes, cas: int = 0) -> Outcome:
+        """Put bytes behind a value; flags and expiry stay.  Missing: NOT_STORED."""
+
+    def prepend(key: Key, value: bytes, cas: int = 0) -> Outcome:
+        """Put bytes before a value; flags and expiry stay.  Missing: NOT_STORED."""
+
+    def delete(key: Key, cas: int = 0) -> Outcome:
+        """Remove a document; the answer is a tombstone with its own CAS and seqno."""
+
+    def increment(key: Key, delta: int, initial: int, expiry: int, cas: int = 0) -> Outcome:
+        """Add to a counter, modulo 2**64.
+
+        Args:
+            key: Which document; one that exists keeps its flags and expiry.
+            delta: What to add, 0 to 2**64 - 1.
+            initial: The value of a missing counter, which is created without adding delta.
+            expiry: The expiry of a created counter; `DO_NOT_CREATE` makes missing NOT_FOUND.
+            cas: When not 0, the document must exist with this CAS.
+        """
+
+    def decrement(key: Key, delta: int, initial: int, expiry: int, cas: int = 0) -> Outcome:
+        """Subtract from a counter, not below 0; everything else as in `increment`."""
+
+    def touch(key: Key, expiry: int) -> Outcome:
+        """Give a document another expiry (and so another CAS)."""
+
+    def get_and_touch(key: Key, expiry: int) -> Outcome:
+        """Do as `touch`; the store's statistics count it as a read too."""
+
+    def get_and_lock(key: Key, seconds: int) -> Outcome:
+        """Lock a document and give it a new CAS, which opens the lock.
+
+        Args:
+            key: Which document.  One that is locked already: LOCKED.
+            seconds: How long, at most; 0 and anything above 30 mean 15.
+        """
+
+    def unlock(key: Key, cas: int) -> Refusal | Deferred[Refusal | None] | None:
+        """Release a lock; None when done.
+
+        Not locked: NOT_LOCKED; another CAS than the lock's: LOCKED.
+        """
+
+    def discard(key: Key) -> Deferred[None] | None:
+        """Remove a document, locked or not; for memcached's rule that a failed SET removes."""
+
+    def flush(delay: int = 0) -> Deferred[None] | None:
+        """Remove all documents.
+
+        Args:
+            delay: As an expiry: when.  Then everything older than that moment vanishes.  A later
+                flush replaces one that still waits.
+        """
+
+    def drop_collection(collection: int) -> Deferred[None] | None:
+        """Remove all documents of a collection, at once for readers; memory follows piecemeal."""
+
+    def stats() -> dict[str, int | str] | Deferred[dict[str, int | str]]:
+        """Return counters, named as memcached's ``stats`` names them."""

@@ -1,0 +1,264 @@
+"""Documents in memory, never more than the limit allows.
+
+`Shelf` owns the table of documents and everything that makes one vanish without
+being asked for by key: expiry, eviction, flush, dropped collections.  It knows
+nothing of the operations; `kvproto.store.memory.MemoryStore` is built on it.
+
+Theory.  The table is an `OrderedDict` in order of use, so the first entry is the
+least recently used one: moving an entry to the end costs about 45 ns, taking the
+first one does not depend on how many there are.  Whatever is known to be dead but
+still in memory (expired, flushed, of a dropped collection) is reclaimed a few
+entries at a time by the writes that follow, and completely before anything alive is
+evicted or a write is refused.  So there are no timers, and no call takes long
+because many documents died at once.
+
+Readers must not see the dead meanwhile.  Expiry is seen on the document itself.
+A delayed flush and dropped collections are rare, so a read pays for them only while
+there are any: `_find` is the table's own ``get`` except then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+
+from kvproto.store.document import Document, Key
+from kvproto.store.expiry import DueQueue, deadline
+
+__all__ = ["ITEM_OVERHEAD", "Shelf"]
+
+ITEM_OVERHEAD = 480
+"""Bytes that a document costs beside its key and value."""
+
+COLLECTION_OVERHEAD = 200
+"""Bytes that it costs more in a named collection."""
+
+_CHORES_PER_WRITE = 8
+_STALE_ENTRIES_ALLOWED = 1024
+
+
+def _footprint(key: Key, document: Document) -> int:
+    """Say how many bytes of the limit a document takes."""
+    size = ITEM_OVERHEAD + len(document.value)
+    size += len(key[1]) + COLLECTION_OVERHEAD if key.__class__ is tuple else len(key)
+    if document.xattrs is not None:
+        for name, text in document.xattrs.items():
+            size += len(name) + len(text) + ITEM_OVERHEAD
+    return size
+
+
+class Shelf:
+    """A bounded table of documents.
+
+    Args:
+        now: Returns unix time in seconds.
+        memory_limit: Bytes; see `ITEM_OVERHEAD` for what counts.
+        evict: Whether a full shelf drops what was least recently used, or refuses.
+    """
+
+    def __init__(self, now: Callable[[], float], memory_limit: int, evict: bool) -> None:
+        self._now = now
+        self._limit = memory_limit
+        self._evict = evict
+        self._used = 0
+        self._seqno = 0
+        self._flush_at = math.inf
+        self._garbage: list[OrderedDict[Key, Document]] = []
+        self._collections: dict[int, dict[Key, None]] = {}
+        self._dropped: dict[int, int] = {}
+        self._sweeping: list[tuple[int, dict[Key, None]]] = []
+        self._evictions = self._reclaimed = self._total_items = 0
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self._items: OrderedDict[Key, Document] = OrderedDict()
+        self._use = self._items.move_to_end
+        self._due = DueQueue()
+        self._choose_find()
+
+    def _choose_find(self) -> None:
+        """Read the table directly unless something in it may be dead without showing it."""
+        if self._dropped or self._flush_at != math.inf:
+            self._find: Callable[[Key], Document | None] = self._find_with_care
+        else:
+            self._find = self._items.get
+
+    def _find_with_care(self, key: Key) -> Document | None:
+        if self._flush_at <= self._now():
+            self._discard_all()
+            return None
+        document = self._items.get(key)
+        if document is not None and self._is_dropped(key, document):
+            self._remove(key, document)
+            return None
+        return document
+
+    def _is_dropped(self, key: Key, document: Document) -> bool:
+        return key.__class__ is tuple and document.seqno <= self._dropped.get(key[0], 0)
+
+    def _live(self, key: Key, now: float) -> Document | None:
+        """Find a document that has not expired, its lapsed lock wiped."""
+        document = self._find(key)
+        if document is None:
+            return None
+        if document.expires_at and document.expires_at <= now:
+            self._remove(key, document)
+            self._reclaimed += 1
+            return None
+        if document.locked_until and document.locked_until <= now:
+            document.locked_until = 0.0
+        return document
+
+    # -- putting and removing -------------------------------------------------
+
+    def _put(self, key: Key, document: Document, old: Document | None, now: float) -> bool:
+        """Put a document in the place of the old one; False when there is no memory for it.
+
+        The caller has made sure that the document alone fits the limit.
+        """
+        growth = _footprint(key, document)
+        if old is not None:
+            growth -= _footprint(key, old)
+            self._use(key)  # so that making room never takes what is being replaced
+        if self._garbage or self._sweeping or self._due.first <= now:
+            self._do_chores(now)
+        if self._used + growth > self._limit and not self._make_room(growth, now):
+            return False
+        self._items[key] = document
+        self._used += growth
+        self._total_items += 1
+        if document.expires_at:
+            self._schedule(key, document, old)
+        if old is None and key.__class__ is tuple:
+            self._collections.setdefault(key[0], {})[key] = None
+        return True
+
+    def _remove(self, key: Key, document: Document) -> None:
+        del self._items[key]
+        self._let_go(key, document)
+
+    def _let_go(self, key: Key, document: Document) -> None:
+        """Account for a document that has just left the table."""
+        self._used -= _footprint(key, document)
+        if key.__class__ is tuple:
+            keys = self._collections.get(key[0])
+            if keys is not None:
+                keys.pop(key, None)
+                if not keys:
+                    del self._collections[key[0]]
+
+    # -- expiry ---------------------------------------------------------------
+
+    def _schedule(self, key: Key, document: Document, old: Document | None) -> None:
+        """Make sure that somebody looks at the document when it has expired.
+
+        An entry that comes up earlier is good enough: it is queued again then.  So a
+        key whose expiry is moved on with each use still has one entry only.
+        """
+        due = math.ceil(document.expires_at)
+        if old is not None and 0 < old.due <= due:
+            document.due = old.due
+            return
+        document.due = due
+        self._due.add(due, key)
+        if self._due.entries > 2 * len(self._items) + _STALE_ENTRIES_ALLOWED:
+            self._rebuild_due()
+
+    def _rebuild_due(self) -> None:
+        """Leave behind the entries of removed documents, once they are the majority."""
+        self._due = DueQueue()
+        for key, document in self._items.items():
+            if document.due:
+                self._due.add(document.due, key)
+
+    def _reclaim_due(self, now: float) -> None:
+        second, key = self._due.take()
+        document = self._items.get(key)
+        if document is None or document.due != second:
+            return
+        document.due = 0
+        if not document.expires_at:
+            return
+        if document.expires_at <= now:
+            self._remove(key, document)
+            self._reclaimed += 1
+        else:
+            document.due = math.ceil(document.expires_at)
+            self._due.add(document.due, key)
+
+    # -- room -----------------------------------------------------------------
+
+    def _do_chores(self, now: float) -> None:
+        for _ in range(_CHORES_PER_WRITE):
+            if not self._do_chore(now):
+                return
+
+    def _do_chore(self, now: float) -> bool:
+        """Reclaim one dead document, or look at one that may be; False when there is none."""
+        if self._garbage:
+            table = self._garbage[-1]
+            self._used -= _footprint(*table.popitem())
+            if not table:
+                self._garbage.pop()
+        elif self._sweeping:
+            self._sweep_one()
+        elif self._due.first <= now:
+            self._reclaim_due(now)
+        else:
+            return False
+        return True
+
+    def _make_room(self, growth: int, now: float) -> bool:
+        """Free memory, the dead first, until ``growth`` bytes fit."""
+        while self._used + growth > self._limit:
+            if self._do_chore(now):
+                continue
+            if not self._evict:
+                return False
+            self._let_go(*self._items.popitem(last=False))
+            self._evictions += 1
+        return True
+
+    # -- flush and dropped collections ----------------------------------------
+
+    def _flush(self, delay: int) -> None:
+        now = self._now()
+        moment = deadline(delay, now)
+        if moment <= now:
+            self._discard_all()
+        else:
+            self._flush_at = moment
+            self._choose_find()
+
+    def _discard_all(self) -> None:
+        self._flush_at = math.inf
+        if self._items:
+            self._garbage.append(self._items)
+        self._collections.clear()
+        self._dropped.clear()
+        self._sweeping.clear()
+        self._start_empty()
+
+    def drop_collection(self, collection: int) -> None:
+        """Remove all documents of a collection, at once for readers; memory follows piecemeal.
+
+        The default collection has no entry here: `flush` empties it.
+        """
+        keys = self._collections.pop(collection, None)
+        if keys is not None:
+            self._dropped[collection] = self._seqno
+            self._sweeping.append((collection, keys))
+            self._choose_find()
+
+    def _sweep_one(self) -> None:
+        collection, keys = self._sweeping[-1]
+        key, _ = keys.popitem()
+        document = self._items.get(key)
+        if document is not None and self._is_dropped(key, document):
+            self._remove(key, document)
+        if not keys:
+            self._sweeping.pop()
+            if all(other != collection for other, _ in self._sweeping):
+                del self._dropped[collection]
+                self._choose_find()
