@@ -1,0 +1,507 @@
+"""The binary protocol: bytes in, frames out, and back.
+
+Decoding is one loop over what was read.  A whole frame is sliced once from the read; of an
+incomplete one only the head (at most `HEAD_BOUND` bytes) is ever copied again, and a long value is
+collected in pieces and joined once.  A body beyond the limit is counted and thrown away as it
+streams in, so what a decoder holds is bounded by its limits, whatever arrives and however it is cut.
+
+Whose fault an error is: decoders judge only the peer, in one place each (`_Decoder._fail`,
+`RemoteProtocolError`); encoders judge only the caller (`LocalProtocolError`).
+
+Sources: memcached ``protocol_binary.h``; Couchbase kv_engine ``docs/BinaryProtocol.md``.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from struct import error as struct_error
+from typing import Any, Generic, TypeVar
+
+from kvproto.errors import LocalProtocolError
+from kvproto.wire.constants import (
+    ERROR_TEXT,
+    HEADER_SIZE,
+    MAX_COLLECTION_PREFIX,
+    MAX_KEY,
+    Magic,
+    Status,
+    error_text,
+)
+from kvproto.wire.frames import FrameError, Oversized, Request, Response
+from kvproto.wire.pieces import Pieces
+
+__all__ = [
+    "DEFAULT_MAX_BODY",
+    "HEAD_BOUND",
+    "RequestDecoder",
+    "ResponseDecoder",
+    "counter_reply",
+    "encode_frame",
+    "encode_request",
+    "encode_response",
+    "error_reply",
+    "get_head",
+    "get_reply",
+    "getk_head",
+    "mutation_reply",
+    "response_head",
+    "simple_reply",
+]
+
+DEFAULT_MAX_BODY = 20 * 1024 * 1024 + 1024
+"""Couchbase's largest value, 20 MiB, and room for extras and key, in bytes."""
+
+HEAD_BOUND = HEADER_SIZE + 255 + 255 + MAX_KEY + MAX_COLLECTION_PREFIX
+"""Most bytes kept of a frame whose value has not begun: header, framing, extras, longest key."""
+
+_HEADER = Struct(">BBHBBHIIQ")
+_unpack_header = _HEADER.unpack_from
+_pack_header = _HEADER.pack
+
+_Reads = dict[int, tuple[type[Request] | type[Response], bool]]
+_FrameT = TypeVar("_FrameT")
+
+
+class _Decoder(Generic[_FrameT]):
+    """What both directions share.
+
+    Args:
+        max_body: Longest body that is kept, in bytes; a longer one is discarded as it streams in
+            and reported as `Oversized`.
+        max_key: Longest key in bytes, without a collection prefix, for which
+            `MAX_COLLECTION_PREFIX` bytes come on top.  A frame with a longer one is discarded and
+            reported as `Oversized` too.
+
+    Attributes:
+        error: Why the stream cannot be read any further, None while it can.
+    """
+
+    __slots__ = (
+        "_frame",
+        "_held",
+        "_max_body",
+        "_max_key",
+        "_missing",
+        "_pieces",
+        "_tail",
+        "error",
+    )
+
+    _plain: int
+    """The magic of the common case, decoded without a look into `_reads`."""
+    _make: type[Request] | type[Response]
+    """What a frame with the magic `_plain` becomes."""
+    _reads: _Reads
+    """Each magic that may arrive here: what it becomes, and whether its layout is flexible."""
+
+    def __init__(self, max_body: int = DEFAULT_MAX_BODY, max_key: int = MAX_KEY) -> None:
+        self._max_body = max_body
+        self._max_key = max_key + MAX_COLLECTION_PREFIX
+        # True when anything below is set: the usual read, whole frames only, looks at one flag.
+        self._held = False
+        self._tail = b""
+        self._frame: Request | Response | Oversized | None = None
+        self._pieces: Pieces | None = None
+        self._missing = 0
+        self.error: FrameError | None = None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that are held for frames that are not complete yet."""
+        return len(self._tail) + (0 if self._pieces is None else self._pieces.size)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[_FrameT]:
+        """Decode what was read.
+
+        Nothing is raised for what this call finds: the frames before a broken one are returned, and
+        `error` says what ended the stream.  Look at `error` once the frames have been served.
+
+        Args:
+            data: Any part of the stream, following what was fed before; not kept unless it is
+                ``bytes``.
+
+        Returns:
+            The frames that are complete now, in order.
+
+        Raises:
+            FrameError: The stream was broken by an earlier call.
+        """
+        if type(data) is not bytes:
+            data = bytes(data)
+        frames: list[Any] = []
+        at = 0
+        if self._held:
+            if self.error is not None:
+                raise self.error
+            self._held = False
+            if self._frame is not None:
+                at = self._continue(data, frames)
+            else:
+                data = self._tail + data
+                self._tail = b""
+        end = len(data)
+        unpack, append, make, plain = _unpack_header, frames.append, self._make, self._plain
+        max_body, max_key = self._max_body, self._max_key
+        while end - at >= HEADER_SIZE:
+            header = unpack(data, at)
+            magic, opcode, key_size, extras_size, datatype, status, body_size, opaque, cas = header
+            body_at = at + HEADER_SIZE
+            key_at = body_at + extras_size
+            value_at = key_at + key_size
+            stop = body_at + body_size
+            # One test for all that is unusual: other layout, beyond a limit, broken, incomplete.
+            if (
+                magic != plain
+                or value_at > stop
+                or stop > end
+                or body_size > max_body
+                or key_size > max_key
+            ):
+                at = self._unusual(data, at, header, frames)
+                if at < 0:
+                    return frames
+                continue
+            append(
+                make(
+                    magic,
+                    opcode,
+                    status,
+                    datatype,
+                    opaque,
+                    cas,
+                    data[body_at:key_at],
+                    data[key_at:value_at],
+                    data[value_at:stop],
+                )
+            )
+            at = stop
+        if at < end:
+            # The first byte is judged at once: whoever speaks another protocol must not be left
+            # waiting for the rest of a header that will never come.
+            if data[at] in self._reads:
+                self._keep(data[at:])
+            else:
+                self._fail(f"unknown magic 0x{data[at]:02x}")
+        return frames
+
+    def _unusual(self, data: bytes, at: int, header: tuple[int, ...], frames: list[Any]) -> int:
+        """Decode one frame the slow way.
+
+        Returns:
+            Where the next frame begins; -1 when the rest of `data` has been dealt with.
+        """
+        magic, opcode, key_size, extras_size, datatype, status, body_size, opaque, cas = header
+        if magic not in self._reads:
+            return self._fail(f"unknown magic 0x{magic:02x}")
+        make, flexible = self._reads[magic]
+        framing_size = 0
+        if flexible:
+            framing_size, key_size = key_size >> 8, key_size & 0xFF
+        extras_at = at + HEADER_SIZE + framing_size
+        key_at = extras_at + extras_size
+        value_at = key_at + key_size
+        stop = at + HEADER_SIZE + body_size
+        if value_at > stop:
+            return self._fail(
+                "framing, extras and key are longer than the body", Status.INVALID, opcode, opaque
+            )
+        end = len(data)
+        long_key = key_size > self._max_key
+        if end < value_at and not long_key:
+            return self._keep(data[at:])
+        frame: Request | Response | Oversized
+        if long_key or body_size > self._max_body:
+            frame = Oversized(
+                magic,
+                opcode,
+                status,
+                datatype,
+                opaque,
+                cas,
+                body_size,
+                None if long_key else data[key_at:value_at],
+                int(Status.INVALID if long_key else Status.TOO_BIG),
+            )
+        else:
+            frame = make(
+                magic,
+                opcode,
+                status,
+                datatype,
+                opaque,
+                cas,
+                data[extras_at:key_at],
+                data[key_at:value_at],
+                data[value_at:stop],
+                data[extras_at - framing_size : extras_at],
+            )
+        if stop <= end:
+            frames.append(frame)
+            return stop
+        self._held = True
+        self._frame = frame
+        self._missing = stop - end
+        if not isinstance(frame, Oversized):
+            self._pieces = Pieces(frame.value)
+            frame.value = b""
+        return -1
+
+    def _continue(self, data: bytes, frames: list[Any]) -> int:
+        """Take what belongs to the value that is coming in; return where the next frame begins."""
+        size = len(data)
+        pieces = self._pieces
+        if size < self._missing:
+            self._held = True
+            self._missing -= size
+            if pieces is not None:
+                pieces.add(data)
+            return size
+        stop = self._missing
+        frame, self._frame, self._missing = self._frame, None, 0
+        if pieces is not None and not isinstance(frame, Oversized | None):
+            pieces.add(data[:stop])
+            frame.value = pieces.join()
+            self._pieces = None
+        frames.append(frame)
+        return stop
+
+    def _keep(self, tail: bytes) -> int:
+        """Keep the head of a frame that is not complete."""
+        self._held = True
+        self._tail = tail
+        return -1
+
+    def _fail(
+        self, reason: str, status: int | None = None, opcode: int = 0, opaque: int = 0
+    ) -> int:
+        """Note that the peer broke the stream: the one place where a decoder blames anybody."""
+        self._held = True
+        self.error = FrameError(reason, status, opcode, opaque)
+        return -1
+
+
+class RequestDecoder(_Decoder[Request | Oversized]):
+    """What a server reads: requests with the magics 0x80 and 0x08."""
+
+    __slots__ = ()
+
+    _plain = int(Magic.REQUEST)
+    _make = Request
+    _reads: _Reads = {
+        int(Magic.REQUEST): (Request, False),
+        int(Magic.FLEX_REQUEST): (Request, True),
+    }
+
+
+class ResponseDecoder(_Decoder[Response | Request | Oversized]):
+    """What a client reads: responses (0x81, 0x18) and requests of the server (0x82)."""
+
+    __slots__ = ()
+
+    _plain = int(Magic.RESPONSE)
+    _make = Response
+    _reads: _Reads = {
+        int(Magic.RESPONSE): (Response, False),
+        int(Magic.FLEX_RESPONSE): (Response, True),
+        int(Magic.SERVER_REQUEST): (Request, False),
+    }
+
+
+def _head(
+    magic: int,
+    flex_magic: int,
+    opcode: int,
+    status: int,
+    key: bytes,
+    value_size: int,
+    extras: bytes,
+    opaque: int,
+    cas: int,
+    datatype: int,
+    framing: bytes,
+) -> bytes:
+    key_size = len(key)
+    body_size = len(framing) + len(extras) + key_size + value_size
+    if framing:
+        if key_size > 0xFF or len(framing) > 0xFF:
+            raise LocalProtocolError("key and framing must fit one length byte each")
+        magic, key_size = flex_magic, len(framing) << 8 | key_size
+    try:
+        header = _pack_header(
+            magic, opcode, key_size, len(extras), datatype, status, body_size, opaque, cas
+        )
+    except struct_error as e:
+        raise LocalProtocolError(f"a header field is out of range: {e}") from e
+    return header + framing + extras + key
+
+
+def response_head(
+    opcode: int,
+    status: int = 0,
+    *,
+    value_size: int = 0,
+    extras: bytes = b"",
+    key: bytes = b"",
+    opaque: int = 0,
+    cas: int = 0,
+    datatype: int = 0,
+    framing: bytes = b"",
+    magic: int = 0x81,
+) -> bytes:
+    """Encode a response up to its value, which the caller sends after it.
+
+    For long values: it saves copying them.
+
+    Args:
+        value_size: Bytes of value that will follow.
+        framing: Encoded framing extras; when there are any the magic becomes 0x18.
+
+    Raises:
+        LocalProtocolError: A field does not fit the header.
+    """
+    return _head(
+        magic, 0x18, opcode, status, key, value_size, extras, opaque, cas, datatype, framing
+    )
+
+
+def encode_response(
+    opcode: int,
+    status: int = 0,
+    *,
+    value: bytes = b"",
+    extras: bytes = b"",
+    key: bytes = b"",
+    opaque: int = 0,
+    cas: int = 0,
+    datatype: int = 0,
+    framing: bytes = b"",
+    magic: int = 0x81,
+) -> bytes:
+    """Encode one whole response.
+
+    Args:
+        framing: Encoded framing extras; when there are any the magic becomes 0x18.
+
+    Raises:
+        LocalProtocolError: A field does not fit the header.
+    """
+    return (
+        _head(magic, 0x18, opcode, status, key, len(value), extras, opaque, cas, datatype, framing)
+        + value
+    )
+
+
+def encode_request(
+    opcode: int,
+    *,
+    key: bytes = b"",
+    value: bytes = b"",
+    extras: bytes = b"",
+    vbucket: int = 0,
+    opaque: int = 0,
+    cas: int = 0,
+    datatype: int = 0,
+    framing: bytes = b"",
+    magic: int = 0x80,
+) -> bytes:
+    """Encode one whole request.
+
+    Args:
+        framing: Encoded framing extras; when there are any the magic becomes 0x08.
+
+    Raises:
+        LocalProtocolError: A field does not fit the header.
+    """
+    return (
+        _head(magic, 0x08, opcode, vbucket, key, len(value), extras, opaque, cas, datatype, framing)
+        + value
+    )
+
+
+def encode_frame(frame: Request | Response) -> bytes:
+    """Encode a frame as a decoder gave it.
+
+    Raises:
+        LocalProtocolError: A field does not fit the header.
+    """
+    is_request = isinstance(frame, Request)
+    return (
+        _head(
+            frame.magic,
+            0x08 if is_request else 0x18,
+            frame.opcode,
+            frame.vbucket if isinstance(frame, Request) else frame.status,
+            frame.key,
+            len(frame.value),
+            frame.extras,
+            frame.opaque,
+            frame.cas,
+            frame.datatype,
+            frame.framing,
+        )
+        + frame.value
+    )
+
+
+# A server's frequent replies: one prebuilt Struct each, arguments not checked again.  They trust
+# their caller; a number out of range raises struct.error.
+
+_pack_get = Struct(">BBHBBHIIQI").pack
+_pack_mutation = Struct(">BBHBBHIIQQQ").pack
+_pack_counter = Struct(">BBHBBHIIQQ").pack
+_pack_counter_token = Struct(">BBHBBHIIQQQQ").pack
+
+_ERROR_TEXT: dict[int, bytes] = {int(status): text for status, text in ERROR_TEXT.items()}
+
+
+def get_head(
+    opcode: int, datatype: int, opaque: int, cas: int, flags: int, value_size: int
+) -> bytes:
+    """Encode a hit of GET or GAT up to its value: 28 bytes; `value_size` bytes must follow."""
+    return _pack_get(0x81, opcode, 0, 4, datatype, 0, 4 + value_size, opaque, cas, flags)
+
+
+def get_reply(opcode: int, datatype: int, opaque: int, cas: int, flags: int, value: bytes) -> bytes:
+    """Encode a whole hit of GET or GAT; for values short enough to be copied."""
+    return _pack_get(0x81, opcode, 0, 4, datatype, 0, 4 + len(value), opaque, cas, flags) + value
+
+
+def getk_head(
+    opcode: int, datatype: int, opaque: int, cas: int, flags: int, key: bytes, value_size: int
+) -> bytes:
+    """Encode a hit of GETK or GATK up to its value: 28 bytes and the key."""
+    size = len(key)
+    return (
+        _pack_get(0x81, opcode, size, 4, datatype, 0, 4 + size + value_size, opaque, cas, flags)
+        + key
+    )
+
+
+def simple_reply(opcode: int, status: int, opaque: int, cas: int = 0) -> bytes:
+    """Encode a reply without a body."""
+    return _pack_header(0x81, opcode, 0, 0, 0, status, 0, opaque, cas)
+
+
+def mutation_reply(opcode: int, opaque: int, cas: int, vbucket_uuid: int, seqno: int) -> bytes:
+    """Encode a successful mutation with its mutation token (feature 0x04)."""
+    return _pack_mutation(0x81, opcode, 0, 16, 0, 0, 16, opaque, cas, vbucket_uuid, seqno)
+
+
+def counter_reply(
+    opcode: int, opaque: int, cas: int, value: int, token: tuple[int, int] | None = None
+) -> bytes:
+    """Encode the success of INCREMENT or DECREMENT; the value is always 8 bytes.
+
+    Args:
+        value: The counter's new value.
+        token: Vbucket UUID and sequence number where feature 0x04 was negotiated.
+    """
+    if token is None:
+        return _pack_counter(0x81, opcode, 0, 0, 0, 0, 8, opaque, cas, value)
+    return _pack_counter_token(0x81, opcode, 0, 16, 0, 0, 24, opaque, cas, *token, value)
+
+
+def error_reply(opcode: int, status: int, opaque: int, cas: int = 0) -> bytes:
+    """Encode an error for a client that did not say HELLO: its body is a text, never empty."""
+    text = _ERROR_TEXT.get(status) or error_text(status)
+    return _pack_header(0x81, opcode, 0, 0, 0, status, len(text), opaque, cas) + text
