@@ -1,0 +1,166 @@
+"""CPU per operation of kvtls next to every peer that is installed, in one run.
+
+``python -m benchmarks.compare [-t SECONDS] [-n ROUNDS] [--plot FILE] [SERVER ...]``
+
+Same work, same certificate, same run: per line of work the servers take turns,
+``ROUNDS`` times, and the median counts.  All processes of a server count
+(front and memcached).  Machines differ and two cores are shared with the load
+generator, so read the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.servers import SERVERS, Running, start
+
+HERE = Path(__file__).resolve().parent
+IDLE_CONNECTIONS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One column of the table: what the load generator is told to do."""
+
+    name: str
+    options: tuple[str, ...]
+    prepare: tuple[str, ...] = ()
+
+
+WORKS = (
+    Work("GET 100 B", ("-m", "get", "-v", "100"), ("-m", "set", "-v", "100")),
+    Work("SET 100 B", ("-m", "set", "-v", "100")),
+    Work("GET, 32 in flight", ("-m", "get", "-v", "100", "-d", "32"), ("-m", "set", "-v", "100")),
+    Work(
+        "GET 64 KiB",
+        ("-m", "get", "-v", "65536", "-K", "100"),
+        ("-m", "set", "-v", "65536", "-K", "100"),
+    ),
+    Work("SET 64 KiB", ("-m", "set", "-v", "65536", "-K", "100")),
+    Work("handshake", ("-m", "handshake")),
+)
+
+
+def build(directory: Path) -> Path:
+    """Compile the load generator."""
+    program = directory / "kvload"
+    subprocess.run(
+        ["cc", "-O2", "-o", str(program), str(HERE / "kvload.c"), "-lssl", "-lcrypto"], check=True
+    )
+    return program
+
+
+def load(
+    program: Path, server: Running, seconds: float, options: Sequence[str]
+) -> tuple[float, dict[str, str]]:
+    """Run one load; return CPU microseconds per operation and the generator's own figures."""
+    before, began = server.cpu_seconds(), time.monotonic()
+    done = subprocess.run(
+        [str(program), "-p", str(server.port), "-c", "16", "-t", f"{seconds:g}", *options],
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
+        check=False,
+    )
+    took, spent = time.monotonic() - began, server.cpu_seconds() - before
+    figures = dict(re.findall(r"(\S+)=(\S+)", done.stdout))
+    operations = float(figures["ops/s"]) * took
+    if figures.get("errors") != "0":
+        raise RuntimeError(f"{server.name}: {done.stdout}{done.stderr}")
+    return spent / operations * 1e6 if operations else float("nan"), figures
+
+
+def idle_kib(program: Path, server: Running) -> float:
+    """Return resident KiB for each of many idle connections."""
+    before = server.resident_kib()
+    generator = subprocess.Popen(
+        [
+            str(program),
+            "-p",
+            str(server.port),
+            "-m",
+            "idle",
+            "-c",
+            str(IDLE_CONNECTIONS),
+            "-t",
+            "4",
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    time.sleep(3)
+    held = server.resident_kib() - before
+    generator.wait(30)
+    return held / IDLE_CONNECTIONS
+
+
+def measure(servers: Sequence[str], seconds: float, rounds: int) -> dict[str, dict[str, float]]:
+    """Return server -> column -> figure (microseconds per operation, KiB for idle)."""
+    table: dict[str, dict[str, float]] = {}
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvtls-bench-")))
+        program = build(scratch)
+        running = []
+        for name in servers:
+            directory = scratch / name.replace(" ", "")
+            directory.mkdir()
+            server = stack.enter_context(start(name, directory))
+            if server is None:
+                print(f"{name}: not installed, left out")
+            else:
+                running.append(server)
+                table[name] = {}
+        for server in running:
+            table[server.name]["idle KiB/conn"] = idle_kib(program, server)
+        for work in WORKS:
+            samples: dict[str, list[float]] = {server.name: [] for server in running}
+            for _ in range(rounds):
+                for server in running:
+                    if work.prepare:
+                        load(program, server, 1, work.prepare)
+                    cost, figures = load(program, server, seconds, work.options)
+                    samples[server.name].append(cost)
+                    print(
+                        f"{work.name:18} {server.name:20} {cost:8.2f} us/op  {figures['ops/s']:>8} ops/s  p99 {figures['p99us']} us",
+                        flush=True,
+                    )
+            for name, costs in samples.items():
+                table[name][work.name] = statistics.median(costs)
+    return table
+
+
+def markdown(table: dict[str, dict[str, float]]) -> str:
+    """Return the table, figures with the ratio to the first server."""
+    columns = [*(work.name for work in WORKS), "idle KiB/conn"]
+    base = next(iter(table.values()))
+    lines = ["| CPU us per op | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in table.items():
+        cells = [f"{row[column]:.2f} ({row[column] / base[column]:.2f})" for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what the command line names, everything by default."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-t", "--seconds", type=float, default=3)
+    parser.add_argument("-n", "--rounds", type=int, default=3)
+    parser.add_argument("servers", nargs="*", choices=[[], *SERVERS], metavar="SERVER")
+    arguments = parser.parse_args()
+    table = measure(arguments.servers or list(SERVERS), arguments.seconds, arguments.rounds)
+    print()
+    print(markdown(table))
+
+
+if __name__ == "__main__":
+    main()
