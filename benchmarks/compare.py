@@ -128,8 +128,10 @@ def measure(servers: Sequence[str], seconds: float, rounds: int) -> dict[str, di
                         load(program, server, 1, work.prepare)
                     cost, figures = load(program, server, seconds, work.options)
                     samples[server.name].append(cost)
+                    rate, late = figures["ops/s"], figures["p99us"]
                     print(
-                        f"{work.name:18} {server.name:20} {cost:8.2f} us/op  {figures['ops/s']:>8} ops/s  p99 {figures['p99us']} us",
+                        f"{work.name:18} {server.name:20} {cost:8.2f} us/op  "
+                        f"{rate:>8} ops/s  p99 {late} us",
                         flush=True,
                     )
             for name, costs in samples.items():

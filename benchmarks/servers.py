@@ -93,18 +93,19 @@ def kvtls(port: int, place: Workplace) -> list[list[str]]:
     run = "from twisted.scripts.twistd import run; run()"
     return [
         [
-            sys.executable,
-            "-c",
-            run,
-            "-n",
-            "--pidfile=",
-            f"--logfile={place.directory}/kvtls.log",
-            "kvtls",
+            *[
+                sys.executable,
+                "-c",
+                run,
+                "-n",
+                "--pidfile=",
+                f"--logfile={place.directory}/kvtls.log",
+            ],
+            *["kvtls", "--mode", "memcached", "--listen", f"tcp:{port}:interface=127.0.0.1"],
+            *["--certificate", str(place.chain), "--private-key", str(place.key)],
+            *["--max-connections", "12000", "--memory-limit", "256MiB"],
+            *["--state-dir", str(place.directory / "state")],
         ]
-        + ["--mode", "memcached", "--listen", f"tcp:{port}:interface=127.0.0.1"]
-        + ["--certificate", str(place.chain), "--private-key", str(place.key)]
-        + ["--max-connections", "12000", "--memory-limit", "256MiB"]
-        + ["--state-dir", str(place.directory / "state")]
     ]
 
 
@@ -130,7 +131,8 @@ error_log {place.directory}/nginx.log; worker_rlimit_nofile 30000;
 load_module modules/ngx_stream_module.so;
 events {{ worker_connections 25000; }}
 stream {{ server {{ listen 127.0.0.1:{port} ssl backlog=1024; proxy_pass 127.0.0.1:{back};
- ssl_certificate {place.chain}; ssl_certificate_key {place.key}; ssl_protocols TLSv1.2 TLSv1.3; }} }}
+ ssl_certificate {place.chain}; ssl_certificate_key {place.key};
+ ssl_protocols TLSv1.2 TLSv1.3; }} }}
 """
     return [memcached_plain(back), ["nginx", "-c", place.configuration("nginx.conf", text)]]
 

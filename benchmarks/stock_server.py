@@ -62,7 +62,7 @@ def main(port: str, chain: str, key: str) -> None:
     reactor.listenSSL(  # type: ignore[attr-defined]
         int(port), Factory.forProtocol(MinimalKV), options, backlog=1024, interface="127.0.0.1"
     )
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.run()
 
 
 if __name__ == "__main__":
