@@ -3,7 +3,7 @@
 Decoding is one loop over what was read.  A whole frame is sliced once from the read; of an
 incomplete one only the head (at most `HEAD_BOUND` bytes) is ever copied again, and a long value is
 collected in pieces and joined once.  A body beyond the limit is counted and thrown away as it
-streams in, so what a decoder holds is bounded by its limits, whatever arrives and however it is cut.
+streams in: what a decoder holds is bounded by its limits, whatever arrives, however it is cut.
 
 Whose fault an error is: decoders judge only the peer, in one place each (`_Decoder._fail`,
 `RemoteProtocolError`); encoders judge only the caller (`LocalProtocolError`).
@@ -258,7 +258,7 @@ class _Decoder(Generic[_FrameT]):
             return size
         stop = self._missing
         frame, self._frame, self._missing = self._frame, None, 0
-        if pieces is not None and not isinstance(frame, Oversized | None):
+        if pieces is not None and isinstance(frame, Request | Response):
             pieces.add(data[:stop])
             frame.value = pieces.join()
             self._pieces = None
@@ -350,11 +350,8 @@ def response_head(
 ) -> bytes:
     """Encode a response up to its value, which the caller sends after it.
 
-    For long values: it saves copying them.
-
-    Args:
-        value_size: Bytes of value that will follow.
-        framing: Encoded framing extras; when there are any the magic becomes 0x18.
+    For long values: it saves copying them.  `value_size` bytes must follow.  With `framing`
+    (encoded framing extras) the magic becomes 0x18.
 
     Raises:
         LocalProtocolError: A field does not fit the header.
@@ -377,10 +374,7 @@ def encode_response(
     framing: bytes = b"",
     magic: int = 0x81,
 ) -> bytes:
-    """Encode one whole response.
-
-    Args:
-        framing: Encoded framing extras; when there are any the magic becomes 0x18.
+    """Encode one whole response; with `framing` (encoded extras) the magic becomes 0x18.
 
     Raises:
         LocalProtocolError: A field does not fit the header.
@@ -404,10 +398,7 @@ def encode_request(
     framing: bytes = b"",
     magic: int = 0x80,
 ) -> bytes:
-    """Encode one whole request.
-
-    Args:
-        framing: Encoded framing extras; when there are any the magic becomes 0x08.
+    """Encode one whole request; with `framing` (encoded extras) the magic becomes 0x08.
 
     Raises:
         LocalProtocolError: A field does not fit the header.
@@ -492,9 +483,7 @@ def counter_reply(
 ) -> bytes:
     """Encode the success of INCREMENT or DECREMENT; the value is always 8 bytes.
 
-    Args:
-        value: The counter's new value.
-        token: Vbucket UUID and sequence number where feature 0x04 was negotiated.
+    `token`, where feature 0x04 was negotiated: vbucket UUID and sequence number.
     """
     if token is None:
         return _pack_counter(0x81, opcode, 0, 0, 0, 0, 8, opaque, cas, value)

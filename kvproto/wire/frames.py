@@ -1,7 +1,7 @@
 """Binary frames as values: what a decoder gives and an encoder takes.
 
 A frame is complete or absent.  Frames own their bytes: nothing in them refers to the buffer that
-they were cut from.  Field order is the order of the wire, `framing` last because it is mostly empty.
+they were cut from.  Field order is the order of the wire, but `framing`, mostly empty, is last.
 
 Source: memcached ``protocol_binary.h``, "Packet Structure".
 """

@@ -10,6 +10,7 @@ framing extras"; ``include/mcbp/codec/frameinfo.h``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -256,9 +257,9 @@ def _encode_durability(durability: Durability) -> bytes:
 
 
 def _encode_duration(duration_us: float) -> bytes:
-    coded = round((2 * max(duration_us, 0)) ** (1 / 1.74))
+    coded = round(math.pow(2 * max(duration_us, 0), 1 / 1.74))
     return min(coded, _MAX_U16).to_bytes(2)
 
 
 def _decode_duration(coded: int) -> int:
-    return round(coded**1.74 / 2)
+    return round(math.pow(coded, 1.74) / 2)

@@ -1,0 +1,262 @@
+"""What one line of memcached's text protocol means.
+
+Pure functions from tokens to commands or refusals; the stream is cut into lines in
+`kvproto.wire.text`.  Every refusal that memcached and this module both give has the same words.
+
+Sources: memcached ``doc/protocol.txt``, and the answers of memcached 1.6.18 to the lines that
+``tests/wire/golden_text.py`` records.  Where it would change what it was given without a word
+(flags above 32 bits, sizes above 31 bits are cut off there) this module refuses instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvproto.wire.constants import MAX_KEY
+
+__all__ = [
+    "BAD_DATA_CHUNK",
+    "BAD_FORMAT",
+    "END_OF_KEYS",
+    "ERROR",
+    "LINE_TOO_LONG",
+    "RETRIEVALS",
+    "SIMPLE",
+    "STORAGE",
+    "TOO_LARGE",
+    "TextCommand",
+    "TextRefusal",
+    "parse_retrieval",
+    "parse_storage",
+]
+
+ERROR = b"ERROR\r\n"
+BAD_FORMAT = b"CLIENT_ERROR bad command line format\r\n"
+BAD_DELETE = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n"
+BAD_EXPIRY = b"CLIENT_ERROR invalid exptime argument\r\n"
+BAD_DELTA = b"CLIENT_ERROR invalid numeric delta argument\r\n"
+BAD_DATA_CHUNK = b"CLIENT_ERROR bad data chunk\r\n"
+LINE_TOO_LONG = b"CLIENT_ERROR line too long\r\n"
+TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
+
+_LONG_PAST = 30 * 24 * 60 * 60 + 1
+"""The smallest expiry that is an absolute time: 31 January 1970.  Stands for "expired at once"."""
+
+_MAX_U32 = 0xFFFF_FFFF
+_MAX_U64 = 0xFFFF_FFFF_FFFF_FFFF
+_MAX_SIZE = 2**31 - 3
+"""memcached's ``INT_MAX - 2``: a value and its line end are counted in an ``int``."""
+
+# What strtol(3) takes in front of a number, and what memcached allows behind one.
+_NUMBER = re.compile(rb"[\t\v\f\r]*([+-]?[0-9]{1,64})(?:[\t\v\f\r].*)?\Z", re.DOTALL)
+
+
+@dataclass(slots=True)
+class TextCommand:
+    """One command, checked; a retrieval of several keys is one command for each and an ``end``.
+
+    Attributes:
+        verb: ``get gets gat gats end set add replace append prepend cas delete incr decr touch
+            flush_all stats version verbosity quit mn``; ``end`` closes a retrieval.
+        expiry: As the binary protocol's u32, a negative one has become one long past.  Of
+            flush_all: the delay, 0 when there is none.
+        delta: Of incr and decr.
+        noreply: The client does not want the answer.
+        args: The arguments of ``stats``.
+    """
+
+    verb: str
+    key: bytes = b""
+    value: bytes = b""
+    flags: int = 0
+    expiry: int = 0
+    cas: int = 0
+    delta: int = 0
+    noreply: bool = False
+    args: tuple[bytes, ...] = ()
+
+
+@dataclass(slots=True)
+class TextRefusal:
+    """What the decoder itself has to say to a line: send `line` (it may be empty) and go on.
+
+    Attributes:
+        line: The whole answer with its line end, ``b""`` when the client wants none.
+        verb: The command refused, ``""`` when it was none.
+        key: Set with `too_large` only.
+        too_large: The value was longer than allowed and has been thrown away.  memcached then
+            deletes the old value under `key` if the verb is ``set``.
+    """
+
+    line: bytes
+    verb: str = ""
+    key: bytes = b""
+    too_large: bool = False
+
+
+END_OF_KEYS = TextCommand("end")
+"""Closes each retrieval; one object for all, not to be changed."""
+
+RETRIEVALS: dict[bytes, str] = {b"get": "get", b"gets": "gets", b"gat": "gat", b"gats": "gats"}
+STORAGE: dict[bytes, str] = {
+    b"set": "set",
+    b"add": "add",
+    b"replace": "replace",
+    b"append": "append",
+    b"prepend": "prepend",
+    b"cas": "cas",
+}
+
+
+def _number(token: bytes, least: int, most: int) -> int | None:
+    """Read a decimal number as memcached does; None when it is none or out of range."""
+    if not token.isdigit() or len(token) > 64:
+        match = _NUMBER.match(token)
+        if match is None:
+            return None
+        token = match[1]
+    number = int(token)
+    return number if least <= number <= most else None
+
+
+def _expiry(token: bytes) -> int | None:
+    number = _number(token, -_MAX_U64, _MAX_U32)
+    return _LONG_PAST if number is not None and number < 0 else number
+
+
+def _refuse(line: bytes, verb: str, tokens: list[bytes]) -> TextRefusal:
+    """Refuse a command; a client that said ``noreply`` hears nothing, as memcached has it."""
+    return TextRefusal(b"" if tokens[-1] == b"noreply" else line, verb)
+
+
+def parse_retrieval(
+    verb: str, tokens: list[bytes], max_key: int = MAX_KEY
+) -> list[TextCommand | TextRefusal]:
+    """Read get, gets, gat or gats.
+
+    Args:
+        verb: Which of them.
+        tokens: The line's tokens, the verb included.
+        max_key: Longest key, in bytes.
+
+    Returns:
+        One command a key and `END_OF_KEYS`; or one refusal, when any key is too long.
+    """
+    if len(tokens) < 2:
+        return [TextRefusal(ERROR, verb)]
+    keys_at = 1 if verb in {"get", "gets"} else 2
+    expiry = 0 if keys_at == 1 else _expiry(tokens[1])
+    if expiry is None:
+        return [TextRefusal(BAD_EXPIRY, verb)]
+    commands: list[TextCommand | TextRefusal] = []
+    for key in tokens[keys_at:]:
+        if len(key) > max_key:
+            return [TextRefusal(BAD_FORMAT, verb)]
+        commands.append(TextCommand(verb, key, b"", 0, expiry))
+    commands.append(END_OF_KEYS)
+    return commands
+
+
+def parse_storage(
+    verb: str, tokens: list[bytes], max_key: int = MAX_KEY
+) -> tuple[TextCommand, int] | TextRefusal:
+    """Read set, add, replace, append, prepend or cas.
+
+    Args:
+        verb: Which of them.
+        tokens: The line's tokens, the verb included.
+        max_key: Longest key, in bytes.
+
+    Returns:
+        The command, without its value, and the value's size in bytes; or a refusal, after which
+        the next line is a command (memcached does not skip the value either).
+    """
+    least = 6 if verb == "cas" else 5
+    if not least <= len(tokens) <= least + 1:
+        return TextRefusal(ERROR, verb)
+    key = tokens[1]
+    flags = _number(tokens[2], 0, _MAX_U32)
+    expiry = _expiry(tokens[3])
+    size = _number(tokens[4], 0, _MAX_SIZE)
+    cas = _number(tokens[5], 0, _MAX_U64) if verb == "cas" else 0
+    if len(key) > max_key or flags is None or expiry is None or size is None or cas is None:
+        return _refuse(BAD_FORMAT, verb, tokens)
+    return TextCommand(verb, key, b"", flags, expiry, cas, 0, tokens[-1] == b"noreply"), size
+
+
+def _parse_delete(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
+    if not 2 <= len(tokens) <= 4:
+        return TextRefusal(ERROR, verb)
+    noreply = len(tokens) > 2 and tokens[-1] == b"noreply"
+    # A zero between key and noreply was once a hold time; old clients still send it.
+    middle = tokens[2:-1] if noreply else tokens[2:]
+    if middle not in ([], [b"0"]):
+        return _refuse(BAD_DELETE, verb, tokens)
+    if len(tokens[1]) > max_key:
+        return _refuse(BAD_FORMAT, verb, tokens)
+    return TextCommand(verb, tokens[1], noreply=noreply)
+
+
+def _parse_arithmetic(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
+    if not 3 <= len(tokens) <= 4:
+        return TextRefusal(ERROR, verb)
+    if len(tokens[1]) > max_key:
+        return _refuse(BAD_FORMAT, verb, tokens)
+    delta = _number(tokens[2], 0, _MAX_U64)
+    if delta is None:
+        return _refuse(BAD_DELTA, verb, tokens)
+    return TextCommand(verb, tokens[1], delta=delta, noreply=tokens[-1] == b"noreply")
+
+
+def _parse_touch(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
+    if not 3 <= len(tokens) <= 4:
+        return TextRefusal(ERROR, verb)
+    if len(tokens[1]) > max_key:
+        return _refuse(BAD_FORMAT, verb, tokens)
+    expiry = _expiry(tokens[2])
+    if expiry is None:
+        return _refuse(BAD_EXPIRY, verb, tokens)
+    return TextCommand(verb, tokens[1], expiry=expiry, noreply=tokens[-1] == b"noreply")
+
+
+def _parse_flush(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
+    if len(tokens) > 3:
+        return TextRefusal(ERROR, verb)
+    noreply = tokens[-1] == b"noreply"
+    is_bare = len(tokens) == (2 if noreply else 1)
+    delay = 0 if is_bare else _number(tokens[1], -_MAX_U64, _MAX_U32)
+    if delay is None:
+        return _refuse(BAD_EXPIRY, verb, tokens)
+    return TextCommand(verb, expiry=max(delay, 0), noreply=noreply)
+
+
+def _parse_verbosity(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
+    if not 2 <= len(tokens) <= 3:
+        return TextRefusal(ERROR, verb)
+    if tokens[-1] != b"noreply" and _number(tokens[1], 0, _MAX_U32) is None:
+        return TextRefusal(BAD_FORMAT, verb)
+    return TextCommand(verb, noreply=tokens[-1] == b"noreply")
+
+
+def _parse_bare(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
+    """Read a command that memcached answers whatever its arguments are."""
+    return TextCommand(verb, args=tuple(tokens[1:]))
+
+
+_Parse = Callable[[str, list[bytes], int], TextCommand | TextRefusal]
+
+SIMPLE: dict[bytes, tuple[str, _Parse]] = {
+    b"delete": ("delete", _parse_delete),
+    b"incr": ("incr", _parse_arithmetic),
+    b"decr": ("decr", _parse_arithmetic),
+    b"touch": ("touch", _parse_touch),
+    b"flush_all": ("flush_all", _parse_flush),
+    b"verbosity": ("verbosity", _parse_verbosity),
+    b"stats": ("stats", _parse_bare),
+    b"version": ("version", _parse_bare),
+    b"quit": ("quit", _parse_bare),
+    b"mn": ("mn", _parse_bare),
+}
+"""Commands that are one line and one item: name, and who reads it."""
