@@ -1,1 +1,43 @@
-"""Room ``tls``: see docs."""
+"""How bytes are kept secret: credentials, contexts, the TLS protocol, rotation, identity.
+
+Knows nothing of key-value requests: any Twisted protocol can sit on top.
+"""
+
+from __future__ import annotations
+
+from kvproto.tls.contexts import (
+    ClientContext,
+    CurrentContext,
+    ServerPolicy,
+    build_client_context,
+    build_server_context,
+    verify_failure,
+)
+from kvproto.tls.credentials import (
+    Credentials,
+    CredentialWarning,
+    load_credentials,
+)
+from kvproto.tls.development import DevelopmentCredentials, ensure_development_credentials
+from kvproto.tls.files import CredentialFiles, Options
+from kvproto.tls.identity import DEFAULT_RULES, IdentityRule, parse_rule, user_of
+
+__all__ = [
+    "DEFAULT_RULES",
+    "ClientContext",
+    "CredentialFiles",
+    "CredentialWarning",
+    "Credentials",
+    "CurrentContext",
+    "DevelopmentCredentials",
+    "IdentityRule",
+    "Options",
+    "ServerPolicy",
+    "build_client_context",
+    "build_server_context",
+    "ensure_development_credentials",
+    "load_credentials",
+    "parse_rule",
+    "user_of",
+    "verify_failure",
+]

@@ -1,0 +1,176 @@
+"""What may be wrong with a certificate or a chain, one function per question.
+
+A ``*_fault`` function returns a phrase that says what is wrong and what to do, or
+``""``.  Nothing here knows of files, options or OpenSSL contexts.
+
+Sources: RFC 8446 section 4.4.2 (order of the chain, size of the message); OpenSSL
+``SSL_MAX_CERT_LIST_DEFAULT`` (102400 B) and security level 2 (RSA of 2048 bits, no SHA-1).
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from collections.abc import Iterable
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+__all__ = [
+    "MAX_CERTIFICATE_MESSAGE",
+    "date_fault",
+    "end_of",
+    "is_ca",
+    "names_of",
+    "order_fault",
+    "readable_date",
+    "size_fault",
+    "strength_fault",
+    "subject_of",
+    "usage_fault",
+]
+
+MAX_CERTIFICATE_MESSAGE = 102_400
+"""Bytes of one TLS Certificate message that OpenSSL accepts from its peer."""
+
+MIN_RSA_BITS = 2048
+MIN_EC_BITS = 224
+
+
+def subject_of(certificate: x509.Certificate) -> str:
+    """Return a short name of a certificate for people: its common name or all of its subject."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return f"CN={names[0].value!s}" if names else certificate.subject.rfc4514_string() or "no name"
+
+
+def order_fault(chain: tuple[x509.Certificate, ...]) -> str:
+    """Each certificate must be signed by the next one."""
+    for number, (certificate, issuer) in enumerate(itertools.pairwise(chain), 1):
+        try:
+            certificate.verify_directly_issued_by(issuer)
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+            return (
+                f"chain out of order: certificate {number + 1} ({subject_of(issuer)}) does not "
+                f"sign certificate {number} ({subject_of(certificate)}); the order is the node's "
+                "certificate, then each issuer"
+            )
+        if not is_ca(issuer):
+            return (
+                f"certificate {number + 1} ({subject_of(issuer)}) signs certificate {number} "
+                "but is no CA: clients will refuse the chain"
+            )
+    return ""
+
+
+def certificate_message_size(chain: Iterable[x509.Certificate]) -> int:
+    """Return the size in bytes of the TLS 1.3 Certificate message that carries a chain."""
+    # Context length 1, list length 3; per certificate its length 3 and its extensions' length 2.
+    return 4 + sum(5 + len(certificate.public_bytes(Encoding.DER)) for certificate in chain)
+
+
+def size_fault(chain: tuple[x509.Certificate, ...]) -> str:
+    """Clients accept no longer chain than OpenSSL does."""
+    size = certificate_message_size(chain)
+    if size <= MAX_CERTIFICATE_MESSAGE:
+        return ""
+    return (
+        f"the chain needs {size} bytes in the handshake; OpenSSL clients accept "
+        f"{MAX_CERTIFICATE_MESSAGE}: drop certificates that are not needed, the root first"
+    )
+
+
+def date_fault(certificate: x509.Certificate, now: float) -> str:
+    """A certificate must be valid at `now`, in Unix seconds."""
+    start, end = start_of(certificate), end_of(certificate)
+    if now > end:
+        return f"has expired: it was valid until {readable_date(end)}, now is {readable_date(now)}"
+    if now < start:
+        return f"is not yet valid: it begins at {readable_date(start)}, now is {readable_date(now)}"
+    return ""
+
+
+def strength_fault(certificate: x509.Certificate) -> str:
+    """Say what OpenSSL's security level 2, the default since 3.2, refuses."""
+    public = certificate.public_key()
+    if isinstance(public, rsa.RSAPublicKey) and public.key_size < MIN_RSA_BITS:
+        return (
+            f"has an RSA key of {public.key_size} bits; OpenSSL's security level refuses fewer "
+            f"than {MIN_RSA_BITS}"
+        )
+    if isinstance(public, ec.EllipticCurvePublicKey) and public.key_size < MIN_EC_BITS:
+        return f"has an EC key of {public.key_size} bits; OpenSSL refuses fewer than {MIN_EC_BITS}"
+    try:
+        signature = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return "is signed with an algorithm that cannot be used"
+    weak = isinstance(signature, hashes.SHA1 | hashes.MD5)
+    # Nobody checks the signature that a root puts under itself.
+    if weak and certificate.issuer != certificate.subject:
+        assert signature is not None
+        return (
+            f"is signed with {signature.name.upper()}, which OpenSSL's security level refuses; "
+            "have it issued again with SHA-256"
+        )
+    return ""
+
+
+def usage_fault(certificate: x509.Certificate) -> str:
+    """The node's certificate must be good for a TLS server."""
+    extensions = certificate.extensions
+    try:
+        usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        pass
+    else:
+        allowed = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
+        if not allowed & set(usages):
+            return (
+                "its extended key usage forbids serverAuth: clients will refuse it; "
+                "have it issued for servers"
+            )
+    try:
+        usage = extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return ""
+    if not usage.digital_signature:
+        return "its key usage forbids digitalSignature, which TLS 1.3 needs"
+    return ""
+
+
+def is_ca(certificate: x509.Certificate) -> bool:
+    """Say whether a certificate may sign others; a self-issued one of version 1 may."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return certificate.version is x509.Version.v1 and certificate.issuer == certificate.subject
+
+
+def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Return the DNS names, in lower case, and IP addresses of a certificate."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return (
+        *(name.lower() for name in names.get_values_for_type(x509.DNSName)),
+        *(str(address) for address in names.get_values_for_type(x509.IPAddress)),
+    )
+
+
+def start_of(certificate: x509.Certificate) -> float:
+    return certificate.not_valid_before_utc.timestamp()
+
+
+def end_of(certificate: x509.Certificate) -> float:
+    """Return the last second of validity, in Unix seconds."""
+    return certificate.not_valid_after_utc.timestamp()
+
+
+def readable_date(when: float) -> str:
+    """Return Unix seconds as people write a date, in UTC."""
+    moment = datetime.datetime.fromtimestamp(when, datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,418 @@
+"""Certificate chain, private key, trust anchors and CRLs: read once, checked, immutable.
+
+Owns what may be wrong with a file and the sentence that says so.  Never asks
+for a passphrase, never looks at a clock, never touches an OpenSSL context.
+
+Keys are loaded with ``cryptography`` only: pyOpenSSL's loader prompts on the
+terminal for an encrypted key and would hold up the reactor for ever.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from kvproto.errors import CredentialError
+from kvproto.tls.checks import (
+    date_fault,
+    end_of,
+    is_ca,
+    names_of,
+    order_fault,
+    readable_date,
+    size_fault,
+    strength_fault,
+    subject_of,
+    usage_fault,
+)
+from kvproto.tls.files import CredentialFiles, digest_of, read_files
+
+__all__ = [
+    "CredentialWarning",
+    "Credentials",
+    "PrivateKey",
+    "load_credentials",
+    "parse_credentials",
+]
+
+EXPIRY_WARNING = 30 * 86400
+"""Seconds before the end of a certificate at which its operator is told."""
+
+PrivateKey = (
+    rsa.RSAPrivateKey
+    | ec.EllipticCurvePrivateKey
+    | ed25519.Ed25519PrivateKey
+    | ed448.Ed448PrivateKey
+)
+_KEYS = (
+    rsa.RSAPrivateKey,
+    ec.EllipticCurvePrivateKey,
+    ed25519.Ed25519PrivateKey,
+    ed448.Ed448PrivateKey,
+)
+
+_PEM = re.compile(
+    rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----",
+    re.DOTALL,
+)
+_CERTIFICATE_LABELS = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE"})
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialWarning:
+    """Something that works today and that the operator should know.
+
+    Args:
+        option: The option that named the file.
+        path: The file.
+        reason: What will go wrong, and when or for whom.
+    """
+
+    option: str
+    path: Path | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.path}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What was read: immutable, complete and checked.
+
+    Args:
+        chain: The node's certificate, then each issuer that is sent along; empty for none.
+        key: The private key of ``chain[0]``.
+        client_cas: Trust anchors for peers' certificates.
+        crls: Revocation lists of these.
+        digest: SHA-256 over the content of all files, to tell whether a file has changed.
+        warnings: See `CredentialWarning`.
+    """
+
+    chain: tuple[x509.Certificate, ...]
+    key: PrivateKey | None = field(repr=False)
+    client_cas: tuple[x509.Certificate, ...] = ()
+    crls: tuple[x509.CertificateRevocationList, ...] = ()
+    digest: str = ""
+    warnings: tuple[CredentialWarning, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the node's certificate, lower-case hexadecimal; ``""`` without one."""
+        return self.chain[0].fingerprint(hashes.SHA256()).hex() if self.chain else ""
+
+    @property
+    def not_after(self) -> float:
+        """When the first certificate of the chain to expire does so, in Unix seconds."""
+        return min((end_of(certificate) for certificate in self.chain), default=float("inf"))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """DNS names and IP addresses that the node's certificate is good for."""
+        return names_of(self.chain[0]) if self.chain else ()
+
+
+def load_credentials(files: CredentialFiles, now: float) -> Credentials:
+    """Read every file once and check all of it.
+
+    Args:
+        files: Where they are.
+        now: Unix seconds.
+
+    Raises:
+        CredentialError: A file cannot be read or used; names option, file and reason.
+    """
+    return parse_credentials(files, read_files(files), now)
+
+
+def parse_credentials(
+    files: CredentialFiles, contents: Mapping[Path, bytes], now: float
+) -> Credentials:
+    """Turn the content of files into checked credentials.
+
+    Args:
+        files: Which file is what.
+        contents: What `read_files` returned.
+        now: Unix seconds; certificates must be valid then.
+
+    Raises:
+        CredentialError: Something cannot be used; names option, file and reason.
+    """
+    warnings: list[CredentialWarning] = []
+    chain: tuple[x509.Certificate, ...] = ()
+    key: PrivateKey | None = None
+    if files.certificate is not None:
+        chain = _parse_certificates(
+            files.options.certificate, files.certificate, contents[files.certificate]
+        )
+        key = _parse_key(files, contents)
+        _check_chain(files, chain, key, now)
+        warnings += _chain_warnings(files, chain, key, now)
+    client_cas: tuple[x509.Certificate, ...] = ()
+    if files.client_ca is not None:
+        client_cas = _parse_cas(files, contents[files.client_ca], now, warnings)
+    crls: tuple[x509.CertificateRevocationList, ...] = ()
+    if files.crl is not None:
+        crls = _parse_crls(files, contents[files.crl], client_cas, now)
+    return Credentials(chain, key, client_cas, crls, digest_of(contents.values()), tuple(warnings))
+
+
+# --- PEM ------------------------------------------------------------------------------------
+
+
+def _blocks(option: str, path: Path, content: bytes) -> list[tuple[bytes, bytes]]:
+    """Return (label, block) of each PEM block in a file, in order."""
+    blocks = [(match.group(1), match.group(0)) for match in _PEM.finditer(content)]
+    if len(blocks) != content.count(b"-----BEGIN "):
+        raise CredentialError(option, path, "a PEM block in it has no end: half written or cut off")
+    if not blocks:
+        if content[:1] == b"\x30":
+            reason = "is DER, not PEM; convert it with 'openssl x509 -inform der' or 'openssl pkey'"
+        else:
+            reason = "is not PEM: no line in it begins with -----BEGIN"
+        raise CredentialError(option, path, reason)
+    return blocks
+
+
+def _parse_certificates(option: str, path: Path, content: bytes) -> tuple[x509.Certificate, ...]:
+    blocks = [
+        block for label, block in _blocks(option, path, content) if label in _CERTIFICATE_LABELS
+    ]
+    if not blocks:
+        raise CredentialError(option, path, "holds no certificate")
+    certificates = []
+    for number, block in enumerate(blocks, 1):
+        try:
+            certificate = x509.load_pem_x509_certificate(block)
+            # Extensions, keys and names are decoded late: do it here, where the file is known.
+            _ = (certificate.extensions, certificate.subject, certificate.issuer)
+            certificate.public_key()
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise CredentialError(
+                option, path, f"certificate {number} in it does not parse: {_first_line(error)}"
+            ) from None
+        certificates.append(certificate)
+    return tuple(certificates)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+# --- key ------------------------------------------------------------------------------------
+
+
+def _parse_key(files: CredentialFiles, contents: Mapping[Path, bytes]) -> PrivateKey:
+    option, path = files.options.private_key, files.private_key
+    if path is None:
+        path = files.certificate
+        assert path is not None
+    blocks = [
+        block
+        for label, block in _blocks(option, path, contents[path])
+        if label.endswith(b"PRIVATE KEY")
+    ]
+    if not blocks:
+        raise CredentialError(option, path, "holds no private key")
+    block = blocks[0]
+    encrypted = b"ENCRYPTED" in block
+    passphrase: bytes | None = None
+    if encrypted:
+        if files.passphrase is None:
+            raise CredentialError(
+                option, path, f"is encrypted; give its passphrase with {files.options.passphrase}"
+            )
+        passphrase = contents[files.passphrase].splitlines()[0]
+        if not passphrase:
+            raise CredentialError(
+                files.options.passphrase, files.passphrase, "its first line is empty"
+            )
+    try:
+        key = load_pem_private_key(block, passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        if encrypted:
+            raise CredentialError(
+                files.options.passphrase,
+                files.passphrase,
+                f"its passphrase does not open the private key {path}",
+            ) from None
+        reason = f"the private key in it does not parse: {_first_line(error)}"
+        raise CredentialError(option, path, reason) from None
+    if not isinstance(key, _KEYS):
+        raise CredentialError(option, path, "is no RSA, EC or Ed25519 key: TLS cannot use it")
+    return key
+
+
+def _public_bytes(public: object) -> bytes:
+    return public.public_bytes(  # type: ignore[attr-defined, no-any-return]
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+# --- chain ----------------------------------------------------------------------------------
+
+
+def _check_chain(
+    files: CredentialFiles, chain: tuple[x509.Certificate, ...], key: PrivateKey, now: float
+) -> None:
+    option, path = files.options.certificate, files.certificate
+    assert path is not None
+    _check_key_fits(files, chain, key)
+    for check in (order_fault, size_fault):
+        if fault := check(chain):
+            raise CredentialError(option, path, fault)
+    for number, certificate in enumerate(chain, 1):
+        which = f"certificate {number} ({subject_of(certificate)})" if len(chain) > 1 else "it"
+        for fault in (date_fault(certificate, now), strength_fault(certificate)):
+            if fault:
+                raise CredentialError(option, path, f"{which} {fault}")
+    if fault := usage_fault(chain[0]):
+        raise CredentialError(option, path, fault)
+
+
+def _check_key_fits(
+    files: CredentialFiles, chain: tuple[x509.Certificate, ...], key: PrivateKey
+) -> None:
+    wanted = _public_bytes(key.public_key())
+    fits = [
+        number
+        for number, certificate in enumerate(chain, 1)
+        if _public_bytes(certificate.public_key()) == wanted
+    ]
+    if fits and fits[0] == 1:
+        return
+    if fits:
+        raise CredentialError(
+            files.options.certificate,
+            files.certificate,
+            f"chain out of order: the private key belongs to certificate {fits[0]} "
+            f"({subject_of(chain[fits[0] - 1])}); put that one first, then each issuer",
+        )
+    raise CredentialError(
+        files.options.private_key,
+        files.private_key or files.certificate,
+        f"does not fit the certificate {files.certificate} ({subject_of(chain[0])}); "
+        "both must come from the same request",
+    )
+
+
+def _chain_warnings(
+    files: CredentialFiles, chain: tuple[x509.Certificate, ...], key: PrivateKey, now: float
+) -> list[CredentialWarning]:
+    option, path = files.options.certificate, files.certificate
+    reasons = []
+    for certificate in chain:
+        end = end_of(certificate)
+        if end - now < EXPIRY_WARNING:
+            days = int((end - now) // 86400)
+            reasons.append(
+                f"{subject_of(certificate)} expires in {days} days, at {readable_date(end)}"
+            )
+    if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
+        reasons.append(
+            "has an Ed25519 or Ed448 key: the Couchbase SDK and other clients cannot use it; "
+            "EC P-256 is the safe choice"
+        )
+    if not names_of(chain[0]):
+        reasons.append(
+            "names no DNS name and no IP address (subjectAltName): clients that verify names "
+            "will refuse it"
+        )
+    return [CredentialWarning(option, path, reason) for reason in reasons]
+
+
+# --- trust ----------------------------------------------------------------------------------
+
+
+def _parse_cas(
+    files: CredentialFiles, content: bytes, now: float, warnings: list[CredentialWarning]
+) -> tuple[x509.Certificate, ...]:
+    option, path = files.options.client_ca, files.client_ca
+    assert path is not None
+    found = _parse_certificates(option, path, content)
+    cas = tuple(certificate for certificate in found if is_ca(certificate))
+    if not cas:
+        raise CredentialError(
+            option,
+            path,
+            f"holds no CA: {subject_of(found[0])} may not sign certificates; "
+            "give the certificate of the authority that issues them",
+        )
+    faults = {ca: fault for ca in cas if (fault := date_fault(ca, now))}
+    if len(faults) == len(cas):
+        raise CredentialError(option, path, f"{subject_of(cas[0])} {faults[cas[0]]}")
+    reasons = [f"{subject_of(ca)} {fault}" for ca, fault in faults.items()]
+    reasons += [
+        f"{subject_of(certificate)} is no CA and is left out"
+        for certificate in found
+        if not is_ca(certificate)
+    ]
+    warnings += [CredentialWarning(option, path, reason) for reason in reasons]
+    return cas
+
+
+def _parse_crls(
+    files: CredentialFiles, content: bytes, cas: tuple[x509.Certificate, ...], now: float
+) -> tuple[x509.CertificateRevocationList, ...]:
+    """Read CRLs: one per CA, signed by it, current.
+
+    OpenSSL with CRLs asks for one of every CA in a peer's chain and refuses the peer
+    without it, as nginx and HAProxy do; so what is missing is said here, not to clients.
+    """
+    option, path = files.options.crl, files.crl
+    assert path is not None
+    if not cas:
+        raise CredentialError(option, path, f"is of no use without {files.options.client_ca}")
+    crls = []
+    for label, block in _blocks(option, path, content):
+        if label != b"X509 CRL":
+            continue
+        try:
+            crls.append(x509.load_pem_x509_crl(block))
+        except ValueError as error:
+            raise CredentialError(
+                option, path, f"list {len(crls) + 1} in it does not parse: {_first_line(error)}"
+            ) from None
+    if not crls:
+        raise CredentialError(option, path, "holds no certificate revocation list")
+    for crl in crls:
+        issuer = crl.issuer.rfc4514_string()
+        if not any(_signs_crl(ca, crl) for ca in cas):
+            raise CredentialError(
+                option, path, f"no CA in {files.options.client_ca} signs the list of {issuer}"
+            )
+        due = crl.next_update_utc
+        if due is not None and due.timestamp() < now:
+            raise CredentialError(
+                option,
+                path,
+                f"the list of {issuer} has expired: its next update was due at "
+                f"{readable_date(due.timestamp())}, now is {readable_date(now)}",
+            )
+    for ca in cas:
+        if not any(crl.issuer == ca.subject for crl in crls):
+            raise CredentialError(
+                option, path, f"holds no list of {subject_of(ca)}; every CA in a chain needs one"
+            )
+    return tuple(crls)
+
+
+def _signs_crl(ca: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
+    try:
+        return ca.subject == crl.issuer and crl.is_signature_valid(
+            ca.public_key()  # type: ignore[arg-type]
+        )
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        return False
