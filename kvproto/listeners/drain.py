@@ -1,0 +1,148 @@
+"""What becomes of live connections when their listener or their credentials change.
+
+Each function takes entries of the ledger, lets the right event happen to each, and
+returns a Deferred that fires when those it ended are gone.  All are bounded: what is told
+to close has a deadline in the ledger, and the ledger keeps its deadlines.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+
+import txaio
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from kvproto.listeners.ledger import Entry, Ledger
+from kvproto.listeners.states import LIVE_STATES, Event
+
+__all__ = ["Verify", "disconnect", "drain", "recheck"]
+
+txaio.use_twisted()
+log = txaio.make_logger()  # type: ignore[attr-defined]
+
+Verify = Callable[[tuple[bytes, ...]], str | None]
+"""Maps a peer's chain to why it is not trusted (any more), None when it is."""
+
+RECHECKS_PER_TURN = 32
+"""Chains verified before others' reads have their turn: some milliseconds."""
+
+
+async def disconnect(ledger: Ledger, entries: Iterable[Entry], event: Event, reason: str) -> int:
+    """End all of them at once, in parallel, within the time of a close.
+
+    Args:
+        ledger: Where they are written down.
+        entries: Which ones.
+        event: Why: `Event.ACCEPTOR_STOPPING`, `Event.GENERATION_RETIRED` or
+            `Event.PROCESS_STOPPING` (which aborts).
+        reason: For the log.
+
+    Returns:
+        How many there were.
+    """
+    ending = list(entries)
+    gone = ledger.when_gone(ending)
+    for entry in ending:
+        entry.accepted.fire(event, reason)
+    await gone
+    return len(ending)
+
+
+async def recheck(ledger: Ledger, entries: Iterable[Entry], verify: Verify) -> int:
+    """Verify every connected peer again, end those that fail.
+
+    Peers that showed no certificate were not let in by one and stay.  A verification that
+    cannot be done counts as failed.
+
+    Args:
+        ledger: Where they are written down.
+        entries: Which ones.
+        verify: The new generation's opinion of a chain.
+
+    Returns:
+        How many were ended.
+    """
+    ended: list[Entry] = []
+    for position, entry in enumerate(list(entries), 1):
+        if position % RECHECKS_PER_TURN == 0:
+            await deferLater(ledger.clock, 0)
+        reason = objection(verify, entry)
+        if reason:
+            ended.append(entry)
+            log.info(
+                "connection {id} on {listener} is ended: {reason}",
+                id=entry.id,
+                listener=entry.listener,
+                reason=reason,
+            )
+            entry.accepted.fire(Event.GENERATION_RETIRED, reason)
+    await ledger.when_gone(ended)
+    return len(ended)
+
+
+def objection(verify: Verify, entry: Entry) -> str:
+    """Return why a connection's peer may not stay, ``""`` when it may."""
+    if entry.state not in LIVE_STATES:
+        return ""
+    try:
+        chain = entry.accepted.peer_chain
+        return (verify(chain) or "") if chain else ""
+    except Exception:
+        log.failure("could not verify the peer of connection {id} again", id=entry.id)
+        return "the peer's certificate could not be verified again"
+
+
+async def drain(
+    ledger: Ledger,
+    entries: Iterable[Entry],
+    *,
+    window: float,
+    within: float,
+    reason: str,
+    jitter: Callable[[], float] = random.random,
+) -> int:
+    """Let each finish what it was asked, spread over a while, so that not all come back at once.
+
+    Args:
+        ledger: Where they are written down.
+        entries: Which ones.
+        window: Seconds over which the beginnings are spread.
+        within: Seconds that each has, from its own beginning, before it is aborted.
+        reason: For the log.
+        jitter: Returns numbers from 0 to 1: where in the window one begins.
+
+    Returns:
+        How many there were.
+    """
+    draining = list(entries)
+    plan = sorted(((jitter() * window, entry) for entry in draining), key=lambda item: item[0])
+    gone = ledger.when_gone(draining)
+    spreading = Deferred.fromCoroutine(_spread(ledger.clock, plan, within, reason))
+    spreading.addErrback(_only_cancelled)
+    try:
+        await gone
+    finally:
+        spreading.cancel()
+    return len(draining)
+
+
+async def _spread(
+    clock: IReactorTime, plan: list[tuple[float, Entry]], within: float, reason: str
+) -> None:
+    """Begin each drain at its time."""
+    start = clock.seconds()
+    for offset, entry in plan:
+        wait = start + offset - clock.seconds()
+        if wait > 0 and entry.state in LIVE_STATES:
+            await deferLater(clock, wait)
+        entry.accepted.fire(Event.DRAIN, reason, within=within)
+
+
+def _only_cancelled(failure: Failure) -> None:
+    """Expect the end of a spread whose connections are gone; report anything else."""
+    if not failure.check(CancelledError):
+        log.failure("a drain failed", failure=failure)

@@ -1,0 +1,442 @@
+"""The passing of one accepted connection to its one owner, which cannot wedge.
+
+A `Handoff` is the protocol that sits on the TLS layer (or on a bare transport) from
+accept() on.  It offers the connection to a controller, keeps what the peer sends
+meanwhile, and steps aside: once the connection is owned, a read reaches the owner's bound
+``dataReceived`` and nothing of this module runs.  Only the end of the connection passes
+through here again, so that the ledger hears of it and the owner hears it once.
+
+What happens when is not decided here but in `kvproto.listeners.states.TABLE`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import txaio
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import (
+    IAddress,
+    IHandshakeListener,
+    IProtocol,
+    ISystemHandle,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kvproto.errors import HandoffError
+from kvproto.interfaces import IController, IDrainable, ISecuredTransport, IVerifiedConnection
+from kvproto.listeners.expiry import certificate_expiry
+from kvproto.listeners.ledger import Ledger, describe_peer
+from kvproto.listeners.states import LIVE_STATES, PEER_FAULTS, TABLE, Action, Event, State
+
+__all__ = ["Handoff", "HandoffFactory"]
+
+txaio.use_twisted()
+log = txaio.make_logger()  # type: ignore[attr-defined]
+
+_BEFORE_CLIENT_HELLO = b"before SSL initialization"
+"""OpenSSL's name for a server that has not seen a whole ClientHello yet."""
+
+
+@implementer(IVerifiedConnection, IHandshakeListener)
+class Handoff(Protocol):
+    """One accepted connection on its way to an owner.
+
+    To its controller it is an `IVerifiedConnection`; to the ledger an
+    `kvproto.listeners.ledger.IAccepted`.
+
+    Args:
+        factory: What it needs to know of its listener.
+        address: Where the connection comes from, as accept() said.
+    """
+
+    factory: HandoffFactory
+    transport: Any  # a KVTLSProtocol, a socket, an in-memory pair: asked what it provides
+
+    def __init__(self, factory: HandoffFactory, address: IAddress | None) -> None:
+        self.factory = factory
+        self._ledger = factory.ledger
+        self._owner: Any = None
+        self._claim: Deferred[IProtocol] | None = None
+        self._kept: list[bytes] = []
+        self._paused = False
+        self._drain_within: float | None = None
+        self._drain_wanted = False
+        self._lost: Failure | None = None
+        self._ended_by = Event.PEER_LOST
+        self._notable = False
+        self.entry = self._ledger.admit(factory.name, address, self)
+
+    # what a controller sees: IVerifiedConnection
+
+    @property
+    def id(self) -> int:
+        """Unique in this process, counted from 1 in the order of accept()."""
+        return self.entry.id
+
+    @property
+    def listener(self) -> str:
+        """Name of the listener that accepted it."""
+        return self.entry.listener
+
+    @property
+    def peer(self) -> IAddress | None:
+        """Where it comes from."""
+        return self.entry.peer
+
+    @property
+    def generation(self) -> int:
+        """Credential generation of its handshake."""
+        return self.entry.generation
+
+    @property
+    def state(self) -> State:
+        """Where it is in the table."""
+        return self.entry.state
+
+    @property
+    def peer_chain(self) -> tuple[bytes, ...]:
+        """The peer's DER certificates, leaf first; empty without TLS or without any."""
+        if ISecuredTransport.providedBy(self.transport):
+            chain: tuple[bytes, ...] = self.transport.peer_chain()
+            return chain
+        return ()
+
+    def authenticated(self, user: str) -> None:
+        """Leave the pool of connections that have not logged in."""
+        self._ledger.authenticated(self.entry, user)
+
+    def note_error(self, reason: str) -> None:
+        """Remember why the owner is about to close; the first reason is kept."""
+        if not self.entry.reason:
+            self.entry.reason = reason
+            self._notable = True
+
+    # what the transport says
+
+    def connectionMade(self) -> None:
+        """Learn what the transport knows; without a handshake to wait for, go on at once."""
+        transport = self.transport
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+        if ISecuredTransport.providedBy(transport):
+            self.entry.generation = transport.generation
+        if not self.factory.handshake:
+            self.handshakeCompleted()
+
+    def handshakeCompleted(self) -> None:
+        """Hear from the layer below that the peer is verified."""
+        entry = self.entry
+        if entry.state is not State.HANDSHAKING:
+            self.fire(Event.HANDSHAKE_DONE)
+            return
+        transport = self.transport
+        peer = transport.getPeer()
+        if peer != entry.peer:
+            self._ledger.moved_behind_proxy(entry, peer)
+        if ISecuredTransport.providedBy(transport):
+            entry.generation = transport.generation
+        objection = self.factory.objection(self)
+        if objection:
+            self.fire(Event.GENERATION_RETIRED, objection)
+            return
+        reason = self._ledger.over_limit(entry, self.factory.limit)
+        self.fire(Event.OVER_LIMIT if reason else Event.HANDSHAKE_DONE, reason)
+
+    def progressed(self) -> bool:
+        """Tell whether the peer has sent a whole ClientHello, or needed none."""
+        if self.entry.state is not State.HANDSHAKING:
+            return True
+        if not ISystemHandle.providedBy(self.transport):
+            return False
+        handle = self.transport.getHandle()
+        ask = getattr(handle, "get_state_string", None)
+        return ask is not None and ask() != _BEFORE_CLIENT_HELLO
+
+    def dataReceived(self, data: bytes) -> None:
+        """Keep what comes before there is an owner: one read, then no more reading.
+
+        Shadowed by the owner's own method as soon as there is one.
+        """
+        state = self.entry.state
+        if state is State.CANCELLED or state is State.CLOSED:
+            return
+        self._kept.append(data)
+        if not self._paused and state is State.OFFERED:
+            self._paused = True
+            self.transport.pauseProducing()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Hear that the transport is gone, whosever wish it was."""
+        self._lost = reason
+        left = reason.check(ConnectionDone, ConnectionLost, ConnectionAborted)
+        if self.entry.state is State.HANDSHAKING and not left:
+            self.fire(Event.HANDSHAKE_FAILED, _explain(reason))
+        self.fire(Event.PEER_LOST, _explain(reason))
+
+    # the machine
+
+    def fire(self, event: Event, reason: str = "", *, within: float | None = None) -> None:
+        """Answer an event by the table.
+
+        Args:
+            event: What happened.
+            reason: For the log; the first one that is given is kept.
+            within: Seconds for the deadline of the new state, in place of its own.
+        """
+        entry = self.entry
+        before = entry.state
+        move = TABLE[before][event]
+        if before in LIVE_STATES and move.state not in LIVE_STATES:
+            self._ended_by = event
+            entry.reason = entry.reason or reason
+        if event is Event.DRAIN:
+            self._drain_within = within
+        if move.state is not before or move.deadline is not None:
+            self._ledger.enter(entry, move.state, move.deadline, within)
+        if (before, event) in PEER_FAULTS:
+            self._notable = True
+        for action in move.actions:
+            _ACTIONS[action](self)
+
+    def _offer(self) -> None:
+        """Ask the controller for an owner."""
+        try:
+            answer = self.factory.controller.claim(self)
+        except Exception:
+            self._claim_failed(Failure())
+            return
+        if isinstance(answer, Deferred):
+            self._claim = answer
+            answer.addCallbacks(self._claimed, self._claim_failed)
+            answer.addErrback(self._report)
+        else:
+            self._claimed(answer)
+
+    def _claimed(self, owner: IProtocol) -> None:
+        """Hear the controller's answer, which may come at any time."""
+        self._claim = None
+        if self.entry.state is State.OFFERED:
+            self._owner = owner
+        self.fire(Event.CLAIMED)
+
+    def _claim_failed(self, failure: Failure) -> None:
+        """Hear that there will be no owner."""
+        self._claim = None
+        if self.entry.state is State.OFFERED:
+            log.failure(
+                "the controller of {listener} failed to take connection {id}",
+                failure=failure,
+                listener=self.entry.listener,
+                id=self.entry.id,
+            )
+        self.fire(Event.CLAIM_FAILED, f"the controller failed: {failure.getErrorMessage()}")
+
+    def _cancel_claim(self) -> None:
+        """Make the controller let go.
+
+        A Deferred that has no canceller would swallow the late answer, and nobody could
+        tell the controller that it came too late.  Such a one is left alone: its answer
+        arrives as `Event.CLAIMED` in a state that says so.
+        """
+        claim = self._claim
+        if claim is not None and getattr(claim, "_canceller", None) is not None:
+            claim.cancel()
+
+    def _adopt(self) -> None:
+        """Give the connection, and what was kept of it, to its owner."""
+        owner, transport, entry = self._owner, self.transport, self.entry
+        try:
+            if owner is None:
+                transport.loseConnection()
+                return
+            entry.owner = type(owner).__name__
+            self._resume()
+            owner.makeConnection(transport)
+            self._hand_over(owner)
+        except Exception:
+            self._report(Failure())
+            self.fire(Event.OWNER_FAILED, "the owner failed while it took over")
+            return
+        if entry.state is State.OWNED:
+            self._watch_expiry()
+            if self._drain_wanted:
+                self.fire(Event.DRAIN, "drained", within=self._drain_within)
+
+    def _resume(self) -> None:
+        """Read again, before the owner can have a wish of its own about that."""
+        if self._paused:
+            self._paused = False
+            self.transport.resumeProducing()
+
+    def _hand_over(self, owner: IProtocol) -> None:
+        """Let reads go to the owner directly, beginning with what was kept."""
+        if self.entry.state not in (State.OWNED, State.CLOSING):
+            return
+        kept, self._kept = b"".join(self._kept), []
+        self.dataReceived = owner.dataReceived  # type: ignore[method-assign]
+        if kept:
+            owner.dataReceived(kept)
+
+    def _watch_expiry(self) -> None:
+        """Let the connection end when the peer's certificate does."""
+        chain = self.peer_chain
+        if chain:
+            expires = self.factory.expires(chain)
+            if expires is not None:
+                remaining = max(0.0, expires - self.factory.now())
+                self._ledger.enter(self.entry, State.OWNED, within=remaining)
+
+    def _refuse(self) -> None:
+        """Let the controller tell the peer in its own protocol that there is no room."""
+        try:
+            self._owner = self.factory.controller.refuse(self, self.entry.reason)
+        except Exception:
+            self._report(Failure())
+            self.fire(Event.OWNER_FAILED)
+        else:
+            self._adopt()
+
+    def _note_drain(self) -> None:
+        """Remember to drain as soon as there is an owner."""
+        self._drain_wanted = True
+
+    def _drain(self) -> None:
+        """Let the owner answer what it was asked and close."""
+        owner = self._owner
+        if not IDrainable.providedBy(owner):
+            self._close_soon()
+            return
+        try:
+            drained = owner.drain()
+        except Exception:
+            self._report(Failure())
+            self._close_soon()
+            return
+        drained.addErrback(self._drain_failed)
+
+    def _drain_failed(self, failure: Failure) -> None:
+        """Close what could not finish what it was asked, unless it is gone anyway."""
+        if self.entry.state is State.CLOSING:
+            self._report(failure)
+            self._close_soon()
+
+    def _close_soon(self) -> None:
+        """Say goodbye, with the time of a close instead of that of a drain."""
+        self._ledger.enter(self.entry, self.entry.state, "close")
+        self._close()
+
+    def _close(self) -> None:
+        """Say goodbye; the deadline ends the wait for an answer."""
+        if self._lost is None and self.transport is not None:
+            self.transport.loseConnection()
+
+    def _abort(self) -> None:
+        """Drop the transport at once."""
+        if self._lost is None and self.transport is not None:
+            self.transport.abortConnection()
+
+    def _too_late(self) -> None:
+        """Tell the controller that its answer is not used."""
+        try:
+            self.factory.controller.too_late(self)
+        except Exception:
+            self._report(Failure())
+
+    def _farewell(self) -> None:
+        """Tell the owner, strike the entry out, say in one line how it ended."""
+        entry = self.entry
+        owner, self._owner = self._owner, None
+        self._kept.clear()
+        self._ledger.remove(entry, self._ended_by.value)
+        tell = log.info if self._notable else log.debug
+        tell(
+            "connection {id} from {peer} on {listener} ended while {stage}: {reason}",
+            id=entry.id,
+            peer=describe_peer(entry.peer),
+            listener=entry.listener,
+            stage=entry.stage.value,
+            reason=entry.reason or "closed",
+        )
+        if owner is not None and entry.owner:
+            reason = self._lost or Failure(HandoffError("the transport did not close"))
+            try:
+                owner.connectionLost(reason)
+            except Exception:
+                self._report(Failure())
+
+    def _report(self, failure: Failure) -> None:
+        """Log a failure of somebody else's code."""
+        log.failure(
+            "connection {id} on {listener}: {log_failure.value}",
+            failure=failure,
+            id=self.entry.id,
+            listener=self.entry.listener,
+        )
+
+
+_ACTIONS: dict[Action, Callable[[Handoff], None]] = {
+    Action.OFFER: Handoff._offer,
+    Action.ADOPT: Handoff._adopt,
+    Action.REFUSE: Handoff._refuse,
+    Action.CANCEL_CLAIM: Handoff._cancel_claim,
+    Action.NOTE_DRAIN: Handoff._note_drain,
+    Action.DRAIN: Handoff._drain,
+    Action.CLOSE: Handoff._close,
+    Action.ABORT: Handoff._abort,
+    Action.TOO_LATE: Handoff._too_late,
+    Action.FAREWELL: Handoff._farewell,
+}
+
+
+def _explain(reason: Failure) -> str:
+    """Say why a transport went away, in one line; nothing for an ordinary goodbye."""
+    if reason.check(ConnectionDone):
+        return ""
+    text = " ".join(str(reason.value).split())
+    return text or type(reason.value).__name__
+
+
+def _no_objection(_connection: Handoff) -> str:
+    """Have nothing against any verified connection."""
+    return ""
+
+
+@dataclass(eq=False)
+class HandoffFactory(Factory):
+    """Makes the `Handoff` of each connection of one listener.
+
+    Attributes:
+        name: The listener's name.
+        controller: Whom connections are offered to.
+        ledger: Where they are written down.
+        handshake: Whether a layer below says when the peer is verified
+            (`IHandshakeListener`); without one a connection is verified as it is.
+        limit: Verified connections this listener may have, 0 for no limit of its own.
+        objection: Asked when a handshake has ended well: ``""`` or why the peer cannot
+            stay after all (its trust was withdrawn meanwhile).
+        expires: Maps a peer's chain to when it ends, in Unix seconds, or None.
+        now: The time of day, in Unix seconds.
+    """
+
+    name: str
+    controller: IController
+    ledger: Ledger
+    handshake: bool = True
+    limit: int = 0
+    objection: Callable[[Handoff], str] = _no_objection
+    expires: Callable[[tuple[bytes, ...]], float | None] = certificate_expiry
+    now: Callable[[], float] = field(default=time.time)
+
+    noisy = False
+
+    def buildProtocol(self, addr: IAddress | None) -> Handoff:  # type: ignore[override]
+        """Write a new connection down; called at accept(), before any handshake."""
+        return Handoff(self, addr)

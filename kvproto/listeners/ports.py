@@ -1,0 +1,275 @@
+"""Listening sockets that can be paused, survive a full machine and share a port by family.
+
+Endpoint descriptions (``tcp:``, ``tcp6:``, ``unix:``, ``systemd:``, and what plugins add)
+say where to listen; this module says how.  `server_endpoint` hands Twisted's own parsers
+a reactor whose ``listenTCP``, ``listenUNIX`` and ``adoptStreamPort`` make *our* ports:
+
+* accepting can be paused while the socket stays open, so that clients wait in the
+  kernel's queue instead of being refused;
+* IPv6 sockets are IPv6 only, so that ``0.0.0.0`` and ``::`` share a port (Twisted never
+  sets ``IPV6_V6ONLY``; the second listener would fail with EADDRINUSE);
+* when there are no file descriptors or buffers left, accepting rests for a growing while
+  and says so once (Twisted's port spins on ENFILE, ENOBUFS and ENOMEM, logging each
+  time, and on EMFILE throws away everybody in the queue with a line for each);
+* a connection whose protocol cannot be set up is aborted (Twisted's port leaves its
+  socket open and readable).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import txaio
+from twisted.internet import tcp, unix
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IListeningPort,
+    IProtocolFactory,
+    IReactorFDSet,
+    IStreamServerEndpoint,
+)
+from twisted.python.failure import Failure
+
+__all__ = ["BACKLOG", "AcceptorPort", "AcceptorUNIXPort", "ListeningReactor", "server_endpoint"]
+
+txaio.use_twisted()
+log = txaio.make_logger()  # type: ignore[attr-defined]
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted: room for the time a restart takes.
+
+Linux cuts it to ``net.core.somaxconn`` (4096 since 5.4, 128 before).
+"""
+
+ACCEPTS_PER_WAKEUP = 32
+"""So many connections are accepted before others' reads have their turn."""
+
+FIRST_REST = 0.05
+LONGEST_REST = 1.0
+"""Seconds to rest when the machine is full (ghostunnel: 5 ms to 1 s)."""
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+Transport = Callable[..., tcp.Server]
+"""Makes a transport; called as ``twisted.internet.tcp.Server`` is by its port."""
+
+if TYPE_CHECKING:
+    _PortBase = tcp.Port
+else:
+    _PortBase = object
+
+
+class _Accepting(_PortBase):
+    """An accept loop for Twisted's stream ports."""
+
+    factory: Any
+    reactor: Any
+    _paused = False
+    _rest = 0.0
+    _failed = 0
+    _resting: IDelayedCall | None = None
+
+    def pause_accepting(self) -> None:
+        """Let newcomers wait in the kernel's queue; the socket stays open."""
+        self._paused = True
+        self.stopReading()
+
+    def resume_accepting(self) -> None:
+        """Accept again."""
+        self._paused = False
+        if self._resting is None:
+            self.startReading()
+
+    def doRead(self) -> None:
+        """Accept what waits, a bounded number at a time."""
+        for _ in range(ACCEPTS_PER_WAKEUP):
+            if self._paused or self.disconnecting or not self.connected:
+                return  # what was just accepted made somebody stop us
+            try:
+                accepted, address = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._take_rest(error)
+                    return
+                # ECONNABORTED, EPERM and the network errors that Linux hands through
+                # accept() belong to one connection: the next one may be well.
+                continue
+            if self._failed:
+                self._recovered()
+            self._accepted(accepted, address)
+
+    def _accepted(self, accepted: socket.socket, address: Any) -> None:
+        """Put protocol and transport on one new socket."""
+        if isinstance(address, tuple) and len(address) == 4 and address[3]:
+            numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+            address = (socket.getnameinfo(address, numeric)[0], *address[1:])
+        transport = None
+        try:
+            protocol = self.factory.buildProtocol(self._buildAddr(address))
+            if protocol is None:
+                accepted.close()
+                return
+            number, self.sessionno = self.sessionno, self.sessionno + 1
+            transport = self.transport(accepted, protocol, address, self, number, self.reactor)
+            protocol.makeConnection(transport)
+        except Exception:
+            log.failure("a connection from {address} could not be set up", address=address)
+            if transport is None:
+                accepted.close()
+            else:
+                transport.abortConnection()
+
+    def _take_rest(self, error: OSError) -> None:
+        """Stop accepting for a while, longer each time; say so the first time."""
+        self._failed += 1
+        self._rest = min(LONGEST_REST, self._rest * 2 or FIRST_REST)
+        if self._failed == 1:
+            log.warn(
+                "cannot accept connections on {address}: {error}; they wait in the queue",
+                address=self.getHost(),
+                error=os.strerror(error.errno or 0),
+            )
+        self.stopReading()
+        self._resting = self.reactor.callLater(self._rest, self._rested)
+
+    def _rested(self) -> None:
+        """Try again."""
+        self._resting = None
+        if not self._paused and self.connected and not self.disconnecting:
+            self.startReading()
+
+    def _recovered(self) -> None:
+        """Say that accepting works again."""
+        log.info(
+            "accepting again on {address} after {times} failures",
+            address=self.getHost(),
+            times=self._failed,
+        )
+        self._failed = 0
+        self._rest = 0.0
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Close the socket, and the timer that would wake it."""
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        super().connectionLost(reason)
+
+
+class AcceptorPort(_Accepting, tcp.Port):
+    """A TCP port of ours."""
+
+    def createInternetSocket(self) -> socket.socket:
+        """Make an IPv6 socket IPv6 only, so that IPv4 can have the same port."""
+        made: socket.socket = super().createInternetSocket()
+        if self.addressFamily == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        return made
+
+
+class AcceptorUNIXPort(_Accepting, unix.Port):
+    """A Unix socket of ours."""
+
+
+class ListeningReactor:
+    """A reactor as endpoints see it, whose ports are ours.
+
+    Args:
+        reactor: The real one; where it has no file descriptors (a test's), its own ports
+            are used.
+        transport: What to put accepted TCP sockets into.
+    """
+
+    def __init__(self, reactor: Any, transport: Transport = tcp.Server) -> None:
+        self._reactor = reactor
+        self._transport = transport
+        self._real = IReactorFDSet.providedBy(reactor)
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the real reactor in everything else."""
+        return getattr(self._reactor, name)
+
+    def listenTCP(
+        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
+    ) -> IListeningPort:
+        """Listen on a TCP port, IPv4 or IPv6 by the form of ``interface``."""
+        backlog = max(backlog, BACKLOG)
+        if not self._real:
+            listening: IListeningPort = self._reactor.listenTCP(
+                port, factory, backlog=backlog, interface=interface
+            )
+            return listening
+        return self._start(AcceptorPort(port, factory, backlog, interface, self._reactor))
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: IProtocolFactory,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> IListeningPort:
+        """Listen on a Unix socket."""
+        backlog = max(backlog, BACKLOG)
+        if not self._real:
+            listening: IListeningPort = self._reactor.listenUNIX(
+                address, factory, backlog=backlog, mode=mode, wantPID=wantPID
+            )
+            return listening
+        name = os.fsencode(address)
+        return self._start(
+            AcceptorUNIXPort(name, factory, backlog, mode, self._reactor, int(wantPID))
+        )
+
+    def adoptStreamPort(
+        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
+    ) -> IListeningPort:
+        """Accept from a socket that somebody else opened, as systemd does."""
+        if not self._real:
+            listening: IListeningPort = self._reactor.adoptStreamPort(
+                fileDescriptor, addressFamily, factory
+            )
+            return listening
+        if addressFamily == socket.AF_UNIX:
+            return self._start(
+                AcceptorUNIXPort._fromListeningDescriptor(self._reactor, fileDescriptor, factory)
+            )
+        return self._start(
+            AcceptorPort._fromListeningDescriptor(
+                self._reactor, fileDescriptor, addressFamily, factory
+            )
+        )
+
+    def _start(self, port: Any) -> IListeningPort:
+        """Open a port of ours."""
+        if isinstance(port, AcceptorPort):
+            port.transport = self._transport  # type: ignore[assignment]
+        port.startListening()
+        listening: IListeningPort = port
+        return listening
+
+
+def server_endpoint(
+    reactor: Any, description: str, transport: Transport = tcp.Server
+) -> IStreamServerEndpoint:
+    """Turn an endpoint description into an endpoint whose ports are ours.
+
+    Args:
+        reactor: The reactor.
+        description: As for `twisted.internet.endpoints.serverFromString`.
+        transport: What to put accepted TCP sockets into.
+
+    Raises:
+        ValueError: The description makes no sense; the text says why.
+    """
+    endpoint: IStreamServerEndpoint = serverFromString(
+        ListeningReactor(reactor, transport), description
+    )
+    return endpoint

@@ -1,0 +1,225 @@
+"""What the tests of the listeners share: a transport, an owner and a controller to look into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import ITransport
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kvproto.interfaces import IController, IDrainable, ISecuredTransport
+from kvproto.listeners.handoff import Handoff, HandoffFactory
+from kvproto.listeners.ledger import Ledger, Limits
+from kvproto.listeners.states import Event, State, Timeouts
+
+PEER = IPv4Address("TCP", "192.0.2.1", 4711)
+
+
+class Handle:
+    """An OpenSSL connection, as far as its progress goes."""
+
+    def __init__(self, transport: FakeTransport) -> None:
+        self._transport = transport
+
+    def get_state_string(self) -> bytes:
+        hello = self._transport.hello_seen
+        return b"TLSv1.3 early data" if hello else b"before SSL initialization"
+
+
+@implementer(ITransport, ISecuredTransport)
+class FakeTransport:
+    """A secured transport that the test closes when it likes.
+
+    ``sync`` aborts tell the protocol in the same call, as some transports do.
+    """
+
+    def __init__(self, peer: Any = PEER, *, generation: int = 1, sync: bool = False) -> None:
+        self.peer = peer
+        self.generation = generation
+        self.chain: tuple[bytes, ...] = ()
+        self.sync = sync
+        self.protocol: Any = None
+        self.hello_seen = False
+        self.calls: list[str] = []
+        self.written = b""
+        self.reading = True
+        self.gone = False
+
+    def peer_chain(self) -> tuple[bytes, ...]:
+        return self.chain
+
+    def tls_version(self) -> str:
+        return "TLSv1.3"
+
+    def getHandle(self) -> Handle:
+        return Handle(self)
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self.write(b"".join(data))
+
+    def getPeer(self) -> Any:
+        return self.peer
+
+    def getHost(self) -> Any:
+        return IPv4Address("TCP", "192.0.2.9", 11207)
+
+    def pauseProducing(self) -> None:
+        self.reading = False
+
+    def resumeProducing(self) -> None:
+        self.reading = True
+
+    def loseConnection(self) -> None:
+        self.calls.append("lose")
+
+    def abortConnection(self) -> None:
+        self.calls.append("abort")
+        if self.sync:
+            self.lose(ConnectionAborted())
+
+    @property
+    def aborted(self) -> bool:
+        return "abort" in self.calls
+
+    def connect(self, protocol: Any) -> None:
+        self.protocol = protocol
+        protocol.makeConnection(self)
+
+    def lose(self, reason: Exception | None = None) -> None:
+        """Report the end of the connection, once."""
+        if not self.gone:
+            self.gone = True
+            self.protocol.connectionLost(Failure(reason or ConnectionDone()))
+
+
+class Owner(Protocol):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.lost: list[Failure] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+
+    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+        self.lost.append(reason)
+
+
+@implementer(IDrainable)
+class DrainableOwner(Owner):
+    """An owner that finishes when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draining: list[Deferred[None]] = []
+
+    def drain(self) -> Deferred[None]:
+        done: Deferred[None] = Deferred()
+        self.draining.append(done)
+        return done
+
+
+@implementer(IController)
+class FakeController:
+    """A controller whose answers are the test's.
+
+    ``answer`` is what `claim` returns: a protocol, a Deferred, or an exception to raise;
+    None makes a new `Owner` each time, ``"later"`` a Deferred with a canceller.
+    """
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
+        self.claimed: list[Any] = []
+        self.owners: list[Any] = []
+        self.pending: list[Deferred[Any]] = []
+        self.cancelled: list[Deferred[Any]] = []
+        self.late: list[Any] = []
+        self.refused: list[tuple[Any, str]] = []
+        self.refusal: Any = None
+
+    def claim(self, connection: Any) -> Any:
+        self.claimed.append(connection)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        if self.answer == "later":
+            claim: Deferred[Any] = Deferred(self.cancelled.append)
+            self.pending.append(claim)
+            return claim
+        owner = Owner() if self.answer is None else self.answer
+        if not isinstance(owner, Deferred):
+            self.owners.append(owner)
+        return owner
+
+    def too_late(self, connection: Any) -> None:
+        self.late.append(connection)
+
+    def refuse(self, connection: Any, reason: str) -> Any:
+        self.refused.append((connection, reason))
+        if isinstance(self.refusal, Exception):
+            raise self.refusal
+        return self.refusal or Owner()
+
+
+class Bench:
+    """A ledger, a controller and a factory of handoffs, on one clock."""
+
+    def __init__(
+        self,
+        answer: Any = None,
+        *,
+        limits: Limits | None = None,
+        handshake: bool = True,
+        name: str = "data",
+        limit: int = 0,
+    ) -> None:
+        self.clock = Clock()
+        self.timeouts = Timeouts()
+        self.ledger = Ledger(self.clock, limits, self.timeouts)
+        self.controller = FakeController(answer)
+        self.factory = HandoffFactory(
+            name, self.controller, self.ledger, handshake=handshake, limit=limit, now=self.now
+        )
+
+    def now(self) -> float:
+        return self.clock.seconds()
+
+    def connect(self, peer: Any = PEER, **options: Any) -> tuple[Handoff, FakeTransport]:
+        """Accept one connection; its handshake has not ended."""
+        handoff = self.factory.buildProtocol(peer)
+        transport = FakeTransport(peer, **options)
+        transport.connect(handoff)
+        return handoff, transport
+
+    def bring_to(self, state: State, **options: Any) -> tuple[Handoff, FakeTransport]:
+        """Accept one connection and bring it into a state by ordinary events."""
+        handoff, transport = self.connect(**options)
+        if state is State.HANDSHAKING:
+            return handoff, transport
+        if state is State.CLOSED:
+            transport.lose()
+            return handoff, transport
+        answer, self.controller.answer = self.controller.answer, "later"
+        handoff.handshakeCompleted()
+        self.controller.answer = answer
+        if state is State.OFFERED:
+            return handoff, transport
+        if state is State.CANCELLED:
+            handoff.fire(Event.DISPLACED, "for a test")
+            return handoff, transport
+        owner = Owner()
+        self.controller.owners.append(owner)
+        self.controller.pending.pop().callback(owner)
+        if state is State.CLOSING:
+            handoff.fire(Event.DRAIN, "for a test")
+        return handoff, transport
