@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 
 __all__ = [
-    "CORE_BINARY_MAGICS",
+    "BINARY_MAGICS",
     "ERROR_TEXT",
     "HEADER_SIZE",
     "LOUD",
@@ -53,7 +53,7 @@ class Magic(IntEnum):
     """The client's answer to it; laid out as 0x81."""
 
 
-CORE_BINARY_MAGICS = frozenset({0x80, 0x08})
+BINARY_MAGICS = frozenset({0x80, 0x08})
 """A connection whose first byte is one of these speaks binary; any other speaks text."""
 
 

@@ -288,8 +288,6 @@ class TextDecoder:
             if key:
                 self._keys += 1
                 items.append(TextCommand(verb, key))
-        if self._skipping:
-            self._tail = b""
         if not whole:
             self._held = True
             return len(data)

@@ -1,0 +1,262 @@
+"""The text protocol, against the answers of memcached 1.6.18."""
+
+from __future__ import annotations
+
+from time import process_time
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.errors import RemoteProtocolError
+from kvproto.wire import text
+from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
+from tests.wire.answering import Answering
+from tests.wire.cutting import cuttings, decode
+from tests.wire.golden_text import CLOSED, GOLDEN
+
+END = TextCommand("end")
+BAD_FORMAT = TextRefusal(b"CLIENT_ERROR bad command line format\r\n", "get")
+
+
+class GoldenTests(SynchronousTestCase):
+    """What memcached answered to odd lines is what we answer."""
+
+    def test_answers(self):
+        """Each recorded line gets the recorded answer, whole, byte by byte and cut anywhere."""
+        for sent, answered in GOLDEN:
+            for parts in cuttings(sent):
+                self.assertEqual(Answering().answer(parts), answered, (sent, parts[:2]))
+
+    def test_everything_at_once(self):
+        """All lines that leave the stream at a line's beginning can follow each other."""
+        sound = [sent for sent, answered in GOLDEN if b"version" in sent and CLOSED not in answered]
+        once = Answering().answer([b"".join(sound)])
+        self.assertEqual(Answering().answer([byte.to_bytes() for byte in b"".join(sound)]), once)
+
+
+class DeviationTests(SynchronousTestCase):
+    """Where memcached would change what it was given without a word, we refuse."""
+
+    def test_numbers_too_large(self):
+        """Flags above 32 bits, sizes above 31 and expiries above 32 bits are no command."""
+        for line in (
+            b"set k 4294967296 0 1\r\n",
+            b"set k 0 0 4294967296\r\n",
+            b"set k 0 4294967296 1\r\n",
+        ):
+            self.assertEqual(
+                TextDecoder().feed(line),
+                [TextRefusal(b"CLIENT_ERROR bad command line format\r\n", "set")],
+            )
+
+    def test_expiry_of_32_bits(self):
+        """An expiry after 2038 is one; memcached wraps it round to the past."""
+        [command] = TextDecoder().feed(b"set k 0 4294967295 1\r\nx\r\n")
+        self.assertEqual(command, TextCommand("set", b"k", b"x", expiry=4294967295))
+
+    def test_nul_is_a_byte_like_others(self):
+        """A NUL does not end the line."""
+        self.assertEqual(TextDecoder().feed(b"get k\0x\r\n"), [TextCommand("get", b"k\0x"), END])
+
+
+class TextDecoderTests(SynchronousTestCase):
+    """What becomes of each command."""
+
+    def test_commands(self):
+        """Each verb's arguments end up in their fields."""
+        cases = {
+            b"gets a b\r\n": [TextCommand("gets", b"a"), TextCommand("gets", b"b"), END],
+            b"gat 9 a\r\n": [TextCommand("gat", b"a", expiry=9), END],
+            b"gats -1 a\r\n": [TextCommand("gats", b"a", expiry=2592001), END],
+            b"cas k 1 2 3 4 noreply\r\nabc\r\n": [
+                TextCommand("cas", b"k", b"abc", 1, 2, 4, noreply=True)
+            ],
+            b"prepend k 1 2 0\r\n\r\n": [TextCommand("prepend", b"k", b"", 1, 2)],
+            b"add k 0 0 4\r\n\r\n\0\n\r\n": [TextCommand("add", b"k", b"\r\n\0\n")],
+            b"decr k 18446744073709551615\r\n": [
+                TextCommand("decr", b"k", delta=18446744073709551615)
+            ],
+            b"touch k 60 noreply\r\n": [TextCommand("touch", b"k", expiry=60, noreply=True)],
+            b"flush_all 60\r\n": [TextCommand("flush_all", expiry=60)],
+            b"flush_all -60 noreply\r\n": [TextCommand("flush_all", noreply=True)],
+            b"stats cachedump 1 0\r\n": [TextCommand("stats", args=(b"cachedump", b"1", b"0"))],
+            b"quit\r\nget k\r\n": [TextCommand("quit"), TextCommand("get", b"k"), END],
+            b"mn\r\n": [TextCommand("mn")],
+            b"mg k v\r\n": [TextRefusal(b"ERROR\r\n")],
+        }
+        for wire, items in cases.items():
+            for parts in cuttings(wire):
+                self.assertEqual(decode(TextDecoder, parts), (items, None))
+
+    def test_too_large(self):
+        """A value beyond the limit is thrown away, told when it is through, and the key with it."""
+        wire = b"set key 0 0 101\r\n" + bytes(101) + b"\r\nversion\r\n"
+        refusal = TextRefusal(
+            b"SERVER_ERROR object too large for cache\r\n", "set", b"key", too_large=True
+        )
+        for parts in cuttings(wire):
+            self.assertEqual(
+                decode(lambda: TextDecoder(max_value=100), parts, 2048),
+                ([refusal, TextCommand("version")], None),
+            )
+        decoder = TextDecoder(max_value=100)
+        self.assertEqual(decoder.feed(wire[:118]), [])
+        self.assertEqual(decoder.buffered, 0)
+
+    def test_too_large_without_reply(self):
+        """The server hears of it, the client does not."""
+        wire = b"add key 0 0 101 noreply\r\n" + bytes(103)
+        self.assertEqual(
+            TextDecoder(max_value=100).feed(wire), [TextRefusal(b"", "add", b"key", too_large=True)]
+        )
+
+    def test_value_of_exactly_the_limit(self):
+        """The limit itself is allowed."""
+        self.assertEqual(
+            TextDecoder(max_value=3).feed(b"set k 0 0 3\r\nabc\r\n"),
+            [TextCommand("set", b"k", b"abc")],
+        )
+
+    def test_long_value_is_linear(self):
+        """A 10 MiB value in 16 KiB reads comes out whole and costs little more than its copy."""
+        value = bytes(range(256)) * (10 * 4096)
+        wire = b"set k 0 0 %d\r\n%b\r\n" % (len(value), value)
+        decoder = TextDecoder()
+        begin = process_time()
+        items = []
+        for at in range(0, len(wire), 16384):
+            items += decoder.feed(wire[at : at + 16384])
+        self.assertLess(process_time() - begin, 0.5)
+        self.assertEqual(items, [TextCommand("set", b"k", value)])
+
+    def test_commands_before_the_broken_one(self):
+        """What was whole before the fault is delivered, and only then is the fault known."""
+        for end, reason in (
+            (b"GET / HTTP/1.1\r\nHost: example.com\r\n", "an HTTP request"),
+            (b"x" * 2049, "a line of more than 2048 bytes"),
+        ):
+            decoder = TextDecoder()
+            items = decoder.feed(b"version\r\n" + end)
+            self.assertEqual(items[0], TextCommand("version"))
+            self.assertEqual(str(decoder.error), reason)
+            self.assertRaises(RemoteProtocolError, decoder.feed, b"")
+
+    def test_line_too_long_is_told(self):
+        """Whoever sends a line without end is told why the connection ends."""
+        self.assertEqual(
+            TextDecoder(max_line=10).feed(b"12345678901"),
+            [TextRefusal(b"CLIENT_ERROR line too long\r\n")],
+        )
+
+    def test_line_of_exactly_the_limit(self):
+        """The limit counts all bytes before the line feed, and is itself allowed."""
+        for parts in cuttings(b"delete 890\r\n"):
+            self.assertEqual(
+                decode(lambda: TextDecoder(max_line=11), parts)[0],
+                [TextCommand("delete", b"890")],
+            )
+
+    def test_silent_refusals(self):
+        """With noreply a wrong command is not carried out either, though nothing is said."""
+        for wire in (
+            b"delete k 1 noreply\r\n",
+            b"incr k x noreply\r\n",
+            b"touch k x noreply\r\n",
+            b"flush_all x noreply\r\n",
+            b"set k x 0 1 noreply\r\n",
+        ):
+            verb = wire.split()[0].decode()
+            self.assertEqual(TextDecoder().feed(wire), [TextRefusal(b"", verb)])
+
+
+class LongRetrievalTests(SynchronousTestCase):
+    """get and gets may be longer than any other line."""
+
+    def decode(self, parts: list[bytes]) -> tuple[list[object], str | None]:
+        """Decode with small limits, and check that next to nothing is held."""
+        return decode(lambda: TextDecoder(max_line=20, max_key=8), parts, 20)
+
+    def test_keys_as_they_come(self):
+        """The keys of a long line come out in order, and then its end."""
+        for verb in ("get", "gets"):
+            wire = verb.encode() + b" " + b"aaa  bb c " * 4 + b"dddddddd\r\nversion\r\n"
+            expected = [TextCommand(verb, key) for key in (b"aaa", b"bb", b"c") * 4]
+            expected += [TextCommand(verb, b"dddddddd"), END, TextCommand("version")]
+            for parts in cuttings(wire):
+                self.assertEqual(self.decode(parts), (expected, None))
+
+    def test_leading_spaces(self):
+        """Memcached allows up to a hundred of them."""
+        wire = b" " * 15 + b"get aaaa bbbb cccc\r\n"
+        expected = [TextCommand("get", key) for key in (b"aaaa", b"bbbb", b"cccc")]
+        for parts in cuttings(wire):
+            self.assertEqual(self.decode(parts), ([*expected, END], None))
+
+    def test_long_key(self):
+        """A key too long ends the retrieval with a refusal; the rest of the line is lost."""
+        wire = b"get aaaa bbbb cccc 123456789 dddd eeee\r\nversion\r\n"
+        good = [TextCommand("get", key) for key in (b"aaaa", b"bbbb", b"cccc")]
+        for parts in cuttings(wire):
+            self.assertEqual(
+                self.decode(parts), ([*good, BAD_FORMAT, TextCommand("version")], None)
+            )
+
+    def test_endless_key(self):
+        """A key without end is refused without being held."""
+        wire = b"get " + b"k" * 1000 + b"\nversion\r\n"
+        for parts in ([wire], [byte.to_bytes() for byte in wire]):
+            self.assertEqual(self.decode(parts), ([BAD_FORMAT, TextCommand("version")], None))
+
+    def test_no_key(self):
+        """Spaces alone ask for nothing."""
+        wire = b"get " + b" " * 30 + b"\r\nversion\r\n"
+        for parts in cuttings(wire):
+            self.assertEqual(
+                self.decode(parts),
+                ([TextRefusal(b"ERROR\r\n", "get"), TextCommand("version")], None),
+            )
+
+    def test_other_commands(self):
+        """No other command may be so long, and neither may gat."""
+        for wire in (b"gat 0 " + b"kk " * 10, b"getx " + b"kk " * 10, b"delete " + b"k" * 30):
+            for parts in cuttings(wire + b"\r\n"):
+                self.assertEqual(
+                    self.decode(parts),
+                    (
+                        [TextRefusal(b"CLIENT_ERROR line too long\r\n")],
+                        "a line of more than 20 bytes",
+                    ),
+                )
+
+    def test_cost_is_linear(self):
+        """A megabyte of keys in small reads is no more work than its length."""
+        decoder = TextDecoder()
+        wire = b"get " + b"key:123456 " * 95000 + b"\r\n"
+        begin = process_time()
+        count = 0
+        for at in range(0, len(wire), 1024):
+            count += len(decoder.feed(wire[at : at + 1024]))
+        self.assertLess(process_time() - begin, 2)
+        self.assertEqual(count, 95001)
+
+
+class ReplyTests(SynchronousTestCase):
+    """Lines that a server sends."""
+
+    def test_values(self):
+        """A hit with and without CAS; all 64 bits of it."""
+        self.assertEqual(value_with(), b"VALUE k 5 3\r\nabc\r\n")
+        self.assertEqual(value_with(cas=2**64 - 1), b"VALUE k 5 3 18446744073709551615\r\nabc\r\n")
+
+    def test_lines(self):
+        """Statistics and errors."""
+        self.assertEqual(text.stat_line(b"pid", b"1"), b"STAT pid 1\r\n")
+        self.assertEqual(text.client_error(b"unauthenticated"), b"CLIENT_ERROR unauthenticated\r\n")
+        self.assertEqual(text.server_error(b"busy"), b"SERVER_ERROR busy\r\n")
+
+
+def value_with(cas: int | None = None) -> bytes:
+    """Return one hit, made both ways."""
+    whole = text.value_reply(b"k", 5, b"abc", cas)
+    if text.value_head(b"k", 5, 3, cas) + b"abc\r\n" != whole:
+        raise AssertionError("head and reply differ")
+    return whole
