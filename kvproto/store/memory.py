@@ -17,7 +17,7 @@ from zope.interface import implementer
 from kvproto.store.document import DO_NOT_CREATE, Document, Key, Refusal
 from kvproto.store.expiry import deadline
 from kvproto.store.interfaces import IStore
-from kvproto.store.shelf import ITEM_OVERHEAD, Shelf
+from kvproto.store.shelf import Shelf
 
 __all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "MemoryStore"]
 
@@ -60,9 +60,7 @@ class MemoryStore(Shelf):
     ) -> None:
         super().__init__(now, memory_limit, evict)
         self.uuid = secrets.randbits(48) if uuid is None else uuid
-        # What a document may have at most: whatever the caller says, it must fit the shelf.
-        room = max(0, memory_limit - ITEM_OVERHEAD)
-        self._max_item = room if max_item is None else min(max_item, room)
+        self._max_item = memory_limit if max_item is None else max_item
         self._max_value = max_value
         self._cas = 0
         self._get_hits = self._get_misses = self._get_expired = 0
@@ -117,7 +115,11 @@ class MemoryStore(Shelf):
             refusal = self._check(old, cas)
             if refusal is not None:
                 return refusal
-        return self._write(key, value, flags, expiry, datatype, preserve_expiry, old, now)
+        if preserve_expiry and old is not None:
+            expires_at = old.expires_at
+        else:
+            expires_at = deadline(expiry, now) if expiry else 0.0
+        return self._commit(key, value, flags, expires_at, datatype, old, now)
 
     def add(
         self,
@@ -137,7 +139,7 @@ class MemoryStore(Shelf):
             return Refusal.EXISTS
         if cas:
             return Refusal.NOT_FOUND
-        return self._write(key, value, flags, expiry, datatype, preserve_expiry, None, now)
+        return self._commit(key, value, flags, deadline(expiry, now), datatype, None, now)
 
     def replace(
         self,
@@ -157,7 +159,11 @@ class MemoryStore(Shelf):
         refusal = self._check(old, cas)
         if refusal is not None:
             return refusal
-        return self._write(key, value, flags, expiry, datatype, preserve_expiry, old, now)
+        if preserve_expiry and old is not None:
+            expires_at = old.expires_at
+        else:
+            expires_at = deadline(expiry, now) if expiry else 0.0
+        return self._commit(key, value, flags, expires_at, datatype, old, now)
 
     def append(self, key: Key, value: bytes, cas: int = 0) -> Document | Refusal:
         """Put bytes behind a value; see `IStore.append`."""
@@ -226,7 +232,8 @@ class MemoryStore(Shelf):
         if old is None:
             if cas or expiry == DO_NOT_CREATE:
                 return Refusal.NOT_FOUND, False
-            return self._write(key, b"%d" % initial, 0, expiry, _JSON, False, None, now), False
+            expires_at = deadline(expiry, now)
+            return self._commit(key, b"%d" % initial, 0, expires_at, _JSON, None, now), False
         refusal = self._check(old, cas)
         if refusal is not None:
             return refusal, True
@@ -380,24 +387,6 @@ class MemoryStore(Shelf):
         self._cas = cas
         return cas
 
-    def _write(
-        self,
-        key: Key,
-        value: bytes,
-        flags: int,
-        expiry: int,
-        datatype: int,
-        preserve_expiry: bool,
-        old: Document | None,
-        now: float,
-    ) -> Document | Refusal:
-        """Store a whole new value."""
-        if preserve_expiry and old is not None:
-            expires_at = old.expires_at
-        else:
-            expires_at = deadline(expiry, now) if expiry else 0.0
-        return self._commit(key, value, flags, expires_at, datatype, old, now)
-
     def _change(
         self, key: Key, old: Document, value: bytes, datatype: int, now: float
     ) -> Document | Refusal:
@@ -416,26 +405,24 @@ class MemoryStore(Shelf):
     ) -> Document | Refusal:
         """Let a mutation that was found right happen, if there is room for it."""
         length = len(value)
-        if length > self._max_value or length + len(key) > self._max_item:
+        key_length = len(key[1]) if key.__class__ is tuple else len(key)
+        if length > self._max_value or length + key_length > self._max_item:
             self._too_large += 1
             return Refusal.TOO_BIG
-        xattrs = None if old is None else old.xattrs
-        document = Document(
-            value,
-            flags,
-            self._next_cas(now),
-            expires_at,
-            0.0,
-            self._seqno + 1,
-            datatype,
-            0,
-            xattrs,
-        )
+        cas = self._next_cas(now)
+        document = Document(value, flags, cas, expires_at, 0.0, self._seqno + 1, datatype)
+        if old is not None and old.xattrs is not None:
+            document.xattrs = old.xattrs
         if expires_at and expires_at <= now:
             if old is not None:
                 self._remove(key, old)
-        elif not self._put(key, document, old, now):
-            self._no_memory += 1
-            return Refusal.NO_MEMORY
+        else:
+            refusal = self._put(key, document, old, now)
+            if refusal is not None:
+                if refusal is Refusal.TOO_BIG:
+                    self._too_large += 1
+                else:
+                    self._no_memory += 1
+                return refusal
         self._seqno += 1
         return document

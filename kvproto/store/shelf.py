@@ -23,16 +23,29 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 
-from kvproto.store.document import Document, Key
+from kvproto.store.document import Document, Key, Refusal
 from kvproto.store.expiry import DueQueue, deadline
 
-__all__ = ["ITEM_OVERHEAD", "Shelf"]
+__all__ = [
+    "COLLECTION_OVERHEAD",
+    "ITEM_OVERHEAD",
+    "XATTR_OVERHEAD",
+    "Shelf",
+    "xattrs_footprint",
+]
 
-ITEM_OVERHEAD = 480
-"""Bytes that a document costs beside its key and value."""
+ITEM_OVERHEAD = 448
+"""Bytes that a document costs beside its key and value.
 
-COLLECTION_OVERHEAD = 200
-"""Bytes that it costs more in a named collection."""
+Measured with tracemalloc on CPython 3.11, 64 bits: 355 to 397 without an expiry, 420 to 462 with
+one, depending on how far the table is from its next growth.  A test measures it again.
+"""
+
+COLLECTION_OVERHEAD = 112
+"""Bytes that it costs more in a named collection (measured: 85 to 117)."""
+
+XATTR_OVERHEAD = 320
+"""Bytes that an extended attribute costs beside its name and text, its dict included."""
 
 _CHORES_PER_WRITE = 8
 _STALE_ENTRIES_ALLOWED = 1024
@@ -42,10 +55,13 @@ def _footprint(key: Key, document: Document) -> int:
     """Say how many bytes of the limit a document takes."""
     size = ITEM_OVERHEAD + len(document.value)
     size += len(key[1]) + COLLECTION_OVERHEAD if key.__class__ is tuple else len(key)
-    if document.xattrs is not None:
-        for name, text in document.xattrs.items():
-            size += len(name) + len(text) + ITEM_OVERHEAD
-    return size
+    return size + xattrs_footprint(document) if document.xattrs else size
+
+
+def xattrs_footprint(document: Document) -> int:
+    """Say how many bytes of the limit a document's extended attributes take."""
+    xattrs = document.xattrs or {}
+    return sum(XATTR_OVERHEAD + len(name) + len(text) for name, text in xattrs.items())
 
 
 class Shelf:
@@ -112,19 +128,24 @@ class Shelf:
 
     # -- putting and removing -------------------------------------------------
 
-    def _put(self, key: Key, document: Document, old: Document | None, now: float) -> bool:
-        """Put a document in the place of the old one; False when there is no memory for it.
-
-        The caller has made sure that the document alone fits the limit.
-        """
-        growth = _footprint(key, document)
-        if old is not None:
-            growth -= _footprint(key, old)
+    def _put(
+        self, key: Key, document: Document, old: Document | None, now: float
+    ) -> Refusal | None:
+        """Put a document in the place of the old one, or say why there is no room for it."""
+        if old is None:
+            growth = _footprint(key, document)
+        else:
+            growth = len(document.value) - len(old.value)
+            if document.xattrs is not old.xattrs:
+                growth += xattrs_footprint(document) - xattrs_footprint(old)
             self._use(key)  # so that making room never takes what is being replaced
         if self._garbage or self._sweeping or self._due.first <= now:
             self._do_chores(now)
-        if self._used + growth > self._limit and not self._make_room(growth, now):
-            return False
+        if self._used + growth > self._limit:
+            if _footprint(key, document) > self._limit:
+                return Refusal.TOO_BIG
+            if not self._make_room(growth, now):
+                return Refusal.NO_MEMORY
         self._items[key] = document
         self._used += growth
         self._total_items += 1
@@ -132,7 +153,7 @@ class Shelf:
             self._schedule(key, document, old)
         if old is None and key.__class__ is tuple:
             self._collections.setdefault(key[0], {})[key] = None
-        return True
+        return None
 
     def _remove(self, key: Key, document: Document) -> None:
         del self._items[key]

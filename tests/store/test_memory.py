@@ -1,0 +1,64 @@
+"""MemoryStore against the contract, at once and by Deferred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from kvproto.store import IStore, MemoryStore
+from kvproto.testing.store import StoreContract
+
+
+class MemoryStoreContractTests(StoreContract, SynchronousTestCase):
+    """The default store keeps the contract."""
+
+    def make_store(self, now: Callable[[], float]) -> IStore:
+        return MemoryStore(now)
+
+
+class RefusingStoreContractTests(StoreContract, SynchronousTestCase):
+    """A store that refuses instead of evicting keeps the contract."""
+
+    def make_store(self, now: Callable[[], float]) -> IStore:
+        return MemoryStore(now, evict=False)
+
+
+@implementer(IStore)
+class _WaitingStore:
+    """Answers everything later, when it is pushed."""
+
+    def __init__(self, store: MemoryStore, waiting: list[Callable[[], None]]) -> None:
+        self._store = store
+        self._waiting = waiting
+        self.uuid = store.uuid
+
+    def __getattr__(self, name: str) -> Callable[..., Deferred[Any]]:
+        method = getattr(self._store, name)
+
+        def later(*args: Any, **kwargs: Any) -> Deferred[Any]:
+            answer: Deferred[Any] = Deferred()
+            self._waiting.append(lambda: answer.callback(method(*args, **kwargs)))
+            return answer
+
+        return later
+
+
+class WaitingStoreContractTests(StoreContract, SynchronousTestCase):
+    """The contract can be tested on a store that answers with Deferreds."""
+
+    def make_store(self, now: Callable[[], float]) -> IStore:
+        self.waiting: list[Callable[[], None]] = []
+        return _WaitingStore(MemoryStore(now), self.waiting)  # type: ignore[no-any-return,return-value,call-overload,unused-ignore]
+
+    def settle(self) -> None:
+        waiting, self.waiting[:] = list(self.waiting), []
+        for answer in waiting:
+            answer()
+
+    def test_interface(self) -> None:
+        """This wrapper passes calls on by name, so the interface is checked on what it wraps."""
+        self.assertTrue(IStore.providedBy(self.store))
