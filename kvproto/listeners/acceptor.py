@@ -87,8 +87,13 @@ class _Door(Factory):
 
     noisy = False
 
-    def __init__(self, behind: IProtocolFactory) -> None:
+    def __init__(self, name: str, behind: IProtocolFactory) -> None:
+        self.name = name
         self.behind = behind
+
+    def logPrefix(self) -> str:
+        """Name the listener where Twisted logs about its port."""
+        return self.name
 
     def buildProtocol(self, addr: Any) -> Any:
         return self.behind.buildProtocol(addr)
@@ -173,7 +178,7 @@ class AcceptorService(Service):
             self._handoffs.expires = expires
         self._verify: closing.Verify | None = None
         self._generation = 0
-        self._door = _Door(self._stack())
+        self._door = _Door(name, self._stack())
         self._serial = Serial()
         self._port: Any = None
         self._binding: Deferred[None] | None = None
@@ -216,7 +221,7 @@ class AcceptorService(Service):
             bound.
         """
         super().startService()
-        started: Deferred[bool] = Deferred(self._waiting.remove)
+        started: Deferred[bool] = Deferred(self._forget)
         self._waiting.append(started)
         self._begin()
         return started
@@ -224,7 +229,17 @@ class AcceptorService(Service):
     def _begin(self) -> None:
         """Ask for an attempt to listen."""
         self._retry = None
-        self._serial.run("start", self._start).addErrback(self._answer_waiting)
+        self._serial.run("start", self._start).addErrback(self._start_broke)
+
+    def _forget(self, started: Deferred[bool]) -> None:
+        """Owe no answer to somebody who has given up."""
+        if started in self._waiting:
+            self._waiting.remove(started)
+
+    def _start_broke(self, failure: Failure) -> None:
+        """Report what is a fault of ours or of the endpoint's."""
+        log.failure("{listener} could not start", failure=failure, listener=self.name)
+        self._answer_waiting(failure)
 
     async def _start(self) -> None:
         """Listen, or arrange for the next attempt."""
@@ -256,7 +271,7 @@ class AcceptorService(Service):
         """Give up where that was asked for, else wait and try again."""
         self._attempts += 1
         self._error = _why_not(failure)
-        if self._required and not self._listened:
+        if (self._required and not self._listened) or _is_hopeless(failure):
             self._state = AcceptorState.STOPPED
             self._answer_waiting(Failure(self._config_error(failure)))
             return
@@ -505,6 +520,7 @@ class AcceptorService(Service):
             "error": self._error,
             "attempts": self._attempts,
             "retry_in_s": None if retry_in is None else round(retry_in, 3),
+            "limit": self._handoffs.limit,
             "restarts": self._restarts,
             "generation": self._generation,
             "connections": self._ledger.counts(self.name),
@@ -527,6 +543,16 @@ _BIND_ERRORS = {
     errno.EACCES: "not permitted to listen there",
     errno.EADDRNOTAVAIL: "this machine has no such address",
 }
+
+
+_HOPELESS = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
+"""What no waiting will change: this machine does not speak the address family."""
+
+
+def _is_hopeless(failure: Failure) -> bool:
+    """Tell whether trying again is pointless."""
+    cause = getattr(failure.value, "socketError", failure.value)
+    return getattr(cause, "errno", None) in _HOPELESS
 
 
 def _why_not(failure: Failure) -> str:

@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from kvproto.listeners.ledger import Entry, Ledger
-from kvproto.listeners.states import LIVE_STATES, Event
+from kvproto.listeners.states import LIVE_STATES, Event, State
 
 __all__ = ["Verify", "disconnect", "drain", "recheck"]
 
@@ -26,6 +26,9 @@ log = txaio.make_logger()  # type: ignore[attr-defined]
 
 Verify = Callable[[tuple[bytes, ...]], str | None]
 """Maps a peer's chain to why it is not trusted (any more), None when it is."""
+
+_VERIFIED = frozenset({State.OFFERED, State.OWNED, State.CLOSING})
+"""Whose chain can be verified again; a handshake under way is judged when it has ended."""
 
 RECHECKS_PER_TURN = 32
 """Chains verified before others' reads have their turn: some milliseconds."""
@@ -70,7 +73,7 @@ async def recheck(ledger: Ledger, entries: Iterable[Entry], verify: Verify) -> i
     for position, entry in enumerate(list(entries), 1):
         if position % RECHECKS_PER_TURN == 0:
             await deferLater(ledger.clock, 0)
-        reason = objection(verify, entry)
+        reason = objection(verify, entry) if entry.state in _VERIFIED else ""
         if reason:
             ended.append(entry)
             log.info(
@@ -86,8 +89,6 @@ async def recheck(ledger: Ledger, entries: Iterable[Entry], verify: Verify) -> i
 
 def objection(verify: Verify, entry: Entry) -> str:
     """Return why a connection's peer may not stay, ``""`` when it may."""
-    if entry.state not in LIVE_STATES:
-        return ""
     try:
         chain = entry.accepted.peer_chain
         return (verify(chain) or "") if chain else ""

@@ -67,6 +67,7 @@ class Handoff(Protocol):
         self._claim: Deferred[IProtocol] | None = None
         self._kept: list[bytes] = []
         self._paused = False
+        self._owner_reads = False
         self._drain_within: float | None = None
         self._drain_wanted = False
         self._lost: Failure | None = None
@@ -163,10 +164,14 @@ class Handoff(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Keep what comes before there is an owner: one read, then no more reading.
 
-        Shadowed by the owner's own method as soon as there is one.
+        Shadowed by the owner's own method as soon as there is one; a layer below that
+        has kept this bound method reaches the owner all the same.
         """
         state = self.entry.state
         if state is State.CANCELLED or state is State.CLOSED:
+            return
+        if self._owner_reads:
+            self._owner.dataReceived(data)
             return
         self._kept.append(data)
         if not self._paused and state is State.OFFERED:
@@ -281,6 +286,7 @@ class Handoff(Protocol):
         if self.entry.state not in (State.OWNED, State.CLOSING):
             return
         kept, self._kept = b"".join(self._kept), []
+        self._owner_reads = True
         self.dataReceived = owner.dataReceived  # type: ignore[method-assign]
         if kept:
             owner.dataReceived(kept)
@@ -355,6 +361,7 @@ class Handoff(Protocol):
         entry = self.entry
         owner, self._owner = self._owner, None
         self._kept.clear()
+        self.__dict__.pop("dataReceived", None)  # the owner's; let go of it
         self._ledger.remove(entry, self._ended_by.value)
         tell = log.info if self._notable else log.debug
         tell(

@@ -78,6 +78,26 @@ class IAccepted(Protocol):
         """Tell whether the peer has sent more than the beginning of a handshake."""
 
 
+class _Gone:
+    """Whom events are said to once a connection is gone: nobody.
+
+    It takes the place of the connection, so that what still holds an entry (a drain, a
+    status page) does not hold protocol, transport and owner with it.
+    """
+
+    peer_chain: tuple[bytes, ...] = ()
+
+    def fire(self, event: Event, reason: str = "", *, within: float | None = None) -> None:
+        """Do nothing."""
+
+    def progressed(self) -> bool:
+        """Say that there is nothing to wait for."""
+        return True
+
+
+_GONE = _Gone()
+
+
 class Rank(enum.IntEnum):
     """How much a connection that has not logged in has achieved."""
 
@@ -320,6 +340,7 @@ class Ledger:
         self._give_up_place(entry)
         self._deadlines.set(entry, None)
         self.endings[ending] += 1
+        entry.accepted = _GONE
         for watcher in [w for w in self._watchers if entry.id in w[0]]:
             remaining, done = watcher
             remaining.discard(entry.id)

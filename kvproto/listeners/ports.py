@@ -163,8 +163,21 @@ class _Accepting(_PortBase):
         super().connectionLost(reason)
 
 
+_KEEPALIVE = (("TCP_KEEPIDLE", 360), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+"""A peer that vanished without a word is noticed after six minutes (kv_engine's numbers);
+the kernel's own two hours are no answer to "nothing waits for ever"."""
+
+
 class AcceptorPort(_Accepting, tcp.Port):
-    """A TCP port of ours."""
+    """A TCP port of ours; accepted sockets inherit its options."""
+
+    def startListening(self) -> None:
+        """Open the socket and set what each accepted one shall have."""
+        super().startListening()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE:
+            if hasattr(socket, name):
+                self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def createInternetSocket(self) -> socket.socket:
         """Make an IPv6 socket IPv6 only, so that IPv4 can have the same port."""

@@ -118,7 +118,7 @@ def _address(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> IA
 
 
 class ProxyProtocol(ProtocolWrapper):
-    """Reads the header, then steps aside: later reads go to the wrapped protocol directly.
+    """Reads the header, then steps aside: later reads are only handed on.
 
     The wrapped protocol is connected at once, so that its deadline runs from accept() on.
     If it is an `IHandshakeListener` (there is no TLS in between), the end of the header is
@@ -151,7 +151,8 @@ class ProxyProtocol(ProtocolWrapper):
         """Let the wrapped protocol begin."""
         self._received = b""
         wrapped: Any = self.wrappedProtocol
-        self.dataReceived = wrapped.dataReceived  # type: ignore[method-assign]
+        # Not wrapped.dataReceived itself: that may be replaced when an owner is found.
+        self.dataReceived = super().dataReceived  # type: ignore[method-assign]
         if IHandshakeListener.providedBy(wrapped):
             wrapped.handshakeCompleted()
         if rest:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionDone
-from twisted.internet.interfaces import ITransport
+from twisted.internet.interfaces import IStreamServerEndpoint, ISystemHandle, ITransport
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -33,7 +33,7 @@ class Handle:
         return b"TLSv1.3 early data" if hello else b"before SSL initialization"
 
 
-@implementer(ITransport, ISecuredTransport)
+@implementer(ITransport, ISecuredTransport, ISystemHandle)
 class FakeTransport:
     """A secured transport that the test closes when it likes.
 
@@ -102,8 +102,93 @@ class FakeTransport:
             self.protocol.connectionLost(Failure(reason or ConnectionDone()))
 
 
+class LivelyTransport(FakeTransport):
+    """A transport on a clock: aborts end it in the next turn, a polite peer answers goodbyes."""
+
+    def __init__(self, clock: Clock, peer: Any = PEER, *, polite: bool = True) -> None:
+        super().__init__(peer)
+        self._clock = clock
+        self.polite = polite
+
+    def _later(self, delay: float, reason: Exception) -> None:
+        if not self.gone:
+            self._clock.callLater(delay, self.lose, reason)
+
+    def loseConnection(self) -> None:
+        super().loseConnection()
+        if self.polite:
+            self._later(0.01, ConnectionDone())
+
+    def abortConnection(self) -> None:
+        super().abortConnection()
+        self._later(0, ConnectionAborted())
+
+
+class FakePort:
+    """A listening port that can pause, with the kernel's queue in front of it."""
+
+    def __init__(self, factory: Any, *, pausable: bool = True) -> None:
+        self.factory = factory
+        self.queue: list[Any] = []
+        self.accepting = True
+        self.closed = False
+        if pausable:
+            self.pause_accepting = self._pause
+            self.resume_accepting = self._resume
+        factory.doStart()
+
+    def _pause(self) -> None:
+        self.accepting = False
+
+    def _resume(self) -> None:
+        self.accepting = True
+        queue, self.queue = self.queue, []
+        for transport in queue:
+            self.connect(transport)
+
+    def connect(self, transport: Any) -> Any:
+        """Let a client connect: accepted at once, or waiting in the queue."""
+        assert not self.closed, "refused"
+        if not self.accepting:
+            self.queue.append(transport)
+            return None
+        protocol = self.factory.buildProtocol(transport.getPeer())
+        transport.connect(protocol)
+        return protocol
+
+    def getHost(self) -> Any:
+        return IPv4Address("TCP", "192.0.2.9", 11207)
+
+    def stopListening(self) -> Deferred[None]:
+        self.closed = True
+        self.factory.doStop()
+        return succeed(None)
+
+
+@implementer(IStreamServerEndpoint)
+class FakeEndpoint:
+    """An endpoint whose next answers are the test's: exceptions first, then ports."""
+
+    def __init__(self, *failures: Exception, pausable: bool = True) -> None:
+        self.failures = list(failures)
+        self.pausable = pausable
+        self.ports: list[FakePort] = []
+
+    @property
+    def port(self) -> FakePort:
+        return self.ports[-1]
+
+    def listen(self, protocolFactory: Any) -> Deferred[Any]:
+        if self.failures:
+            return fail(self.failures.pop(0))
+        self.ports.append(FakePort(protocolFactory, pausable=self.pausable))
+        return succeed(self.port)
+
+
 class Owner(Protocol):
     """Remembers what it is told."""
+
+    transport: Any
 
     def __init__(self) -> None:
         self.received = b""

@@ -1,0 +1,566 @@
+"""The life of a listener: start, restart, stop, rotation, on a port of the test's."""
+
+from __future__ import annotations
+
+import errno
+import json
+from typing import Any
+
+from twisted.application.service import IService, MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.task import Clock
+from twisted.protocols.policies import WrappingFactory
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from kvproto.config import OnRotate
+from kvproto.errors import ConfigError
+from kvproto.listeners.acceptor import AcceptorService, AcceptorState
+from kvproto.listeners.ledger import Ledger
+from kvproto.listeners.states import Event, State
+from tests.listeners.support import (
+    DrainableOwner,
+    FakeController,
+    FakeEndpoint,
+    LivelyTransport,
+    Owner,
+)
+
+
+def cannot_listen(number: int = errno.EADDRINUSE) -> CannotListenError:
+    """Return what Twisted raises when a port cannot be bound."""
+    return CannotListenError("127.0.0.1", 11207, OSError(number, "the kernel's words"))
+
+
+class AcceptorCase(SynchronousTestCase):
+    """An acceptor with everything around it."""
+
+    def build(self, *failures: Exception, pausable: bool = True, **options: Any) -> None:
+        self.clock = Clock()
+        self.ledger = Ledger(self.clock)
+        self.controller = FakeController()
+        self.endpoint = FakeEndpoint(*failures, pausable=pausable)
+        self.acceptor = AcceptorService(
+            "data",
+            self.endpoint,
+            self.controller,
+            self.ledger,
+            self.clock,
+            jitter=lambda: 0.5,
+            **options,
+        )
+
+    def start(self, *failures: Exception, **options: Any) -> None:
+        self.build(*failures, **options)
+        self.acceptor.privilegedStartService()
+        self.successResultOf(self.acceptor.startService())
+
+    def connect(self, *, polite: bool = True) -> LivelyTransport:
+        transport = LivelyTransport(self.clock, polite=polite)
+        self.endpoint.port.connect(transport)
+        return transport
+
+    def later(self, seconds: float) -> None:
+        """Let time pass as a reactor does: in small steps."""
+        for _ in range(20):
+            self.clock.advance(seconds / 20)
+
+    def assert_nothing_left(self) -> None:
+        self.assertEqual(len(self.ledger), 0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class StartTests(AcceptorCase):
+    """From stopped to listening."""
+
+    def test_is_a_service(self) -> None:
+        """It is an IService."""
+        self.build()
+        verifyObject(IService, self.acceptor)
+
+    def test_bound_before_it_accepts(self) -> None:
+        """The port is bound with privileges, and accepts when the service starts."""
+        self.build()
+        self.acceptor.privilegedStartService()
+        self.assertFalse(self.endpoint.port.accepting)
+        self.assertTrue(self.successResultOf(self.acceptor.startService()))
+        self.assertTrue(self.endpoint.port.accepting)
+        self.assertEqual(len(self.endpoint.ports), 1)
+        self.assertIs(self.acceptor.state, AcceptorState.LISTENING)
+
+    def test_starts_without_privileges(self) -> None:
+        """Whoever only starts it gets the same."""
+        self.build()
+        self.successResultOf(self.acceptor.startService())
+        self.assertTrue(self.endpoint.port.accepting)
+
+    def test_slow_endpoint(self) -> None:
+        """An endpoint that takes its time is asked once."""
+        self.build()
+        listening: Deferred[Any] = Deferred()
+        asked: list[Any] = []
+
+        def listen(protocolFactory: IProtocolFactory) -> Deferred[Any]:
+            asked.append(protocolFactory)
+            return listening
+
+        listen_now = self.endpoint.listen
+        self.endpoint.listen = listen  # type: ignore[method-assign]
+        self.acceptor.privilegedStartService()
+        started = self.acceptor.startService()
+        self.assertNoResult(started)
+        listen_now(asked[0])
+        listening.callback(self.endpoint.port)
+        self.assertTrue(self.successResultOf(started))
+        self.assertEqual(len(asked), 1)
+
+    def test_under_a_running_parent(self) -> None:
+        """A parent that runs starts it when it comes and stops it when it goes."""
+        self.build()
+        parent = MultiService()
+        parent.startService()
+        self.acceptor.setServiceParent(parent)
+        self.assertIs(self.acceptor.state, AcceptorState.LISTENING)
+        parent.removeService(self.acceptor)
+        self.assertIs(self.acceptor.state, AcceptorState.STOPPED)
+
+    def test_required_port_taken(self) -> None:
+        """A required listener whose port is taken says so before anything runs."""
+        self.build(cannot_listen(), required=True, option="--listen tcp:11207")
+        error = self.assertRaises(ConfigError, self.acceptor.privilegedStartService)
+        self.assertEqual(
+            str(error),
+            "--listen tcp:11207: cannot listen on 127.0.0.1:11207: "
+            "the address is in use: another server listens there",
+        )
+
+    def test_required_port_taken_at_start(self) -> None:
+        """Started without privileges, the same error comes by the Deferred."""
+        self.build(cannot_listen(), required=True)
+        self.failureResultOf(self.acceptor.startService(), ConfigError)
+        self.assertIs(self.acceptor.state, AcceptorState.STOPPED)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_taken_port_is_tried_again(self) -> None:
+        """Another listener waits longer each time, says so, and comes up by itself."""
+        self.build(*[cannot_listen() for _ in range(6)])
+        self.acceptor.privilegedStartService()
+        started = self.acceptor.startService()
+        waits = []
+        while not self.endpoint.ports:
+            status = self.acceptor.status()
+            self.assertEqual(status["state"], "starting")
+            self.assertIn("the address is in use", status["error"])
+            waits.append(status["retry_in_s"])
+            self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+            self.clock.advance(waits[-1])
+        self.assertEqual(waits, [0.5, 1.0, 2.0, 4.0, 8.0])
+        self.assertTrue(self.successResultOf(started))
+        self.assertEqual(self.acceptor.status()["error"], "")
+
+    def test_waits_are_bounded(self) -> None:
+        """No wait is longer than the longest."""
+        self.start()
+        self.build(*[cannot_listen() for _ in range(30)])
+        self.acceptor.startService()
+        for _ in range(20):
+            self.clock.advance(10)
+        self.assertLessEqual(self.acceptor.status()["retry_in_s"], 10)
+
+    def test_restart_tries_at_once(self) -> None:
+        """A restart while waiting for the port makes the attempt now."""
+        self.build(cannot_listen())
+        started = self.acceptor.startService()
+        self.assertNoResult(started)
+        answer = self.successResultOf(self.acceptor.restart())
+        self.assertEqual(answer["state"], "listening")
+        self.assertTrue(self.successResultOf(started))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stop_while_waiting(self) -> None:
+        """A stop while waiting for the port cancels the wait and answers who started."""
+        self.build(cannot_listen())
+        started = self.acceptor.startService()
+        self.successResultOf(self.acceptor.stopService())
+        self.assertFalse(self.successResultOf(started))
+        self.assert_nothing_left()
+
+    def test_hopeless(self) -> None:
+        """What no waiting will change is not tried again."""
+        self.build(cannot_listen(errno.EAFNOSUPPORT))
+        self.failureResultOf(self.acceptor.startService(), ConfigError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_status_is_plain(self) -> None:
+        """The status can be written as JSON and names what is documented."""
+        self.start(limit=5)
+        self.connect()
+        status = json.loads(json.dumps(self.acceptor.status()))
+        self.assertEqual(status["address"], "192.0.2.9:11207")
+        self.assertEqual(status["connections"]["owned"], 1)
+        self.assertEqual(
+            sorted(status),
+            [
+                "address",
+                "attempts",
+                "connections",
+                "error",
+                "generation",
+                "limit",
+                "listener",
+                "restarts",
+                "retry_in_s",
+                "state",
+            ],
+        )
+
+
+class StopTests(AcceptorCase):
+    """From listening to stopped."""
+
+    def test_stop_with_nobody(self) -> None:
+        """With no connections a stop is done at once, and start works again."""
+        self.start()
+        self.successResultOf(self.acceptor.stopService())
+        self.assertTrue(self.endpoint.port.closed)
+        self.assertIs(self.acceptor.state, AcceptorState.STOPPED)
+        self.successResultOf(self.acceptor.startService())
+        self.assertEqual(len(self.endpoint.ports), 2)
+
+    def test_stop_twice(self) -> None:
+        """Stopping what is stopped is done at once."""
+        self.start()
+        self.successResultOf(self.acceptor.stopService())
+        self.successResultOf(self.acceptor.stopService())
+
+    def test_stop_answers_what_was_asked(self) -> None:
+        """Owners drain, handshakes are dropped, and the stop ends with the last of them."""
+        self.start()
+        self.controller.answer = DrainableOwner()
+        owned = self.connect()
+        self.acceptor._handoffs.handshake = True
+        handshaking = self.connect()
+        stopped = self.acceptor.stopService()
+        self.clock.advance(0)
+        self.assertTrue(handshaking.aborted)
+        self.assertEqual(owned.calls, [])
+        self.assertEqual(len(self.controller.owners[0].draining), 1)
+        self.assertNoResult(stopped)
+        owned.lose()
+        self.successResultOf(stopped)
+        self.assert_nothing_left()
+
+    def test_stop_is_bounded(self) -> None:
+        """Peers that never answer and owners that never finish are gone at the deadline."""
+        self.start(drain_timeout=10.0)
+        self.controller.answer = DrainableOwner()
+        stuck = self.connect(polite=False)
+        stopped = self.acceptor.stopService()
+        self.later(10)
+        self.clock.advance(0.1)
+        self.successResultOf(stopped)
+        self.assertTrue(stuck.aborted)
+        self.assert_nothing_left()
+
+    def test_stop_without_drain(self) -> None:
+        """With no time to drain, connections have the time of a close."""
+        self.start(drain_timeout=0)
+        self.connect(polite=False)
+        stopped = self.acceptor.stopService()
+        self.later(1)
+        self.clock.advance(0.1)
+        self.successResultOf(stopped)
+
+    def test_port_that_does_not_close(self) -> None:
+        """A port that never says it is closed does not hold up the stop."""
+        self.start()
+        self.endpoint.port.stopListening = Deferred  # type: ignore[method-assign]
+        stopped = self.acceptor.stopService()
+        self.later(2)
+        self.clock.advance(0.1)
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.flushLoggedErrors()), 1)
+        self.assert_nothing_left()
+
+    def test_offer_pending(self) -> None:
+        """The review's race on a whole acceptor: closed, told, nothing waits."""
+        self.start()
+        self.controller.answer = "later"
+        offered = self.connect()
+        stopped = self.acceptor.stopService()
+        self.clock.advance(0)
+        self.assertTrue(offered.aborted)
+        self.assertEqual(self.controller.cancelled, self.controller.pending)
+        self.successResultOf(stopped)
+        self.assert_nothing_left()
+
+    def test_stop_cuts_a_drain_short(self) -> None:
+        """A stop during a long drain takes the time of a stop, not of the drain."""
+        self.start(drain_timeout=3.0)
+        self.controller.answer = DrainableOwner()
+        self.connect(polite=False)
+        retired = self.acceptor.retire(OnRotate.DRAIN, 2, window=600)
+        stopped = self.acceptor.stopService()
+        self.later(3)
+        self.clock.advance(0.1)
+        self.successResultOf(stopped)
+        self.assertEqual(self.successResultOf(retired)["ended"], 1)
+        self.assert_nothing_left()
+
+
+class RestartTests(AcceptorCase):
+    """Listening again without having stopped."""
+
+    def test_socket_stays_open(self) -> None:
+        """Clients that connect during a restart wait, and are served after it."""
+        self.start()
+        old = self.connect(polite=False)
+        restarted = self.acceptor.restart(OnRotate.DISCONNECT)
+        self.assertIs(self.acceptor.state, AcceptorState.STOPPING)
+        waiting = self.connect()
+        self.assertIsNone(waiting.protocol)
+        self.later(1)
+        self.clock.advance(0.1)
+        self.assertEqual(
+            self.successResultOf(restarted),
+            {"listener": "data", "state": "listening", "policy": "disconnect", "ended": 1},
+        )
+        self.assertTrue(old.gone)
+        self.assertIs(waiting.protocol.state, State.OWNED)
+        self.assertFalse(self.endpoint.port.closed)
+
+    def test_keep(self) -> None:
+        """By default a restart touches nobody, not even handshakes under way."""
+        self.start()
+        owned = self.connect()
+        self.acceptor._handoffs.handshake = True
+        handshaking = self.connect()
+        self.successResultOf(self.acceptor.restart())
+        self.assertEqual((owned.calls, handshaking.calls), ([], []))
+        handshaking.protocol.handshakeCompleted()
+        self.assertIs(handshaking.protocol.state, State.OWNED)
+
+    def test_port_that_cannot_pause(self) -> None:
+        """It is closed and opened again."""
+        self.start(pausable=False)
+        self.successResultOf(self.acceptor.restart())
+        self.assertEqual([port.closed for port in self.endpoint.ports], [True, False])
+
+    def test_wrap_is_built_anew(self) -> None:
+        """What speaks to sockets is made again; what cannot be made changes nothing."""
+        made: list[IProtocolFactory] = []
+
+        def wrap(factory: IProtocolFactory) -> IProtocolFactory:
+            if len(made) == 2:
+                raise ZeroDivisionError
+            made.append(WrappingFactory(factory))
+            return made[-1]
+
+        self.start(wrap=wrap)
+        self.successResultOf(self.acceptor.restart())
+        self.assertEqual(len(made), 2)
+        self.failureResultOf(self.acceptor.restart(), ZeroDivisionError)
+        self.assertIs(self.acceptor.state, AcceptorState.LISTENING)
+        self.assertTrue(self.endpoint.port.accepting)
+
+    def test_twenty_at_once(self) -> None:
+        """Twenty requests are two restarts, and each caller gets an answer."""
+        self.start()
+        self.connect()
+        answers = [self.acceptor.restart(OnRotate.DISCONNECT) for _ in range(20)]
+        self.later(3)
+        for answer in answers:
+            self.assertEqual(self.successResultOf(answer)["state"], "listening")
+        self.assertEqual(self.acceptor.status()["restarts"], 2)
+
+    def test_stop_during_restart(self) -> None:
+        """A stop during a restart wins, and the port does not accept in between."""
+        self.start()
+        self.connect(polite=False)
+        restarted = self.acceptor.restart(OnRotate.DISCONNECT)
+        stopped = self.acceptor.stopService()
+        waiting = self.connect()
+        self.later(12)
+        self.assertEqual(self.successResultOf(restarted)["state"], "stopping")
+        self.successResultOf(stopped)
+        self.assertIsNone(waiting.protocol)
+        self.assert_nothing_left()
+
+    def test_drain_accepts_meanwhile(self) -> None:
+        """A restart that drains serves newcomers at once."""
+        self.start()
+        self.controller.answer = DrainableOwner()
+        old = self.connect()
+        restarted = self.acceptor.restart(OnRotate.DRAIN, window=4)
+        new = self.connect()
+        self.assertIs(new.protocol.state, State.OWNED)
+        self.later(2)
+        self.assertEqual(len(self.controller.owners[0].draining), 1)
+        self.assertNoResult(restarted)
+        old.lose()
+        self.assertEqual(self.successResultOf(restarted)["ended"], 1)
+
+    def test_restart_of_what_is_stopped(self) -> None:
+        """Restarting a stopped listener does nothing and says so."""
+        self.build()
+        answer = self.successResultOf(self.acceptor.restart())
+        self.assertEqual(answer["state"], "stopped")
+        self.assertEqual(self.endpoint.ports, [])
+
+
+class RetireTests(AcceptorCase):
+    """What becomes of live connections when credentials rotate."""
+
+    def connect_with(self, *chain: bytes, done: bool = True) -> LivelyTransport:
+        self.acceptor._handoffs.handshake = True
+        self.acceptor._handoffs.expires = lambda chain: None
+        transport = LivelyTransport(self.clock)
+        transport.chain = chain
+        self.endpoint.port.connect(transport)
+        if done:
+            transport.protocol.handshakeCompleted()
+        return transport
+
+    @staticmethod
+    def verify(chain: tuple[bytes, ...]) -> str | None:
+        return "revoked" if b"bad" in chain else None
+
+    def test_keep(self) -> None:
+        """Nobody is touched, and nobody verified."""
+        self.start()
+        bad = self.connect_with(b"bad")
+        late = self.connect_with(b"bad", done=False)
+        answer = self.successResultOf(self.acceptor.retire(OnRotate.KEEP, 2, verify=self.verify))
+        late.protocol.handshakeCompleted()
+        self.assertEqual(
+            answer,
+            {"listener": "data", "policy": "keep", "generation": 2, "connections": 2, "ended": 0},
+        )
+        self.assertEqual((bad.calls, late.calls), ([], []))
+
+    def test_recheck(self) -> None:
+        """Those whose chain fails are closed with the reason, others notice nothing."""
+        self.start()
+        good, bad, nobody = self.connect_with(b"ok"), self.connect_with(b"bad"), self.connect()
+        entry = bad.protocol.entry
+        retired = self.acceptor.retire(OnRotate.RECHECK, 2, verify=self.verify)
+        self.later(1)
+        self.assertEqual(self.successResultOf(retired)["ended"], 1)
+        self.assertEqual((good.calls, bad.calls, nobody.calls), ([], ["lose"], []))
+        self.assertEqual(entry.reason, "revoked")
+
+    def test_recheck_of_handshakes_under_way(self) -> None:
+        """A handshake that began before and ends after is judged by the new trust."""
+        self.start()
+        good, bad = self.connect_with(b"ok", done=False), self.connect_with(b"bad", done=False)
+        self.successResultOf(self.acceptor.retire(OnRotate.RECHECK, 2, verify=self.verify))
+        good.protocol.handshakeCompleted()
+        bad.protocol.handshakeCompleted()
+        self.assertIs(good.protocol.state, State.OWNED)
+        self.assertTrue(bad.aborted)
+        self.assertEqual(len(self.controller.claimed), 1)
+
+    def test_recheck_reaches_who_drains(self) -> None:
+        """Who is draining when its trust is withdrawn has the time of a close left."""
+        self.start()
+        self.controller.answer = DrainableOwner()
+        bad = self.connect_with(b"bad")
+        self.acceptor.retire(OnRotate.DRAIN, 2, window=0)
+        retired = self.acceptor.retire(OnRotate.RECHECK, 3, verify=self.verify)
+        self.assertEqual(bad.calls, ["lose"])
+        self.later(1)
+        self.assertEqual(self.successResultOf(retired)["ended"], 1)
+
+    def test_new_generation_is_not_judged_again(self) -> None:
+        """A handshake with the new credentials was verified by them."""
+        self.start()
+        self.successResultOf(self.acceptor.retire(OnRotate.RECHECK, 2, verify=self.verify))
+        new = self.connect_with(b"bad", done=False)
+        new.generation = 2
+        new.protocol.handshakeCompleted()
+        self.assertIs(new.protocol.state, State.OWNED)
+
+    def test_recheck_of_many_lets_others_work(self) -> None:
+        """Many chains are verified in turns, not in one go."""
+        self.start()
+        for _ in range(100):
+            self.connect_with(b"bad")
+        retired = self.acceptor.retire(OnRotate.RECHECK, 2, verify=self.verify)
+        self.assertLess(self.ledger.counts()["closing"], 50)
+        self.later(1)
+        self.assertEqual(self.successResultOf(retired)["ended"], 100)
+
+    def test_verification_that_fails(self) -> None:
+        """A peer that cannot be verified is not trusted."""
+
+        def broken(chain: tuple[bytes, ...]) -> str | None:
+            raise ZeroDivisionError
+
+        self.start()
+        self.connect_with(b"ok")
+        retired = self.acceptor.retire(OnRotate.RECHECK, 2, verify=broken)
+        self.later(1)
+        self.assertEqual(self.successResultOf(retired)["ended"], 1)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_disconnect(self) -> None:
+        """Everybody of the old generation goes, in parallel, within the time of one close."""
+        self.start()
+        transports = [self.connect(polite=False) for _ in range(50)]
+        transports.append(self.connect_with(done=False))
+        retired = self.acceptor.retire(OnRotate.DISCONNECT, 2)
+        self.later(1)
+        self.clock.advance(0.01)
+        self.assertEqual(self.successResultOf(retired)["ended"], 51)
+        self.assertTrue(all(transport.gone for transport in transports))
+        self.successResultOf(self.acceptor.stopService())
+        self.assert_nothing_left()
+
+    def test_drain_is_spread(self) -> None:
+        """Drains begin over the window, where the jitter says."""
+        draws = iter([0.1, 0.9, 0.5])
+        self.start()
+        self.acceptor._jitter = lambda: next(draws)
+        owners = []
+        for _ in range(3):
+            owners.append(DrainableOwner())
+            self.controller.answer = owners[-1]
+            self.connect()
+        retired = self.acceptor.retire(OnRotate.DRAIN, 2, window=10)
+        begun = []
+        for _ in range(10):
+            begun.append([len(owner.draining) for owner in owners])
+            self.clock.advance(1)
+        self.assertEqual(begun[2], [1, 0, 0])
+        self.assertEqual(begun[6], [1, 0, 1])
+        self.assertEqual(begun[-1], [1, 1, 1])
+        self.later(10)
+        self.assertEqual(self.successResultOf(retired)["ended"], 3)
+
+    def test_drain_that_is_over_early(self) -> None:
+        """When all are gone before the window is, nothing goes on waiting."""
+        self.start()
+        self.controller.answer = DrainableOwner()
+        transport = self.connect()
+        retired = self.acceptor.retire(OnRotate.DRAIN, 2, window=600)
+        transport.lose()
+        self.successResultOf(retired)
+        self.assert_nothing_left()
+
+    def test_owner_told_once(self) -> None:
+        """Policies that overlap end each connection once."""
+        self.start()
+        transport = self.connect(polite=False)
+        owner: Owner = self.controller.owners[0]
+        answers = [
+            self.acceptor.retire(policy, 2, verify=self.verify, window=0)
+            for policy in (OnRotate.DRAIN, OnRotate.DISCONNECT, OnRotate.DISCONNECT)
+        ]
+        transport.protocol.fire(Event.ACCEPTOR_STOPPING)
+        self.later(12)
+        for answer in answers:
+            self.successResultOf(answer)
+        self.assertEqual(len(owner.lost), 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])

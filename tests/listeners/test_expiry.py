@@ -1,0 +1,19 @@
+"""When a peer's certificate ends."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.listeners.expiry import certificate_expiry
+
+
+class ExpiryTests(SynchronousTestCase):
+    """The not-after of a chain's leaf."""
+
+    def test_no_certificate(self) -> None:
+        """Who showed none never expires."""
+        self.assertIsNone(certificate_expiry(()))
+
+    def test_unreadable(self) -> None:
+        """What cannot be read does not end a connection that OpenSSL accepted."""
+        self.assertIsNone(certificate_expiry((b"no certificate",)))

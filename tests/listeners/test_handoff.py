@@ -1,0 +1,471 @@
+"""What a handoff does on its way through the table."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IHandshakeListener
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from kvproto.errors import HandoffError
+from kvproto.interfaces import IVerifiedConnection
+from kvproto.listeners.ledger import Limits
+from kvproto.listeners.states import Event, State
+from tests.listeners.support import PEER, Bench, DrainableOwner, Owner
+
+
+class OfferTests(SynchronousTestCase):
+    """From a finished handshake to an owner."""
+
+    def test_provides_what_controllers_see(self) -> None:
+        """A handoff is a verified connection and hears of handshakes."""
+        handoff, _ = Bench().connect()
+        verifyObject(IVerifiedConnection, handoff)
+        verifyObject(IHandshakeListener, handoff)
+
+    def test_written_down_at_accept(self) -> None:
+        """The ledger knows a connection before its handshake begins."""
+        bench = Bench()
+        handoff = bench.factory.buildProtocol(PEER)
+        self.assertEqual(bench.ledger.entries(), [handoff.entry])
+        self.assertEqual(handoff.entry.deadline, bench.timeouts.handshake)
+
+    def test_owner_gets_the_transport(self) -> None:
+        """The owner is connected to the transport itself, not to the handoff."""
+        bench = Bench()
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        self.assertIs(bench.controller.owners[0].transport, transport)
+        self.assertIs(handoff.state, State.OWNED)
+        self.assertIsNone(handoff.entry.deadline)
+
+    def test_reads_go_to_the_owner_directly(self) -> None:
+        """Once owned, the method a transport calls is the owner's own."""
+        bench = Bench()
+        handoff, _ = bench.connect()
+        handoff.handshakeCompleted()
+        self.assertEqual(handoff.dataReceived, bench.controller.owners[0].dataReceived)
+
+    def test_layer_that_kept_the_method(self) -> None:
+        """A layer below that remembers the method from before reaches the owner as well."""
+        bench = Bench()
+        handoff, _ = bench.connect()
+        before = handoff.dataReceived
+        handoff.handshakeCompleted()
+        before(b"request")
+        self.assertEqual(bench.controller.owners[0].received, b"request")
+
+    def test_connection_facts(self) -> None:
+        """The controller sees id, listener, peer, generation and chain."""
+        bench = Bench(name="node")
+        _, transport = bench.connect(generation=7)
+        transport.chain = (b"leaf", b"intermediate")
+        transport.protocol.handshakeCompleted()
+        seen = bench.controller.claimed[0]
+        self.assertEqual(
+            (seen.id, seen.listener, seen.peer, seen.generation, seen.peer_chain),
+            (1, "node", PEER, 7, (b"leaf", b"intermediate")),
+        )
+
+    def test_no_handshake_to_wait_for(self) -> None:
+        """On a bare transport a connection is offered as soon as it is made."""
+        bench = Bench(handshake=False)
+        handoff, _ = bench.connect()
+        self.assertIs(handoff.state, State.OWNED)
+
+    def test_kept_bytes_come_first(self) -> None:
+        """What arrives while the claim is pending reaches the owner first, in order."""
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OFFERED)
+        handoff.dataReceived(b"one ")
+        self.assertFalse(transport.reading)
+        handoff.dataReceived(b"two ")  # decrypted from the same read
+        owner = Owner()
+        bench.controller.pending[0].callback(owner)
+        handoff.dataReceived(b"three")
+        self.assertEqual(owner.received, b"one two three")
+        self.assertTrue(transport.reading)
+
+    def test_one_read_is_allowed(self) -> None:
+        """Reading goes on until there is something to keep."""
+        bench = Bench()
+        _, transport = bench.bring_to(State.OFFERED)
+        self.assertTrue(transport.reading)
+
+    def test_owner_that_pauses_stays_paused(self) -> None:
+        """An owner that stops reading while it takes over is not overruled."""
+
+        class Pausing(Owner):
+            def connectionMade(self) -> None:
+                self.transport.pauseProducing()
+
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OFFERED)
+        handoff.dataReceived(b"kept")
+        owner = Pausing()
+        bench.controller.pending[0].callback(owner)
+        self.assertFalse(transport.reading)
+        self.assertEqual(owner.received, b"kept")
+
+    def test_owner_that_leaves_at_once(self) -> None:
+        """An owner that aborts while it takes over gets no bytes and one goodbye."""
+
+        class Leaving(Owner):
+            def connectionMade(self) -> None:
+                self.transport.abortConnection()
+
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OFFERED, sync=True)
+        handoff.dataReceived(b"kept")
+        owner = Leaving()
+        bench.controller.pending[0].callback(owner)
+        self.assertEqual((owner.received, len(owner.lost)), (b"", 1))
+        self.assertIs(handoff.state, State.CLOSED)
+        self.assertTrue(transport.aborted)
+
+    def test_owner_that_raises_is_cut(self) -> None:
+        """An owner that fails while it takes over is logged and its connection aborted."""
+
+        class Broken(Owner):
+            def connectionMade(self) -> None:
+                raise ZeroDivisionError
+
+        bench = Bench(Broken())
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        self.assertTrue(transport.aborted)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_owner_that_raises_on_kept_bytes_is_cut(self) -> None:
+        """The same for the bytes that were kept."""
+
+        class Broken(Owner):
+            def dataReceived(self, data: bytes) -> None:
+                raise ZeroDivisionError
+
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OFFERED)
+        handoff.dataReceived(b"kept")
+        bench.controller.pending[0].callback(Broken())
+        self.assertTrue(transport.aborted)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_controller_that_raises(self) -> None:
+        """A controller that fails costs its connection, nothing else."""
+        bench = Bench(ZeroDivisionError())
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        self.assertTrue(transport.aborted)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_claim_that_fails(self) -> None:
+        """So does a claim that fails later."""
+        bench = Bench()
+        _, transport = bench.bring_to(State.OFFERED)
+        bench.controller.pending[0].errback(Failure(ZeroDivisionError()))
+        self.assertTrue(transport.aborted)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class LateAnswerTests(SynchronousTestCase):
+    """Controllers that answer when nobody waits any more."""
+
+    def test_acceptor_stopped_between_offer_and_answer(self) -> None:
+        """The race of MB-36749: the connection is closed, the controller told, nothing waits."""
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OFFERED)
+        (claim,) = bench.controller.pending
+        handoff.fire(Event.ACCEPTOR_STOPPING, "the listener stopped")
+        self.assertEqual(bench.controller.cancelled, [claim])
+        self.assertTrue(transport.aborted)
+        transport.lose()
+        self.assertEqual(len(bench.ledger), 0)
+        self.assertEqual(bench.clock.getDelayedCalls(), [])
+
+    def test_canceller_that_answers(self) -> None:
+        """A controller whose canceller answers all the same is told that it is too late."""
+        bench = Bench()
+        owner = Owner()
+        bench.controller.answer = Deferred(lambda claim: claim.callback(owner))
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.fire(Event.DEADLINE)
+        self.assertEqual(bench.controller.late, [handoff])
+        self.assertTrue(transport.aborted)
+        self.assertIsNone(owner.transport)
+
+    def test_claim_without_a_canceller(self) -> None:
+        """A Deferred that cannot be cancelled is waited for, and its answer is too late."""
+        bench = Bench()
+        claim: Deferred[Any] = Deferred()
+        bench.controller.answer = claim
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.fire(Event.ACCEPTOR_STOPPING)
+        transport.lose()
+        self.assertEqual(len(bench.ledger), 0)
+        claim.callback(Owner())
+        self.assertEqual(bench.controller.late, [handoff])
+
+    def test_twisted_names_the_canceller(self) -> None:
+        """The private name that tells the two apart is still there."""
+        self.assertIsNone(Deferred()._canceller)
+        self.assertIsNotNone(Deferred(lambda _: None)._canceller)
+
+    def test_coroutines_can_be_cancelled(self) -> None:
+        """A claim that is a coroutine hears CancelledError where it waits."""
+        heard: list[str] = []
+
+        async def claim() -> Owner:
+            try:
+                await Deferred()
+            except CancelledError:
+                heard.append("cancelled")
+                raise
+            raise AssertionError("never answered")
+
+        bench = Bench(Deferred.fromCoroutine(claim()))
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        bench.clock.advance(bench.timeouts.claim)
+        self.assertEqual(heard, ["cancelled"])
+        self.assertTrue(transport.aborted)
+
+    def test_broken_too_late(self) -> None:
+        """A controller that fails when told is logged."""
+        bench = Bench()
+        handoff, _ = bench.bring_to(State.CANCELLED)
+
+        def broken(connection: Any) -> None:
+            raise ZeroDivisionError
+
+        bench.controller.too_late = broken  # type: ignore[method-assign]
+        handoff.fire(Event.CLAIMED)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class EndTests(SynchronousTestCase):
+    """How connections end."""
+
+    def test_owner_hears_once(self) -> None:
+        """However it ends, the owner hears of it exactly once, with the transport's reason."""
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OWNED)
+        handoff.fire(Event.PROCESS_STOPPING)
+        transport.lose(ConnectionLost("gone"))
+        (reason,) = bench.controller.owners[0].lost
+        self.assertIs(reason.type, ConnectionLost)
+
+    def test_transport_that_never_says_so(self) -> None:
+        """A transport that swallows an abort is let go of; a late word changes nothing."""
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OWNED)
+        handoff.fire(Event.DISPLACED)
+        bench.clock.advance(bench.timeouts.vanish)
+        self.assertEqual(len(bench.ledger), 0)
+        transport.lose()
+        self.assertEqual(len(bench.controller.owners[0].lost), 1)
+        self.assertIs(bench.controller.owners[0].lost[0].type, HandoffError)
+
+    def test_owner_that_fails_to_say_goodbye(self) -> None:
+        """An owner that raises in connectionLost is logged, and gone all the same."""
+
+        class Broken(Owner):
+            def connectionLost(self, reason: Any = None) -> None:
+                raise ZeroDivisionError
+
+        bench = Bench(Broken())
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        transport.lose()
+        self.assertEqual(len(bench.ledger), 0)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_frozen_peer(self) -> None:
+        """A peer that never answers our goodbye is gone at the deadline."""
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OWNED)
+        handoff.fire(Event.GENERATION_RETIRED, "revoked")
+        self.assertEqual(transport.calls, ["lose"])
+        bench.clock.advance(bench.timeouts.close)
+        self.assertEqual(transport.calls, ["lose", "abort"])
+        self.assertEqual(handoff.entry.reason, "revoked")
+
+    def test_disconnect_shortens_a_drain(self) -> None:
+        """Who is draining has only the time of a close once it must go."""
+        bench = Bench(DrainableOwner())
+        handoff, _ = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.fire(Event.DRAIN, within=100)
+        handoff.fire(Event.GENERATION_RETIRED)
+        self.assertEqual(handoff.entry.deadline, bench.timeouts.close)
+
+    def test_expired_certificate(self) -> None:
+        """The connection ends when the peer's certificate does."""
+        bench = Bench()
+        bench.factory.expires = lambda chain: 3600.0
+        handoff, transport = bench.connect()
+        transport.chain = (b"leaf",)
+        handoff.handshakeCompleted()
+        bench.clock.advance(3599)
+        self.assertEqual(transport.calls, [])
+        bench.clock.advance(1)
+        self.assertEqual(transport.calls, ["lose"])
+        self.assertEqual(handoff.entry.reason, "the peer's certificate expired")
+
+    def test_refused_with_words(self) -> None:
+        """Over the limit, the controller's refusal speaks to the peer, within its deadline."""
+        bench = Bench(limits=Limits(connections=1))
+        first, _ = bench.connect()
+        first.handshakeCompleted()
+        first.authenticated("alice")
+        second, transport = bench.connect()
+        second.handshakeCompleted()
+        self.assertEqual(bench.controller.refused, [(second, "too many connections")])
+        self.assertIs(second.state, State.CLOSING)
+        self.assertIs(first.state, State.OWNED)
+        bench.clock.advance(bench.timeouts.refuse)
+        self.assertTrue(transport.aborted)
+
+    def test_refusal_that_fails(self) -> None:
+        """A controller that cannot refuse costs the connection, too."""
+        bench = Bench(limits=Limits(connections=1))
+        bench.bring_to(State.OWNED)[0].authenticated("alice")
+        bench.controller.refusal = ZeroDivisionError()
+        second, transport = bench.connect()
+        second.handshakeCompleted()
+        self.assertTrue(transport.aborted)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_handshake_that_fails(self) -> None:
+        """The reason of a failed handshake is kept; a peer that merely left is no failure."""
+        bench = Bench()
+        _, failing = bench.connect()
+        _, leaving = bench.connect()
+        failing.lose(HandoffError("no shared cipher"))
+        leaving.lose(ConnectionLost())
+        self.assertEqual(
+            bench.ledger.status()["ended_total"], {"handshake failed": 1, "peer lost": 1}
+        )
+
+    def test_nothing_is_left(self) -> None:
+        """A connection that is gone leaves no object behind, without the garbage collector."""
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OWNED)
+        handoff.dataReceived(b"request")
+        entry = handoff.entry
+        transport.lose()
+        bench.controller.claimed.clear()
+        bench.controller.owners.clear()
+        left: list[Callable[[], object]] = [weakref.ref(handoff), weakref.ref(transport)]
+        gc.disable()
+        self.addCleanup(gc.enable)
+        del transport.protocol, handoff.transport
+        del handoff, transport
+        self.assertEqual([ref() for ref in left], [None, None])
+        self.assertIs(entry.state, State.CLOSED)
+
+    def test_first_reason_is_kept(self) -> None:
+        """What the owner noted is not overwritten by the end that follows from it."""
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OWNED)
+        handoff.note_error("unknown magic 0x47")
+        handoff.note_error("something else")
+        transport.lose(ConnectionLost())
+        self.assertEqual(handoff.entry.reason, "unknown magic 0x47")
+
+
+class DrainTests(SynchronousTestCase):
+    """Ending at a request boundary."""
+
+    def test_drain_waits_for_the_owner(self) -> None:
+        """An owner that can drain is asked, and not closed under."""
+        bench = Bench(DrainableOwner())
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.fire(Event.DRAIN, within=5)
+        self.assertEqual(transport.calls, [])
+        bench.clock.advance(5)
+        self.assertEqual(transport.calls, ["abort"])
+
+    def test_drain_before_there_is_an_owner(self) -> None:
+        """A connection that drains while it is offered is owned, served, and drained."""
+        bench = Bench()
+        handoff, _ = bench.bring_to(State.OFFERED)
+        handoff.dataReceived(b"asked")
+        handoff.fire(Event.DRAIN, within=5)
+        self.assertIs(handoff.state, State.OFFERED)
+        owner = DrainableOwner()
+        bench.controller.pending[0].callback(owner)
+        self.assertEqual((owner.received, len(owner.draining)), (b"asked", 1))
+        self.assertEqual(handoff.entry.deadline, 5)
+
+    def test_owner_that_cannot_drain(self) -> None:
+        """Others are closed, with the time of a close."""
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OWNED)
+        handoff.fire(Event.DRAIN, within=50)
+        self.assertEqual(transport.calls, ["lose"])
+        self.assertEqual(handoff.entry.deadline, bench.timeouts.close)
+
+    def test_drain_that_fails(self) -> None:
+        """An owner whose drain fails is logged and closed."""
+        bench = Bench(DrainableOwner())
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.fire(Event.DRAIN)
+        bench.controller.owners[0].draining[0].errback(Failure(ZeroDivisionError()))
+        self.assertEqual(transport.calls, ["lose"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_drain_that_raises(self) -> None:
+        """So is one that raises."""
+
+        class Broken(DrainableOwner):
+            def drain(self) -> Deferred[None]:
+                raise ZeroDivisionError
+
+        bench = Bench(Broken())
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.fire(Event.DRAIN)
+        self.assertEqual(transport.calls, ["lose"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_drain_that_fails_with_its_connection(self) -> None:
+        """A drain that ends because the connection did is nobody's fault."""
+        bench = Bench(DrainableOwner())
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.fire(Event.DRAIN)
+        (draining,) = bench.controller.owners[0].draining
+        transport.lose()
+        draining.errback(Failure(ConnectionLost()))
+        self.assertEqual(bench.clock.getDelayedCalls(), [])
+
+
+class PeerTests(SynchronousTestCase):
+    """Where a connection comes from."""
+
+    def test_proxied_peer(self) -> None:
+        """The address that the transport knows after the handshake is the one that counts."""
+        bench = Bench(limits=Limits(per_peer=1))
+        client = IPv4Address("TCP", "203.0.113.5", 1)
+        for _ in range(2):
+            handoff, transport = bench.connect()
+            transport.peer = client
+            handoff.handshakeCompleted()
+            handoff.authenticated("alice")
+        self.assertEqual(
+            [reason for _, reason in bench.controller.refused],
+            ["too many connections from this address"],
+        )
+        self.assertEqual(handoff.peer, client)

@@ -1,0 +1,284 @@
+"""The table of all connections: limits, room, deadlines, status."""
+
+from __future__ import annotations
+
+import json
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import CancelledError
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.listeners.deadlines import COMPACT_ABOVE, Deadlines
+from kvproto.listeners.ledger import Entry, Limits, describe_peer
+from kvproto.listeners.states import Event, State
+from tests.listeners.support import Bench
+
+
+def peer(number: int, host: str = "") -> IPv4Address:
+    """Return an address of its own for each number, or a port of one host."""
+    return IPv4Address("TCP", host or f"10.0.{number >> 8}.{number & 255}", 1000 + number)
+
+
+class RoomTests(SynchronousTestCase):
+    """Who makes room for whom."""
+
+    def test_newcomer_displaces_the_oldest_silent_one(self) -> None:
+        """A full pool of silent sockets refuses nobody."""
+        bench = Bench(limits=Limits(unauthenticated=4))
+        silent = [bench.connect(peer(number)) for number in range(4)]
+        newcomer, _ = bench.connect(peer(99))
+        self.assertEqual([transport.aborted for _, transport in silent], [True] + [False] * 3)
+        newcomer.handshakeCompleted()
+        self.assertIs(newcomer.state, State.OWNED)
+
+    def test_progress_protects(self) -> None:
+        """A handshake under way outlives any number of newcomers that are silent."""
+        bench = Bench(limits=Limits(unauthenticated=4))
+        real, transport = bench.connect(peer(0))
+        transport.hello_seen = True
+        for number in range(1, 200):
+            bench.connect(peer(number))
+        self.assertIs(real.state, State.HANDSHAKING)
+        self.assertEqual(bench.ledger.status()["unauthenticated"], 4)
+
+    def test_finished_handshake_protects_more(self) -> None:
+        """One that has finished its handshake outlives those that have only begun."""
+        bench = Bench(limits=Limits(unauthenticated=3))
+        real, _ = bench.connect(peer(0))
+        real.handshakeCompleted()
+        for number in range(1, 100):
+            _, transport = bench.connect(peer(number))
+            transport.hello_seen = True
+        self.assertIs(real.state, State.OWNED)
+
+    def test_one_address_displaces_itself(self) -> None:
+        """An address that holds its share of the pool cannot push out others."""
+        bench = Bench(limits=Limits(unauthenticated=8))
+        others = [bench.connect(peer(number)) for number in range(4)]
+        for number in range(200):
+            bench.connect(peer(number, "192.0.2.66"))
+        self.assertEqual([handoff.state for handoff, _ in others], [State.HANDSHAKING] * 4)
+
+    def test_login_leaves_the_pool(self) -> None:
+        """Who has logged in is not displaced any more, and frees its place in the pool."""
+        bench = Bench(limits=Limits(unauthenticated=2))
+        real, _ = bench.connect(peer(0))
+        real.handshakeCompleted()
+        real.authenticated("")
+        for number in range(1, 50):
+            other, _ = bench.connect(peer(number))
+            other.handshakeCompleted()
+        self.assertIs(real.state, State.OWNED)
+        self.assertEqual(bench.ledger.status()["unauthenticated"], 2)
+
+    def test_sixty_slots(self) -> None:
+        """64 silent sockets and 64 that drip, at 60 slots: a real client is served at once."""
+        bench = Bench(limits=Limits(connections=60, unauthenticated=60))
+        for number in range(128):
+            bench.connect(peer(number, "127.0.0.1"))
+        real, _ = bench.connect(peer(999, "127.0.0.1"))
+        real.handshakeCompleted()
+        self.assertIs(real.state, State.OWNED)
+
+    def test_idlers_make_room_for_clients(self) -> None:
+        """At the limit, one that never logged in goes before a newcomer is refused."""
+        bench = Bench(limits=Limits(connections=2))
+        handoffs = [bench.connect(peer(number))[0] for number in range(3)]
+        for handoff in handoffs:
+            handoff.handshakeCompleted()
+        self.assertEqual(
+            [handoff.state for handoff in handoffs], [State.CANCELLED, State.OWNED, State.OWNED]
+        )
+
+    def test_listener_limit(self) -> None:
+        """A listener's own limit does not touch those of other listeners."""
+        bench = Bench(limit=1)
+        first, _ = bench.connect()
+        first.handshakeCompleted()
+        first.authenticated("alice")
+        second, _ = bench.connect()
+        second.handshakeCompleted()
+        self.assertEqual(
+            [reason for _, reason in bench.controller.refused],
+            ["too many connections on this listener"],
+        )
+
+    def test_places_come_back(self) -> None:
+        """A connection that ends frees its place, before its transport has said goodbye."""
+        bench = Bench(limits=Limits(connections=1))
+        first, _ = bench.connect()
+        first.handshakeCompleted()
+        first.authenticated("alice")
+        first.fire(Event.PROCESS_STOPPING)
+        second, _ = bench.connect()
+        second.handshakeCompleted()
+        self.assertIs(second.state, State.OWNED)
+
+    def test_refused_ones_are_displaced_like_strangers(self) -> None:
+        """Connections that are being refused cannot fill the pool either."""
+        bench = Bench(limits=Limits(connections=1, unauthenticated=3))
+        first, _ = bench.connect(peer(0))
+        first.handshakeCompleted()
+        first.authenticated("alice")
+        for number in range(1, 20):
+            refused, _ = bench.connect(peer(number))
+            refused.handshakeCompleted()
+        self.assertEqual(bench.ledger.status()["unauthenticated"], 3)
+        self.assertIs(first.state, State.OWNED)
+
+
+class GoneTests(SynchronousTestCase):
+    """Waiting for connections to be gone."""
+
+    def test_when_gone(self) -> None:
+        """It fires when the last of them is gone, whatever comes meanwhile."""
+        bench = Bench()
+        transports = [bench.connect()[1] for _ in range(2)]
+        gone = bench.ledger.when_gone(bench.ledger.entries())
+        bench.connect()
+        transports[0].lose()
+        self.assertNoResult(gone)
+        transports[1].lose()
+        self.successResultOf(gone)
+
+    def test_nobody_to_wait_for(self) -> None:
+        """It fires at once when they are gone already."""
+        bench = Bench()
+        _, transport = bench.connect()
+        entries = bench.ledger.entries()
+        transport.lose()
+        self.successResultOf(bench.ledger.when_gone(entries))
+
+    def test_cancel(self) -> None:
+        """Giving up the wait leaves no trace."""
+        bench = Bench()
+        _, transport = bench.connect()
+        gone = bench.ledger.when_gone(bench.ledger.entries())
+        gone.cancel()
+        self.failureResultOf(gone, CancelledError)
+        transport.lose()
+
+
+class StatusTests(SynchronousTestCase):
+    """What people and programs see."""
+
+    def test_snapshot(self) -> None:
+        """Each connection is one plain dict with documented names."""
+        bench = Bench()
+        handoff, _ = bench.connect(IPv6Address("TCP", "2001:db8::1", 4711), generation=3)
+        bench.clock.advance(2)
+        (row,) = bench.ledger.snapshot()
+        self.assertEqual(
+            row,
+            {
+                "id": 1,
+                "listener": "data",
+                "direction": "in",
+                "peer": "[2001:db8::1]:4711",
+                "generation": 3,
+                "state": "handshaking",
+                "since_s": 2.0,
+                "age_s": 2.0,
+                "deadline_in_s": 8.0,
+                "user": None,
+                "owner": "",
+                "reason": "",
+            },
+        )
+        handoff.handshakeCompleted()
+        handoff.authenticated("alice")
+        (row,) = bench.ledger.snapshot("data")
+        self.assertEqual(
+            (row["state"], row["user"], row["owner"], row["deadline_in_s"]),
+            ("owned", "alice", "Owner", None),
+        )
+        self.assertEqual(list(bench.ledger.snapshot("other")), [])
+
+    def test_totals(self) -> None:
+        """The totals are plain and say which deadlines expired."""
+        bench = Bench()
+        bench.connect()
+        bench.bring_to(State.OWNED)
+        bench.clock.advance(10)
+        status = json.loads(json.dumps(bench.ledger.status()))
+        self.assertEqual(status["states"]["owned"], 1)
+        self.assertEqual(status["states"]["cancelled"], 1)
+        self.assertEqual(status["accepted_total"], 2)
+        self.assertEqual(status["deadline_expired_total"], {"handshaking": 1})
+        self.assertEqual(status["oldest_s"], {"owned": 10.0, "cancelled": 0.0})
+
+    def test_peers(self) -> None:
+        """Peers are described in the form that can be pasted into other tools."""
+        self.assertEqual(describe_peer(IPv4Address("TCP", "192.0.2.1", 1)), "192.0.2.1:1")
+        self.assertEqual(describe_peer(UNIXAddress(None)), "unix")
+        self.assertEqual(describe_peer(None), "unknown")
+
+
+class DeadlineTests(SynchronousTestCase):
+    """Many deadlines on one delayed call."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.expired: list[int] = []
+        self.deadlines: Deadlines[Entry] = Deadlines(
+            self.clock, lambda entry: self.expired.append(entry.id)
+        )
+
+    def entry(self, number: int) -> Entry:
+        return Entry(number, "data", None, None, 0.0, 0.0)  # type: ignore[arg-type]
+
+    def test_in_order(self) -> None:
+        """Each expires at its time, the earliest first, on one delayed call."""
+        for number, when in ((1, 3.0), (2, 1.0), (3, 2.0)):
+            self.deadlines.set(self.entry(number), when)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(1)
+        self.assertEqual(self.expired, [2])
+        self.clock.advance(5)
+        self.assertEqual(self.expired, [2, 3, 1])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_left_ones_do_not_expire(self) -> None:
+        """A deadline that was replaced or taken back has no effect."""
+        left, moved = self.entry(1), self.entry(2)
+        self.deadlines.set(left, 1.0)
+        self.deadlines.set(moved, 1.0)
+        self.deadlines.set(left, None)
+        self.deadlines.set(moved, 5.0)
+        self.clock.advance(4)
+        self.assertEqual(self.expired, [])
+        self.clock.advance(1)
+        self.assertEqual(self.expired, [2])
+
+    def test_nothing_is_left_when_nobody_waits(self) -> None:
+        """Taking back the last deadline cancels the delayed call."""
+        entry = self.entry(1)
+        self.deadlines.set(entry, 1.0)
+        self.deadlines.set(entry, None)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_setting_one_while_another_expires(self) -> None:
+        """What expires may set new deadlines."""
+        first, second = self.entry(1), self.entry(2)
+
+        def again(entry: Entry) -> None:
+            self.expired.append(entry.id)
+            if entry is first:
+                self.deadlines.set(second, self.clock.seconds() + 1)
+
+        self.deadlines = Deadlines(self.clock, again)
+        self.deadlines.set(first, 1.0)
+        self.clock.advance(1)
+        self.clock.advance(1)
+        self.assertEqual(self.expired, [1, 2])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_memory_is_bounded(self) -> None:
+        """Deadlines that were left do not pile up while others wait."""
+        self.deadlines.set(self.entry(0), 1000.0)
+        for number in range(1, 20 * COMPACT_ABOVE):
+            entry = self.entry(number)
+            self.deadlines.set(entry, 500.0)
+            self.deadlines.set(entry, None)
+        self.assertLess(len(self.deadlines._heap), 2 * COMPACT_ABOVE)
