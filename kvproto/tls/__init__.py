@@ -20,19 +20,31 @@ from kvproto.tls.credentials import (
 )
 from kvproto.tls.development import DevelopmentCredentials, ensure_development_credentials
 from kvproto.tls.files import CredentialFiles, Options
+from kvproto.tls.generation import Generation, GenerationError, Stage
 from kvproto.tls.identity import DEFAULT_RULES, IdentityRule, parse_rule, user_of
+from kvproto.tls.rotation import Rotation
+from kvproto.tls.verdict import Action, ListenerResult, Verdict
+from kvproto.tls.watch import FileWatch
 
 __all__ = [
     "DEFAULT_RULES",
+    "Action",
     "ClientContext",
     "CredentialFiles",
     "CredentialWarning",
     "Credentials",
     "CurrentContext",
     "DevelopmentCredentials",
+    "FileWatch",
+    "Generation",
+    "GenerationError",
     "IdentityRule",
+    "ListenerResult",
     "Options",
+    "Rotation",
     "ServerPolicy",
+    "Stage",
+    "Verdict",
     "build_client_context",
     "build_server_context",
     "ensure_development_credentials",

@@ -11,9 +11,10 @@ alone keeps up to 177 KiB for each handshake with a large client certificate.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import txaio
 from cryptography import x509
@@ -30,16 +31,19 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvproto.config import ClientAuth
+from kvproto.tls.checks import subject_of
 from kvproto.tls.credentials import Credentials
 
 txaio.use_twisted()
 
 __all__ = [
+    "OUR_OWN",
     "ClientContext",
     "CurrentContext",
     "ServerPolicy",
     "build_client_context",
     "build_server_context",
+    "describe_verify_error",
     "trust_store",
     "verify_failure",
 ]
@@ -61,6 +65,9 @@ TLS12_CIPHERS = (
     b"ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE+AESGCM:ECDHE+CHACHA20"
 )
 """Forward secrecy and authenticated encryption only; AES-128 first because it is the cheapest."""
+
+OUR_OWN: Final = object()
+"""App data of a connection that a generation makes to itself: its secrets are nobody's concern."""
 
 _VERIFY = {
     ClientAuth.NONE: SSL.VERIFY_NONE,
@@ -117,6 +124,7 @@ def build_client_context(
     *,
     allow_renegotiation: bool = False,
     keylog: Callable[[bytes], None] | None = None,
+    at: int | None = None,
 ) -> SSL.Context:
     """Build a context for outgoing connections; verification is on.
 
@@ -125,6 +133,7 @@ def build_client_context(
         trust: Who may issue servers' certificates; None for those the platform trusts.
         allow_renegotiation: Whether a TLS 1.2 server may ask for a new handshake.
         keylog: As in `ServerPolicy`.
+        at: Unix seconds at which certificates are judged; None for the time of each handshake.
     """
     context = _base_context(keylog)
     if not allow_renegotiation:
@@ -135,16 +144,27 @@ def build_client_context(
         context.set_default_verify_paths()
     else:
         _add_trust(_store_of(context), trust, () if credentials is None else credentials.crls)
+    if at is not None:
+        _set_time(_store_of(context), at)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _note_failure)
     return context
 
 
 def trust_store(
-    cas: Sequence[x509.Certificate], crls: Sequence[x509.CertificateRevocationList] = ()
+    cas: Sequence[x509.Certificate],
+    crls: Sequence[x509.CertificateRevocationList],
+    at: int,
 ) -> crypto.X509Store:
-    """Return a trust store that judges certificates as a context with the same arguments does."""
+    """Return a store that judges certificates as a context with the same trust does.
+
+    Args:
+        cas: Trust anchors.
+        crls: Their revocation lists.
+        at: Unix seconds of the judgement; OpenSSL lets the time of a store be set only once.
+    """
     store = crypto.X509Store()
     _add_trust(store, cas, crls)
+    _set_time(store, at)
     return store
 
 
@@ -185,8 +205,16 @@ def _add_trust(
         store.add_cert(crypto.X509.from_cryptography(ca))
     for crl in crls:
         store.add_crl(crl)
-    if crls:
-        store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
+    flags = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
+    if not crls:
+        # An anchor is what the operator says it is: an intermediate without its root is one
+        # too.  With CRLs the path must go up to a root, where the last CRL is signed.
+        flags = crypto.X509StoreFlags.PARTIAL_CHAIN
+    store.set_flags(flags)
+
+
+def _set_time(store: crypto.X509Store, at: int) -> None:
+    store.set_time(datetime.datetime.fromtimestamp(at, datetime.UTC))
 
 
 def _names_size(cas: Sequence[x509.Certificate]) -> int:
@@ -195,7 +223,9 @@ def _names_size(cas: Sequence[x509.Certificate]) -> int:
 
 
 def _keylog_callback(sink: Callable[[bytes], None]) -> Callable[[SSL.Connection, bytes], None]:
-    def callback(_connection: SSL.Connection, line: bytes) -> None:
+    def callback(connection: SSL.Connection, line: bytes) -> None:
+        if connection.get_app_data() is OUR_OWN:
+            return
         try:
             sink(line)
         except Exception:
@@ -220,10 +250,20 @@ def _note_failure(
 ) -> bool:
     """Remember what OpenSSL only says in numbers; judge nothing: `ok` is the answer."""
     if not ok:
-        name = certificate.get_subject().CN or "without a common name"
-        reason = _ERRORS.get(error, f"verification error {error}")
-        connection.set_app_data(_VerifyFailure(f"certificate {name!r} (depth {depth}): {reason}"))
+        connection.set_app_data(_VerifyFailure(describe_verify_error(certificate, error, depth)))
     return bool(ok)
+
+
+def describe_verify_error(certificate: crypto.X509, error: int, depth: int) -> str:
+    """Say in words why OpenSSL refuses a certificate.
+
+    Args:
+        certificate: The one that it stopped at.
+        error: X509_V_ERR_*.
+        depth: How far it is from the leaf.
+    """
+    reason = _ERRORS.get(error, f"verification error {error}")
+    return f"certificate {subject_of(certificate.to_cryptography())} (depth {depth}): {reason}"
 
 
 _ERRORS = {

@@ -37,7 +37,7 @@ from kvproto.tls.checks import (
     subject_of,
     usage_fault,
 )
-from kvproto.tls.files import CredentialFiles, digest_of, read_files
+from kvproto.tls.files import CredentialFiles, UnfinishedError, digest_of, read_files
 
 __all__ = [
     "CredentialWarning",
@@ -176,13 +176,13 @@ def _blocks(option: str, path: Path, content: bytes) -> list[tuple[bytes, bytes]
     """Return (label, block) of each PEM block in a file, in order."""
     blocks = [(match.group(1), match.group(0)) for match in _PEM.finditer(content)]
     if len(blocks) != content.count(b"-----BEGIN "):
-        raise CredentialError(option, path, "a PEM block in it has no end: half written or cut off")
+        raise UnfinishedError(option, path, "a PEM block in it has no end: half written or cut off")
     if not blocks:
         if content[:1] == b"\x30":
             reason = "is DER, not PEM; convert it with 'openssl x509 -inform der' or 'openssl pkey'"
         else:
             reason = "is not PEM: no line in it begins with -----BEGIN"
-        raise CredentialError(option, path, reason)
+        raise UnfinishedError(option, path, reason)
     return blocks
 
 
@@ -191,7 +191,7 @@ def _parse_certificates(option: str, path: Path, content: bytes) -> tuple[x509.C
         block for label, block in _blocks(option, path, content) if label in _CERTIFICATE_LABELS
     ]
     if not blocks:
-        raise CredentialError(option, path, "holds no certificate")
+        raise UnfinishedError(option, path, "holds no certificate")
     certificates = []
     for number, block in enumerate(blocks, 1):
         try:
@@ -200,7 +200,7 @@ def _parse_certificates(option: str, path: Path, content: bytes) -> tuple[x509.C
             _ = (certificate.extensions, certificate.subject, certificate.issuer)
             certificate.public_key()
         except (ValueError, UnsupportedAlgorithm) as error:
-            raise CredentialError(
+            raise UnfinishedError(
                 option, path, f"certificate {number} in it does not parse: {_first_line(error)}"
             ) from None
         certificates.append(certificate)
@@ -225,7 +225,7 @@ def _parse_key(files: CredentialFiles, contents: Mapping[Path, bytes]) -> Privat
         if label.endswith(b"PRIVATE KEY")
     ]
     if not blocks:
-        raise CredentialError(option, path, "holds no private key")
+        raise UnfinishedError(option, path, "holds no private key")
     block = blocks[0]
     encrypted = b"ENCRYPTED" in block
     passphrase: bytes | None = None
@@ -243,13 +243,13 @@ def _parse_key(files: CredentialFiles, contents: Mapping[Path, bytes]) -> Privat
         key = load_pem_private_key(block, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         if encrypted:
-            raise CredentialError(
+            raise UnfinishedError(
                 files.options.passphrase,
                 files.passphrase,
                 f"its passphrase does not open the private key {path}",
             ) from None
         reason = f"the private key in it does not parse: {_first_line(error)}"
-        raise CredentialError(option, path, reason) from None
+        raise UnfinishedError(option, path, reason) from None
     if not isinstance(key, _KEYS):
         raise CredentialError(option, path, "is no RSA, EC or Ed25519 key: TLS cannot use it")
     return key
@@ -294,13 +294,13 @@ def _check_key_fits(
     if fits and fits[0] == 1:
         return
     if fits:
-        raise CredentialError(
+        raise UnfinishedError(
             files.options.certificate,
             files.certificate,
             f"chain out of order: the private key belongs to certificate {fits[0]} "
             f"({subject_of(chain[fits[0] - 1])}); put that one first, then each issuer",
         )
-    raise CredentialError(
+    raise UnfinishedError(
         files.options.private_key,
         files.private_key or files.certificate,
         f"does not fit the certificate {files.certificate} ({subject_of(chain[0])}); "
@@ -382,7 +382,7 @@ def _parse_crls(
         try:
             crls.append(x509.load_pem_x509_crl(block))
         except ValueError as error:
-            raise CredentialError(
+            raise UnfinishedError(
                 option, path, f"list {len(crls) + 1} in it does not parse: {_first_line(error)}"
             ) from None
     if not crls:
@@ -401,10 +401,18 @@ def _parse_crls(
                 f"the list of {issuer} has expired: its next update was due at "
                 f"{readable_date(due.timestamp())}, now is {readable_date(now)}",
             )
+    subjects = {ca.subject for ca in cas}
     for ca in cas:
         if not any(crl.issuer == ca.subject for crl in crls):
             raise CredentialError(
                 option, path, f"holds no list of {subject_of(ca)}; every CA in a chain needs one"
+            )
+        if ca.issuer not in subjects:
+            raise CredentialError(
+                option,
+                path,
+                f"OpenSSL checks revocation up to a root: put {ca.issuer.rfc4514_string()}, which "
+                f"issued {subject_of(ca)}, into {files.options.client_ca} too, and its list here",
             )
     return tuple(crls)
 

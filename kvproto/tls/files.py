@@ -20,6 +20,7 @@ __all__ = [
     "MAX_FILE",
     "CredentialFiles",
     "Options",
+    "UnfinishedError",
     "digest_of",
     "read_files",
     "read_together",
@@ -30,6 +31,10 @@ MAX_FILE = 16 * 1024 * 1024
 
 MAX_READINGS = 5
 """Attempts at reading all files unchanged; a swap of links takes one, a busy writer all."""
+
+
+class UnfinishedError(CredentialError):
+    """A file looks as if somebody were still writing it: the same may be good in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ def read_together(files: CredentialFiles) -> dict[Path, bytes]:
             if _resolve(files) == resolved:
                 raise
     option, path = files.named()[0]
-    raise CredentialError(
+    raise UnfinishedError(
         option, path, "and the files beside it keep changing while they are read; try again"
     )
 
@@ -139,7 +144,7 @@ def _read(option: str, path: Path, real: Path | None = None) -> bytes:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise CredentialError(option, path, "there is no such file") from None
+        raise UnfinishedError(option, path, "there is no such file") from None
     except PermissionError:
         raise CredentialError(
             option, path, "may not be read by this user; change its owner or mode"
@@ -147,7 +152,7 @@ def _read(option: str, path: Path, real: Path | None = None) -> bytes:
     except OSError as error:
         raise CredentialError(option, path, f"cannot be read: {error.strerror}") from None
     if not content:
-        raise CredentialError(option, path, "is empty")
+        raise UnfinishedError(option, path, "is empty")
     if len(content) > MAX_FILE:
         raise CredentialError(option, path, f"is larger than {MAX_FILE >> 20} MiB")
     return content

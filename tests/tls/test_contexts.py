@@ -252,9 +252,9 @@ class ClientAuthTests(SynchronousTestCase):
         expired = ROOT.issue("late", not_before=moment(-9), not_after=moment(-1))
         stranger = Authority.root("stranger").issue("mallory")
         for client, crls, phrase in (
-            (client_identity("eve"), (revoked,), "certificate 'eve' (depth 0): it is revoked"),
-            (expired, (), "certificate 'late' (depth 0): it has expired"),
-            (stranger, (), "certificate 'mallory' (depth 0): its issuer is not trusted"),
+            (client_identity("eve"), (revoked,), "certificate CN=eve (depth 0): it is revoked"),
+            (expired, (), "certificate CN=late (depth 0): it has expired"),
+            (stranger, (), "certificate CN=mallory (depth 0): its issuer is not trusted"),
         ):
             for version in VERSIONS.values():
                 met = pair(ServerPolicy(ClientAuth.OPTIONAL), version, client=client, crls=crls)
