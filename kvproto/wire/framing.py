@@ -14,9 +14,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kvproto.errors import LocalProtocolError
+from kvproto.errors import LocalProtocolError, RemoteProtocolError
 from kvproto.wire.constants import Status
-from kvproto.wire.frames import FrameError
 
 __all__ = [
     "Durability",
@@ -99,8 +98,8 @@ def objects(framing: bytes) -> list[tuple[int, bytes]]:
     """Split framing extras into (id, content).
 
     Raises:
-        FrameError: An object is cut short (status 0x04).  The frame's own bounds are sound: answer
-            the status and go on reading.
+        RemoteProtocolError: An object is cut short (status 0x04).  The frame's own bounds are
+            sound: answer the status and go on reading.
     """
     found = []
     at, end = 0, len(framing)
@@ -149,14 +148,14 @@ def decode_request_framing(framing: bytes) -> RequestFraming:
     """Read a request's framing extras.
 
     Raises:
-        FrameError: Answer its status and go on reading: 0x04 for what is malformed, 0x80 for an id
-            that is not known.
+        RemoteProtocolError: Answer its status and go on reading: 0x04 for what is malformed,
+            0x80 for an id that is not known.
     """
     found = RequestFraming()
     seen = set()
     for number, content in objects(framing):
         if number in seen:
-            raise FrameError(f"framing object {number} appears twice", Status.INVALID)
+            raise RemoteProtocolError(f"framing object {number} appears twice", Status.INVALID)
         seen.add(number)
         size = len(content)
         if number == _BARRIER and size == 0:
@@ -170,9 +169,9 @@ def decode_request_framing(framing: bytes) -> RequestFraming:
         elif number == _PRESERVE_TTL and size == 0:
             found.preserve_ttl = True
         elif number in {_BARRIER, _DURABILITY, _STREAM_ID, _IMPERSONATE, _PRESERVE_TTL}:
-            raise FrameError(f"framing object {number} has {size} bytes", Status.INVALID)
+            raise RemoteProtocolError(f"framing object {number} has {size} bytes", Status.INVALID)
         else:
-            raise FrameError(f"unknown framing object {number}", Status.UNKNOWN_FRAME_INFO)
+            raise RemoteProtocolError(f"unknown framing object {number}", Status.UNKNOWN_FRAME_INFO)
     return found
 
 
@@ -213,7 +212,7 @@ def decode_response_framing(framing: bytes) -> ResponseFraming:
     """Read a response's framing extras; ids that are not known are skipped.
 
     Raises:
-        FrameError: An object is cut short.
+        RemoteProtocolError: An object is cut short.
     """
     found = ResponseFraming()
     for number, content in objects(framing):
@@ -231,8 +230,8 @@ def decode_response_framing(framing: bytes) -> ResponseFraming:
     return found
 
 
-def _cut_short() -> FrameError:
-    return FrameError("a framing object is cut short", Status.INVALID)
+def _cut_short() -> RemoteProtocolError:
+    return RemoteProtocolError("a framing object is cut short", Status.INVALID)
 
 
 def _decode_durability(content: bytes) -> Durability:
@@ -241,7 +240,7 @@ def _decode_durability(content: bytes) -> Durability:
     timeout_ms = int.from_bytes(content[1:])
     if timeout_ms in {0, _MAX_U16}:
         # 0 would mean "at once", 65535 is reserved for "for ever"; kv_engine refuses both.
-        raise FrameError(f"durability timeout {timeout_ms} is reserved", Status.INVALID)
+        raise RemoteProtocolError(f"durability timeout {timeout_ms} is reserved", Status.INVALID)
     return Durability(content[0], timeout_ms)
 
 

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.errors import LocalProtocolError
+from kvproto.errors import LocalProtocolError, RemoteProtocolError
 from kvproto.wire.constants import Status
-from kvproto.wire.frames import FrameError
 from kvproto.wire.framing import (
     Durability,
     RequestFraming,
@@ -74,14 +73,14 @@ class RequestFramingTests(SynchronousTestCase):
             b"\x51\x00",
             b"\x50\x50",
         ):
-            with self.assertRaises(FrameError) as caught:
+            with self.assertRaises(RemoteProtocolError) as caught:
                 decode_request_framing(wire)
             self.assertEqual(caught.exception.status, Status.INVALID, wire)
 
     def test_unknown(self):
         """An id that nobody knows is told by its own status."""
         for wire in (b"\x30", b"\x71x", b"\xf0\x09"):
-            with self.assertRaises(FrameError) as caught:
+            with self.assertRaises(RemoteProtocolError) as caught:
                 decode_request_framing(wire)
             self.assertEqual(caught.exception.status, Status.UNKNOWN_FRAME_INFO)
 
@@ -132,7 +131,7 @@ class RequestFramingTests(SynchronousTestCase):
         for read in (decode_request_framing, decode_response_framing):
             try:
                 read(wire)
-            except FrameError as e:
+            except RemoteProtocolError as e:
                 self.assertIn(e.status, {Status.INVALID, Status.UNKNOWN_FRAME_INFO})
 
 
