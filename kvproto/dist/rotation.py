@@ -1,0 +1,137 @@
+"""What new credentials mean for node links: all of them are made again.
+
+Owns: the order of a restart, who was linked before it, who came back.  Listeners
+and contexts are restarted by a function that is passed in.
+
+Source: the answers of ns_server's ``reload_tls`` (MB-36749 and its successors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock
+from twisted.internet.interfaces import IDelayedCall
+
+from kvproto.dist.connector import Connector
+from kvproto.dist.node import Node, NodeEvent
+
+__all__ = ["LinkRotation", "RestartReport", "wait_for_nodes"]
+
+COME_BACK_WITHIN: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RestartReport:
+    """How a restart of the node links went.
+
+    Args:
+        listeners: Those that did not start.
+        nodes: Those that were linked before and did not come back in time.
+    """
+
+    listeners: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as it was."""
+        return not self.listeners and not self.nodes
+
+    def __str__(self) -> str:
+        parts = []
+        if self.listeners:
+            parts.append(f"could not start node listeners: {', '.join(self.listeners)}")
+        if self.nodes:
+            parts.append(f"could not connect to nodes: {', '.join(self.nodes)}")
+        return "; ".join(parts) or "ok"
+
+
+class LinkRotation:
+    """Restarts node links, one restart at a time.
+
+    Args:
+        node: Ours.
+        connectors: Those that call other nodes; read at each restart.
+        restart_listeners: Brings the new credentials into force and restarts the
+            node listeners, which closes what they accepted; fires with the names of
+            those that did not start.
+        within: Seconds that nodes have to come back.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        connectors: Sequence[Connector],
+        restart_listeners: Callable[[], Deferred[Sequence[str]]],
+        within: float = COME_BACK_WITHIN,
+    ) -> None:
+        self._node = node
+        self._connectors = connectors
+        self._restart_listeners = restart_listeners
+        self._within = within
+        self._lock = DeferredLock()
+
+    def restart(self) -> Deferred[RestartReport]:
+        """Close all links, with whatever they were doing, and make them again.
+
+        Returns:
+            Fires when all that were linked are back, or the time is over.  A restart
+            that is asked for during another follows it.
+        """
+        return self._lock.run(lambda: Deferred.fromCoroutine(self._restart()))
+
+    async def _restart(self) -> RestartReport:
+        before = self._node.nodes()
+        connectors = list(self._connectors)
+        # Side by side: a frozen peer costs its second once, not once per link.
+        suspended = [connector.suspend() for connector in connectors]
+        try:
+            failed = await self._restart_listeners()
+            await DeferredList(suspended)
+        finally:
+            for connector in connectors:
+                connector.resume()
+        missing = await wait_for_nodes(self._node, before, self._within)
+        return RestartReport(tuple(failed), tuple(missing))
+
+
+def wait_for_nodes(node: Node, names: Sequence[str], within: float) -> Deferred[list[str]]:
+    """Wait until nodes are linked.
+
+    Args:
+        node: Ours.
+        names: Which ones.
+        within: Seconds to wait.
+
+    Returns:
+        The names that are not linked when the time is over, empty as soon as all
+        are.  Can be cancelled.
+    """
+    timer: IDelayedCall | None = None
+
+    def missing() -> list[str]:
+        return [name for name in names if not node.is_connected(name)]
+
+    def stop() -> None:
+        unwatch()
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def changed(_event: NodeEvent) -> None:
+        if not missing():
+            finish()
+
+    def finish() -> None:
+        stop()
+        waiting.callback(missing())
+
+    waiting: Deferred[list[str]] = Deferred(lambda _: stop())
+    unwatch = node.watch(changed)
+    if missing():
+        timer = node.clock.callLater(within, finish)
+    else:
+        finish()
+    return waiting
