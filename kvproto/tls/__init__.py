@@ -22,6 +22,14 @@ from kvproto.tls.development import DevelopmentCredentials, ensure_development_c
 from kvproto.tls.files import CredentialFiles, Options
 from kvproto.tls.generation import Generation, GenerationError, Stage
 from kvproto.tls.identity import DEFAULT_RULES, IdentityRule, parse_rule, user_of
+from kvproto.tls.protocol import KVTLSFactory, KVTLSProtocol
+from kvproto.tls.reasons import (
+    BudgetExceeded,
+    CloseTimeout,
+    HandshakeInterrupted,
+    HandshakeTimeout,
+    TLSError,
+)
 from kvproto.tls.rotation import Rotation
 from kvproto.tls.verdict import Action, ListenerResult, Verdict
 from kvproto.tls.watch import FileWatch
@@ -29,7 +37,9 @@ from kvproto.tls.watch import FileWatch
 __all__ = [
     "DEFAULT_RULES",
     "Action",
+    "BudgetExceeded",
     "ClientContext",
+    "CloseTimeout",
     "CredentialFiles",
     "CredentialWarning",
     "Credentials",
@@ -38,12 +48,17 @@ __all__ = [
     "FileWatch",
     "Generation",
     "GenerationError",
+    "HandshakeInterrupted",
+    "HandshakeTimeout",
     "IdentityRule",
+    "KVTLSFactory",
+    "KVTLSProtocol",
     "ListenerResult",
     "Options",
     "Rotation",
     "ServerPolicy",
     "Stage",
+    "TLSError",
     "Verdict",
     "build_client_context",
     "build_server_context",

@@ -1,0 +1,356 @@
+"""The end of a connection: asked for, suffered, overdue; always told once.
+
+Owns: close_notify, aborts, the two deadlines, the reason that the application gets,
+and the one line in the log.  The rules:
+
+* Every way to the end goes through ``connectionLost``, and that runs once.
+* What waits is sent before close_notify, ours or the answer to the peer's.
+* No end waits for a peer without limit: a peer that stops taking data, or that takes
+  it and never closes, is cut after ``close_timeout`` seconds.  While at least
+  `CLOSE_PROGRESS` bytes are taken in each such period it is not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import txaio
+from OpenSSL.SSL import Error, WantWriteError
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+
+from kvproto.tls.contexts import verify_failure
+from kvproto.tls.outgoing import OutgoingTLS
+from kvproto.tls.progress import unsent_bytes
+from kvproto.tls.reasons import (
+    BudgetExceeded,
+    CloseTimeout,
+    HandshakeInterrupted,
+    HandshakeTimeout,
+    TLSError,
+    describe_error,
+    represents_eof,
+)
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
+txaio.use_twisted()
+
+__all__ = ["CLOSE_PROGRESS", "ClosingTLS"]
+
+log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+
+CLOSE_PROGRESS: Final = 16 * 1024
+"""Bytes that a slow peer must take in each ``close_timeout`` for its connection to live on.
+
+About 5 KiB/s with the default: slower than any link we expect, and a bound on how long
+a peer that trickles on purpose can hold a large reply."""
+
+
+class ClosingTLS(OutgoingTLS):
+    """The part of `kvproto.tls.KVTLSProtocol` that ends connections."""
+
+    handshake_timeout: float | None
+    close_timeout: float | None
+
+    close_reason = ""
+    """Why the connection ended, for people; ``""`` while it has not."""
+
+    _reason: Failure | None = None
+    _first_bytes = b""
+    _ended = False
+    _registered = False
+    _app_failed = False  # the application raised: it is given nothing more
+    _in_openssl = False  # a handshake call is on the stack, callbacks included
+    _shutdown_sent = False
+    _taken = 0
+    _handshake_call: IDelayedCall | None = None
+    _close_call: IDelayedCall | None = None
+
+    @property
+    def stage(self) -> str:
+        """``"handshake"``, ``"established"`` or ``"closing"``."""
+        if not self._handshakeDone:
+            return "handshake"
+        return "closing" if self.disconnecting or self._peer_done else "established"
+
+    # --- asked for ------------------------------------------------------------------------
+
+    def loseConnection(self) -> None:
+        """Send what is queued and close; nothing received from now on is delivered.
+
+        With a producer registered, closing begins when it unregisters.
+        """
+        if self.disconnecting or not self.connected:
+            return
+        if not self._handshakeDone and not self._outbox.pieces:
+            # close_notify cannot be sent before the handshake, and nobody needs it.
+            self.abortConnection()
+            return
+        self.disconnecting = True
+        self._mute = self._producer is None
+        self._arm_close()
+        self._input_rules_changed()
+        if self._producer is None or self._outbox.pieces:
+            self._flush()
+
+    def abortConnection(self) -> None:
+        """Drop the connection and all that is queued, at once."""
+        if self._aborted or self._ended:
+            return
+        if self._reason is None:
+            self._reason = Failure(ConnectionAborted())
+        self._aborted = self._mute = True
+        self.disconnecting = True
+        self._outbox.clear()
+        self._input_rules_changed()
+        if self._in_openssl:
+            # Called from a verification callback: OpenSSL must return first, and its alert
+            # tells the peer why.
+            return
+        self._shutdownTLS()
+        self._abort_transport()
+
+    def failVerification(self, reason: Failure) -> None:
+        """Abort the handshake because of the peer's certificate.
+
+        Args:
+            reason: What the application's ``connectionLost`` gets.
+        """
+        if self._reason is None and not self._ended:
+            self._reason = reason
+        self.abortConnection()
+
+    def _cut(self, reason: Exception) -> None:
+        """Abort because the peer left a limit behind."""
+        if self._reason is None:
+            self._reason = Failure(reason)
+        self.abortConnection()
+
+    def _abort_transport(self) -> None:
+        if self._ended:
+            return
+        # Not every transport can abort; all of them can lose their connection.
+        abort = getattr(self.transport, "abortConnection", None) or self.transport.loseConnection
+        abort()
+
+    # --- the TLS layer's own end ----------------------------------------------------------
+
+    def _output_done(self) -> None:
+        if self._peer_done:
+            self._shutdownTLS()
+            self._tlsShutdownFinished(None)
+        elif self._producer is None and not self._shutdown_sent:
+            self._shutdownTLS()
+
+    def loseWriteConnection(self) -> None:
+        """Send what is queued and close_notify; go on receiving until the peer closes.
+
+        TLS 1.2 peers answer by closing at once (RFC 5246, 7.2.1); TLS 1.3 peers need not.
+        """
+        if self._mute or not self.connected:
+            return
+        self._mute = self._half_closed = True
+        self._flush()
+
+    def _shutdownTLS(self) -> None:
+        """Send close_notify; close the transport if the peer has sent its own."""
+        if self._lost_transport():
+            return
+        self._shutdown_sent = True
+        both = False
+        try:
+            while True:
+                try:
+                    both = self._engine.shutdown()
+                    break
+                except WantWriteError:
+                    if not self._make_room():
+                        break
+        except Error:
+            # In the middle of a handshake OpenSSL has no way to say close_notify.
+            both = False
+        self._drain()
+        if both and not self._ended:
+            self._close_transport()
+
+    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+        """Note that nothing more can come through TLS, and close the transport.
+
+        Args:
+            reason: For the application; None for whatever the transport will say.
+        """
+        if reason is not None and reason.value is not None and represents_eof(reason.value):
+            reason = Failure(CONNECTION_LOST)
+        if self._reason is None:
+            self._reason = reason
+        self._lostTLSConnection = self._mute = True
+        self._outbox.clear()
+        self._retry = None
+        self._input_rules_changed()
+        # The alert that says what was wrong goes out before the transport closes.
+        self._drain()
+        if not self._ended:
+            self._close_transport()
+
+    def _openssl_failed(self, error: Error) -> None:
+        if self._aborted:
+            # The application has been told already; the alert still has to leave.
+            self._lostTLSConnection = True
+            self._drain()
+            self._close_transport()
+        elif represents_eof(error):
+            self._tlsShutdownFinished(Failure(CONNECTION_LOST))
+        else:
+            # A new exception, never raised: one with a traceback would keep its frames,
+            # and with them this connection, alive for as long as the application keeps it.
+            self._tlsShutdownFinished(Failure(self._explained(error)))
+
+    def _explained(self, error: Error) -> TLSError:
+        stage = self.stage
+        queue = error.args[0] if error.args else ()
+        words = verify_failure(self._engine.connection) if stage == "handshake" else ""
+        return TLSError(words or describe_error(error, self._first_bytes, stage), stage, queue)
+
+    def _close_transport(self) -> None:
+        self._arm_close()
+        gate = self._gate
+        if gate is not None and self._full:
+            # A transport does not close while a producer that it paused is registered; the
+            # application's producer is stopped in connectionLost.
+            self._gate = None
+            self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    # --- deadlines ------------------------------------------------------------------------
+
+    def _arm_handshake(self) -> None:
+        if self.handshake_timeout is not None and self._handshake_call is None:
+            self._handshake_call = self._clock.callLater(
+                self.handshake_timeout, self._handshake_overdue
+            )
+
+    def _disarm_handshake(self) -> None:
+        call, self._handshake_call = self._handshake_call, None
+        if call is not None:
+            call.cancel()
+
+    def _handshake_overdue(self) -> None:
+        self._handshake_call = None
+        what = "renegotiation" if self._handshakeDone else "TLS handshake"
+        self._cut(HandshakeTimeout(f"{what} not finished in {self.handshake_timeout} s"))
+
+    def _arm_close(self) -> None:
+        if self.close_timeout is not None and self._close_call is None and not self._ended:
+            self._taken = self._given - (unsent_bytes(self.transport) or 0)
+            self._drained = False
+            self._close_call = self._clock.callLater(self.close_timeout, self._close_overdue)
+
+    def _close_overdue(self) -> None:
+        self._close_call = None
+        unsent = unsent_bytes(self.transport)
+        taken = self._taken if unsent is None else self._given - unsent
+        app_is_busy = (
+            self._producer is not None
+            and not self._full
+            and not self._peer_done
+            and self._retry is None
+            and not self._lostTLSConnection
+        )
+        if app_is_busy or self._drained or taken - self._taken >= CLOSE_PROGRESS:
+            self._arm_close()
+            return
+        self._reason = self._reason or Failure(
+            CloseTimeout(f"the peer did not close within {self.close_timeout} s")
+        )
+        self._aborted = self._lostTLSConnection = self._mute = True
+        self._abort_transport()
+
+    # --- the end --------------------------------------------------------------------------
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Hear from the transport that it is gone; tell the application, once."""
+        if self._ended:
+            return
+        self._ended = self._mute = True
+        if not (self._lostTLSConnection or self._aborted or self._app_failed):
+            self._read_last()
+        self._lostTLSConnection = True
+        self._cancel_calls()
+        self.connected = False
+        reason = self._final_reason(reason)
+        self._report(reason)
+        gate, self._gate, self._producer = self._gate or self._producer, None, None
+        try:
+            if gate is not None:
+                gate.stopProducing()
+                gate.close()
+            if self._registered:
+                self.factory.unregisterProtocol(self)
+        finally:
+            try:
+                self.wrappedProtocol.connectionLost(reason)
+            finally:
+                self._release()
+
+    def _final_reason(self, reason: Failure) -> Failure:
+        known, self._reason = self._reason, None
+        if known is not None:
+            return known
+        if self._handshakeDone or self._shutdown_sent:
+            return reason
+        if reason.check(ConnectionDone, ConnectionLost):
+            return Failure(HandshakeInterrupted("the peer went away during the TLS handshake"))
+        return reason
+
+    def _cancel_calls(self) -> None:
+        for name in ("_handshake_call", "_close_call", "_flush_call"):
+            call: IDelayedCall | None = getattr(self, name)
+            setattr(self, name, None)
+            if call is not None and call.active():
+                call.cancel()
+
+    def _release(self) -> None:
+        """Break the circle of protocol, application and OpenSSL objects."""
+        self.wrappedProtocol = None  # type: ignore[assignment]
+        self._outbox.clear()
+        self._retry = None
+        self.__dict__.pop("_engine", None)
+        self._input_rules_changed()
+
+    def _report(self, reason: Failure) -> None:
+        """Write the one line about how this connection ended."""
+        error = reason.value
+        self.close_reason = str(error)
+        level = log.debug
+        if isinstance(error, HandshakeInterrupted):
+            # Probes of load balancers connect and go without a word.
+            level = log.warn if self._first_bytes else log.debug
+        elif isinstance(error, (Error, HandshakeTimeout, BudgetExceeded, CloseTimeout)):
+            level = log.warn
+        level(
+            "TLS connection with {peer} ended ({stage}): {reason}",
+            peer=self._peer_name(),
+            stage=getattr(error, "stage", self.stage),
+            reason=self.close_reason,
+        )
+
+    def _peer_name(self) -> Any:
+        peer = getattr(self.transport, "getPeer", None)
+        return "an unknown peer" if peer is None else peer()
+
+    # --- what the other parts of the protocol add -----------------------------------------
+
+    def _lost_transport(self) -> bool:
+        return self._ended or "_engine" not in self.__dict__
+
+    def _read_last(self) -> None:
+        """Deliver what can still be decrypted; the transport is gone."""
+        raise NotImplementedError
+
+    def _input_rules_changed(self) -> None:
+        """Hear that a fact has changed that decides what happens with input."""
+        raise NotImplementedError

@@ -1,0 +1,81 @@
+"""Where back-pressure of the transport and of the application's producer meet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from kvproto.tls.outgoing import OutgoingTLS
+
+__all__ = ["OutputGate"]
+
+
+@implementer(IPushProducer)
+class OutputGate:
+    """What a transport knows as its producer: the TLS layer itself.
+
+    The application's producer, when there is one, is paused while the transport is
+    full *or* OpenSSL cannot take plaintext, and resumed when neither holds.
+
+    Args:
+        owner: The TLS protocol whose output it guards.
+    """
+
+    def __init__(self, owner: OutgoingTLS) -> None:
+        self._owner: OutgoingTLS | None = owner
+        # These two names are those of Twisted's own membrane, which its tests read.
+        self._producer: Any = None
+        self._producerPaused = False
+
+    @property
+    def producer(self) -> Any:
+        """The application's push producer, None when it has none."""
+        return self._producer
+
+    def attach(self, producer: Any) -> None:
+        """Take the application's push producer into care."""
+        self._producer = producer
+        self._producerPaused = False
+
+    def detach(self) -> None:
+        """Forget the application's producer."""
+        self._producer = None
+        self._producerPaused = False
+
+    def close(self) -> None:
+        """Let go of everything: the connection has ended."""
+        self._owner = None
+        self.detach()
+
+    def hold(self) -> None:
+        """Pause the application's producer, once."""
+        if self._producer is not None and not self._producerPaused:
+            self._producerPaused = True
+            self._producer.pauseProducing()
+
+    def release(self) -> None:
+        """Resume the application's producer if it was paused."""
+        if self._producerPaused:
+            self._producerPaused = False
+            self._producer.resumeProducing()
+
+    def pauseProducing(self) -> None:
+        """The transport is full."""
+        if self._owner is not None:
+            self._owner.transport_full()
+        self.hold()
+
+    def resumeProducing(self) -> None:
+        """The transport has room again."""
+        if self._owner is not None:
+            self._owner.transport_ready()
+
+    def stopProducing(self) -> None:
+        """The transport will take nothing more, ever."""
+        producer = self._producer
+        self.detach()
+        if producer is not None:
+            producer.stopProducing()

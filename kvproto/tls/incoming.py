@@ -1,0 +1,329 @@
+"""The way in: ciphertext that the transport brings, plaintext that the application gets.
+
+Owns: the order of feeding and reading, the application's pause, and the budgets for
+traffic that carries nothing.  The rules:
+
+* One whole small record, the usual request, takes the short way in ``dataReceived``.
+  Everything else goes through ``_drive``, slice by slice.
+* OpenSSL is asked for as many records as the input can hold (``records``) and no more; where
+  boundaries are unclear it is asked until it says WANT_READ.
+* After the input: writes that waited are tried again, then all output is fetched.
+* The application is given nothing while it has paused, after it has raised, and after it
+  has asked to close.  What arrived before the connection was lost is given to it, paused
+  or not, before ``connectionLost``.
+
+Source: SSL_read(3), RFC 8446 section 6.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import txaio
+from OpenSSL.SSL import Error, WantReadError, WantWriteError, ZeroReturnError
+
+from kvproto.tls.closing import ClosingTLS
+from kvproto.tls.outbox import RECORD_SIZE
+from kvproto.tls.reasons import BudgetExceeded
+from kvproto.tls.records import APPLICATION_DATA, HEADER_SIZE, UNKNOWN, RecordCounter
+
+txaio.use_twisted()
+
+__all__ = ["IncomingTLS"]
+
+log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+
+SLICE_SIZE: Final = RECORD_SIZE
+"""Bytes of ciphertext fed at a time: OpenSSL's BIO keeps the size of the largest piece."""
+
+HELD_SIZE: Final = 256 * 1024
+"""Most plaintext kept for an application that has paused while TLS itself must read on."""
+
+
+class IncomingTLS(ClosingTLS):
+    """The receiving half of `kvproto.tls.KVTLSProtocol`."""
+
+    renegotiation_limit: int
+
+    _records: RecordCounter
+    _unfed: list[bytes | memoryview]  # input that OpenSSL has not been given
+    _held: list[bytes]  # plaintext for an application that has paused
+
+    _fast = False  # the short way in dataReceived is open
+    _read_paused = False  # by the application
+    _transport_paused = False  # by us
+    _leftover = False  # OpenSSL may hold plaintext that a pause left there
+    _dirty = False  # OpenSSL may hold output of the TLS layer itself
+    _junk = 0
+    _held_size = 0
+    _refusals = 0
+    _cipher_changes = 0
+
+    # --- from the transport ---------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take ciphertext from the transport, and do all that follows from it."""
+        size = len(data)
+        if (
+            not self._fast
+            or self._reading
+            or size < HEADER_SIZE
+            or data[0] != APPLICATION_DATA
+            or (data[3] << 8 | data[4]) != size - HEADER_SIZE
+        ):
+            self._receive(data)
+            return
+        try:
+            plaintext = self._engine.open(data)
+        except Error as error:
+            self._receive_odd(error, size)
+            return
+        self._junk = 0
+        self._reading = True
+        try:
+            self.wrappedProtocol.dataReceived(plaintext)
+        except BaseException:
+            self._app_failed = True
+            raise
+        finally:
+            self._reading = False
+        # Exactly one record came and it was application data: OpenSSL has nothing to say.
+        if self._outbox.pieces:
+            self._flush()
+
+    def _receive(self, data: bytes) -> None:
+        """Take ciphertext on the long way."""
+        if not data or self._deaf():
+            return
+        if not self._handshakeDone and len(self._first_bytes) < 8:
+            self._first_bytes = (self._first_bytes + data[:8])[:8]
+        self._unfed.append(data)
+        if not self._reading:
+            self._drive()
+
+    def _receive_odd(self, error: Error, size: int) -> None:
+        """Go on after one record that was fed but was no application data."""
+        unfed, self._engine.unfed = self._engine.unfed, None
+        if unfed is not None:
+            self._unfed.insert(0, unfed)
+        # OpenSSL repeats what it said, so the long way can sort it out.
+        self._leftover = True
+        self._drive(size)
+
+    def _deaf(self) -> bool:
+        """Return whether input is of no use to anybody any more."""
+        return self._lostTLSConnection or self._aborted or self._peer_done or self._app_failed
+
+    def _drive(self, fed: int = 0) -> None:
+        """Feed, hand over, retry, fetch: until nothing is left or the application pauses.
+
+        Args:
+            fed: Bytes that OpenSSL has been given already and that count as input.
+        """
+        self._reading = True
+        try:
+            while self._held and not self._read_paused:
+                self._deliver(self._held.pop(0))
+            if self._leftover and not self._holds_input():
+                self._leftover = False
+                self._read(UNKNOWN, fed)
+            while self._unfed and not self._deaf() and not self._holds_input():
+                if not self._feed():
+                    break
+        finally:
+            self._reading = False
+            if not self._held:
+                self._held_size = 0
+        self._input_rules_changed()
+        self._flush()
+        if self._dirty:
+            self._dirty = False
+            self._drain()
+            if self._unread > self.junk_budget:
+                self._cut(BudgetExceeded("the peer makes TLS answer and does not read"))
+
+    def _feed(self) -> bool:
+        """Feed one slice and read what it completes; return whether to go on."""
+        data = self._unfed.pop(0)
+        if len(data) > SLICE_SIZE:
+            data = memoryview(data)
+            self._unfed.insert(0, data[SLICE_SIZE:])
+            data = data[:SLICE_SIZE]
+        taken = self._engine.feed(data)
+        if taken < len(data):
+            data = memoryview(data)
+            self._unfed.insert(0, data[taken:])
+            data = data[:taken]
+        # A bounded BIO may be full once; when reading did not help, the next event will.
+        self._refusals = 0 if taken else self._refusals + 1
+        records = self._records.count(data) if taken else UNKNOWN
+        if not self._handshakeDone:
+            if not self._handshake() or self._deaf():
+                return self._refusals < 2
+            records = UNKNOWN
+        elif self._records.cipher_changes != self._cipher_changes and not self._renegotiated():
+            return False
+        self._read(records, taken)
+        return self._refusals < 2
+
+    def _renegotiated(self) -> bool:
+        """Count a renegotiation that is about to end; return whether it is within the limit."""
+        done = self._records.cipher_changes - self._cipher_changes
+        self._cipher_changes += done
+        self.renegotiation_limit -= done
+        # A renegotiation that is granted may carry large certificates.
+        self._junk = 0
+        if self.renegotiation_limit >= 0:
+            return True
+        self._cut(BudgetExceeded("the peer renegotiates too often"))
+        return False
+
+    def _read(self, records: int, size: int) -> None:
+        """Hand over what OpenSSL can decrypt.
+
+        Args:
+            records: How many records can be complete.
+            size: Bytes of ciphertext that this comes from.
+        """
+        engine = self._engine
+        got = 0
+        try:
+            while got < records:
+                try:
+                    plaintext = engine.read()
+                except WantWriteError:
+                    if self._make_room():
+                        continue
+                    break
+                got += 1
+                self._deliver(plaintext)
+                if self._read_paused and self._holds_input():
+                    self._leftover = True
+                    break
+                if self._lostTLSConnection or self._aborted:
+                    return
+        except WantReadError:
+            self._dirty = True
+        except ZeroReturnError:
+            self._peer_closed()
+            return
+        except Error as error:
+            self._openssl_failed(error)
+            return
+        if got:
+            self._junk = 0
+            return
+        self._junk += size
+        if self._junk > self.junk_budget:
+            self._cut(BudgetExceeded("too much TLS traffic without application data"))
+
+    def _deliver(self, plaintext: bytes) -> None:
+        """Give plaintext to the application, or keep it, or drop it."""
+        if self.disconnecting:
+            return
+        if self._read_paused and not self._ended:
+            self._held.append(plaintext)
+            self._held_size += len(plaintext)
+            return
+        try:
+            self.wrappedProtocol.dataReceived(plaintext)
+        except BaseException:
+            self._app_failed = True
+            raise
+
+    def _peer_closed(self) -> None:
+        """Answer the peer's close_notify, after what is queued."""
+        self._peer_done = self._mute = True
+        if self._waits_for_peer:
+            # Nothing will come any more that could let OpenSSL write.
+            self._retry = None
+            self._outbox.clear()
+        if not self._outbox.pieces and self._retry is None:
+            self._output_done()
+        else:
+            self._arm_close()
+
+    def _read_last(self) -> None:
+        self._unfed, unfed = [], self._unfed
+        if not self._handshakeDone:
+            return
+        self._reading = True
+        try:
+            for plaintext in self._held:
+                self._deliver(plaintext)
+            self._read(UNKNOWN, 0)
+            for data in unfed:
+                if not self._deaf():
+                    self._engine.feed(data)
+                    self._read(UNKNOWN, 0)
+            if not self._deaf():
+                self._engine.end_of_input()
+                self._read(UNKNOWN, 0)
+        except Exception:
+            log.failure("the application failed while it was given its last data")
+        finally:
+            self._reading = False
+
+    # --- pauses ---------------------------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        """Deliver nothing until `resumeProducing`; TLS itself reads on where it has to."""
+        self._read_paused = True
+        self._input_rules_changed()
+
+    def resumeProducing(self) -> None:
+        """Deliver what has waited, then read on."""
+        self._read_paused = False
+        if not self._reading and (self._held or self._leftover or self._unfed) and not self._deaf():
+            self._drive()
+        else:
+            self._input_rules_changed()
+
+    def stopProducing(self) -> None:
+        """Close: there is nobody to deliver to."""
+        self.loseConnection()
+
+    def _holds_input(self) -> bool:
+        """Return whether input waits for the application to resume."""
+        return (
+            self._read_paused
+            and self._handshakeDone
+            and not (self.disconnecting or self._ended)
+            and (self._retry is None or self._held_size > HELD_SIZE)
+        )
+
+    def _input_rules_changed(self) -> None:
+        paused = self._holds_input()
+        self._fast = not (
+            paused
+            or self._read_paused
+            or not self._handshakeDone
+            or self.disconnecting
+            or self._deaf()
+            or self._unfed
+            or self._held
+            or self._leftover
+            or not self._records.aligned
+        )
+        if paused is not self._transport_paused and not self._ended:
+            self._transport_paused = paused
+            if paused:
+                self.transport.pauseProducing()
+            else:
+                self.transport.resumeProducing()
+
+    def _peer_must_go_first(self) -> None:
+        self._waits_for_peer = True
+        self._arm_handshake()
+        self._input_rules_changed()
+
+    def _peer_has_gone_first(self) -> None:
+        self._waits_for_peer = False
+        self._disarm_handshake()
+        self._input_rules_changed()
+
+    # --- what the rest of the protocol adds -----------------------------------------------
+
+    def _handshake(self) -> bool:
+        """Let OpenSSL go on with the handshake; return whether it has ended well."""
+        raise NotImplementedError

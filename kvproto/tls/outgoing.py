@@ -1,0 +1,304 @@
+"""The way out: plaintext that the application writes, ciphertext that the transport takes.
+
+Owns: the queue of writes, when it is flushed, the retry of calls that OpenSSL refused
+for the moment, and back-pressure.  The rules:
+
+* One queue.  Every write goes through it, so order never changes and nothing can be
+  forgotten on a second path.
+* After *every* call into OpenSSL all of its output is fetched, whatever the call said.
+* A refused call (WANT_READ, WANT_WRITE) is repeated with the same bytes before any other.
+* What is written while ``dataReceived`` runs leaves when it ends, in one write; what is
+  written at other times leaves in the reactor's next turn, or at once above `FLUSH_SIZE`.
+* Plaintext is encrypted only as fast as the transport takes ciphertext.
+
+Source: SSL_write(3), SSL_get_error(3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from OpenSSL.SSL import Error, WantReadError, WantWriteError
+from twisted.internet._producer_helpers import _PullToPush  # the one way to serve pull producers
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+from kvproto.tls._openssl import Engine
+from kvproto.tls.gate import OutputGate
+from kvproto.tls.outbox import Outbox
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+__all__ = ["FLUSH_SIZE", "OutgoingTLS"]
+
+FLUSH_SIZE: Final = 64 * 1024
+"""Bytes of queued writes that are not held back any longer; Twisted's aggregator has 64,000."""
+
+WATCH_AFTER: Final = 64 * 1024
+"""Bytes of ciphertext after which a transport is asked to tell when it is full.
+
+Most connections never get there, and are spared the registration."""
+
+_MAX_IDLE_FLUSHES: Final = 2
+"""Flushes without effect after which WANT_WRITE is not answered by trying again at once."""
+
+
+def _owned(data: Any) -> bytes:
+    """Copy a buffer that its owner may change; refuse what is no buffer."""
+    return memoryview(data).tobytes()
+
+
+class OutgoingTLS(TLSMemoryBIOProtocol):
+    """The sending half of `kvproto.tls.KVTLSProtocol`."""
+
+    junk_budget: int
+
+    transport: Any  # whatever the program puts below: asked for what it can do
+    _engine: Engine
+    _outbox: Outbox
+    _clock: IReactorTime
+    _gate: OutputGate | None = None
+    _handshakeDone = False
+    _lostTLSConnection = False
+    _aborted = False
+
+    _reading = False  # dataReceived is running: it flushes when it ends
+    _flushing = False
+    _mute = False  # the application may write no more
+    _full = False  # the transport has asked for a pause
+    _watching = False  # the gate stays registered for the rest of the connection
+    _half_closed = False  # the application will read on after our close_notify
+    _peer_done = False  # the peer's close_notify has arrived
+    _retry: bytes | memoryview | None = None  # refused by OpenSSL; goes first, unchanged
+    _waits_for_peer = False  # OpenSSL refused a write until it has read something
+    _idle_flushes = 0
+    _given = 0  # bytes of ciphertext given to the transport
+    _unread = 0  # ... of these, while it was full
+    _drained = False  # the transport became empty since the flag was last cleared
+    _flush_call: IDelayedCall | None = None
+
+    # --- for the application --------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Queue application bytes; dropped when the connection is closing or gone.
+
+        Raises:
+            TypeError: `data` is no bytes-like object.
+        """
+        if data.__class__ is not bytes:
+            data = _owned(data)
+        if self._mute or not data:
+            return
+        outbox = self._outbox
+        outbox.pieces.append(data)
+        outbox.size += len(data)
+        if not self._reading or outbox.size > FLUSH_SIZE:
+            self._plan_flush()
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """Queue several writes without joining them: large values are not copied.
+
+        Raises:
+            TypeError: One of them is no bytes-like object; then none is queued.
+        """
+        pieces = [piece if piece.__class__ is bytes else _owned(piece) for piece in iovec]
+        if self._mute:
+            return
+        outbox = self._outbox
+        for piece in pieces:
+            if piece:
+                outbox.put(piece)
+        if outbox.pieces and (not self._reading or outbox.size > FLUSH_SIZE):
+            self._plan_flush()
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Let a producer write as fast as the peer reads; pull producers are driven.
+
+        Raises:
+            RuntimeError: Another producer is registered.
+        """
+        if self._lostTLSConnection:
+            producer.stopProducing()
+            return
+        if self._producer is not None:
+            raise RuntimeError(f"{self!r} has a producer already: {self._producer.producer!r}")
+        push = producer if streaming else _PullToPush(producer, self)
+        gate = self._gate or OutputGate(self)
+        gate.attach(push)
+        if self._gate is None:
+            self.transport.registerProducer(gate, True)
+            self._gate = gate
+        self._producer = gate
+        if not streaming:
+            push.startStreaming()
+        if self._full or self._retry is not None:
+            gate.hold()
+
+    def unregisterProducer(self) -> None:
+        """Let the producer go; a connection that waited for it to close does so now."""
+        gate, self._producer = self._producer, None
+        if gate is None:
+            return
+        if isinstance(gate.producer, _PullToPush):
+            gate.producer.stopStreaming()
+        gate.detach()
+        if self._full:
+            # Only a registered producer hears that a full transport has room again.
+            self._watching = True
+        if not self._watching:
+            self._gate = None
+            self.transport.unregisterProducer()
+        if self.disconnecting:
+            self._mute = True
+            self._flush()
+
+    # --- for the transport, through the gate ----------------------------------------------
+
+    def transport_full(self) -> None:
+        """Hear that the transport holds as much as it wants to."""
+        self._full = True
+
+    def transport_ready(self) -> None:
+        """Hear that the transport has given away all it held."""
+        self._full = False
+        self._drained = True
+        self._unread = 0
+        self._flush()
+
+    # --- flushing -------------------------------------------------------------------------
+
+    def _plan_flush(self) -> None:
+        """Flush now what is much, soon what is little."""
+        if self._outbox.size > FLUSH_SIZE:
+            self._flush()
+        elif self._flush_call is None and not self._full:
+            self._flush_call = self._clock.callLater(0, self._flush_due)
+
+    def _flush_due(self) -> None:
+        self._flush_call = None
+        self._flush()
+
+    def _flush(self) -> None:
+        """Encrypt and send what is queued, as far as OpenSSL and the transport take it."""
+        if self._flushing or self._lostTLSConnection:
+            # A transport that calls back from its write ends up here: the loop below sees
+            # what came in addition.
+            return
+        outbox = self._outbox
+        if self._handshakeDone:
+            self._flushing = True
+            try:
+                while outbox.pieces or self._retry is not None:
+                    if self._full or self._ended_meanwhile() or not self._send_piece():
+                        break
+            finally:
+                self._flushing = False
+        if self._ended_meanwhile():
+            return
+        if outbox.pieces or self._retry is not None:
+            if self._gate is not None:
+                self._gate.hold()
+        elif self.disconnecting or self._peer_done or self._half_closed:
+            if self._handshakeDone:
+                self._output_done()
+        elif self._gate is not None and not self._full:
+            self._gate.release()
+
+    def _ended_meanwhile(self) -> bool:
+        """Return whether a callback has ended TLS (a call, so that nobody assumes the answer)."""
+        return self._lostTLSConnection
+
+    def _send_piece(self) -> bool:
+        """Encrypt the next piece and give it to the transport; return whether to go on."""
+        piece = self._outbox.take() if self._retry is None else self._retry
+        write = self._engine.write
+        total = 0
+        try:
+            while (sent := write(piece)) != len(piece):
+                piece = memoryview(piece)[sent:]
+                total += sent
+        except WantReadError:
+            self._retry = piece
+            self._drain()
+            self._peer_must_go_first()
+            return False
+        except WantWriteError:
+            self._retry = piece
+            return self._make_room()
+        except Error as error:
+            self._retry = None
+            self._openssl_failed(error)
+            return False
+        if self._retry is not None:
+            self._retry = None
+            self._idle_flushes = 0
+            if self._waits_for_peer:
+                self._peer_has_gone_first()
+        self._transmit(self._engine.fetch(total + sent))
+        return True
+
+    def _transmit(self, ciphertext: bytes) -> None:
+        """Give ciphertext to the transport."""
+        if not ciphertext:
+            return
+        self._given += len(ciphertext)
+        if self._given > WATCH_AFTER and not self._watching:
+            self._watch()
+        self.transport.write(ciphertext)
+
+    def _drain(self) -> bool:
+        """Give all of OpenSSL's output to the transport; return whether there was any."""
+        if self._lost_transport():
+            return False
+        ciphertext = self._engine.drain()
+        if self._full and not self._flushing:
+            # Answers of the TLS layer itself; nothing else is produced for a full transport.
+            self._unread += len(ciphertext)
+        self._transmit(ciphertext)
+        return bool(ciphertext)
+
+    def _make_room(self) -> bool:
+        """Answer WANT_WRITE; return whether repeating the identical call may help."""
+        if self._drain():
+            self._idle_flushes = 0
+            return True
+        self._idle_flushes += 1
+        return self._idle_flushes < _MAX_IDLE_FLUSHES
+
+    def _watch(self) -> None:
+        """Ask the transport to say when it is full, from now on."""
+        self._watching = True
+        if self._gate is not None:
+            return
+        register = getattr(self.transport, "registerProducer", None)
+        if register is None:
+            return
+        gate = self._gate = OutputGate(self)
+        try:
+            register(gate, True)
+        except RuntimeError:
+            # Somebody registered a producer behind our back: it hears of pauses, we do not.
+            self._gate = None
+
+    # --- what the other half of the protocol adds -----------------------------------------
+
+    def _output_done(self) -> None:
+        """Hear that nothing is queued and the connection is to be closed."""
+        raise NotImplementedError
+
+    def _openssl_failed(self, error: Error) -> None:
+        """Hear that OpenSSL cannot go on."""
+        raise NotImplementedError
+
+    def _peer_must_go_first(self) -> None:
+        """Hear that writing has to wait until something has been read."""
+        raise NotImplementedError
+
+    def _peer_has_gone_first(self) -> None:
+        """Hear that writing goes on after such a wait."""
+        raise NotImplementedError
+
+    def _lost_transport(self) -> bool:
+        """Return whether there is nobody left to give ciphertext to."""
+        raise NotImplementedError

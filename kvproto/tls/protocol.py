@@ -1,0 +1,261 @@
+"""`KVTLSProtocol` and `KVTLSFactory`: TLS for any Twisted protocol, on OpenSSL's memory BIOs.
+
+Puts the parts together (``incoming``, ``outgoing``, ``closing``) and owns the beginning:
+limits, the OpenSSL connection, the handshake; and the answers to "who is there?".
+
+The defects of Twisted's own TLS that this class avoids are
+told in ``docs/explanation/stock-twisted-tls.md``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import txaio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL.SSL import (
+    OP_NO_RENEGOTIATION,
+    Connection,
+    Error,
+    WantReadError,
+    WantWriteError,
+)
+from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.protocol import BaseProtocol
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+from zope.interface import directlyProvides, implementer, providedBy
+
+from kvproto.interfaces import ISecuredTransport
+from kvproto.tls._openssl import Engine
+from kvproto.tls.incoming import IncomingTLS
+from kvproto.tls.outbox import Outbox
+from kvproto.tls.records import RecordCounter
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IAddress, IProtocol
+
+txaio.use_twisted()
+
+__all__ = ["LIMITS", "KVTLSFactory", "KVTLSProtocol"]
+
+log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+
+OP_ALLOW_CLIENT_RENEGOTIATION: Final = 0x100
+"""OpenSSL 3 refuses renegotiation begun by a client unless told; pyOpenSSL has no name for it."""
+
+LIMITS: Final = (
+    "handshake_timeout",
+    "close_timeout",
+    "allow_renegotiation",
+    "renegotiation_limit",
+    "junk_budget",
+)
+"""Attributes of the protocol class that a factory's attribute of the same name replaces."""
+
+_INHERIT: Final = object()
+
+
+@implementer(ISecuredTransport)
+class KVTLSProtocol(IncomingTLS):
+    """TLS between a transport and a wrapped protocol, in place of Twisted's own.
+
+    The attributes below can be changed on a subclass, or per factory: a factory that has an
+    attribute of the same name (``factory.handshake_timeout = 5``) gives its value to each
+    connection that it builds.
+
+    Attributes:
+        handshake_timeout: Seconds from the connection to the end of the handshake; a
+            renegotiation that blocks our writes gets the same.  None for no limit.
+        close_timeout: Seconds that a closing peer may take without progress, None for ever.
+        allow_renegotiation: Whether TLS 1.2 peers may renegotiate.  The context must not
+            forbid it (``OP_NO_RENEGOTIATION``).
+        renegotiation_limit: How often, per connection.
+        junk_budget: Bytes of ciphertext that may arrive without any application data in
+            them, and bytes of TLS answers kept for a peer that does not read them.
+        generation: Number of the credentials in use, set by who creates the connection.
+    """
+
+    handshake_timeout: float | None = 10
+    close_timeout: float | None = 3
+    allow_renegotiation = False
+    renegotiation_limit = 3
+    junk_budget = 256 * 1024
+    generation = 0
+
+    def __init__(
+        self, factory: TLSMemoryBIOFactory, wrappedProtocol: IProtocol, _connectWrapped: bool = True
+    ) -> None:
+        super().__init__(factory, wrappedProtocol, _connectWrapped)
+        self._connect_wrapped = _connectWrapped
+        self._outbox = Outbox()
+        self._records = RecordCounter()
+        self._unfed = []
+        self._held = []
+        for name in LIMITS:
+            value = getattr(factory, name, _INHERIT)
+            if value is not _INHERIT:
+                setattr(self, name, value)
+
+    # --- who is there ---------------------------------------------------------------------
+
+    @property
+    def _tlsConnection(self) -> Any:
+        """The OpenSSL connection under the name that Twisted's code and tests use."""
+        engine = self.__dict__.get("_engine")
+        return None if engine is None else engine.connection
+
+    @_tlsConnection.setter
+    def _tlsConnection(self, connection: Connection) -> None:
+        self._engine = Engine(connection)
+
+    def getPeerCertificate(self) -> Any:
+        """Return the peer's certificate as pyOpenSSL's X509; None without one or at the end."""
+        connection = self._tlsConnection
+        return None if connection is None else connection.get_peer_certificate()
+
+    @property
+    def negotiatedProtocol(self) -> bytes | None:
+        """The protocol chosen by ALPN, None when there was no choice."""
+        connection = self._tlsConnection
+        return None if connection is None else connection.get_alpn_proto_negotiated() or None
+
+    def peer_chain(self) -> tuple[bytes, ...]:
+        """Return the peer's certificates as DER, leaf first; empty before the handshake's end."""
+        connection = self._tlsConnection
+        if connection is None or not self._handshakeDone:
+            return ()
+        leaf = connection.get_peer_certificate(as_cryptography=True)
+        chain: list[x509.Certificate] = (
+            connection.get_peer_cert_chain(as_cryptography=True) or [] if leaf is not None else []
+        )
+        if leaf is not None and leaf not in chain[:1]:
+            # On servers OpenSSL leaves the leaf out of the chain.
+            chain.insert(0, leaf)
+        return tuple(one.public_bytes(Encoding.DER) for one in chain)
+
+    def tls_version(self) -> str:
+        """Return ``"TLSv1.2"`` or ``"TLSv1.3"``; ``""`` while nothing is negotiated."""
+        connection = self._tlsConnection
+        if connection is None or not self._handshakeDone:
+            return ""
+        return str(connection.get_protocol_version_name())
+
+    # --- the beginning --------------------------------------------------------------------
+
+    def makeConnection(self, transport: Any) -> None:
+        """Begin TLS on a transport, and connect the wrapped protocol to us."""
+        directlyProvides(self, providedBy(transport))
+        self._clock = self.factory._clock
+        self.transport = transport
+        failure = self._create_connection()
+        BaseProtocol.makeConnection(self, transport)
+        self.factory.registerProtocol(self)
+        self._registered = True
+        if failure is None:
+            self._arm_handshake()
+        else:
+            self._reason = failure
+            self._aborted = self._lostTLSConnection = self._mute = True
+        if self._connect_wrapped:
+            try:
+                self.wrappedProtocol.makeConnection(self)
+            except BaseException:
+                self._app_failed = True
+                self.abortConnection()
+                raise
+        if failure is not None:
+            self._abort_transport()
+            return
+        self._reading = True
+        try:
+            self._handshake(first=True)
+        finally:
+            self._reading = False
+        if self._unfed or self._outbox.pieces:
+            self._drive()
+
+    def _create_connection(self) -> Failure | None:
+        """Make the OpenSSL connection; return why that failed."""
+        factory: Any = self.factory
+        try:
+            # Twisted 26 has a callable, 24 and 25 a method.
+            create = getattr(factory, "_creatorCallable", None) or factory._createConnection
+            connection = create(self)
+        except Exception:
+            failure = Failure()
+            log.failure("no TLS connection could be made for {peer}", peer=self._peer_name())
+            return failure
+        # Absent in older pyOpenSSL; then OpenSSL's own default, to refuse clients, holds.
+        set_options = getattr(connection, "set_options", None)
+        if set_options is not None:
+            allowed = self.allow_renegotiation
+            set_options(OP_ALLOW_CLIENT_RENEGOTIATION if allowed else OP_NO_RENEGOTIATION)
+        self._tlsConnection = connection
+        return None
+
+    def _handshake(self, *, first: bool = False) -> bool:
+        if self._deaf():
+            return False
+        done = False
+        self._in_openssl = True
+        try:
+            while not done:
+                try:
+                    self._engine.handshake()
+                    done = True
+                except WantWriteError:
+                    if not self._make_room():
+                        break
+        except WantReadError:
+            done = False
+        except Error as error:
+            self._in_openssl = False
+            self._openssl_failed(error)
+            return False
+        finally:
+            self._in_openssl = False
+        if not (done and first):
+            # Stand-ins that are done at once may have nothing to fetch from.
+            self._drain()
+        if self._deaf():
+            self._abort_transport()
+        elif done:
+            self._handshake_ended()
+        return self._handshakeDone
+
+    def _handshake_ended(self) -> None:
+        self._handshakeDone = True
+        self._cipher_changes = self._records.cipher_changes
+        self._disarm_handshake()
+        self._input_rules_changed()
+        if not self.disconnecting and IHandshakeListener.providedBy(self.wrappedProtocol):
+            try:
+                self.wrappedProtocol.handshakeCompleted()
+            except BaseException:
+                self._app_failed = True
+                raise
+
+
+class KVTLSFactory(TLSMemoryBIOFactory):
+    """Adds TLS to connections, in place of Twisted's ``TLSMemoryBIOFactory``.
+
+    Takes the same arguments: ``contextFactory, isClient, wrappedFactory, clock=None``.
+    Deadlines run on `clock`, the global reactor when it is None.
+
+    Limits are those of `KVTLSProtocol`; an attribute of the same name set on a factory (or
+    on a subclass) replaces the protocol's for the connections it builds from then on::
+
+        factory = KVTLSFactory(contexts, False, inner)
+        factory.handshake_timeout = 5  # seconds; None for no limit
+    """
+
+    protocol = KVTLSProtocol
+
+    def buildProtocol(self, addr: IAddress) -> KVTLSProtocol | None:  # type: ignore[override]
+        """Wrap the inner factory's protocol; None, to refuse the connection, stays None."""
+        inner = self.wrappedFactory.buildProtocol(addr)
+        if inner is None:
+            return None
+        return self.protocol(self, inner)

@@ -1,0 +1,116 @@
+"""Why a TLS connection ended, as exceptions and in words.
+
+Each class is also what Twisted programs expect in the same place (an OpenSSL
+``Error``, a ``ConnectionLost``, ...), so that ``reason.check(...)`` keeps working
+when kvproto takes the place of Twisted's TLS.
+"""
+
+from __future__ import annotations
+
+from OpenSSL.SSL import Error, SysCallError
+from twisted.internet.error import ConnectionAborted, ConnectionLost, TimeoutError
+
+from kvproto.errors import RemoteProtocolError
+
+__all__ = [
+    "BudgetExceeded",
+    "CloseTimeout",
+    "HandshakeInterrupted",
+    "HandshakeTimeout",
+    "TLSError",
+    "describe_error",
+    "represents_eof",
+]
+
+
+class TLSError(RemoteProtocolError, Error):
+    """OpenSSL could not go on with this connection.
+
+    Args:
+        reason: One phrase for people.
+        stage: ``"handshake"``, ``"established"`` or ``"closing"``.
+        queue: OpenSSL's error queue; it is also ``args[0]``, as in `OpenSSL.SSL.Error`.
+    """
+
+    def __init__(
+        self, reason: str, stage: str, queue: tuple[tuple[str, str, str], ...] = ()
+    ) -> None:
+        super().__init__(reason)
+        self.args = (list(queue),)
+        self.stage = stage
+
+
+class HandshakeTimeout(RemoteProtocolError, TimeoutError):
+    """The peer did not end the handshake before the deadline."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class HandshakeInterrupted(RemoteProtocolError, ConnectionLost):
+    """The peer went away before the handshake ended."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class BudgetExceeded(RemoteProtocolError, ConnectionAborted):
+    """The peer kept the TLS layer busy without sending or taking application data."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class CloseTimeout(RemoteProtocolError, ConnectionAborted):
+    """The peer neither closed nor took what was left for it before the deadline."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def represents_eof(error: BaseException) -> bool:
+    """Return whether OpenSSL's error means that the input ended without close_notify.
+
+    Depending on its version OpenSSL says so by a `SysCallError`, by a reason text or
+    by an error with an empty queue.
+    """
+    if isinstance(error, SysCallError):
+        return str(error.args[-1]).casefold().startswith("unexpected eof")
+    if not isinstance(error, Error) or not error.args:
+        return False
+    queue = error.args[0]
+    return not queue or str(queue[-1][-1]).casefold().startswith("unexpected eof")
+
+
+_HTTP_METHODS = (b"GET ", b"PUT ", b"POST", b"HEAD", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC")
+
+_WORDS = {
+    "http request": "HTTP request on a TLS port",
+    "https proxy request": "HTTP request on a TLS port",
+    "wrong version number": "no TLS record, or a version that is not TLS",
+    "unsupported protocol": "no TLS version in common",
+    "no shared cipher": "no cipher in common",
+    "peer did not return a certificate": "the client showed no certificate",
+}
+"""OpenSSL's reasons that operators meet most, in words that say what to look for."""
+
+
+def describe_error(error: Error, first_bytes: bytes, stage: str) -> str:
+    """Say in one phrase why OpenSSL gave up.
+
+    Args:
+        error: What an OpenSSL call raised.
+        first_bytes: The first bytes that the peer sent, at least 4 where it sent as many.
+        stage: As in `TLSError`.
+    """
+    if stage == "handshake" and first_bytes and first_bytes[0] != 0x16:
+        if first_bytes.startswith(_HTTP_METHODS):
+            return "HTTP request on a TLS port"
+        if all(32 <= byte < 127 or byte in b"\r\n\t" for byte in first_bytes):
+            return "text protocol on a TLS port"
+    queue = error.args[0] if error.args else ()
+    text = str(queue[-1][-1]) if queue and not isinstance(queue, int) else ""
+    words = _WORDS.get(text, text) or "TLS failed without a reason"
+    if text == "wrong version number" and stage == "handshake" and first_bytes:
+        return f"no TLS on a TLS port (first byte 0x{first_bytes[0]:02x})"
+    return words
