@@ -191,7 +191,7 @@ class TextDecoder:
             data = self._tail + data
             self._tail = b""
         if self._owed is not None:
-            return data, self._take_value(data, 0, items)
+            return data, self._take_value(self._owed, data, 0, items)
         return data, 0
 
     # Storage
@@ -218,12 +218,12 @@ class TextDecoder:
             self._owed = command
             self._missing = size
             self._pieces = Pieces()
-        return self._take_value(data, at, items)
+        return self._take_value(self._owed, data, at, items)
 
-    def _take_value(self, data: bytes, at: int, items: list[Item]) -> int:
+    def _take_value(self, owed: Item, data: bytes, at: int, items: list[Item]) -> int:
         """Take what belongs to the value that is coming in; return where the next line begins."""
         end = len(data)
-        owed, pieces = self._owed, self._pieces
+        pieces = self._pieces
         take = min(self._missing, end - at)
         self._missing -= take
         stop = at + take
@@ -245,8 +245,7 @@ class TextDecoder:
             else:
                 # As memcached does it: exactly these bytes are gone, the next one begins a line.
                 owed = TextRefusal(b"" if owed.noreply else BAD_DATA_CHUNK, owed.verb)
-        if owed is not None:
-            items.append(owed)
+        items.append(owed)
         self._owed = self._pieces = None
         return stop
 

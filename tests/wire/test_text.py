@@ -87,6 +87,14 @@ class TextDecoderTests(SynchronousTestCase):
             for parts in cuttings(wire):
                 self.assertEqual(decode(TextDecoder, parts), (items, None))
 
+    def test_memoryview_and_bytearray(self):
+        """Any bytes-like read is accepted, and not referred to afterwards."""
+        for kind in (bytearray, memoryview):
+            buffer = bytearray(b"set k 0 0 3\r\nabc\r\n")
+            items = TextDecoder().feed(kind(buffer))
+            buffer[:] = bytes(len(buffer))
+            self.assertEqual(items, [TextCommand("set", b"k", b"abc")])
+
     def test_too_large(self):
         """A value beyond the limit is thrown away, told when it is through, and the key with it."""
         wire = b"set key 0 0 101\r\n" + bytes(101) + b"\r\nversion\r\n"
