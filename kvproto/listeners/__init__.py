@@ -7,7 +7,7 @@ Knows nothing of KV: any Twisted protocol can be what a connection is handed to.
 
 from __future__ import annotations
 
-from kvproto.listeners.acceptor import AcceptorService, AcceptorState, Rebind
+from kvproto.listeners.acceptor import AcceptorService, AcceptorState, Rebind, why_not_listening
 from kvproto.listeners.handoff import Handoff, HandoffFactory
 from kvproto.listeners.ledger import Entry, Ledger, Limits
 from kvproto.listeners.ports import server_endpoint
@@ -27,4 +27,5 @@ __all__ = [
     "State",
     "Timeouts",
     "server_endpoint",
+    "why_not_listening",
 ]

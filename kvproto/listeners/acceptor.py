@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import enum
 import errno
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,12 +43,13 @@ from kvproto.errors import ConfigError
 from kvproto.interfaces import IController
 from kvproto.listeners import drain as closing
 from kvproto.listeners.handoff import Handoff, HandoffFactory
-from kvproto.listeners.ledger import Entry, Ledger, describe_peer
+from kvproto.listeners.ledger import Entry, Ledger
+from kvproto.listeners.ports import describe_address
 from kvproto.listeners.proxy import ProxyFactory
 from kvproto.listeners.serial import Serial
 from kvproto.listeners.states import Event, State
 
-__all__ = ["AcceptorService", "AcceptorState", "Rebind"]
+__all__ = ["AcceptorService", "AcceptorState", "Rebind", "why_not_listening"]
 
 txaio.use_twisted()
 log = txaio.make_logger()  # type: ignore[attr-defined]
@@ -270,7 +270,7 @@ class AcceptorService(Service):
     def _bind_failed(self, failure: Failure) -> None:
         """Give up where that was asked for, else wait and try again."""
         self._attempts += 1
-        self._error = _why_not(failure)
+        self._error = why_not_listening(failure)
         if (self._required and not self._listened) or _is_hopeless(failure):
             self._state = AcceptorState.STOPPED
             self._answer_waiting(Failure(self._config_error(failure)))
@@ -286,7 +286,7 @@ class AcceptorService(Service):
 
     def _config_error(self, failure: Failure) -> ConfigError:
         """Say to the operator why the listener cannot be."""
-        return ConfigError(self._option, _why_not(failure))
+        return ConfigError(self._option, why_not_listening(failure))
 
     def _answer_waiting(self, answer: bool | Failure) -> None:
         """Tell everybody who waits for the listener to listen."""
@@ -508,7 +508,7 @@ class AcceptorService(Service):
     @property
     def address(self) -> str:
         """Where it listens, ``""`` as long as it does not."""
-        return "" if self._port is None else _describe_host(self._port.getHost())
+        return "" if self._port is None else describe_address(self._port.getHost())
 
     def status(self) -> dict[str, Any]:
         """Return what there is to know, ready for JSON; the names are documented and stable."""
@@ -532,12 +532,6 @@ def _can_pause(port: Any) -> bool:
     return hasattr(port, "pause_accepting") or hasattr(port, "stopReading")
 
 
-def _describe_host(address: Any) -> str:
-    """Say where a port listens, as `describe_peer` does; the path of a Unix socket."""
-    name = getattr(address, "name", None)
-    return os.fsdecode(name) if name else describe_peer(address)
-
-
 _BIND_ERRORS = {
     errno.EADDRINUSE: "the address is in use: another server listens there",
     errno.EACCES: "not permitted to listen there",
@@ -555,7 +549,7 @@ def _is_hopeless(failure: Failure) -> bool:
     return getattr(cause, "errno", None) in _HOPELESS
 
 
-def _why_not(failure: Failure) -> str:
+def why_not_listening(failure: Failure) -> str:
     """Say why a port could not be bound, in an operator's words."""
     error = failure.value
     if isinstance(error, CannotListenError):

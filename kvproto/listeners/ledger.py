@@ -359,7 +359,6 @@ class Ledger:
         crowded = bool(host) and len(neighbours) >= limit * SHARE
         victim = self._least_advanced(neighbours if crowded else self._pool.everybody)
         victim.accepted.fire(Event.DISPLACED, "made room for a newcomer")
-        self._pool.discard(victim)
 
     @staticmethod
     def _least_advanced(candidates: dict[int, Entry]) -> Entry:

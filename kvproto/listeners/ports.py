@@ -35,7 +35,16 @@ from twisted.internet.interfaces import (
 )
 from twisted.python.failure import Failure
 
-__all__ = ["BACKLOG", "AcceptorPort", "AcceptorUNIXPort", "ListeningReactor", "server_endpoint"]
+from kvproto.listeners.ledger import describe_peer
+
+__all__ = [
+    "BACKLOG",
+    "AcceptorPort",
+    "AcceptorUNIXPort",
+    "ListeningReactor",
+    "describe_address",
+    "server_endpoint",
+]
 
 txaio.use_twisted()
 log = txaio.make_logger()  # type: ignore[attr-defined]
@@ -52,6 +61,9 @@ ACCEPTS_PER_WAKEUP = 32
 FIRST_REST = 0.05
 LONGEST_REST = 1.0
 """Seconds to rest when the machine is full (ghostunnel: 5 ms to 1 s)."""
+
+QUIET = 10.0
+"""Seconds in which a machine that is full again and again is complained about once."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -71,7 +83,9 @@ class _Accepting(_PortBase):
     reactor: Any
     _paused = False
     _rest = 0.0
-    _failed = 0
+    _failures = 0
+    _complained = False
+    _silent_until = 0.0
     _resting: IDelayedCall | None = None
 
     def pause_accepting(self) -> None:
@@ -87,22 +101,21 @@ class _Accepting(_PortBase):
 
     def doRead(self) -> None:
         """Accept what waits, a bounded number at a time."""
-        for _ in range(ACCEPTS_PER_WAKEUP):
+        for number in range(ACCEPTS_PER_WAKEUP):
             if self._paused or self.disconnecting or not self.connected:
                 return  # what was just accepted made somebody stop us
             try:
                 accepted, address = self.socket.accept()
             except BlockingIOError:
+                self._recovered()
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self._take_rest(error)
+                    self._take_rest(error, progress=number > 0)
                     return
                 # ECONNABORTED, EPERM and the network errors that Linux hands through
                 # accept() belong to one connection: the next one may be well.
                 continue
-            if self._failed:
-                self._recovered()
             self._accepted(accepted, address)
 
     def _accepted(self, accepted: socket.socket, address: Any) -> None:
@@ -126,14 +139,17 @@ class _Accepting(_PortBase):
             else:
                 transport.abortConnection()
 
-    def _take_rest(self, error: OSError) -> None:
-        """Stop accepting for a while, longer each time; say so the first time."""
-        self._failed += 1
-        self._rest = min(LONGEST_REST, self._rest * 2 or FIRST_REST)
-        if self._failed == 1:
+    def _take_rest(self, error: OSError, *, progress: bool) -> None:
+        """Stop accepting for a while, longer each time; say so, but not each time."""
+        self._rest = FIRST_REST if progress else min(LONGEST_REST, self._rest * 2 or FIRST_REST)
+        self._failures += 1
+        now = self.reactor.seconds()
+        if self._failures == 1 and now >= self._silent_until:
+            self._silent_until = now + QUIET
+            self._complained = True
             log.warn(
                 "cannot accept connections on {address}: {error}; they wait in the queue",
-                address=self.getHost(),
+                address=describe_address(self.getHost()),
                 error=os.strerror(error.errno or 0),
             )
         self.stopReading()
@@ -146,13 +162,15 @@ class _Accepting(_PortBase):
             self.startReading()
 
     def _recovered(self) -> None:
-        """Say that accepting works again."""
-        log.info(
-            "accepting again on {address} after {times} failures",
-            address=self.getHost(),
-            times=self._failed,
-        )
-        self._failed = 0
+        """Note that everybody in the queue has been accepted."""
+        if self._complained:
+            self._complained = False
+            log.info(
+                "accepted everybody who waited on {address}, after {failures} failures",
+                address=describe_address(self.getHost()),
+                failures=self._failures,
+            )
+        self._failures = 0
         self._rest = 0.0
 
     def connectionLost(self, reason: Failure) -> None:
@@ -267,6 +285,12 @@ class ListeningReactor:
         port.startListening()
         listening: IListeningPort = port
         return listening
+
+
+def describe_address(address: Any) -> str:
+    """Say where a port listens: ``192.0.2.1:11207``, ``[::]:11207``, a Unix socket's path."""
+    name = getattr(address, "name", None)
+    return os.fsdecode(name) if name else describe_peer(address)
 
 
 def server_endpoint(

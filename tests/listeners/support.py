@@ -227,6 +227,7 @@ class FakeController:
         self.answer = answer
         self.claimed: list[Any] = []
         self.owners: list[Any] = []
+        self.given: list[Deferred[Any]] = []
         self.pending: list[Deferred[Any]] = []
         self.cancelled: list[Deferred[Any]] = []
         self.late: list[Any] = []
@@ -237,14 +238,17 @@ class FakeController:
         self.claimed.append(connection)
         if isinstance(self.answer, Exception):
             raise self.answer
-        if self.answer == "later":
-            claim: Deferred[Any] = Deferred(self.cancelled.append)
-            self.pending.append(claim)
-            return claim
-        owner = Owner() if self.answer is None else self.answer
-        if not isinstance(owner, Deferred):
-            self.owners.append(owner)
-        return owner
+        given = self.answer
+        if given is None:
+            given = Owner()
+        elif given == "later":
+            given = Deferred(self.cancelled.append)
+            self.pending.append(given)
+        if isinstance(given, Deferred):
+            self.given.append(given)
+        else:
+            self.owners.append(given)
+        return given
 
     def too_late(self, connection: Any) -> None:
         self.late.append(connection)
