@@ -75,18 +75,19 @@ class _Decoder(Generic[_FrameT]):
             reported as `Oversized` too.
 
     Attributes:
+        max_body: As given; a new value holds for the frames whose headers are still to come.
         error: Why the stream cannot be read any further, None while it can.
     """
 
     __slots__ = (
         "_frame",
         "_held",
-        "_max_body",
         "_max_key",
         "_missing",
         "_pieces",
         "_tail",
         "error",
+        "max_body",
     )
 
     _plain: int
@@ -97,7 +98,7 @@ class _Decoder(Generic[_FrameT]):
     """Each magic that may arrive here: what it becomes, and whether its layout is flexible."""
 
     def __init__(self, max_body: int = DEFAULT_MAX_BODY, max_key: int = MAX_KEY) -> None:
-        self._max_body = max_body
+        self.max_body = max_body
         self._max_key = max_key + MAX_COLLECTION_PREFIX
         # True when anything below is set: the usual read, whole frames only, looks at one flag.
         self._held = False
@@ -111,6 +112,11 @@ class _Decoder(Generic[_FrameT]):
     def buffered(self) -> int:
         """Bytes that are held for frames that are not complete yet."""
         return len(self._tail) + (0 if self._pieces is None else self._pieces.size)
+
+    @property
+    def partial(self) -> bool:
+        """Whether the stream, not broken, has stopped in the middle of a frame."""
+        return self._held and self.error is None
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[_FrameT]:
         """Decode what was read.
@@ -143,7 +149,7 @@ class _Decoder(Generic[_FrameT]):
                 self._tail = b""
         end = len(data)
         unpack, append, make, plain = _unpack_header, frames.append, self._make, self._plain
-        max_body, max_key = self._max_body, self._max_key
+        max_body, max_key = self.max_body, self._max_key
         while end - at >= HEADER_SIZE:
             header = unpack(data, at)
             magic, opcode, key_size, extras_size, datatype, status, body_size, opaque, cas = header
@@ -212,7 +218,7 @@ class _Decoder(Generic[_FrameT]):
         if end < value_at and not long_key:
             return self._keep(data[at:])
         frame: Request | Response | Oversized
-        if long_key or body_size > self._max_body:
+        if long_key or body_size > self.max_body:
             frame = Oversized(
                 magic,
                 opcode,

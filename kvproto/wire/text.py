@@ -80,6 +80,7 @@ class TextDecoder:
         max_line: Longest line of any command but get and gets, in bytes.
 
     Attributes:
+        max_value: As given; a new value holds for the commands that are still to come.
         error: Why the stream cannot be read any further, None while it can.
     """
 
@@ -88,7 +89,6 @@ class TextDecoder:
         "_keys",
         "_max_key",
         "_max_line",
-        "_max_value",
         "_missing",
         "_owed",
         "_pieces",
@@ -96,6 +96,7 @@ class TextDecoder:
         "_skipping",
         "_tail",
         "error",
+        "max_value",
     )
 
     def __init__(
@@ -104,7 +105,7 @@ class TextDecoder:
         max_key: int = MAX_KEY,
         max_line: int = DEFAULT_MAX_LINE,
     ) -> None:
-        self._max_value = max_value
+        self.max_value = max_value
         self._max_key = max_key
         self._max_line = max_line
         # True when anything below is set: the usual read, whole commands only, looks at one flag.
@@ -125,6 +126,11 @@ class TextDecoder:
     def buffered(self) -> int:
         """Bytes that are held for commands that are not complete yet."""
         return len(self._tail) + (0 if self._pieces is None else self._pieces.size)
+
+    @property
+    def partial(self) -> bool:
+        """Whether the stream, not broken, has stopped in the middle of a command."""
+        return self._held and self.error is None
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Item]:
         """Decode what was read.
@@ -206,7 +212,7 @@ class TextDecoder:
             return at
         command, size = parsed
         stop = at + size
-        if size > self._max_value:
+        if size > self.max_value:
             line = b"" if command.noreply else TOO_LARGE
             self._owed = TextRefusal(line, verb, command.key, too_large=True)
             self._missing = size + 2

@@ -334,3 +334,32 @@ class EncodeTests(SynchronousTestCase):
         self.assertRaises(LocalProtocolError, encode_request, 0, key=bytes(256), framing=b"\x50")
         self.assertRaises(LocalProtocolError, encode_response, 0, -1)
         self.assertRaises(LocalProtocolError, encode_response, 0, cas=1 << 64)
+
+
+class PartialTests(SynchronousTestCase):
+    """Whether a decoder stands between frames, and limits that change there."""
+
+    def test_partial(self) -> None:
+        """A decoder is in the middle of a frame from its first byte to the one before its last."""
+        decoder = RequestDecoder()
+        frame = encode_request(1, key=b"k", value=b"v", extras=bytes(8))
+        self.assertFalse(decoder.partial)
+        for byte in frame[:-1]:
+            decoder.feed(bytes([byte]))
+            self.assertTrue(decoder.partial)
+        decoder.feed(frame[-1:])
+        self.assertFalse(decoder.partial)
+
+    def test_not_partial_when_broken(self) -> None:
+        """A broken stream has no frame under way."""
+        decoder = RequestDecoder()
+        decoder.feed(b"G")
+        self.assertFalse(decoder.partial)
+
+    def test_limit_raised(self) -> None:
+        """A larger limit holds for the next frame."""
+        decoder = RequestDecoder(max_body=100)
+        frame = encode_request(1, key=b"k", value=bytes(200), extras=bytes(8))
+        self.assertIsInstance(decoder.feed(frame)[0], Oversized)
+        decoder.max_body = 1000
+        self.assertEqual(len(decoder.feed(frame)[0].value), 200)

@@ -268,3 +268,18 @@ def value_with(cas: int | None = None) -> bytes:
     if text.value_head(b"k", 5, 3, cas) + b"abc\r\n" != whole:
         raise AssertionError("head and reply differ")
     return whole
+
+
+class PartialTests(SynchronousTestCase):
+    """Whether a decoder stands between commands."""
+
+    def test_partial(self) -> None:
+        """A decoder is in the middle of a command from its first byte to the one before its last."""
+        decoder = TextDecoder()
+        command = b"set k 0 0 3\r\nabc\r\n"
+        self.assertFalse(decoder.partial)
+        for byte in command[:-1]:
+            decoder.feed(bytes([byte]))
+            self.assertTrue(decoder.partial, byte)
+        decoder.feed(command[-1:])
+        self.assertFalse(decoder.partial)
