@@ -118,19 +118,20 @@ def strength_fault(certificate: x509.Certificate) -> str:
     return ""
 
 
-def usage_fault(certificate: x509.Certificate) -> str:
-    """The node's certificate must be good for a TLS server."""
+def usage_fault(certificate: x509.Certificate, *, client: bool = False) -> str:
+    """The node's certificate must be good for a TLS server (or client)."""
     extensions = certificate.extensions
     try:
         usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         pass
     else:
-        allowed = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
-        if not allowed & set(usages):
+        word = "clientAuth" if client else "serverAuth"
+        wanted = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
+        if not {wanted, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(usages):
             return (
-                "its extended key usage forbids serverAuth: clients will refuse it; "
-                "have it issued for servers"
+                f"its extended key usage forbids {word}: peers will refuse it; have it issued "
+                f"for {'clients' if client else 'servers'}"
             )
     try:
         usage = extensions.get_extension_for_class(x509.KeyUsage).value

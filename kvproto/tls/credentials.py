@@ -37,7 +37,7 @@ from kvproto.tls.checks import (
     subject_of,
     usage_fault,
 )
-from kvproto.tls.files import CredentialFiles, UnfinishedError, digest_of, read_files
+from kvproto.tls.files import CredentialFiles, Purpose, UnfinishedError, digest_of, read_files
 
 __all__ = [
     "CredentialWarning",
@@ -278,7 +278,7 @@ def _check_chain(
         for fault in (date_fault(certificate, now), strength_fault(certificate)):
             if fault:
                 raise CredentialError(option, path, f"{which} {fault}")
-    if fault := usage_fault(chain[0]):
+    if fault := usage_fault(chain[0], client=files.purpose is Purpose.CLIENT):
         raise CredentialError(option, path, fault)
 
 
@@ -325,7 +325,7 @@ def _chain_warnings(
             "has an Ed25519 or Ed448 key: the Couchbase SDK and other clients cannot use it; "
             "EC P-256 is the safe choice"
         )
-    if not names_of(chain[0]):
+    if files.purpose is Purpose.SERVER and not names_of(chain[0]):
         reasons.append(
             "names no DNS name and no IP address (subjectAltName): clients that verify names "
             "will refuse it"

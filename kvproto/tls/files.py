@@ -7,6 +7,7 @@ Knows nothing of what is in them.  A rotation tool may be at work while we read:
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import os
 import stat
@@ -20,6 +21,7 @@ __all__ = [
     "MAX_FILE",
     "CredentialFiles",
     "Options",
+    "Purpose",
     "UnfinishedError",
     "digest_of",
     "read_files",
@@ -35,6 +37,13 @@ MAX_READINGS = 5
 
 class UnfinishedError(CredentialError):
     """A file looks as if somebody were still writing it: the same may be good in a moment."""
+
+
+class Purpose(enum.Enum):
+    """What the certificate is shown for."""
+
+    SERVER = "server"
+    CLIENT = "client"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,7 @@ class CredentialFiles:
         client_ca: PEM certificates of those who may issue peers' certificates.
         crl: PEM revocation lists of these.
         options: How the operator spelt them.
+        purpose: What the certificate is for.
     """
 
     certificate: Path | None
@@ -68,6 +78,7 @@ class CredentialFiles:
     client_ca: Path | None = None
     crl: Path | None = None
     options: Options = field(default_factory=Options)
+    purpose: Purpose = Purpose.SERVER
 
     def named(self) -> list[tuple[str, Path]]:
         """Return (option, file) for every file that is configured."""

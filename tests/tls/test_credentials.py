@@ -71,7 +71,8 @@ class CredentialsCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.directory = folder(self)
-        self.files = write_identity(self.directory, root_authority().issue("node", NAMES))
+        identity = root_authority().issue("node", NAMES, not_after=moment(90))
+        self.files = write_identity(self.directory, identity)
         self.chain = self.directory / "chain.pem"
         self.key = self.directory / "key.pem"
 
@@ -458,7 +459,8 @@ class TrustTests(CredentialsCase):
         self.ca.write_bytes(root_authority().certificate_pem + leaf.certificate_pem)
         found = load_credentials(self.files, NOW)
         self.assertEqual(found.client_cas, (root_authority().certificate,))
-        self.assertIn("CN=node is no CA and is left out", str(found.warnings[0]))
+        (warning,) = found.warnings
+        self.assertIn("CN=node is no CA and is left out", str(warning))
 
     def test_expired_ca(self) -> None:
         """A file whose only CA has expired is refused; expired ones among others are told."""
