@@ -1,0 +1,131 @@
+"""Whether a listener's address could be used, asked without listening.
+
+Lets Twisted's own endpoint parsers run over a reactor that binds and lets go,
+so that every kind of description is understood exactly as it will be later.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Any, NoReturn
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import Factory
+
+from kvproto.errors import ConfigError
+from kvproto.listeners.acceptor import why_not_listening
+
+__all__ = ["probe", "validate"]
+
+SECURED_ALREADY = frozenset({"ssl", "tls", "kvtls"})
+
+
+class _BindAndLetGo:
+    """A reactor whose listen methods only try to bind."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(self, port: int, factory: object, backlog: int = 50, interface: str = "") -> None:
+        """Bind a TCP port the way Twisted's port does."""
+        family = socket.AF_INET6 if ":" in interface else socket.AF_INET
+        with socket.socket(family) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                trial.bind((interface, port))
+            except OSError as error:
+                raise CannotListenError(interface, port, error) from error
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: object,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> None:
+        """See whether a Unix socket could be made there."""
+        directory = os.path.dirname(os.path.abspath(address))
+        if not os.access(directory, os.W_OK | os.X_OK):
+            missing = not os.path.isdir(directory)
+            self._refuse(address, errno.ENOENT if missing else errno.EACCES)
+        if os.path.lexists(address) and self._answers(address):
+            self._refuse(address, errno.EADDRINUSE)
+
+    @staticmethod
+    def _answers(address: str) -> bool:
+        with socket.socket(socket.AF_UNIX) as trial:
+            trial.settimeout(1)
+            return trial.connect_ex(address) == 0
+
+    @staticmethod
+    def _refuse(address: str, number: int) -> NoReturn:
+        raise CannotListenError(address, None, OSError(number, os.strerror(number)))
+
+    def adoptStreamPort(self, descriptor: int, family: int, factory: object) -> None:
+        """Leave alone what is listening already."""
+
+
+class _Nowhere(_BindAndLetGo):
+    """A reactor whose listen methods do nothing."""
+
+    def listenTCP(self, port: int, factory: object, backlog: int = 50, interface: str = "") -> None:
+        """Do nothing."""
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: object,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> None:
+        """Do nothing."""
+
+
+def validate(reactor: Any, description: str, option: str = "--listen") -> None:
+    """Check that an endpoint description makes sense.
+
+    Raises:
+        ConfigError: It does not; says why.
+    """
+    _listen(_Nowhere(reactor), description, option)
+
+
+def probe(reactor: Any, description: str, option: str = "--listen") -> None:
+    """Check that an endpoint description makes sense and that its address is free.
+
+    Raises:
+        ConfigError: It does not, or is not; says why.
+    """
+    _listen(_BindAndLetGo(reactor), description, option)
+
+
+def _listen(reactor: Any, description: str, option: str) -> None:
+    kind = description.partition(":")[0]
+    if kind in SECURED_ALREADY:
+        raise ConfigError(
+            option, f"{description!r}: TLS is put on top of every listener, use tcp: or unix:"
+        )
+    try:
+        endpoint = serverFromString(reactor, description)
+    except Exception as error:
+        # Parsers raise whatever they meet: KeyError, ValueError, TypeError.
+        text = str(error) or error.__class__.__name__
+        raise ConfigError(
+            option,
+            f"{description!r} is no endpoint that Twisted knows ({text}): "
+            "write for example tcp:11207:interface=127.0.0.1",
+        ) from error
+    failures: list[Any] = []
+    endpoint.listen(Factory()).addErrback(failures.append)
+    if failures:
+        raise ConfigError(option, f"{description!r}: {why_not_listening(failures[0])}")
