@@ -41,6 +41,7 @@ setup(
     # twisted/plugins has no __init__.py, on purpose, so it is named by hand.
     packages=[*find_packages(include=["kvproto", "kvproto.*"]), "twisted.plugins"],
     package_data={"kvproto": ["py.typed"]},
+    entry_points={"console_scripts": ["kvtls = kvproto.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Framework :: Twisted",

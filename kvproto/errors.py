@@ -8,6 +8,7 @@
     ├── ConfigError           an option cannot be used
     │   └── CredentialError   a certificate, key, trust anchor or CRL cannot be used
     ├── HandoffError          a connection could not be handed to its controller
+    ├── CommandError          an operator's command could not be carried out
     └── UpstreamError         a server that we depend on failed
 
 Exceptions are raised with values; ``__str__`` builds the sentence.
@@ -18,6 +19,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "CommandError",
     "ConfigError",
     "CredentialError",
     "HandoffError",
@@ -91,6 +93,24 @@ class CredentialError(ConfigError):
 
 class HandoffError(KVProtoError):
     """A connection could not be handed to its controller."""
+
+
+class CommandError(KVProtoError):
+    """An operator's command could not be carried out.
+
+    Args:
+        code: What scripts compare, e.g. ``"unknown-listener"``; the list is in
+            ``docs/reference/control.md``.
+        reason: What is wrong and what to do about it, for the operator.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class UpstreamError(KVProtoError):

@@ -1,0 +1,229 @@
+"""The command ``kvtls``: steers a running ``twistd kvtls`` through its control socket.
+
+Owns options, exit statuses and where text goes.  Imports no Twisted: a command that an
+operator types has to answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kvproto.ops.client import NoServiceError, call, wait_until_gone
+from kvproto.ops.text import render
+from kvproto.ops.vocabulary import COMMANDS, CONTROL_SOCKET, LONGEST_WAIT, PROTOCOL
+
+__all__ = ["FAILED", "NO_SERVICE", "OK", "USAGE", "main"]
+
+OK, FAILED, USAGE, NO_SERVICE = 0, 1, 2, 3
+"""Exit statuses: done; the service said no; no such command or option; no service answered."""
+
+INTERRUPTED = 130
+
+STATE_DIR = Path("kvtls-state")
+"""As `kvproto.config.Config.state_dir`; a test compares the two."""
+
+STOP_SECONDS = 60.0
+"""How long ``stop --wait`` waits unless told; draining has a deadline of its own."""
+
+EPILOG = """\
+Options may stand before or after the command.
+
+exit status:
+  0  done
+  1  the service refused, or the command failed
+  2  wrong usage
+  3  no service answered
+"""
+
+
+def _seconds(text: str) -> float:
+    """Read a time limit."""
+    value = float(text)
+    if not 0 < value <= LONGEST_WAIT:
+        raise ValueError(text)
+    return value
+
+
+def _count(text: str) -> int:
+    """Read a number of things."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+_seconds.__name__ = "number of seconds"
+_count.__name__ = "whole number"
+
+
+def _add_global_options(parser: argparse.ArgumentParser, *, suppress: bool) -> None:
+    """Add the options that may stand before or after the command.
+
+    Args:
+        parser: The main one, or that of a command.
+        suppress: Whether to set nothing when an option is absent, so that what stood
+            before the command is kept.
+    """
+
+    def default(value: Any) -> Any:
+        return argparse.SUPPRESS if suppress else value
+
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        type=Path,
+        default=default(None),
+        help=f"state directory of the service (default: {STATE_DIR})",
+    )
+    where.add_argument(
+        "--control",
+        metavar="PATH",
+        type=Path,
+        default=default(None),
+        help=f"its control socket (default: {CONTROL_SOCKET} in the state directory)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", default=default(False), help="answer as one JSON object"
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=default(None),
+        help="how long the command may take",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(
+        prog="kvtls",
+        description="See and steer a running 'twistd kvtls'.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_global_options(parser, suppress=False)
+    parser.add_argument("--version", action=_Version, help="print the version of kvproto and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = {}
+    for name, command in COMMANDS.items():
+        parsers[name] = commands.add_parser(
+            name,
+            help=command.summary,
+            description=f"kvtls {name}: {command.summary}.",
+            allow_abbrev=False,
+        )
+        _add_global_options(parsers[name], suppress=True)
+    for name in ("reload", "drain", "stop"):
+        parsers[name].add_argument("--wait", action="store_true", help="wait until it is done")
+    parsers["reload"].add_argument(
+        "--allow-fewer-names",
+        action="store_true",
+        help="accept a certificate that lacks names of the one before",
+    )
+    parsers["restart"].add_argument("listener", metavar="LISTENER", help="its name, or all")
+    parsers["connections"].add_argument("--listener", metavar="NAME", help="only of this listener")
+    parsers["connections"].add_argument(
+        "--limit", metavar="N", type=_count, help="how many at most, 0 for all (default: 1000)"
+    )
+    return parser
+
+
+class _Version(argparse.Action):
+    """``--version``, which looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_arguments: Any) -> None:
+        from kvproto import __version__
+
+        print(f"kvproto {__version__}")
+        parser.exit()
+
+
+def _control_path(options: argparse.Namespace) -> Path:
+    """Return where the control socket is."""
+    if options.control is not None:
+        return Path(options.control)
+    return (options.state_dir or STATE_DIR) / CONTROL_SOCKET
+
+
+def _ask(options: argparse.Namespace) -> dict[str, Any]:
+    """Send the command and return the answer, waiting for the end of the process if asked to."""
+    known = COMMANDS[options.command].arguments
+    given = {
+        name: value
+        for name, value in vars(options).items()
+        if name in known and value is not None and value is not False
+    }
+    timeout = options.timeout
+    answer = call(_control_path(options), options.command, given, timeout)
+    if options.command == "stop" and answer["ok"] and options.wait:
+        answer["gone"] = wait_until_gone(answer["pid"], timeout or STOP_SECONDS)
+        if not answer["gone"]:
+            answer["ok"] = False
+            answer["error"] = {
+                "code": "timed-out",
+                "message": f"process {answer['pid']} is still there; it may yet end",
+            }
+    return answer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: What follows the program's name; None: that of this process.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SystemExit: Wrong usage, ``--help`` or ``--version``.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.state_dir is not None and options.control is not None:
+        # One before and one after the command: argparse sees no conflict.
+        parser.error("argument --control: not allowed with argument --state-dir")
+    try:
+        answer = _ask(options)
+        status = OK if answer["ok"] else FAILED
+    except NoServiceError as error:
+        answer = {
+            "protocol": PROTOCOL,
+            "ok": False,
+            "error": {"code": "no-service", "message": str(error)},
+        }
+        status = NO_SERVICE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    try:
+        _show(options, answer)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _show(options: argparse.Namespace, answer: dict[str, Any]) -> None:
+    """Print an answer: text and JSON to stdout, complaints in text to stderr."""
+    if options.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        stream = sys.stdout if answer["ok"] else sys.stderr
+        stream.write(render(options.command, answer))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

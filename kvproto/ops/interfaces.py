@@ -1,0 +1,80 @@
+"""What the control socket and the signals ask of the service that they steer."""
+
+from __future__ import annotations
+
+from zope.interface import Interface
+
+__all__ = ["IControl"]
+
+
+class IControl(Interface):
+    """The verbs of the control vocabulary (`kvproto.ops.vocabulary.COMMANDS`).
+
+    Each returns a dict that JSON can say, or a Deferred of one; the contents are in
+    ``docs/reference/control.md`` and made by `kvproto.ops.status`.  A dict with
+    ``"ok": False`` says that the command was carried out and did not succeed; its
+    ``"reason"`` says why.  A verb that cannot be carried out raises (or fails with) a
+    `kvproto.errors.KVProtoError`; `CommandError` chooses the code for scripts.
+
+    **Cancelling** a returned Deferred means that this one caller waits no longer (it left,
+    or its time is over).  It must not stop the work itself, nor what other callers wait
+    for: coalesced requests need a Deferred each.
+    """
+
+    def status():  # type: ignore[no-untyped-def]
+        """Return `kvproto.ops.status.status_report`."""
+
+    def connections(listener, limit):  # type: ignore[no-untyped-def]
+        """Return `kvproto.ops.status.connections_report`.
+
+        Args:
+            listener: Name of a listener; None for all.
+            limit: How many to list at most, 0 for all.
+
+        Raises:
+            CommandError: ``unknown-listener``.
+        """
+
+    def reload(allow_fewer_names):  # type: ignore[no-untyped-def]
+        """Read the credential files again and serve them if they are good.
+
+        Args:
+            allow_fewer_names: Whether the new certificate may lack names of the old one.
+
+        Returns:
+            A Deferred of `kvproto.ops.status.verdict_report`; it fires when the
+            generation has been swapped or refused and the listeners' policies for live
+            connections have been started.
+        """
+
+    def rollback():  # type: ignore[no-untyped-def]
+        """Serve the generation before the current one; returns what `reload` does."""
+
+    def restart(listener):  # type: ignore[no-untyped-def]
+        """Restart one listener, or all of them (``"all"``), and start those that were drained.
+
+        Returns:
+            A Deferred of ``{"ok": bool, "listeners": [{"name", "ok", "reason"}, ...]}``,
+            in the order of the configuration.
+
+        Raises:
+            CommandError: ``unknown-listener``.
+        """
+
+    def drain():  # type: ignore[no-untyped-def]
+        """Close the listening ports, end every connection at a request boundary, go on running.
+
+        ``restart("all")`` takes traffic again.
+
+        Returns:
+            A Deferred of ``{"ok": True, "drained": int, "aborted": int}``; it fires when
+            no connection is left, which the drain timeout bounds.
+        """
+
+    def stop():  # type: ignore[no-untyped-def]
+        """Begin to drain and end the process with status 0; return at once.
+
+        Returns:
+            ``{"ok": True, "pid": int}``; the answer is written before the control
+            socket closes.
+        """

@@ -1,0 +1,212 @@
+"""The control vocabulary, carried out over listeners, ledger and rotation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
+
+from kvproto import __version__
+from kvproto.config import Config, OnRotate
+from kvproto.errors import CommandError
+from kvproto.listeners import AcceptorService, Ledger
+from kvproto.ops.interfaces import IControl
+from kvproto.ops.status import (
+    ServiceFacts,
+    ServiceState,
+    connections_report,
+    generation_report,
+    status_report,
+    verdict_report,
+)
+from kvproto.tls.generation import Generation
+from kvproto.tls.rotation import Rotation
+from kvproto.tls.verdict import Verdict
+
+__all__ = ["Steering"]
+
+ALL = "all"
+"""What ``restart`` calls every listener together; no listener is named so."""
+
+
+@implementer(IControl)
+class Steering:
+    """What an operator can see and do, whichever door is used: socket, signal, file watch.
+
+    Args:
+        config: For what the operator decided.
+        ledger: All accepted connections.
+        acceptors: The listeners, in the order of the configuration.
+        rotation: Who owns the serving generation.
+        clock: Its seconds are Unix time.
+        begin_stop: Begins to end the process; returns at once.
+
+    Attributes:
+        state: Where the process is in its life; the service moves it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        acceptors: Sequence[AcceptorService],
+        rotation: Rotation,
+        clock: IReactorTime,
+        begin_stop: Callable[[], object],
+    ) -> None:
+        self.state = ServiceState.STARTING
+        self._config = config
+        self._ledger = ledger
+        self._acceptors = acceptors
+        self._rotation = rotation
+        self._clock = clock
+        self._begin_stop = begin_stop
+        self._started = self._serving_since = clock.seconds()
+        self._verdict_at: float | None = None
+        rotation.subscribe("status", self._swapped)
+        for acceptor in acceptors:
+            rotation.subscribe(acceptor.name, self._retirer(acceptor))
+
+    # what a new generation means
+
+    def _swapped(self, old: Generation, new: Generation) -> None:
+        self._serving_since = self._clock.seconds()
+
+    def _retirer(self, acceptor: AcceptorService) -> Callable[[Generation, Generation], Any]:
+        """Return what applies the policy for live connections to one listener."""
+
+        def verify(generation: Generation) -> Callable[[tuple[bytes, ...]], str | None]:
+            return lambda chain: generation.verify_peer(chain, self._clock.seconds())
+
+        def retire(old: Generation, new: Generation) -> Deferred[dict[str, Any]]:
+            return acceptor.retire(
+                self._config.on_rotate,
+                new.number,
+                verify=verify(new),
+                window=self._config.drain_window,
+            )
+
+        return retire
+
+    # seeing
+
+    def status(self) -> dict[str, Any]:
+        """Return the documented status."""
+        now = self._clock.seconds()
+        rotation = self._rotation
+        return status_report(
+            ServiceFacts(
+                __version__, os.getpid(), self.state, self._config.mode.value, self._started
+            ),
+            generation_report(
+                rotation.current,
+                now,
+                since=self._serving_since,
+                disk_differs=rotation.differs_from_disk(),
+                previous=rotation.previous,
+                verdict=rotation.last_verdict,
+                verdict_at=self._verdict_at,
+            ),
+            [
+                {**acceptor.status(), "on_rotate": self._config.on_rotate.value}
+                for acceptor in self._acceptors
+            ],
+            self._ledger.status(),
+            now,
+        )
+
+    def connections(self, listener: str | None, limit: int) -> dict[str, Any]:
+        """Return the documented list of connections, oldest first."""
+        if listener is not None:
+            self._named(listener)
+        return connections_report(
+            self._ledger.snapshot(listener),
+            self._clock.seconds(),
+            total=len(self._ledger.entries(listener)),
+            limit=limit,
+        )
+
+    def _named(self, name: str) -> AcceptorService:
+        for acceptor in self._acceptors:
+            if acceptor.name == name:
+                return acceptor
+        known = ", ".join(acceptor.name for acceptor in self._acceptors)
+        raise CommandError("unknown-listener", f"no listener {name!r}: there is {known}")
+
+    # credentials
+
+    def reload(self, allow_fewer_names: bool = False) -> Deferred[dict[str, Any]]:
+        """Read the credential files again and serve them if they are good."""
+        return self._told(self._rotation.reload(allow_fewer_names=allow_fewer_names))
+
+    def rollback(self) -> Deferred[dict[str, Any]]:
+        """Serve the generation before the current one."""
+        if self._rotation.previous is None:
+            raise CommandError(
+                "nothing-to-roll-back-to", "nothing was rotated since the service started"
+            )
+        return self._told(self._rotation.rollback())
+
+    def _told(self, verdict: Deferred[Verdict]) -> Deferred[dict[str, Any]]:
+        def report(result: Verdict) -> dict[str, Any]:
+            self._verdict_at = self._clock.seconds()
+            return verdict_report(result)
+
+        return verdict.addCallback(report)
+
+    # listeners
+
+    def restart(self, listener: str) -> Deferred[dict[str, Any]]:
+        """Restart one listener or all, and start those that were drained."""
+        chosen = self._acceptors if listener == ALL else [self._named(listener)]
+        results = DeferredList(
+            [maybeDeferred(self._restart_one, acceptor) for acceptor in chosen], consumeErrors=True
+        )
+
+        def report(outcomes: list[tuple[bool, Any]]) -> dict[str, Any]:
+            rows = []
+            for acceptor, (good, outcome) in zip(chosen, outcomes, strict=True):
+                status = acceptor.status()
+                listening = good and status["state"] == "listening"
+                reason = status["error"] if good else outcome.getErrorMessage()
+                rows.append({"name": acceptor.name, "ok": listening, "reason": reason})
+            if any(row["ok"] for row in rows) and self.state is ServiceState.DRAINED:
+                self.state = ServiceState.READY
+            return {"ok": all(row["ok"] for row in rows), "listeners": rows}
+
+        return results.addCallback(report)
+
+    def _restart_one(self, acceptor: AcceptorService) -> Deferred[Any]:
+        if not acceptor.running:
+            return acceptor.startService()
+        return acceptor.restart(OnRotate.KEEP)
+
+    # ends
+
+    def drain(self) -> Deferred[dict[str, Any]]:
+        """Close the ports and end every connection at a request boundary; go on running."""
+        self.state = ServiceState.DRAINING
+        living = len(self._ledger)
+        before = self._ledger.status()["deadline_expired_total"]
+        stopped = DeferredList(
+            [maybeDeferred(acceptor.stopService) for acceptor in self._acceptors],
+            consumeErrors=True,
+        )
+
+        def report(_: object) -> dict[str, Any]:
+            if self.state is ServiceState.DRAINING:
+                self.state = ServiceState.DRAINED
+            after = self._ledger.status()["deadline_expired_total"]
+            aborted = min(living, sum(after.values()) - sum(before.values()))
+            return {"ok": True, "drained": living - aborted, "aborted": aborted}
+
+        return stopped.addCallback(report)
+
+    def stop(self) -> dict[str, Any]:
+        """Begin to drain and end the process; return at once."""
+        self._begin_stop()
+        return {"ok": True, "pid": os.getpid()}

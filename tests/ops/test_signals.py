@@ -1,0 +1,119 @@
+"""What signals mean."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.ops.signals import SignalService
+
+TWISTEDS = "the handler of Twisted"
+
+
+class FakeReactor:
+    """A reactor that runs when the test says so, and a table of signal handlers."""
+
+    def __init__(self) -> None:
+        self.when_running: list[Callable[[], None]] = []
+        self.from_thread: list[Callable[[], None]] = []
+        self.handlers: dict[int, Any] = {
+            signal.SIGHUP: signal.SIG_DFL,
+            signal.SIGTERM: TWISTEDS,
+            signal.SIGINT: None,
+        }
+
+    def callWhenRunning(self, call: Callable[[], None]) -> None:
+        self.when_running.append(call)
+
+    def callFromThread(self, call: Callable[[], None]) -> None:
+        self.from_thread.append(call)
+
+    def install(self, number: int, handler: Any) -> Any:
+        before, self.handlers[number] = self.handlers[number], handler
+        return before
+
+    def run(self) -> None:
+        """Start, and do what was asked from signal handlers."""
+        for calls in (self.when_running, self.from_thread):
+            while calls:
+                calls.pop(0)()
+
+    def receive(self, number: int) -> None:
+        """Get a signal."""
+        self.handlers[number](number, None)
+
+
+class SignalTests(SynchronousTestCase):
+    """The service that listens to signals."""
+
+    def setUp(self) -> None:
+        self.heard: list[str] = []
+        self.reactor = FakeReactor()
+        self.service = SignalService(
+            lambda: self.heard.append("reload"),
+            lambda: self.heard.append("stop"),
+            lambda: self.heard.append("stop now"),
+            self.reactor,
+            self.reactor.install,
+        )
+
+    def test_waits_for_the_reactor(self) -> None:
+        """The handlers are installed once the reactor has installed its own."""
+        self.service.startService()
+        self.assertEqual(self.reactor.handlers[signal.SIGTERM], TWISTEDS)
+        self.reactor.run()
+        self.assertNotEqual(self.reactor.handlers[signal.SIGTERM], TWISTEDS)
+
+    def test_calls_from_the_reactor(self) -> None:
+        """A handler does nothing itself but wake the reactor up."""
+        self.service.startService()
+        self.reactor.run()
+        self.reactor.receive(signal.SIGHUP)
+        self.assertEqual(self.heard, [])
+        self.reactor.run()
+        self.assertEqual(self.heard, ["reload"])
+
+    def test_stop(self) -> None:
+        """The first request to stop is graceful, each further one is not, whatever the signal."""
+        self.service.startService()
+        self.reactor.run()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            self.reactor.receive(number)
+        self.reactor.receive(signal.SIGHUP)
+        self.reactor.run()
+        self.assertEqual(self.heard, ["stop", "stop now", "stop now", "reload"])
+
+    def test_restores(self) -> None:
+        """Stopping puts back what was there; a foreign handler becomes the default one."""
+        self.service.startService()
+        self.reactor.run()
+        self.service.stopService()
+        self.assertEqual(
+            self.reactor.handlers,
+            {
+                signal.SIGHUP: signal.SIG_DFL,
+                signal.SIGTERM: TWISTEDS,
+                signal.SIGINT: signal.SIG_DFL,
+            },
+        )
+        self.service.stopService()
+
+    def test_stopped_before_it_ran(self) -> None:
+        """A service that stopped before the reactor ran takes nothing over."""
+        self.service.startService()
+        self.service.stopService()
+        self.reactor.run()
+        self.assertEqual(self.reactor.handlers[signal.SIGTERM], TWISTEDS)
+
+    def test_again(self) -> None:
+        """A service that is started again is graceful again."""
+        for _ in range(2):
+            self.service.startService()
+            self.reactor.run()
+            self.reactor.receive(signal.SIGTERM)
+            self.reactor.run()
+            self.service.stopService()
+        self.assertEqual(self.heard, ["stop", "stop"])
