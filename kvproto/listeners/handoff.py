@@ -207,7 +207,9 @@ class Handoff(Protocol):
         if move.state is not before or move.deadline is not None:
             self._ledger.enter(entry, move.state, move.deadline, within)
         if (before, event) in PEER_FAULTS:
-            self._notable = True
+            # A TLS layer of ours has told about its handshake, better than we could.
+            told = event is Event.HANDSHAKE_FAILED and ISecuredTransport.providedBy(self.transport)
+            self._notable = not told
         for action in move.actions:
             _ACTIONS[action](self)
 

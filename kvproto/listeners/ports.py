@@ -30,9 +30,9 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IListeningPort,
     IProtocolFactory,
-    IReactorFDSet,
     IStreamServerEndpoint,
 )
+from twisted.internet.posixbase import PosixReactorBase
 from twisted.python.failure import Failure
 
 from kvproto.listeners.ledger import describe_peer
@@ -213,15 +213,15 @@ class ListeningReactor:
     """A reactor as endpoints see it, whose ports are ours.
 
     Args:
-        reactor: The real one; where it has no file descriptors (a test's), its own ports
-            are used.
+        reactor: The real one; where it has no sockets like ours (a test's, Windows'), its
+            own ports are used.
         transport: What to put accepted TCP sockets into.
     """
 
     def __init__(self, reactor: Any, transport: Transport = tcp.Server) -> None:
         self._reactor = reactor
         self._transport = transport
-        self._real = IReactorFDSet.providedBy(reactor)
+        self._real = isinstance(reactor, PosixReactorBase)
 
     def __getattr__(self, name: str) -> Any:
         """Be the real reactor in everything else."""

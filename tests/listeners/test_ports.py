@@ -1,0 +1,316 @@
+"""Our listening ports, on sockets that answer accept() as the test likes."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any, cast
+
+from twisted.internet.interfaces import IListeningPort, IReactorFDSet
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import ILogObserver, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from kvproto.listeners.ports import (
+    ACCEPTS_PER_WAKEUP,
+    BACKLOG,
+    LONGEST_REST,
+    QUIET,
+    AcceptorPort,
+    server_endpoint,
+)
+
+
+@implementer(IReactorFDSet)
+class FDClock(Clock):
+    """A clock that remembers who wants to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers: set[Any] = set()
+
+    def addReader(self, reader: Any) -> None:
+        self.readers.add(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        self.readers.discard(reader)
+
+    def addWriter(self, writer: Any) -> None:
+        raise AssertionError("ports do not write")
+
+    def removeWriter(self, writer: Any) -> None:
+        """Nobody wanted to."""
+
+    def removeAll(self) -> list[Any]:
+        return []
+
+    def getReaders(self) -> list[Any]:
+        return list(self.readers)
+
+    def getWriters(self) -> list[Any]:
+        return []
+
+
+class FakeSocket:
+    """A listening socket: ``answers`` are what accept() does next, then it would block."""
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = []
+        self.accepts = 0
+
+    def accept(self) -> tuple[Any, Any]:
+        self.accepts += 1
+        answer = self.answers.pop(0) if self.answers else errno.EAGAIN
+        if isinstance(answer, int):
+            raise OSError(answer, "the kernel's words")
+        return answer, ("192.0.2.1", 4711)
+
+    def getsockname(self) -> Any:
+        return ("192.0.2.9", 11207)
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        """Be closed."""
+
+    def shutdown(self, how: int) -> None:
+        """Be shut down."""
+
+
+class Accepted:
+    """A socket that was accepted."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeServer:
+    """A transport, as the port makes it."""
+
+    def __init__(self, accepted: Any, protocol: Any, *rest: Any) -> None:
+        self.aborted = False
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+
+
+class Factory:
+    """Makes protocols as the test likes."""
+
+    def __init__(self) -> None:
+        self.built: list[Any] = []
+        self.make: Any = Protocol
+
+    def buildProtocol(self, addr: Any) -> Any:
+        self.built.append(self.make())
+        return self.built[-1]
+
+    def doStart(self) -> None:
+        """Be started."""
+
+    def doStop(self) -> None:
+        """Be stopped."""
+
+
+class AcceptTests(SynchronousTestCase):
+    """The accept loop."""
+
+    def setUp(self) -> None:
+        self.clock = FDClock()
+        self.factory = Factory()
+        self.port = self.make_port()
+        self.port.socket = self.socket = FakeSocket()
+        self.port.fileno = self.socket.fileno
+        self.port.connected = True
+        self.servers: list[FakeServer] = []
+
+        def transport(*arguments: Any) -> FakeServer:
+            self.servers.append(FakeServer(*arguments))
+            return self.servers[-1]
+
+        self.port.transport = transport
+        self.port.startReading()
+        self.lines: list[str] = []
+        observer = cast(ILogObserver, self.observe)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def make_port(self) -> Any:
+        return AcceptorPort(0, self.factory, 10, "", self.clock)  # type: ignore[arg-type]
+
+    def observe(self, event: Any) -> None:
+        if event.get("log_namespace") == "kvproto.listeners.ports":
+            self.lines.append(f"{event['log_level'].name} {event['log_format']}")
+
+    def wake(self) -> bool:
+        """Let the kernel say that somebody waits; return whether the port listened."""
+        if self.port not in self.clock.readers:
+            return False
+        self.port.doRead()
+        return True
+
+    def test_bounded_per_wakeup(self) -> None:
+        """A storm of connections leaves others their turn."""
+        self.socket.answers = [Accepted() for _ in range(3 * ACCEPTS_PER_WAKEUP)]
+        self.wake()
+        self.assertEqual(len(self.factory.built), ACCEPTS_PER_WAKEUP)
+        self.wake()
+        self.wake()
+        self.wake()
+        self.assertEqual(len(self.factory.built), 3 * ACCEPTS_PER_WAKEUP)
+
+    def test_errors_of_one_connection(self) -> None:
+        """A connection that broke in the queue does not keep the next one waiting."""
+        self.socket.answers = [errno.ECONNABORTED, errno.EPERM, errno.ENETDOWN, Accepted()]
+        self.wake()
+        self.assertEqual(len(self.factory.built), 1)
+        self.assertEqual(self.lines, [])
+
+    def test_full_machine(self) -> None:
+        """Without descriptors or buffers accepting rests, longer each time, up to a second."""
+        for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            self.socket.answers = [number] * 100
+            rests = []
+            while self.wake():
+                (call,) = self.clock.getDelayedCalls()
+                rests.append(round(call.getTime() - self.clock.seconds(), 3))
+                if len(rests) == 8:
+                    break
+                self.clock.advance(rests[-1])
+            self.assertEqual(rests[:5], [0.05, 0.1, 0.2, 0.4, 0.8])
+            self.assertEqual(rests[5:], [LONGEST_REST] * 3)
+            self.socket.answers = []
+            self.clock.advance(LONGEST_REST)
+            self.wake()
+            self.clock.advance(QUIET)
+        self.assertEqual(len([line for line in self.lines if line.startswith("warn")]), 4)
+        self.assertEqual(len([line for line in self.lines if line.startswith("info")]), 4)
+
+    def test_full_again_and_again(self) -> None:
+        """A machine that is full ten times a second is complained about once in a while."""
+        for _ in range(100):
+            self.socket.answers = [Accepted(), errno.EMFILE]
+            self.wake()
+            self.clock.advance(0.05)
+            self.wake()
+            self.clock.advance(0.05)
+        self.assertEqual(len(self.factory.built), 100)
+        self.assertLessEqual(len(self.lines), 4)
+
+    def test_pause_while_resting(self) -> None:
+        """A port that is paused while it rests stays paused."""
+        self.socket.answers = [errno.EMFILE]
+        self.wake()
+        self.port.pause_accepting()
+        self.clock.advance(LONGEST_REST)
+        self.assertFalse(self.wake())
+        self.port.resume_accepting()
+        self.assertTrue(self.wake())
+
+    def test_resume_while_resting(self) -> None:
+        """A port that is resumed while it rests goes on when it has rested."""
+        self.socket.answers = [errno.EMFILE]
+        self.port.pause_accepting()
+        self.port.resume_accepting()
+        self.wake()
+        self.port.pause_accepting()
+        self.port.resume_accepting()
+        self.assertFalse(self.wake())
+        self.clock.advance(LONGEST_REST)
+        self.assertTrue(self.wake())
+
+    def test_closed_while_resting(self) -> None:
+        """A port that closes while it rests leaves no delayed call."""
+        self.socket.answers = [errno.EMFILE]
+        self.wake()
+        self.port.connectionLost(Failure(ZeroDivisionError()))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_paused_by_what_it_accepted(self) -> None:
+        """If accepting somebody stops the listener, nobody else is accepted."""
+
+        def pause() -> Protocol:
+            self.port.pause_accepting()
+            return Protocol()
+
+        self.factory.make = pause
+        self.socket.answers = [Accepted(), Accepted()]
+        self.wake()
+        self.assertEqual(len(self.factory.built), 1)
+
+    def test_nobody_wants_it(self) -> None:
+        """A factory that answers None refuses the connection."""
+        self.factory.make = lambda: None
+        self.socket.answers = [accepted := Accepted()]
+        self.wake()
+        self.assertTrue(accepted.closed)
+
+    def test_factory_that_fails(self) -> None:
+        """A factory that fails costs its connection, nothing else."""
+
+        def broken() -> None:
+            raise ZeroDivisionError
+
+        self.factory.make = broken
+        self.socket.answers = [first := Accepted(), second := Accepted()]
+        self.wake()
+        self.assertEqual((first.closed, second.closed), (True, True))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_protocol_that_fails(self) -> None:
+        """A protocol that fails when it is connected does not leave its socket open."""
+
+        class Broken(Protocol):
+            def connectionMade(self) -> None:
+                raise ZeroDivisionError
+
+        self.factory.make = Broken
+        self.socket.answers = [Accepted()]
+        self.wake()
+        self.assertTrue(self.servers[0].aborted)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_is_a_port(self) -> None:
+        """It is an IListeningPort."""
+        verifyObject(IListeningPort, self.port)
+
+
+class EndpointTests(SynchronousTestCase):
+    """From descriptions to ports."""
+
+    def test_in_memory(self) -> None:
+        """On a reactor without file descriptors its own ports are used, with our backlog."""
+        reactor = MemoryReactorClock()
+        endpoint = server_endpoint(reactor, "tcp:11207:interface=127.0.0.1")
+        self.successResultOf(endpoint.listen(Factory()))  # type: ignore[arg-type]
+        port, _, backlog, interface = reactor.tcpServers[0]
+        self.assertEqual((port, backlog, interface), (11207, BACKLOG, "127.0.0.1"))
+
+    def test_unix_in_memory(self) -> None:
+        """The same for Unix sockets."""
+        reactor = MemoryReactorClock()
+        endpoint = server_endpoint(reactor, "unix:/run/kv.sock")
+        self.successResultOf(endpoint.listen(Factory()))  # type: ignore[arg-type]
+        self.assertEqual(reactor.unixServers[0][0], "/run/kv.sock")
+
+    def test_nonsense(self) -> None:
+        """A description that makes no sense is refused when it is read."""
+        self.assertRaises(ValueError, server_endpoint, MemoryReactorClock(), "nonsense:1")
+
+    def test_ipv6_only(self) -> None:
+        """An IPv6 socket leaves IPv4 its port."""
+        if not socket.has_ipv6:
+            self.skipTest("this machine has no IPv6")
+        port = AcceptorPort(0, Factory(), 10, "::1", FDClock())  # type: ignore[arg-type]
+        made = port.createInternetSocket()
+        self.addCleanup(made.close)
+        self.assertEqual(made.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY), 1)
