@@ -22,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 __all__ = [
     "MAX_CERTIFICATE_MESSAGE",
+    "UNREADABLE",
     "date_fault",
     "end_of",
     "is_ca",
@@ -40,11 +41,31 @@ MAX_CERTIFICATE_MESSAGE = 102_400
 MIN_RSA_BITS = 2048
 MIN_EC_BITS = 224
 
+MAX_SUBJECT = 200
+"""Characters of a subject that are shown."""
+
+UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for certificates that OpenSSL would take."""
+
 
 def subject_of(certificate: x509.Certificate) -> str:
-    """Return a short name of a certificate for people: its common name or all of its subject."""
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return f"CN={names[0].value!s}" if names else certificate.subject.rfc4514_string() or "no name"
+    """Return a short name of a certificate for people and logs.
+
+    Its common name or all of its subject; what could forge a line of a log is escaped, since
+    the certificate may be that of a peer whom nobody trusts.
+    """
+    try:
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        text = f"CN={names[0].value!s}" if names else certificate.subject.rfc4514_string()
+    except ValueError:
+        return "with an unreadable name"
+    shown = "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
+    return shown[:MAX_SUBJECT] or "without a name"
 
 
 def order_fault(chain: tuple[x509.Certificate, ...]) -> str:

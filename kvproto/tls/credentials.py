@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from kvproto.errors import CredentialError
 from kvproto.tls.checks import (
+    UNREADABLE,
     date_fault,
     end_of,
     is_ca,
@@ -199,7 +200,7 @@ def _parse_certificates(option: str, path: Path, content: bytes) -> tuple[x509.C
             # Extensions, keys and names are decoded late: do it here, where the file is known.
             _ = (certificate.extensions, certificate.subject, certificate.issuer)
             certificate.public_key()
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except UNREADABLE as error:
             raise UnfinishedError(
                 option, path, f"certificate {number} in it does not parse: {_first_line(error)}"
             ) from None

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from kvproto.errors import ConfigError
+from kvproto.tls.checks import UNREADABLE
 
 __all__ = ["DEFAULT_RULES", "IdentityRule", "parse_rule", "user_of"]
 
@@ -120,7 +121,7 @@ def _values(field: str, certificate: x509.Certificate) -> list[str]:
             return [name.value for name in names if isinstance(name.value, str)]
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         return extension.value.get_values_for_type(_NAME_TYPES[field])
-    except (ValueError, x509.ExtensionNotFound):
+    except (*UNREADABLE, x509.ExtensionNotFound):
         return []
 
 

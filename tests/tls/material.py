@@ -101,11 +101,12 @@ def der_chain(identity: Identity) -> tuple[bytes, ...]:
 
 
 def shake_hands(
-    server: SSL.Connection, client: SSL.Connection, rounds: int = 50
+    server: SSL.Connection, client: SSL.Connection, rounds: int = 50, *, begun: bool = False
 ) -> tuple[Exception | None, Exception | None]:
     """Move bytes between two connections until both are done; return what each one raised."""
-    server.set_accept_state()
-    client.set_connect_state()
+    if not begun:
+        server.set_accept_state()
+        client.set_connect_state()
     order = ((client, server), (server, client))
     ended: dict[SSL.Connection, Exception | None] = {}
     for _ in range(rounds):

@@ -260,6 +260,16 @@ class ClientAuthTests(SynchronousTestCase):
                 met = pair(ServerPolicy(ClientAuth.OPTIONAL), version, client=client, crls=crls)
                 self.assertEqual(verify_failure(met.server), phrase)
 
+    def test_hostile_names(self) -> None:
+        """A stranger's name can neither forge a line of the log nor break the handshake's end."""
+        for name, shown in (
+            ("x\n2026 root logged in", "CN=x\\n2026 root logged in"),
+            ("\x1b[2Jx", "CN=\\x1b[2Jx"),
+        ):
+            stranger = Authority.root("stranger").issue(name)
+            met = pair(ServerPolicy(ClientAuth.OPTIONAL), client=stranger)
+            self.assertIn(f"certificate {shown} (depth 0)", verify_failure(met.server))
+
     def test_no_reason(self) -> None:
         """A connection whose peer was not refused has no reason."""
         self.assertEqual(verify_failure(pair(ServerPolicy()).server), "")

@@ -23,7 +23,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.errors import CredentialError
 from kvproto.testing.certificates import Authority, deep_server_identity, root_authority
-from kvproto.tls.checks import MAX_CERTIFICATE_MESSAGE, certificate_message_size
+from kvproto.tls.checks import MAX_CERTIFICATE_MESSAGE, certificate_message_size, subject_of
 from kvproto.tls.credentials import Credentials, load_credentials
 from kvproto.tls.files import MAX_FILE, CredentialFiles, Options, read_files, read_together
 from tests.tls.material import NOW, credentials_of, crl_of, folder, moment, write_identity
@@ -49,12 +49,12 @@ def pem(key: object, passphrase: bytes = b"", form: PrivateFormat = PrivateForma
 
 def self_signed(key: object, **options: object) -> bytes:
     """Return the PEM of a certificate for a key of any kind."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd")])
-    issuer = options.get("issuer", name)
+    odd = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd")])
+    name = options.get("subject", odd)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(issuer)  # type: ignore[arg-type]
+        .subject_name(name)  # type: ignore[arg-type]
+        .issuer_name(name)  # type: ignore[arg-type]
         .public_key(key.public_key())  # type: ignore[attr-defined]
         .serial_number(7)
         .not_valid_before(moment(-1))
@@ -656,3 +656,16 @@ class ValueTests(SynchronousTestCase):
         )
         found = credentials_of(identity)
         self.assertEqual(found.not_after, identity.intermediates[0].not_valid_after_utc.timestamp())
+
+    def test_unreadable_name(self) -> None:
+        """A subject that is no text is said to be unreadable, not raised."""
+        der = root_authority().issue("mallory").der.replace(b"mallory", b"\xff" * 7)
+        certificate = x509.load_der_x509_certificate(der)
+        self.assertEqual(subject_of(certificate), "with an unreadable name")
+
+    def test_endless_name(self) -> None:
+        """A subject of many parts is cut for the log."""
+        parts = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "x" * 60) for _ in range(9)]
+        key = ec.generate_private_key(ec.SECP256R1())
+        content = self_signed(key, subject=x509.Name(parts))
+        self.assertEqual(len(subject_of(x509.load_pem_x509_certificate(content))), 200)

@@ -116,6 +116,12 @@ class UserTests(SynchronousTestCase):
         """Bytes that do not parse are nobody."""
         self.assertIsNone(user_of((b"junk",), DEFAULT_RULES, lambda _name: True))
 
+    def test_unreadable_fields(self) -> None:
+        """A field that is no text names nobody; the other rules still count."""
+        spoilt = PEER[0].replace(b"alice.smith", b"\xff" * 11)
+        rules = [parse_rule("subject.cn"), parse_rule("san.email:delimiter=@")]
+        self.assertEqual(user_of((spoilt,), rules, lambda _name: True), "bob")
+
     def test_only_the_leaf_counts(self) -> None:
         """A name in an issuer's certificate is nobody's login."""
         chain = (certificate("eve")[0], certificate("alice")[0])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
+from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,11 +15,21 @@ from kvproto.config import ClientAuth
 from kvproto.errors import CredentialError
 from kvproto.testing.certificates import Authority, Identity, root_authority
 from kvproto.tls import rotation as rotation_module
-from kvproto.tls.contexts import ServerPolicy
+from kvproto.tls.contexts import ServerPolicy, build_client_context
 from kvproto.tls.generation import Generation, GenerationError, Stage, build_generation
 from kvproto.tls.rotation import RETRIES, RETRY_DELAY, SUBSCRIBER_TIMEOUT, Rotation
 from kvproto.tls.verdict import Action, ListenerResult, Verdict
-from tests.tls.material import NOW, der_chain, folder, moment, write_identity
+from tests.tls.material import (
+    NOW,
+    carry,
+    credentials_of,
+    der_chain,
+    folder,
+    moment,
+    read_error,
+    shake_hands,
+    write_identity,
+)
 
 ROOT = root_authority()
 NAMES = ("localhost", "127.0.0.1")
@@ -155,6 +167,73 @@ class ReloadTests(RotationCase):
         self.write(self.identity, Authority.root("CA 2"))
         self.assertTrue(self.verdict(self.rotation.reload()).changed)
         self.assertIsNotNone(self.rotation.current.verify_peer(chain, NOW))
+
+
+class HandshakeTests(RotationCase):
+    """What clients meet before, during and after a rotation."""
+
+    policy = ServerPolicy(ClientAuth.REQUIRED)
+
+    def server(self) -> SSL.Connection:
+        protocol = mock.Mock(spec=["generation"])
+        return self.rotation.contexts.serverConnectionForTLS(protocol)
+
+    def client(self, identity: Identity, version: int) -> SSL.Connection:
+        context = build_client_context(credentials_of(identity), (ROOT.certificate,))
+        context.set_max_proto_version(version)
+        return SSL.Connection(context, None)
+
+    def welcome(self, server: SSL.Connection, client: SSL.Connection) -> bool:
+        return shake_hands(server, client) == (None, None) and read_error(client) is None
+
+    def test_change_of_ca(self) -> None:
+        """After CA 1 came CA 2: who has a certificate of the one is in, of the other out."""
+        second = Authority.root("CA 2")
+        old, new = ROOT.issue("alice"), second.issue("alice")
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            self.write(ca=ROOT)
+            self.verdict(self.rotation.reload())
+            self.assertTrue(self.welcome(self.server(), self.client(old, version)))
+            self.assertFalse(self.welcome(self.server(), self.client(new, version)))
+            self.write(ca=second)
+            self.verdict(self.rotation.reload())
+            self.assertFalse(self.welcome(self.server(), self.client(old, version)))
+            self.assertTrue(self.welcome(self.server(), self.client(new, version)))
+
+    def test_no_ticket_survives(self) -> None:
+        """A session of a CA 1 client is not resumed after the change to CA 2."""
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            self.write(ca=ROOT)
+            self.verdict(self.rotation.reload())
+            before = self.client(ROOT.issue("alice"), version)
+            server = self.server()
+            self.assertTrue(self.welcome(server, before))
+            carry(server, before)
+            read_error(before)
+            session = before.get_session()
+            assert session is not None
+            self.write(ca=Authority.root("CA 2"))
+            self.verdict(self.rotation.reload())
+            again = SSL.Connection(before.get_context(), None)
+            again.set_session(session)
+            self.assertFalse(self.welcome(self.server(), again))
+
+    def test_half_sent_hello(self) -> None:
+        """A handshake that began before a rotation ends well, with what it began with."""
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            before = self.rotation.current.credentials.chain[0]
+            server, client = self.server(), self.client(ROOT.issue("alice"), version)
+            server.set_accept_state()
+            client.set_connect_state()
+            self.assertRaises(SSL.WantReadError, client.do_handshake)
+            hello = client.bio_read(65536)
+            server.bio_write(hello[:50])
+            self.assertRaises(SSL.WantReadError, server.do_handshake)
+            self.write()
+            self.assertTrue(self.verdict(self.rotation.reload()).changed)
+            server.bio_write(hello[50:])
+            self.assertEqual(shake_hands(server, client, begun=True), (None, None))
+            self.assertEqual(client.get_peer_certificate(as_cryptography=True), before)
 
 
 class FailureTests(RotationCase):
