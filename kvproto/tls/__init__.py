@@ -28,7 +28,7 @@ from kvproto.tls.reasons import (
     CloseTimeout,
     HandshakeInterrupted,
     HandshakeTimeout,
-    TLSError,
+    explanation,
 )
 from kvproto.tls.rotation import Rotation
 from kvproto.tls.verdict import Action, ListenerResult, Verdict
@@ -58,11 +58,11 @@ __all__ = [
     "Rotation",
     "ServerPolicy",
     "Stage",
-    "TLSError",
     "Verdict",
     "build_client_context",
     "build_server_context",
     "ensure_development_credentials",
+    "explanation",
     "load_credentials",
     "parse_rule",
     "user_of",

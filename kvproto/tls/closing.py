@@ -29,8 +29,9 @@ from kvproto.tls.reasons import (
     CloseTimeout,
     HandshakeInterrupted,
     HandshakeTimeout,
-    TLSError,
     describe_error,
+    explained,
+    explanation,
     represents_eof,
 )
 
@@ -63,6 +64,7 @@ class ClosingTLS(OutgoingTLS):
     _first_bytes = b""
     _ended = False
     _registered = False
+    _is_client = False  # we spoke first
     _app_failed = False  # the application raised: it is given nothing more
     _in_openssl = False  # a handshake call is on the stack, callbacks included
     _shutdown_sent = False
@@ -108,8 +110,7 @@ class ClosingTLS(OutgoingTLS):
         self._outbox.clear()
         self._input_rules_changed()
         if self._in_openssl:
-            # Called from a verification callback: OpenSSL must return first, and its alert
-            # tells the peer why.
+            # Called from a verification callback: OpenSSL has to return first.
             return
         self._shutdownTLS()
         self._abort_transport()
@@ -198,22 +199,22 @@ class ClosingTLS(OutgoingTLS):
 
     def _openssl_failed(self, error: Error) -> None:
         if self._aborted:
-            # The application has been told already; the alert still has to leave.
-            self._lostTLSConnection = True
-            self._drain()
-            self._close_transport()
+            self._abort_transport()
         elif represents_eof(error):
             self._tlsShutdownFinished(Failure(CONNECTION_LOST))
         else:
-            # A new exception, never raised: one with a traceback would keep its frames,
-            # and with them this connection, alive for as long as the application keeps it.
             self._tlsShutdownFinished(Failure(self._explained(error)))
 
-    def _explained(self, error: Error) -> TLSError:
-        stage = self.stage
-        queue = error.args[0] if error.args else ()
-        words = verify_failure(self._engine.connection) if stage == "handshake" else ""
-        return TLSError(words or describe_error(error, self._first_bytes, stage), stage, queue)
+    def _explained(self, error: Error) -> Error:
+        """Return OpenSSL's error, with words.
+
+        The class stays exactly OpenSSL's: programs compare it.  The object is another: one
+        that was raised keeps its frames, and with them this connection, alive for as long as
+        the application keeps the reason.
+        """
+        words = verify_failure(self._engine.connection) if not self._handshakeDone else ""
+        words = words or describe_error(error, self._first_bytes, self.stage)
+        return explained(error, words, self.stage)
 
     def _close_transport(self) -> None:
         self._arm_close()
@@ -276,12 +277,13 @@ class ClosingTLS(OutgoingTLS):
         if self._ended:
             return
         self._ended = self._mute = True
+        clean = self._lostTLSConnection or self._handshakeDone
         if not (self._lostTLSConnection or self._aborted or self._app_failed):
             self._read_last()
         self._lostTLSConnection = True
         self._cancel_calls()
         self.connected = False
-        reason = self._final_reason(reason)
+        reason = self._final_reason(reason, clean)
         self._report(reason)
         gate, self._gate, self._producer = self._gate or self._producer, None, None
         try:
@@ -296,13 +298,11 @@ class ClosingTLS(OutgoingTLS):
             finally:
                 self._release()
 
-    def _final_reason(self, reason: Failure) -> Failure:
+    def _final_reason(self, reason: Failure, clean: bool) -> Failure:
         known, self._reason = self._reason, None
         if known is not None:
             return known
-        if self._handshakeDone or self._shutdown_sent:
-            return reason
-        if reason.check(ConnectionDone, ConnectionLost):
+        if not clean and reason.check(ConnectionDone, ConnectionLost):
             return Failure(HandshakeInterrupted("the peer went away during the TLS handshake"))
         return reason
 
@@ -324,19 +324,29 @@ class ClosingTLS(OutgoingTLS):
     def _report(self, reason: Failure) -> None:
         """Write the one line about how this connection ended."""
         error = reason.value
-        self.close_reason = str(error)
-        level = log.debug
-        if isinstance(error, HandshakeInterrupted):
-            # Probes of load balancers connect and go without a word.
-            level = log.warn if self._first_bytes else log.debug
-        elif isinstance(error, (Error, HandshakeTimeout, BudgetExceeded, CloseTimeout)):
-            level = log.warn
-        level(
+        self.close_reason = explanation(error)
+        log_at = log.warn if self._is_worth_a_warning(error) else log.debug
+        log_at(
             "TLS connection with {peer} ended ({stage}): {reason}",
             peer=self._peer_name(),
             stage=getattr(error, "stage", self.stage),
             reason=self.close_reason,
         )
+
+    def _is_worth_a_warning(self, error: BaseException | None) -> bool:
+        """Return whether a server's operator wants to know; a client's program hears anyway."""
+        if self._is_client:
+            return False
+        if isinstance(error, HandshakeInterrupted):
+            # Probes of load balancers connect and go without a word.
+            return bool(self._first_bytes)
+        if isinstance(error, (HandshakeTimeout, BudgetExceeded, CloseTimeout)):
+            return True
+        if not isinstance(error, Error):
+            return False
+        # Without a certificate nothing else was to be expected: the program found none for
+        # the name that the client asked for, and has said so.
+        return self._handshakeDone or self._engine.connection.get_certificate() is not None
 
     def _peer_name(self) -> Any:
         peer = getattr(self.transport, "getPeer", None)

@@ -8,9 +8,10 @@ traffic that carries nothing.  The rules:
 * OpenSSL is asked for as many records as the input can hold (``records``) and no more; where
   boundaries are unclear it is asked until it says WANT_READ.
 * After the input: writes that waited are tried again, then all output is fetched.
-* The application is given nothing while it has paused, after it has raised, and after it
-  has asked to close.  What arrived before the connection was lost is given to it, paused
-  or not, before ``connectionLost``.
+* The application is given nothing while it has paused, and nothing after it has raised.
+  What arrived before the connection was lost is given to it, paused or not, before
+  ``connectionLost``.  After ``loseConnection`` it hears on until the peer closes, as with
+  Twisted's own TLS; one that has paused as well does not.
 
 Source: SSL_read(3), RFC 8446 section 6.
 """
@@ -102,31 +103,29 @@ class IncomingTLS(ClosingTLS):
             self._drive()
 
     def _receive_odd(self, error: Error, size: int) -> None:
-        """Go on after one record that was fed but was no application data."""
+        """Go on after one record that was fed whole but gave no application data."""
         unfed, self._engine.unfed = self._engine.unfed, None
         if unfed is not None:
             self._unfed.insert(0, unfed)
-        # OpenSSL repeats what it said, so the long way can sort it out.
-        self._leftover = True
-        self._drive(size)
+        if isinstance(error, WantWriteError):
+            self._leftover = True
+        else:
+            self._nothing_read(error, size)
+        self._drive()
 
     def _deaf(self) -> bool:
         """Return whether input is of no use to anybody any more."""
         return self._lostTLSConnection or self._aborted or self._peer_done or self._app_failed
 
-    def _drive(self, fed: int = 0) -> None:
-        """Feed, hand over, retry, fetch: until nothing is left or the application pauses.
-
-        Args:
-            fed: Bytes that OpenSSL has been given already and that count as input.
-        """
+    def _drive(self) -> None:
+        """Feed, hand over, retry, fetch: until nothing is left or the application pauses."""
         self._reading = True
         try:
             while self._held and not self._read_paused:
                 self._deliver(self._held.pop(0))
             if self._leftover and not self._holds_input():
                 self._leftover = False
-                self._read(UNKNOWN, fed)
+                self._read(UNKNOWN, 0)
             while self._unfed and not self._deaf() and not self._holds_input():
                 if not self._feed():
                     break
@@ -202,26 +201,35 @@ class IncomingTLS(ClosingTLS):
                     break
                 if self._lostTLSConnection or self._aborted:
                     return
-        except WantReadError:
-            self._dirty = True
-        except ZeroReturnError:
-            self._peer_closed()
-            return
         except Error as error:
-            self._openssl_failed(error)
-            return
+            self._nothing_read(error, 0 if got else size)
+        else:
+            self._dirty = self._dirty or got < records
         if got:
             self._junk = 0
-            return
-        self._junk += size
-        if self._junk > self.junk_budget:
-            self._cut(BudgetExceeded("too much TLS traffic without application data"))
+
+    def _nothing_read(self, error: Error, size: int) -> None:
+        """Act on what OpenSSL says instead of giving plaintext.
+
+        Args:
+            error: What it raised.
+            size: Bytes of ciphertext that carried no application data.
+        """
+        if isinstance(error, WantReadError):
+            self._dirty = True
+            self._junk += size
+            if self._junk > self.junk_budget:
+                self._cut(BudgetExceeded("too much TLS traffic without application data"))
+        elif isinstance(error, ZeroReturnError):
+            self._peer_closed()
+        else:
+            self._openssl_failed(error)
 
     def _deliver(self, plaintext: bytes) -> None:
         """Give plaintext to the application, or keep it, or drop it."""
-        if self.disconnecting:
-            return
         if self._read_paused and not self._ended:
+            if self.disconnecting:
+                return
             self._held.append(plaintext)
             self._held_size += len(plaintext)
             return

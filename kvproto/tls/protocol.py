@@ -173,6 +173,7 @@ class KVTLSProtocol(IncomingTLS):
             self._handshake(first=True)
         finally:
             self._reading = False
+        self._is_client = self._given > 0
         if self._unfed or self._outbox.pieces:
             self._drive()
 

@@ -1,8 +1,9 @@
 """Why a TLS connection ended, as exceptions and in words.
 
-Each class is also what Twisted programs expect in the same place (an OpenSSL
-``Error``, a ``ConnectionLost``, ...), so that ``reason.check(...)`` keeps working
-when kvproto takes the place of Twisted's TLS.
+Each class is also what Twisted programs expect in the same place (a ``ConnectionLost``,
+a ``TimeoutError``, ...), so that ``reason.check(...)`` keeps working when kvproto takes the
+place of Twisted's TLS.  OpenSSL's own errors stay `OpenSSL.SSL.Error`, with two more
+attributes: ``reason``, one phrase for people, and ``stage``.
 """
 
 from __future__ import annotations
@@ -17,27 +18,11 @@ __all__ = [
     "CloseTimeout",
     "HandshakeInterrupted",
     "HandshakeTimeout",
-    "TLSError",
     "describe_error",
+    "explained",
+    "explanation",
     "represents_eof",
 ]
-
-
-class TLSError(RemoteProtocolError, Error):
-    """OpenSSL could not go on with this connection.
-
-    Args:
-        reason: One phrase for people.
-        stage: ``"handshake"``, ``"established"`` or ``"closing"``.
-        queue: OpenSSL's error queue; it is also ``args[0]``, as in `OpenSSL.SSL.Error`.
-    """
-
-    def __init__(
-        self, reason: str, stage: str, queue: tuple[tuple[str, str, str], ...] = ()
-    ) -> None:
-        super().__init__(reason)
-        self.args = (list(queue),)
-        self.stage = stage
 
 
 class HandshakeTimeout(RemoteProtocolError, TimeoutError):
@@ -66,6 +51,26 @@ class CloseTimeout(RemoteProtocolError, ConnectionAborted):
 
     def __str__(self) -> str:
         return self.reason
+
+
+def explained(error: Error, reason: str, stage: str) -> Error:
+    """Return an error like `error` that has never been raised and says more.
+
+    Args:
+        error: What an OpenSSL call raised.
+        reason: One phrase for people.
+        stage: ``"handshake"``, ``"established"`` or ``"closing"``.
+    """
+    said = type(error)(*error.args)
+    said.reason = reason  # type: ignore[attr-defined]
+    said.stage = stage  # type: ignore[attr-defined]
+    said.add_note(f"TLS ({stage}): {reason}")
+    return said
+
+
+def explanation(error: BaseException | None) -> str:
+    """Return the phrase for people that comes with any reason of ``connectionLost``."""
+    return str(getattr(error, "reason", "") or error)
 
 
 def represents_eof(error: BaseException) -> bool:
@@ -101,7 +106,7 @@ def describe_error(error: Error, first_bytes: bytes, stage: str) -> str:
     Args:
         error: What an OpenSSL call raised.
         first_bytes: The first bytes that the peer sent, at least 4 where it sent as many.
-        stage: As in `TLSError`.
+        stage: As in `explained`.
     """
     if stage == "handshake" and first_bytes and first_bytes[0] != 0x16:
         if first_bytes.startswith(_HTTP_METHODS):
