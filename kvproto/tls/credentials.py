@@ -313,14 +313,7 @@ def _chain_warnings(
     files: CredentialFiles, chain: tuple[x509.Certificate, ...], key: PrivateKey, now: float
 ) -> list[CredentialWarning]:
     option, path = files.options.certificate, files.certificate
-    reasons = []
-    for certificate in chain:
-        end = end_of(certificate)
-        if end - now < EXPIRY_WARNING:
-            days = int((end - now) // 86400)
-            reasons.append(
-                f"{subject_of(certificate)} expires in {days} days, at {readable_date(end)}"
-            )
+    reasons = [text for certificate in chain if (text := _ending(certificate, now))]
     if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
         reasons.append(
             "has an Ed25519 or Ed448 key: the Couchbase SDK and other clients cannot use it; "
@@ -332,6 +325,15 @@ def _chain_warnings(
             "will refuse it"
         )
     return [CredentialWarning(option, path, reason) for reason in reasons]
+
+
+def _ending(certificate: x509.Certificate, now: float) -> str:
+    """Say so when a certificate is in its last days."""
+    end = end_of(certificate)
+    if end - now >= EXPIRY_WARNING:
+        return ""
+    days = int((end - now) // 86400)
+    return f"{subject_of(certificate)} expires in {days} days, at {readable_date(end)}"
 
 
 # --- trust ----------------------------------------------------------------------------------
@@ -355,6 +357,7 @@ def _parse_cas(
     if len(faults) == len(cas):
         raise CredentialError(option, path, f"{subject_of(cas[0])} {faults[cas[0]]}")
     reasons = [f"{subject_of(ca)} {fault}" for ca, fault in faults.items()]
+    reasons += [text for ca in cas if ca not in faults and (text := _ending(ca, now))]
     reasons += [
         f"{subject_of(certificate)} is no CA and is left out"
         for certificate in found

@@ -459,8 +459,8 @@ class TrustTests(CredentialsCase):
         self.ca.write_bytes(root_authority().certificate_pem + leaf.certificate_pem)
         found = load_credentials(self.files, NOW)
         self.assertEqual(found.client_cas, (root_authority().certificate,))
-        (warning,) = found.warnings
-        self.assertIn("CN=node is no CA and is left out", str(warning))
+        text = [str(warning) for warning in found.warnings]
+        self.assertIn("CN=node is no CA and is left out", text[-1])
 
     def test_expired_ca(self) -> None:
         """A file whose only CA has expired is refused; expired ones among others are told."""
@@ -472,6 +472,11 @@ class TrustTests(CredentialsCase):
         error = self.assertRaises(CredentialError, load_credentials, self.files, late)
         self.assertEqual(error.option, "--client-ca")
         self.assertIn("has expired", str(error))
+
+    def test_ca_in_its_last_days(self) -> None:
+        """A CA that will end within thirty days is announced: its clients end with it."""
+        (warning,) = load_credentials(self.files, NOW + 5 * 86400).warnings
+        self.assertIn(f"--client-ca {self.ca}: CN=kvproto test CA expires in ", str(warning))
 
     def test_crl(self) -> None:
         """A current list of each CA is accepted."""

@@ -89,8 +89,8 @@ class BuildTests(GenerationCase):
     def test_warnings(self) -> None:
         """What the operator should know comes along as text."""
         write_identity(self.directory, ROOT.issue("node", ["a.example"], not_after=moment(3)))
-        (warning,) = built(self.files).warnings
-        self.assertIn("CN=node expires in", warning)
+        warnings = built(self.files).warnings
+        self.assertIn("CN=node expires in", warnings[0])
 
     def test_unchanged(self) -> None:
         """Files with the content that is served make no new generation."""
