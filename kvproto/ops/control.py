@@ -4,9 +4,10 @@ Owns the socket file, who may have it, and the conversation; what the commands d
 `IControl`'s business.  Access is the file's permission: mode 0600 from the moment it exists,
 so the service's own user and root may command it, and nobody else.
 
-A command is bounded in time.  A client that leaves while its command runs leaves nothing
-behind: its Deferred is cancelled (which, by `IControl`, stops the waiting and not the
-work), its timers too.
+A command is bounded in time.  A client that leaves while its command runs, or whose time is
+over, leaves no timer and no connection behind.  The command itself is not cancelled: others
+may wait for the same reload or restart, and half a restart would help nobody.  How it ended
+is then told to the log.
 """
 
 from __future__ import annotations
@@ -101,12 +102,12 @@ class ControlProtocol(Protocol):
             self._refuse("bad-request", f"more than {MAX_REQUEST} bytes of requests are waiting")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Let go of the command that runs."""
+        """Leave nothing behind."""
         self.factory.sessions.discard(self)
         self._closing = True
+        self._running = None
         self._buffer.clear()
         self._cancel_timer()
-        self._abandon()
         self.factory.left()
 
     # the transport's view of us: IPushProducer
@@ -171,41 +172,33 @@ class ControlProtocol(Protocol):
 
     def _detach(self, request: Request, done: Deferred[Any]) -> None:
         """Answer at once, unless it has failed already; the log tells how it ended."""
-        early: list[Failure] = []
-        done.addErrback(early.append)
-        if early:
-            self._write(encode_error(_explain(early[0], request), request.id))
+        if isinstance(done.result if done.called else None, Failure):
+            done.addErrback(lambda failure: self._write(_refusal(failure, request)))
             return
-        done.addCallback(_report_end, request, early)
-        done.addErrback(_report_bug, request)
+        done.addBoth(_report_end, request)
         self._write(encode(request.id, {"started": True}))
 
     def _ended(self, outcome: Any, request: Request, done: Deferred[Any]) -> None:
         """Answer with what the command returned, or with why it failed."""
         if self._running is not done:
-            return  # nobody waits for it any more, and that has been said
+            _report_end(outcome, request)
+            return
         self._running = None
         self._wait(IDLE_SECONDS, self.close)
         if isinstance(outcome, Failure):
-            self._write(encode_error(_explain(outcome, request), request.id))
+            self._write(_refusal(outcome, request))
         else:
             self._write(_answer(request, outcome))
         self._work()
 
     def _timed_out(self, request: Request) -> None:
         """Answer that the time is over; what the command began may still come to an end."""
-        self._abandon()
+        self._running = None
         self._wait(IDLE_SECONDS, self.close)
         reason = f"{request.command} did not end within {request.seconds:g} s; it may still do so"
         log.warn("control: {reason}", reason=reason)
         self._write(encode_error(CommandError("timed-out", reason), request.id))
         self._work()
-
-    def _abandon(self) -> None:
-        """Wait no longer for the command that runs."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.cancel()
 
     # the connection
 
@@ -215,7 +208,6 @@ class ControlProtocol(Protocol):
 
     def _refuse(self, code: str, reason: str) -> None:
         """Say what is wrong with the connection itself, and end it."""
-        self._abandon()
         self._write(encode_error(CommandError(code, reason)))
         self.close()
 
@@ -224,7 +216,7 @@ class ControlProtocol(Protocol):
         if self._closing:
             return
         self._closing = True
-        self._abandon()
+        self._running = None
         self._wait(CLOSE_SECONDS, self.abort)
         self.transport.unregisterProducer()  # type: ignore[union-attr]
         self.transport.loseConnection()  # type: ignore[union-attr]
@@ -232,8 +224,8 @@ class ControlProtocol(Protocol):
     def abort(self) -> None:
         """End the connection now."""
         self._closing = True
+        self._running = None
         self._cancel_timer()
-        self._abandon()
         self.transport.abortConnection()  # type: ignore[union-attr]
 
     def _wait(self, seconds: float, then: Callable[[], None]) -> None:
@@ -267,6 +259,11 @@ def _answer(request: Request, result: Any) -> bytes:
         return encode_error(_internal(request), request.id)
 
 
+def _refusal(failure: Failure, request: Request) -> bytes:
+    """Encode why a command failed."""
+    return encode_error(_explain(failure, request), request.id)
+
+
 def _explain(failure: Failure, request: Request) -> CommandError:
     """Turn the failure of a command into an answer; what is no operator's business is logged."""
     error = failure.value
@@ -284,12 +281,12 @@ def _internal(request: Request) -> CommandError:
     return CommandError("internal", f"{request.command} failed; the log of the service says why")
 
 
-def _report_end(result: Any, request: Request, failed: list[Failure]) -> None:
+def _report_end(outcome: Any, request: Request) -> None:
     """Log how a command ended that nobody waits for."""
-    if failed:
-        reason = _explain(failed[0], request).reason
-    elif isinstance(result, dict) and result.get("ok") is False:
-        reason = str(result.get("reason", ""))
+    if isinstance(outcome, Failure):
+        reason = _explain(outcome, request).reason
+    elif isinstance(outcome, dict) and outcome.get("ok") is False:
+        reason = str(outcome.get("reason", ""))
     else:
         log.info("control: {command} done", command=request.command)
         return

@@ -16,9 +16,9 @@ class IControl(Interface):
     ``"reason"`` says why.  A verb that cannot be carried out raises (or fails with) a
     `kvproto.errors.KVProtoError`; `CommandError` chooses the code for scripts.
 
-    **Cancelling** a returned Deferred means that this one caller waits no longer (it left,
-    or its time is over).  It must not stop the work itself, nor what other callers wait
-    for: coalesced requests need a Deferred each.
+    Returned Deferreds are never cancelled: a caller that left, or whose time is over, does
+    not look at the result.  So a verb has to be bounded in time itself.  Several callers may
+    ask at once; one Deferred for each, since each adds its own callbacks.
     """
 
     def status():  # type: ignore[no-untyped-def]
@@ -48,7 +48,11 @@ class IControl(Interface):
         """
 
     def rollback():  # type: ignore[no-untyped-def]
-        """Serve the generation before the current one; returns what `reload` does."""
+        """Serve the generation before the current one; returns what `reload` does.
+
+        Raises:
+            CommandError: ``nothing-to-roll-back-to``.
+        """
 
     def restart(listener):  # type: ignore[no-untyped-def]
         """Restart one listener, or all of them (``"all"``), and start those that were drained.

@@ -15,11 +15,18 @@ from typing import Any
 
 import txaio
 from twisted.application.service import Service
+from twisted.internet.defer import maybeDeferred
+from twisted.python.failure import Failure
 
 __all__ = ["SignalService"]
 
 txaio.use_twisted()
 log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+
+
+def _report(failure: Failure) -> None:
+    log.failure("what a signal asked for failed", failure=failure)
+
 
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
@@ -28,7 +35,8 @@ class SignalService(Service):
     """Turns signals into calls.
 
     Args:
-        reload: Called on SIGHUP, in the reactor's thread.
+        reload: Called on SIGHUP, in the reactor's thread.  All three may return a Deferred;
+            failures are logged.
         stop: Called on the first SIGTERM or SIGINT; it begins to drain.
         stop_now: Called on each further one; it ends the process without waiting.
         reactor: Anything with ``callWhenRunning`` and ``callFromThread``.
@@ -79,17 +87,17 @@ class SignalService(Service):
 
     def _reload(self) -> None:
         log.info("SIGHUP: reading the credentials again")
-        self._on_reload()
+        maybeDeferred(self._on_reload).addErrback(_report)
 
     def _stop(self) -> None:
         """Stop gracefully at first; whoever asks again is in a hurry."""
         if self._stopping:
             log.warn("asked to stop a second time: stopping at once")
-            self._on_stop_now()
+            maybeDeferred(self._on_stop_now).addErrback(_report)
             return
         self._stopping = True
         log.info("asked to stop: answering what was asked, a second signal stops at once")
-        self._on_stop()
+        maybeDeferred(self._on_stop).addErrback(_report)
 
     def release(self) -> None:
         """Put the handlers back that were there before."""

@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from kvproto.errors import CommandError, ConfigError
 from kvproto.ops.client import NoServiceError, call, wait_until_gone
+from kvproto.ops.control import ControlFactory
 from kvproto.ops.service import ControlService, StateLock
 from kvproto.ops.vocabulary import CONTROL_SOCKET, MAX_REQUEST
 from tests.ops.material import FakeControl, verdict
@@ -190,20 +192,20 @@ class ConversationTests(ServedTestCase):
 
     async def test_client_leaves(self) -> None:
         """A client that leaves in the middle of a slow command is noticed at once."""
-        self.control.pending = True
-        cancelled: Deferred[None] = Deferred()
         asked: Deferred[None] = Deferred()
+        left: Deferred[None] = Deferred()
 
         def slow() -> Deferred[Any]:
             asked.callback(None)
-            return Deferred(lambda _: cancelled.callback(None))
+            return Deferred()
 
         self.patch(self.control, "rollback", slow)
+        self.patch(ControlFactory, "left", lambda _: left.callback(None))
         connection = self.connect()
         connection.sendall(b'{"command":"rollback"}\n')
         await asked
         connection.close()
-        await cancelled
+        await left
 
     async def test_too_long(self) -> None:
         """A request without end is answered with an error, and the connection closed."""
@@ -326,3 +328,28 @@ class GoneTests(SynchronousTestCase):
             self.assertFalse(wait_until_gone(process.pid, 0.05))
             process.communicate(b"\n", timeout=30)
         self.assertTrue(wait_until_gone(process.pid, 10))
+
+
+class BindingReactor(Clock):
+    """Binds a socket as the reactor does, and looks at it before anything else happens to it."""
+
+    mode_at_birth = 0
+
+    def listenUNIX(self, path: str, factory: object, mode: int) -> object:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path)
+            self.mode_at_birth = stat.S_IMODE(Path(path).stat().st_mode)
+        return object()
+
+
+class BirthTests(SynchronousTestCase):
+    """The first moment of the socket."""
+
+    def test_never_open(self) -> None:
+        """The socket is closed to others before Twisted sets its mode; the umask is put back."""
+        before = os.umask(0)
+        self.addCleanup(os.umask, before)
+        reactor = BindingReactor()
+        ControlService(FakeControl(), temporary(self), reactor).startService()
+        self.assertEqual(reactor.mode_at_birth, 0o600)
+        self.assertEqual(os.umask(0), 0)

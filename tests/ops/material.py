@@ -166,7 +166,6 @@ class FakeControl:
         asked: Every command with its arguments.
         pending: When true, slow commands return a Deferred that the test fires.
         waiting: These Deferreds.
-        cancelled: How many of them were cancelled.
         reply: What slow commands return when they are not pending.
     """
 
@@ -174,7 +173,6 @@ class FakeControl:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.pending = False
         self.waiting: list[Deferred[Any]] = []
-        self.cancelled = 0
         self.reply: Any = verdict()
 
     def _slow(self, command: str, **arguments: Any) -> Any:
@@ -183,12 +181,9 @@ class FakeControl:
             raise self.reply
         if not self.pending:
             return self.reply
-        waiting: Deferred[Any] = Deferred(self._cancel)
+        waiting: Deferred[Any] = Deferred()
         self.waiting.append(waiting)
         return waiting
-
-    def _cancel(self, _waiting: Deferred[Any]) -> None:
-        self.cancelled += 1
 
     def status(self) -> dict[str, Any]:
         self.asked.append(("status", {}))

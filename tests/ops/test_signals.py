@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.defer import fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.ops.signals import SignalService
@@ -85,6 +86,20 @@ class SignalTests(SynchronousTestCase):
         self.reactor.receive(signal.SIGHUP)
         self.reactor.run()
         self.assertEqual(self.heard, ["stop", "stop now", "stop now", "reload"])
+
+    def test_failures(self) -> None:
+        """What goes wrong is logged, whether at once or later; the next signal is heard."""
+        failing = [fail(ValueError()), fail(ValueError())]
+        self.service = SignalService(
+            failing.pop, failing.pop, lambda: 1 / 0, self.reactor, self.reactor.install
+        )
+        self.service.startService()
+        self.reactor.run()
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
+            self.reactor.receive(number)
+        self.reactor.run()
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_restores(self) -> None:
         """Stopping puts back what was there; a foreign handler becomes the default one."""
