@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from OpenSSL import SSL
+from OpenSSL.crypto import X509, PKey
+from OpenSSL.SSL import Connection
 from twisted.internet import reactor
 from twisted.internet.defer import DeferredList
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
+from twisted.internet.interfaces import IOpenSSLContextFactory
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
@@ -32,6 +40,8 @@ from kvproto.listeners import (
     server_endpoint,
 )
 from kvproto.listeners.ports import ListeningReactor
+from kvproto.testing.certificates import server_identity
+from kvproto.tls import KVTLSFactory
 
 LOCAL = "tcp:0:interface=127.0.0.1"
 
@@ -70,7 +80,8 @@ def ask(address: Any, family: socket.AddressFamily = socket.AF_INET) -> bytes:
 class Crowd:
     """Threads that connect, ask and leave, until told to stop."""
 
-    def __init__(self, address: Any, threads: int = 4) -> None:
+    def __init__(self, address: Any, threads: int = 4, ask: Callable[[Any], bytes] = ask) -> None:
+        self._ask = ask
         self.served = 0
         self.errors: list[str] = []
         self._address = address
@@ -81,7 +92,7 @@ class Crowd:
     def _loop(self) -> None:
         while not self._enough.is_set():
             try:
-                answer = ask(self._address)
+                answer = self._ask(self._address)
             except OSError as error:
                 answer = repr(error).encode()
             with self._lock:
@@ -289,6 +300,110 @@ class FloodTests(ListenerCase):
         self.assertLessEqual(self.ledger.status()["unauthenticated"], 16)
 
 
+@implementer(IOpenSSLContextFactory)
+class OneContext:
+    """A context factory, as Twisted knows them."""
+
+    def __init__(self, context: SSL.Context) -> None:
+        self._context = context
+
+    def getContext(self) -> SSL.Context:
+        return self._context
+
+
+class TLSTests(ListenerCase):
+    """The handoff on kvproto's own TLS."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        identity = server_identity()
+        self.context = SSL.Context(SSL.TLS_METHOD)
+        self.context.use_certificate(X509.from_cryptography(identity.certificate))
+        self.context.use_privatekey(PKey.from_cryptography_key(identity.key))
+
+    def secured(self, factory: Any) -> Any:
+        return KVTLSFactory(OneContext(self.context), False, factory, reactor)
+
+    @staticmethod
+    def ask(address: Any, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes:
+        """Connect with another TLS implementation's client, say something, return the echo."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.minimum_version = context.maximum_version = version
+        with (
+            socket.create_connection(address, timeout=5) as plain,
+            context.wrap_socket(plain) as client,
+        ):
+            client.sendall(b"hello")
+            return client.recv(100)
+
+    async def test_echo(self) -> None:
+        """A connection is handed over on both versions of TLS."""
+        acceptor = await self.start(wrap=self.secured)
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            answer = await deferToThread(self.ask, self.address(acceptor), version)
+            self.assertEqual(answer, b"hello")
+
+    async def test_slow_controller(self) -> None:
+        """What the client sends while the controller thinks is delivered first."""
+        acceptor = await self.start(wrap=self.secured)
+
+        class Slow(EchoController):
+            def claim(self, connection: Any) -> Any:
+                return deferLater(reactor, 0.2, Echo)
+
+        acceptor._handoffs.controller = Slow()
+        self.assertEqual(await deferToThread(self.ask, self.address(acceptor)), b"hello")
+
+    async def test_flood_before_the_handshake_ends(self) -> None:
+        """Silent sockets and half ClientHellos make room; a handshake under way does not."""
+        self.ledger = Ledger(reactor, Limits(unauthenticated=16))
+        acceptor = await self.start(wrap=self.secured)
+        address = self.address(acceptor)
+        slow = Connection(SSL.Context(SSL.TLS_METHOD), None)
+        slow.set_connect_state()
+        with contextlib.suppress(SSL.WantReadError):
+            slow.do_handshake()
+        hello = slow.bio_read(65536)
+        with socket.create_connection(address, timeout=5) as under_way:
+            under_way.sendall(hello)
+            await deferToThread(under_way.recv, 1)
+            for number in range(128):
+                idle = socket.create_connection(address, timeout=5)
+                self.addCleanup(idle.close)
+                if number % 2:
+                    idle.sendall(hello[: len(hello) // 2])
+                if number % 16 == 0:
+                    await deferLater(reactor, 0)
+            self.assertEqual(await deferToThread(self.ask, address), b"hello")
+            states = [row["id"] for row in self.ledger.snapshot()]
+            self.assertIn(1, states, "the handshake under way was not displaced")
+        self.assertLessEqual(len(states), 16)
+
+    async def test_restarts_under_a_connect_loop(self) -> None:
+        """Restarts build TLS anew and lose nobody."""
+        acceptor = await self.start(wrap=self.secured)
+        crowd = Crowd(self.address(acceptor), ask=self.ask)
+        for _ in range(10):
+            await deferLater(reactor, 0.05)
+            await acceptor.restart()
+        await crowd.leave()
+        self.assertEqual(crowd.errors, [])
+        self.assertGreater(crowd.served, 20)
+
+    async def test_stop_during_handshake(self) -> None:
+        """A stop does not wait for a peer that is silent in its handshake."""
+        acceptor = await self.start(wrap=self.secured)
+        with socket.create_connection(self.address(acceptor), timeout=5) as silent:
+            await deferLater(reactor, 0.05)
+            self.assertEqual(self.ledger.counts()["handshaking"], 1)
+            await acceptor.stopService()
+            self.assertEqual(len(self.ledger), 0)
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(silent.recv(100), b"")
+
+
 CHILD = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
@@ -362,3 +477,51 @@ class FullMachineTests(TestCase):
         """Return what a process has used so far."""
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class ExampleTests(TestCase):
+    """The program of ``docs/howto/compose-acceptor.md``."""
+
+    timeout = 30
+
+    async def test_example(self) -> None:
+        """It serves, restarts under a connected client, refuses the 101st, and ends with 0."""
+        self.assertEqual(await deferToThread(self.use), 0)
+
+    @staticmethod
+    def use() -> int | None:
+        """Use the example as its page says; return its exit status."""
+        root = Path(__file__).resolve().parents[2]
+        example = subprocess.Popen(
+            [sys.executable, root / "docs" / "examples" / "acceptor.py", LOCAL],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+        )
+        try:
+            assert example.stdout is not None
+            address = ("127.0.0.1", int(example.stdout.readline().rpartition(":")[2]))
+            with contextlib.ExitStack() as stack:
+
+                def say(client: socket.socket) -> bytes:
+                    client.sendall(b"hello\n")
+                    return client.recv(100)
+
+                def connect() -> socket.socket:
+                    return stack.enter_context(socket.create_connection(address, timeout=5))
+
+                clients = []
+                for _ in range(100):
+                    clients.append(connect())
+                    assert say(clients[-1]) == b"HELLO\n"
+                assert connect().recv(100) == b"BUSY, come back later\n"
+                example.send_signal(signal.SIGHUP)
+                assert example.stdout.readline().startswith("restarted")
+                assert say(clients[0]) == b"HELLO\n"
+                clients.pop().close()
+                example.terminate()
+                assert clients[0].recv(100) == b"", "closed, not reset"
+            return example.wait(timeout=10)
+        finally:
+            example.kill()
+            example.communicate()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.listeners.acceptor import AcceptorService
 from kvproto.listeners.deadlines import COMPACT_ABOVE, Deadlines
 from kvproto.listeners.ledger import Entry, Limits, describe_peer
 from kvproto.listeners.states import Event, State
-from tests.listeners.support import Bench
+from tests.listeners.support import Bench, FakeEndpoint
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "compose-acceptor.md"
 
 
 def peer(number: int, host: str = "") -> IPv4Address:
@@ -282,3 +286,23 @@ class DeadlineTests(SynchronousTestCase):
             self.deadlines.set(entry, 500.0)
             self.deadlines.set(entry, None)
         self.assertLess(len(self.deadlines._heap), 2 * COMPACT_ABOVE)
+
+
+class PageTests(SynchronousTestCase):
+    """The names that programs rely on."""
+
+    def test_every_name_is_documented(self) -> None:
+        """The how-to page names each field of the snapshot and of both kinds of status."""
+        page = PAGE.read_text(encoding="utf-8")
+        bench = Bench()
+        bench.connect()
+        acceptor = AcceptorService(
+            "data",
+            FakeEndpoint(),
+            bench.controller,
+            bench.ledger,
+            bench.clock,
+        )
+        (row,) = bench.ledger.snapshot()
+        for name in (*row, *bench.ledger.status(), *acceptor.status()):
+            self.assertIn(f"`{name}`", page)
