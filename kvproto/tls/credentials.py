@@ -9,7 +9,6 @@ terminal for an encrypted key and would hold up the reactor for ever.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,6 @@ from cryptography.hazmat.primitives.serialization import (
 
 from kvproto.errors import CredentialError
 from kvproto.tls.checks import (
-    UNREADABLE,
     date_fault,
     end_of,
     is_ca,
@@ -39,6 +37,7 @@ from kvproto.tls.checks import (
     usage_fault,
 )
 from kvproto.tls.files import CredentialFiles, Purpose, UnfinishedError, digest_of, read_files
+from kvproto.tls.pem import first_line, parse_certificates, pem_blocks
 
 __all__ = [
     "CredentialWarning",
@@ -63,12 +62,6 @@ _KEYS = (
     ed25519.Ed25519PrivateKey,
     ed448.Ed448PrivateKey,
 )
-
-_PEM = re.compile(
-    rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----",
-    re.DOTALL,
-)
-_CERTIFICATE_LABELS = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +148,7 @@ def parse_credentials(
     chain: tuple[x509.Certificate, ...] = ()
     key: PrivateKey | None = None
     if files.certificate is not None:
-        chain = _parse_certificates(
+        chain = parse_certificates(
             files.options.certificate, files.certificate, contents[files.certificate]
         )
         key = _parse_key(files, contents)
@@ -170,48 +163,6 @@ def parse_credentials(
     return Credentials(chain, key, client_cas, crls, digest_of(contents.values()), tuple(warnings))
 
 
-# --- PEM ------------------------------------------------------------------------------------
-
-
-def _blocks(option: str, path: Path, content: bytes) -> list[tuple[bytes, bytes]]:
-    """Return (label, block) of each PEM block in a file, in order."""
-    blocks = [(match.group(1), match.group(0)) for match in _PEM.finditer(content)]
-    if len(blocks) != content.count(b"-----BEGIN "):
-        raise UnfinishedError(option, path, "a PEM block in it has no end: half written or cut off")
-    if not blocks:
-        if content[:1] == b"\x30":
-            reason = "is DER, not PEM; convert it with 'openssl x509 -inform der' or 'openssl pkey'"
-        else:
-            reason = "is not PEM: no line in it begins with -----BEGIN"
-        raise UnfinishedError(option, path, reason)
-    return blocks
-
-
-def _parse_certificates(option: str, path: Path, content: bytes) -> tuple[x509.Certificate, ...]:
-    blocks = [
-        block for label, block in _blocks(option, path, content) if label in _CERTIFICATE_LABELS
-    ]
-    if not blocks:
-        raise UnfinishedError(option, path, "holds no certificate")
-    certificates = []
-    for number, block in enumerate(blocks, 1):
-        try:
-            certificate = x509.load_pem_x509_certificate(block)
-            # Extensions, keys and names are decoded late: do it here, where the file is known.
-            _ = (certificate.extensions, certificate.subject, certificate.issuer)
-            certificate.public_key()
-        except UNREADABLE as error:
-            raise UnfinishedError(
-                option, path, f"certificate {number} in it does not parse: {_first_line(error)}"
-            ) from None
-        certificates.append(certificate)
-    return tuple(certificates)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
 # --- key ------------------------------------------------------------------------------------
 
 
@@ -222,7 +173,7 @@ def _parse_key(files: CredentialFiles, contents: Mapping[Path, bytes]) -> Privat
         assert path is not None
     blocks = [
         block
-        for label, block in _blocks(option, path, contents[path])
+        for label, block in pem_blocks(option, path, contents[path])
         if label.endswith(b"PRIVATE KEY")
     ]
     if not blocks:
@@ -249,7 +200,7 @@ def _parse_key(files: CredentialFiles, contents: Mapping[Path, bytes]) -> Privat
                 files.passphrase,
                 f"its passphrase does not open the private key {path}",
             ) from None
-        reason = f"the private key in it does not parse: {_first_line(error)}"
+        reason = f"the private key in it does not parse: {first_line(error)}"
         raise UnfinishedError(option, path, reason) from None
     if not isinstance(key, _KEYS):
         raise CredentialError(option, path, "is no RSA, EC or Ed25519 key: TLS cannot use it")
@@ -344,7 +295,7 @@ def _parse_cas(
 ) -> tuple[x509.Certificate, ...]:
     option, path = files.options.client_ca, files.client_ca
     assert path is not None
-    found = _parse_certificates(option, path, content)
+    found = parse_certificates(option, path, content)
     cas = tuple(certificate for certificate in found if is_ca(certificate))
     if not cas:
         raise CredentialError(
@@ -380,14 +331,14 @@ def _parse_crls(
     if not cas:
         raise CredentialError(option, path, f"is of no use without {files.options.client_ca}")
     crls = []
-    for label, block in _blocks(option, path, content):
+    for label, block in pem_blocks(option, path, content):
         if label != b"X509 CRL":
             continue
         try:
             crls.append(x509.load_pem_x509_crl(block))
         except ValueError as error:
             raise UnfinishedError(
-                option, path, f"list {len(crls) + 1} in it does not parse: {_first_line(error)}"
+                option, path, f"list {len(crls) + 1} in it does not parse: {first_line(error)}"
             ) from None
     if not crls:
         raise CredentialError(option, path, "holds no certificate revocation list")
