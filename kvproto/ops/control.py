@@ -156,11 +156,8 @@ class ControlProtocol(Protocol):
             self._write(encode_error(error))
             return
         if request.command not in ROUTINE:
-            log.info(
-                "control: {command} {arguments}",
-                command=request.command,
-                arguments=request.arguments or "",
-            )
+            words = (request.command, *(f"{k}={v}" for k, v in request.arguments.items()))
+            log.info("control: {asked}", asked=" ".join(words))
         done = maybeDeferred(getattr(self.factory.control, request.command), **request.arguments)
         if not request.wait:
             self._detach(request, done)

@@ -284,6 +284,8 @@ def _connections(answer: Answer) -> list[str]:
 def _verdict(answer: Answer) -> list[str]:
     """Show what became of a reload or rollback."""
     lines = textwrap.wrap(_clean(f"{answer['action']}: {_said(answer)}"), WIDTH)
+    if not answer["ok"]:
+        lines += _field("serving", f"generation {answer['generation']}")
     lines += _field("sha256", answer["fingerprint_sha256"])
     lines += _field("valid until", f"{_moment(answer['not_after'])} UTC")
     for warning in answer["warnings"]:
@@ -313,8 +315,9 @@ def _restart(answer: Answer) -> list[str]:
 
 def _drain(answer: Answer) -> list[str]:
     """Show how many connections went in peace."""
+    ended = _many(answer["drained"], "connection")
     return [
-        f"drained: {answer['drained']} connections ended, {answer['aborted']} had to be cut off",
+        f"drained: {ended} ended in peace, {answer['aborted']} cut off",
         "'kvtls restart all' takes connections again, 'kvtls stop' ends the process",
     ]
 

@@ -182,6 +182,7 @@ class OutcomeTests(TextTestCase):
         self.assertIn("nothing new", self.rendered("reload", verdict(changed=False)))
         bad = verdict(ok=False, action="rollback", stage="history", reason="there is none")
         self.assertIn("rollback: FAILED (history): there is none", self.rendered("rollback", bad))
+        self.assertIn("serving      generation 3", self.rendered("rollback", bad))
 
     def test_long_reason(self) -> None:
         """A long reason is wrapped."""
