@@ -1,0 +1,30 @@
+"""Counters of a whole server, for the statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Counters"]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What sessions count as they go; plain numbers, so that counting costs next to nothing.
+
+    Attributes:
+        curr_connections: Sessions now.
+        total_connections: Sessions since the start.
+        rejected_connections: Connections that were answered "busy".
+        auth_cmds: Logins tried.
+        auth_errors: Logins that failed.
+        bytes_read: Bytes of requests.
+        bytes_written: Bytes of replies.
+    """
+
+    curr_connections: int = 0
+    total_connections: int = 0
+    rejected_connections: int = 0
+    auth_cmds: int = 0
+    auth_errors: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0

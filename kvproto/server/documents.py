@@ -1,0 +1,330 @@
+"""Binary operations on documents: one function each, from a request to its reply.
+
+Each checks the shape of its request, asks the store, and encodes what the store says.  A quiet
+opcode is the same function, whose reply `quiet` or `quiet_on_miss` swallows: whether a reply is
+silent is decided by its status alone.
+
+Source: memcached ``protocol_binary.h``; Couchbase kv_engine ``docs/BinaryProtocol.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from twisted.internet.defer import Deferred
+
+from kvproto.server.replies import COPY_LIMIT, Reply, when
+from kvproto.store import LOCKED_CAS, Document, Refusal
+from kvproto.wire.binary import (
+    counter_reply,
+    encode_response,
+    get_head,
+    get_reply,
+    getk_head,
+    simple_reply,
+)
+from kvproto.wire.constants import MAX_KEY, Datatype, Status
+from kvproto.wire.frames import Request
+
+if TYPE_CHECKING:
+    from kvproto.server.binary import BinarySession
+
+__all__ = [
+    "Handler",
+    "append",
+    "counter",
+    "delete",
+    "get",
+    "get_and_touch",
+    "get_locked",
+    "get_meta",
+    "getk",
+    "getk_and_touch",
+    "prepend",
+    "quiet",
+    "quiet_on_miss",
+    "storing",
+    "touch",
+    "unlock",
+]
+
+Handler: TypeAlias = "Callable[[BinarySession, Request], Reply]"
+Encode: TypeAlias = "Callable[[BinarySession, Request, Document], Reply]"
+
+_STORE_EXTRAS = Struct(">II")
+_COUNTER_EXTRAS = Struct(">QQI")
+_META = Struct(">IIIQ")
+_META_WITH_DATATYPE = Struct(">IIIQB")
+
+_DATATYPES_STORED = int(Datatype.JSON)
+"""Bits that a stored value may come with.  The SDK sets JSON unasked; compressed values and values
+with attributes need features that nobody was offered."""
+
+
+def answer(outcome: Any, session: BinarySession, request: Request, encode: Encode) -> Reply:
+    """Encode what a store answered, at once or when it has."""
+    if outcome.__class__ is Document:
+        return encode(session, request, outcome)
+    if isinstance(outcome, Deferred):
+        return outcome.addCallback(answer, session, request, encode)
+    return session.refusal_to(request, Refusal.NOT_FOUND if outcome is None else outcome)
+
+
+def _invalid(session: BinarySession, request: Request) -> bytes:
+    return session.error_to(request, Status.INVALID)
+
+
+# Reading
+
+
+def get(session: BinarySession, request: Request) -> Reply:
+    """GET; the shortest way through, most requests are this one."""
+    key = request.key
+    if not key or request.extras or request.value or len(key) > MAX_KEY:
+        return _invalid(session, request)
+    document = session.get(key)
+    if document.__class__ is not Document:
+        return answer(document, session, request, _found)
+    value = document.value
+    if len(value) > COPY_LIMIT or document.locked_until:
+        return _found(session, request, document)
+    return get_reply(
+        request.opcode,
+        document.datatype & session.datatypes,
+        request.opaque,
+        document.cas,
+        document.flags,
+        value,
+    )
+
+
+def _found(session: BinarySession, request: Request, document: Document) -> Reply:
+    """Encode a hit without the key."""
+    cas = LOCKED_CAS if document.locked_until else document.cas
+    value = document.value
+    datatype = document.datatype & session.datatypes
+    head = get_head(request.opcode, datatype, request.opaque, cas, document.flags, len(value))
+    return [head, value] if len(value) > COPY_LIMIT else head + value
+
+
+def _found_with_key(session: BinarySession, request: Request, document: Document) -> Reply:
+    """Encode a hit with the key."""
+    cas = LOCKED_CAS if document.locked_until else document.cas
+    value = document.value
+    datatype = document.datatype & session.datatypes
+    head = getk_head(
+        request.opcode, datatype, request.opaque, cas, document.flags, request.key, len(value)
+    )
+    return [head, value] if len(value) > COPY_LIMIT else head + value
+
+
+def _found_locked(session: BinarySession, request: Request, document: Document) -> Reply:
+    """Encode the document that was just locked: its real CAS, which opens the lock."""
+    value = document.value
+    datatype = document.datatype & session.datatypes
+    head = get_head(
+        request.opcode, datatype, request.opaque, document.cas, document.flags, len(value)
+    )
+    return [head, value] if len(value) > COPY_LIMIT else head + value
+
+
+def getk(session: BinarySession, request: Request) -> Reply:
+    """GETK: GET whose answer names the key."""
+    key = request.key
+    if not key or request.extras or request.value or len(key) > MAX_KEY:
+        return _invalid(session, request)
+    return answer(session.get(key), session, request, _found_with_key)
+
+
+def _and_touch(encode: Encode) -> Handler:
+    def handler(session: BinarySession, request: Request) -> Reply:
+        key = request.key
+        if not key or len(request.extras) != 4 or request.value or len(key) > MAX_KEY:
+            return _invalid(session, request)
+        expiry = int.from_bytes(request.extras)
+        return answer(session.store.get_and_touch(key, expiry), session, request, encode)
+
+    return handler
+
+
+get_and_touch = _and_touch(_found)
+getk_and_touch = _and_touch(_found_with_key)
+
+
+def get_meta(session: BinarySession, request: Request) -> Reply:
+    """GET_META: what the SDK's ``exists`` asks for."""
+    key = request.key
+    if not key or request.extras not in {b"", b"\1", b"\2"} or request.value or len(key) > MAX_KEY:
+        return _invalid(session, request)
+    return answer(session.get(key), session, request, _meta)
+
+
+def _meta(session: BinarySession, request: Request, document: Document) -> Reply:
+    # Version 2 of the request is answered with the datatype; its length tells clients so.
+    fields = (int(document.deleted), document.flags, document.expiry, document.seqno)
+    if request.extras == b"\2":
+        extras = _META_WITH_DATATYPE.pack(*fields, document.datatype)
+    else:
+        extras = _META.pack(*fields)
+    cas = LOCKED_CAS if document.locked_until else document.cas
+    return encode_response(request.opcode, extras=extras, opaque=request.opaque, cas=cas)
+
+
+# Writing
+
+
+def _mutated(session: BinarySession, request: Request, document: Document) -> Reply:
+    return simple_reply(request.opcode, 0, request.opaque, document.cas)
+
+
+def storing(method: str, *, is_set: bool = False) -> Handler:
+    """Make the handler of SET, ADD or REPLACE.
+
+    Args:
+        method: The store's method.
+        is_set: Whether it is SET, which in memcached mode deletes what it could not replace.
+    """
+
+    def handler(session: BinarySession, request: Request) -> Reply:
+        key = request.key
+        if not key or len(request.extras) != 8 or len(key) > MAX_KEY:
+            return _invalid(session, request)
+        datatype = request.datatype
+        if datatype & ~_DATATYPES_STORED:
+            return _invalid(session, request)
+        flags, expiry = _STORE_EXTRAS.unpack(request.extras)
+        outcome = getattr(session.store, method)(
+            key,
+            request.value,
+            flags,
+            expiry,
+            request.cas,
+            datatype=datatype,
+            preserve_expiry=session.preserve_expiry,
+        )
+        if outcome.__class__ is Document:
+            return _mutated(session, request, outcome)
+        if is_set:
+            return when(outcome, _set, session, request)
+        return answer(outcome, session, request, _mutated)
+
+    return handler
+
+
+def _set(outcome: Any, session: BinarySession, request: Request) -> Reply:
+    """Answer a SET that was not stored at once."""
+    if outcome is Refusal.TOO_BIG:
+        return session.set_failed(request, request.key, Status.TOO_BIG)
+    if outcome is Refusal.NO_MEMORY:
+        return session.set_failed(request, request.key, Status.NO_MEMORY)
+    return answer(outcome, session, request, _mutated)
+
+
+def _extending(method: str) -> Handler:
+    def handler(session: BinarySession, request: Request) -> Reply:
+        key = request.key
+        if not key or request.extras or len(key) > MAX_KEY:
+            return _invalid(session, request)
+        if request.datatype & ~_DATATYPES_STORED:
+            return _invalid(session, request)
+        outcome = getattr(session.store, method)(key, request.value, request.cas)
+        return answer(outcome, session, request, _mutated)
+
+    return handler
+
+
+append = _extending("append")
+prepend = _extending("prepend")
+
+
+def delete(session: BinarySession, request: Request) -> Reply:
+    """DELETE."""
+    key = request.key
+    if not key or request.extras or request.value or len(key) > MAX_KEY:
+        return _invalid(session, request)
+    return answer(session.store.delete(key, request.cas), session, request, _deleted)
+
+
+def _deleted(session: BinarySession, request: Request, document: Document) -> Reply:
+    # Classic clients insist on CAS 0; the SDK takes 0 for "nothing was done".
+    cas = document.cas if session.said_hello else 0
+    return simple_reply(request.opcode, 0, request.opaque, cas)
+
+
+def counter(method: str) -> Handler:
+    """Make the handler of INCREMENT or DECREMENT."""
+
+    def handler(session: BinarySession, request: Request) -> Reply:
+        key = request.key
+        if not key or len(request.extras) != 20 or request.value or len(key) > MAX_KEY:
+            return _invalid(session, request)
+        delta, initial, expiry = _COUNTER_EXTRAS.unpack(request.extras)
+        outcome = getattr(session.store, method)(key, delta, initial, expiry, request.cas)
+        return answer(outcome, session, request, _counted)
+
+    return handler
+
+
+def _counted(session: BinarySession, request: Request, document: Document) -> Reply:
+    return counter_reply(request.opcode, request.opaque, document.cas, int(document.value))
+
+
+# Expiry and locks
+
+
+def touch(session: BinarySession, request: Request) -> Reply:
+    """TOUCH."""
+    key = request.key
+    if not key or len(request.extras) != 4 or request.value or len(key) > MAX_KEY:
+        return _invalid(session, request)
+    expiry = int.from_bytes(request.extras)
+    return answer(session.store.touch(key, expiry), session, request, _mutated)
+
+
+def get_locked(session: BinarySession, request: Request) -> Reply:
+    """GET_LOCKED."""
+    key = request.key
+    if not key or len(request.extras) not in {0, 4} or request.value or len(key) > MAX_KEY:
+        return _invalid(session, request)
+    seconds = int.from_bytes(request.extras)
+    outcome = session.store.get_and_lock(key, seconds)
+    return answer(outcome, session, request, _found_locked)
+
+
+def unlock(session: BinarySession, request: Request) -> Reply:
+    """UNLOCK; only the lock's CAS opens it."""
+    key = request.key
+    if not key or request.extras or request.value or not request.cas or len(key) > MAX_KEY:
+        return _invalid(session, request)
+    return when(session.store.unlock(key, request.cas), _unlocked, session, request)
+
+
+def _unlocked(outcome: Refusal | None, session: BinarySession, request: Request) -> Reply:
+    if outcome is None:
+        return simple_reply(request.opcode, 0, request.opaque)
+    return session.refusal_to(request, outcome)
+
+
+# Quiet forms
+
+
+def _silencing(silent: bytes) -> Callable[[Handler], Handler]:
+    def hush(reply: Reply) -> Reply:
+        return b"" if reply.__class__ is bytes and reply[6:8] == silent else reply
+
+    def silence(handler: Handler) -> Handler:
+        def quiet_handler(session: BinarySession, request: Request) -> Reply:
+            return when(handler(session, request), hush)
+
+        return quiet_handler
+
+    return silence
+
+
+quiet = _silencing(Status.SUCCESS.to_bytes(2))
+"""Make the quiet form of a handler: silent on success."""
+
+quiet_on_miss = _silencing(Status.NOT_FOUND.to_bytes(2))
+"""Make the quiet form of a reading handler: silent where there is nothing."""

@@ -1,0 +1,410 @@
+"""One connection: bytes in, requests to a session, replies out in order, within bounded memory.
+
+`KVServerProtocol` owns the order and the amount: which request is served next, what waits, when the
+peer is read.  What a request means is its session's business (`kvproto.server.binary`,
+`kvproto.server.text`); the first byte of the connection says which kind it is.
+
+Theory.  There is one queue, `_items`: requests of one read that were decoded and not yet served.
+They are served in a loop until one of these stops it:
+
+* a reply is a Deferred: this connection waits for it, so nothing can overtake;
+* `unsent_limit` / 2 bytes of replies are written, and the transport, above its own high-water mark,
+  said `pauseProducing`;
+* the connection is closing.
+
+While stopped, a read is kept undecoded and the transport is told to stop reading; so a connection
+holds at most one read of requests, and as unsent replies the transport's high-water mark (64 KiB in
+Twisted), half the limit, and one reply.  The loop goes on from `resumeProducing`, or from the
+Deferred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, cast
+
+import txaio
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kvproto.errors import RemoteProtocolError
+from kvproto.interfaces import IDrainable, ISecuredTransport
+from kvproto.server.binary import BinarySession
+from kvproto.server.replies import Hangup, Reply
+from kvproto.server.shared import KVServer, Peer
+from kvproto.server.text import TextSession
+from kvproto.wire.constants import BINARY_MAGICS
+
+__all__ = ["KVServerProtocol", "Session"]
+
+txaio.use_twisted()
+log = txaio.make_logger()  # type: ignore[attr-defined]
+
+_JOIN_LIMIT = 32 * 1024
+"""Replies of one turn up to this size, in bytes, are joined: cheaper than many parts."""
+
+
+class Session(Protocol):
+    """What the requests of one connection mean; the seam between order and meaning."""
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Decode requests; once the stream is broken, `error` says why."""
+
+    def execute(self, request: Any) -> Reply:
+        """Serve one request."""
+
+    def failed(self, request: Any) -> bytes:
+        """Encode "internal error" as the answer to a request."""
+
+    @property
+    def error(self) -> RemoteProtocolError | None:
+        """Why the stream cannot be read any further, None while it can."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether a request has been received in part."""
+
+    def last_words(self, error: RemoteProtocolError) -> bytes:
+        """Encode what is said to a peer whose stream is broken, before hanging up."""
+
+
+SessionFactory: TypeAlias = Any
+"""Called with (server, peer); returns a `Session`."""
+
+
+@implementer(IPushProducer, IDrainable)
+class KVServerProtocol(TwistedProtocol):
+    """One connection of a key-value client, on any transport.
+
+    Args:
+        server: What all connections share.
+        connection: The `kvproto.interfaces.IVerifiedConnection` that hears of logins and faults;
+            None where there is none.
+        binary: Makes the session of a peer that speaks the binary protocol.
+        text: Makes the session of a peer that speaks the text protocol.
+    """
+
+    transport: Any
+
+    def __init__(
+        self,
+        server: KVServer,
+        connection: Any = None,
+        *,
+        binary: SessionFactory = BinarySession,
+        text: SessionFactory = TextSession,
+    ) -> None:
+        self._server = server
+        self._counters = server.counters
+        self._connection = connection
+        self._kinds = (text, binary)
+        self._turn_limit = max(1, server.settings.unsent_limit // 2)
+        self._peer = Peer(server, connection)
+        self._session: Session | None = None
+        self._feed: Callable[[bytes], list[Any]] = self._first_feed
+        self._items: list[Any] = []
+        self._at = 0
+        self._unread: list[bytes] = []
+        self._serving = False
+        # A read is kept, not served, while this is true: it is iff one of the next three says so.
+        self._stopped = False
+        self._paused = False
+        self._waiting: Deferred[Any] | None = None
+        self._closing = False
+        self._reading = True
+        self._connected = False
+        self._draining = False
+        self._last_request = False
+        self._drained: list[Deferred[None]] = []
+
+    # what the transport says
+
+    def connectionMade(self) -> None:
+        """Take the connection; know the peer now if somebody has verified it already."""
+        self._connected = True
+        self._counters.curr_connections += 1
+        self._counters.total_connections += 1
+        self.transport.registerProducer(self, True)
+        if self._connection is not None:
+            self._peer.recognise(tuple(self._connection.peer_chain))
+
+    def dataReceived(self, data: bytes) -> None:
+        """Serve what was read, or keep it while something stops us."""
+        if self._stopped or self._serving:
+            self._keep(data)
+            return
+        self._counters.bytes_read += len(data)
+        try:
+            self._items = self._feed(data)
+            self._at = 0
+            self._serve()
+        except Exception:
+            self._broken()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Let go of everything, whatever was under way."""
+        if not self._connected:
+            return
+        self._connected = False
+        self._counters.curr_connections -= 1
+        session = self._session
+        if not self._closing and session is not None and session.partial:
+            self._note("the peer went away in the middle of a request")
+        self._closing = self._stopped = True
+        self._items, self._unread = [], []
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.cancel()
+        drained, self._drained = self._drained, []
+        for waiter in drained:
+            waiter.callback(None)
+
+    def pauseProducing(self) -> None:
+        """Stop answering: the transport has enough to send."""
+        self._paused = self._stopped = True
+
+    def resumeProducing(self) -> None:
+        """Go on answering."""
+        self._paused = False
+        self._go_on()
+
+    def stopProducing(self) -> None:
+        """Answer nothing more: the transport is going away."""
+        self._closing = self._stopped = True
+
+    # what its owner says
+
+    def drain(self) -> Deferred[None]:
+        """Answer what has been asked, the request that is coming in included, then close.
+
+        Returns:
+            A Deferred that fires with None once the connection is closed.  A peer that does not
+            finish its request, or does not read, holds it up: the caller bounds the wait.
+        """
+        done: Deferred[None] = Deferred()
+        if not self._connected:
+            done.callback(None)
+            return done
+        self._drained.append(done)
+        if not self._draining:
+            self._draining = True
+            if not self._stopped and not self._serving:
+                self._rest()
+        return done
+
+    # the loop
+
+    def _first_feed(self, data: bytes) -> list[Any]:
+        """See which protocol the first byte belongs to."""
+        if self._connection is None:
+            # Nobody has verified the peer before: now, with the first data, any handshake is over.
+            secured = ISecuredTransport.providedBy(self.transport)
+            self._peer.recognise(tuple(self.transport.peer_chain()) if secured else ())
+        kind = self._kinds[data[0] in BINARY_MAGICS]
+        self._session = cast("Session", kind(self._server, self._peer))
+        self._feed = self._session.feed
+        return self._feed(data)
+
+    def _serve(self) -> None:
+        """Serve what is queued until it is empty or something stops us."""
+        session = cast("Session", self._session)
+        self._serving = True
+        try:
+            while self._serve_turn(session):
+                if self._at < len(self._items):
+                    continue
+                error = session.error
+                if error is not None:
+                    self._hang_up(session.last_words(error), str(error))
+                elif self._unread:
+                    data = b"".join(self._unread)
+                    self._unread = []
+                    self._counters.bytes_read += len(data)
+                    self._items = self._feed(data)
+                    self._at = 0
+                    continue
+                break
+        finally:
+            self._serving = False
+        if not self._stopped and (self._draining or not self._reading):
+            self._rest()
+
+    def _serve_turn(self, session: Session) -> bool:
+        """Serve requests until there are no more, the turn's limit or a stop; write once.
+
+        Returns:
+            Whether there may be more to do now.
+        """
+        items, execute, limit = self._items, session.execute, self._turn_limit
+        out: list[bytes] = []
+        size = 0
+        at = self._at - 1
+        for at in range(self._at, len(items)):
+            try:
+                reply = execute(items[at])
+            except Exception:
+                reply = self._bug(session, items[at])
+            if reply.__class__ is bytes:
+                if reply:
+                    out.append(reply)
+                    size += len(reply)
+            else:
+                size += self._take(reply, items[at], out)
+                if self._stopped:
+                    break
+            if size >= limit:
+                break
+        self._at = at + 1
+        if out:
+            self._write(out, size)
+        if self._closing:
+            self._close()
+        return not self._stopped
+
+    def _take(self, reply: Reply, item: Any, out: list[bytes]) -> int:
+        """Take a reply of an unusual form; return how many bytes it has put into `out`."""
+        if isinstance(reply, bytes):
+            out.append(reply)
+            return len(reply)
+        if isinstance(reply, list):
+            out.extend(reply)
+            return sum(map(len, reply))
+        if isinstance(reply, Hangup):
+            self._closing = self._stopped = True
+            if reply.reason:
+                self._note(reply.reason)
+            return self._take(reply.reply, item, out)
+        self._wait_for(reply, item, out)
+        return 0
+
+    def _wait_for(self, reply: Deferred[Any], item: Any, out: list[bytes]) -> None:
+        """Serve nothing more until this reply is there; what is known already goes out now."""
+        if out:
+            self._write(out, sum(map(len, out)))
+            out.clear()
+        self._waiting = reply
+        self._stopped = True
+        reply.addErrback(self._failed_later, item)
+        reply.addCallback(self._answered, item)
+        reply.addErrback(self._report)
+
+    def _failed_later(self, failure: Failure, item: Any) -> bytes:
+        """Turn the failure of a Deferred reply into the answer "internal error"."""
+        if self._connected and self._session is not None:
+            log.failure("a request could not be served", failure=failure)
+            return self._session.failed(item)
+        if not failure.check(CancelledError):
+            self._report(failure)
+        return b""
+
+    def _answered(self, reply: Reply, item: Any) -> None:
+        """Send the reply that was waited for, and go on."""
+        self._waiting = None
+        if not self._connected:
+            return
+        out: list[bytes] = []
+        size = self._take(reply, item, out)
+        if out:
+            self._write(out, size)
+        if self._closing:
+            self._close()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """See whether anything stops us still; if not, serve what is queued."""
+        self._stopped = self._paused or self._closing or self._waiting is not None
+        # The first read has not come yet, or this is called from within the loop, which goes on.
+        if self._stopped or self._serving or self._session is None:
+            return
+        try:
+            self._serve()
+        except Exception:
+            self._broken()
+
+    def _rest(self) -> None:
+        """Everything that was read is answered: read again, or end a drain."""
+        session = self._session
+        if self._draining:
+            partial = session is not None and session.partial
+            if self._last_request or not partial:
+                self._hang_up(b"", "")
+                return
+            self._feed = self._feed_last
+        if not self._reading:
+            self._reading = True
+            self.transport.resumeProducing()
+
+    def _feed_last(self, data: bytes) -> list[Any]:
+        """While draining: wait for the request that is coming in, and for no other."""
+        items = cast("Session", self._session).feed(data)
+        self._last_request = bool(items)
+        return items
+
+    def _keep(self, data: bytes) -> None:
+        """Keep a read undecoded, and ask for no more of them."""
+        if self._closing:
+            return
+        self._unread.append(data)
+        if self._reading:
+            self._reading = False
+            self.transport.pauseProducing()
+
+    def _write(self, out: list[bytes], size: int) -> None:
+        """Send replies, in one write."""
+        self._counters.bytes_written += size
+        if len(out) == 1:
+            self.transport.write(out[0])
+        elif size <= _JOIN_LIMIT:
+            self.transport.write(b"".join(out))
+        else:
+            self.transport.writeSequence(out)
+
+    # how it ends
+
+    def _hang_up(self, last_words: bytes, reason: str) -> None:
+        """Close after some last words; whatever is queued is not served."""
+        self._closing = self._stopped = True
+        if reason:
+            self._note(reason)
+        if last_words:
+            self._write([last_words], len(last_words))
+        self._close()
+
+    def _close(self) -> None:
+        """Close once everything that was written is sent."""
+        self._items, self._unread = [], []
+        if self._connected:
+            # A transport waits for its producer to finish before it closes.
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+
+    def _note(self, reason: str) -> None:
+        """Tell whoever logs the end of this connection why; log it where nobody does."""
+        if self._connection is not None:
+            self._connection.note_error(reason)
+            return
+        log.info(
+            "closing the connection from {peer} {stage}: {reason}",
+            peer=self.transport.getPeer(),
+            stage="before its login" if self._peer.user is None else "in its session",
+            reason=reason,
+        )
+
+    def _bug(self, session: Session, item: Any) -> bytes:
+        """Report a defect of ours; the client gets an answer and may go on."""
+        self._report(Failure())
+        return session.failed(item)
+
+    def _broken(self) -> None:
+        """Report a defect that left the stream in an unknown state, and drop the connection."""
+        self._report(Failure())
+        self._closing = self._stopped = True
+        self._note("an internal error")
+        self._close()
+
+    def _report(self, failure: Failure) -> None:
+        log.failure("a request could not be served", failure=failure)

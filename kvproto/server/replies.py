@@ -1,0 +1,43 @@
+"""What a session says to one request, in the forms that the connection understands.
+
+Nearly always ``bytes``, which may be empty: nothing to say.  The other forms are rare, so one check
+of the type tells them from the usual one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from twisted.internet.defer import Deferred
+
+__all__ = ["COPY_LIMIT", "Hangup", "Reply", "when"]
+
+COPY_LIMIT = 16 * 1024
+"""Values up to this size, in bytes, are copied behind their header; a longer one is passed on as a
+part of its own."""
+
+
+@dataclass(slots=True)
+class Hangup:
+    """Say this, then close: there will be no more answers.
+
+    Attributes:
+        reply: The last words, ``b""`` for none.
+        reason: Why, where the log should know; ``""`` when the peer asked for it.
+    """
+
+    reply: bytes = b""
+    reason: str = ""
+
+
+Reply: TypeAlias = bytes | list[bytes] | Hangup | Deferred[Any]
+"""``list``: parts that are sent in this order.  A Deferred fires with one of the other forms."""
+
+
+def when(outcome: Any, then: Callable[..., Reply], *args: Any) -> Reply:
+    """Call ``then(outcome, *args)``, now or when a Deferred outcome is there."""
+    if isinstance(outcome, Deferred):
+        return outcome.addCallback(then, *args)
+    return then(outcome, *args)

@@ -1,0 +1,67 @@
+"""What an operator decides about sessions, as one value.
+
+It checks nothing: `kvproto.config.Config` has done so where the values come from an operator.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kvproto import __version__
+from kvproto.config import Mode
+
+__all__ = ["DEFAULT_UNSENT_LIMIT", "ServerSettings", "protocol_version"]
+
+DEFAULT_UNSENT_LIMIT = 1024 * 1024
+"""Bytes of replies that may wait for one client; memcached stops reading much earlier, kv_engine's
+``max_send_queue_size`` is 40 MiB."""
+
+
+def protocol_version(version: str = __version__) -> str:
+    """Return the ``x.y.z`` that VERSION answers; libmemcached parses exactly three numbers."""
+    match = re.match(r"\d+\.\d+\.\d+", version)
+    return match[0] if match else "0.0.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """How sessions behave; the same value for all connections of a server.
+
+    Attributes:
+        mode: Whose habits to follow where memcached and Couchbase differ.
+        max_value: Longest value in bytes, None for the mode's.
+        allow_flush: Whether FLUSH works, None for "only in memcached mode".
+        anonymous: Whether a peer that did not log in may work, None for "only when there are no
+            users".
+        unsent_limit: Bytes of replies that may wait for one client before its requests do.
+        max_connections: What the statistics say; enforcing it is the listener's work.
+        memory_limit: What ``stats settings`` says, in bytes; the store enforces it.
+        evict: What ``stats settings`` says; the store does it.
+        version: What VERSION answers.
+    """
+
+    mode: Mode = Mode.COUCHBASE
+    max_value: int | None = None
+    allow_flush: bool | None = None
+    anonymous: bool | None = None
+    unsent_limit: int = DEFAULT_UNSENT_LIMIT
+    max_connections: int = 1024
+    memory_limit: int = 64 * 1024 * 1024
+    evict: bool = True
+    version: str = protocol_version()
+
+    @property
+    def value_limit(self) -> int:
+        """The longest value in bytes, defaults applied."""
+        return self.mode.max_value if self.max_value is None else self.max_value
+
+    @property
+    def flush_allowed(self) -> bool:
+        """Whether FLUSH works, defaults applied."""
+        return self.mode is Mode.MEMCACHED if self.allow_flush is None else self.allow_flush
+
+    @property
+    def oversized_set_deletes(self) -> bool:
+        """Whether a SET that is too large removes the old value, so that no stale one is read."""
+        return self.mode is Mode.MEMCACHED

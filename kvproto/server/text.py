@@ -1,0 +1,295 @@
+"""The text session: what each command of one connection means, in memcached's words.
+
+Source: memcached ``doc/protocol.txt``, ``proto_text.c``; the answers of memcached 1.6.18, which an
+integration test compares with ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from kvproto.errors import RemoteProtocolError
+from kvproto.server.replies import COPY_LIMIT, Hangup, Reply, when
+from kvproto.server.shared import KVServer, Peer
+from kvproto.server.statistics import Report, report
+from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, Refusal
+from kvproto.wire import text as wire
+from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
+
+__all__ = ["TextSession"]
+
+MAX_LOGIN = 2048
+"""Bytes of the value that a stranger may send: a name and a password."""
+
+UNAUTHENTICATED = wire.client_error(b"unauthenticated")
+BAD_TOKEN = wire.client_error(b"bad authentication token format")
+BAD_LOGIN = wire.client_error(b"authentication failure")
+NOT_ALLOWED = wire.client_error(b"flush_all not allowed")
+INTERNAL = wire.server_error(b"internal error")
+
+_REFUSED: dict[Refusal, bytes] = {
+    Refusal.NOT_FOUND: wire.NOT_FOUND,
+    Refusal.EXISTS: wire.EXISTS,
+    Refusal.NOT_STORED: wire.NOT_STORED,
+    Refusal.TOO_BIG: wire.TOO_LARGE,
+    Refusal.NOT_A_NUMBER: wire.NOT_A_NUMBER,
+    # memcached knows no locks: whoever hears this should come again later.
+    Refusal.LOCKED: wire.server_error(b"temporary failure"),
+    Refusal.NO_MEMORY: wire.server_error(b"out of memory storing object"),
+}
+_NOT_STORED = {**_REFUSED, Refusal.NOT_FOUND: wire.NOT_STORED, Refusal.EXISTS: wire.NOT_STORED}
+"""add, replace, append and prepend have one word for all of this."""
+
+Handler: TypeAlias = "Callable[[TextSession, TextCommand], Reply]"
+
+
+class TextSession:
+    """The text protocol's `kvproto.server.protocol.Session`.
+
+    Args:
+        server: What all sessions share.
+        peer: Who the other side is.
+    """
+
+    __slots__ = ("_decoder", "feed", "peer", "server", "store")
+
+    def __init__(self, server: KVServer, peer: Peer) -> None:
+        self.server = server
+        self.peer = peer
+        self.store = server.store
+        self._decoder = TextDecoder(MAX_LOGIN)
+        self.feed = self._decoder.feed
+        self._update_rights()
+
+    @property
+    def error(self) -> RemoteProtocolError | None:
+        """Why the stream cannot be read any further."""
+        return self._decoder.error
+
+    @property
+    def partial(self) -> bool:
+        """Whether a command has been received in part."""
+        return self._decoder.partial
+
+    def execute(self, item: TextCommand | TextRefusal) -> Reply:
+        """Serve one command."""
+        if self.peer.user is None:
+            return self._stranger(item)
+        if isinstance(item, TextRefusal):
+            return self._refused(item)
+        return _HANDLERS[item.verb](self, item)
+
+    def failed(self, item: Any) -> bytes:
+        """Encode "internal error"."""
+        return b"" if getattr(item, "noreply", False) else INTERNAL
+
+    def last_words(self, error: RemoteProtocolError) -> bytes:
+        """Say nothing more: what there is to say to a wrong line has been said."""
+        return b""
+
+    def _refused(self, item: TextRefusal) -> Reply:
+        """Pass on the decoder's answer; as memcached does, let nobody read a stale value."""
+        if item.too_large and item.verb == "set" and self.server.settings.oversized_set_deletes:
+            return when(self.store.discard(item.key), lambda _: item.line)
+        return item.line
+
+    # login
+
+    def _update_rights(self) -> None:
+        if self.peer.user is not None:
+            self._decoder.max_value = self.server.settings.value_limit
+
+    def _stranger(self, item: TextCommand | TextRefusal) -> Reply:
+        """Take a login, in the form of a set, or a goodbye; nothing else."""
+        if self.peer.refused:
+            return Hangup(UNAUTHENTICATED, "its certificate names no known user")
+        if item.verb == "quit":
+            return Hangup()
+        if not isinstance(item, TextCommand) or item.verb != "set":
+            return UNAUTHENTICATED
+        name, space, password = item.value.partition(b" ")
+        if not name or not space or not password:
+            return BAD_TOKEN
+        right = self.peer.check(name.decode("utf-8", "replace"), password)
+        return when(right, self._logged_in)
+
+    def _logged_in(self, right: bool) -> Reply:
+        self._update_rights()
+        return wire.STORED if right else BAD_LOGIN
+
+
+# Retrieval
+
+
+def _get(session: TextSession, command: TextCommand) -> Reply:
+    return when(session.store.get(command.key), _found, command.key)
+
+
+def _gets(session: TextSession, command: TextCommand) -> Reply:
+    return when(session.store.get(command.key), _found_with_cas, command.key)
+
+
+def _gat(session: TextSession, command: TextCommand) -> Reply:
+    outcome = session.store.get_and_touch(command.key, command.expiry)
+    return when(outcome, _found, command.key)
+
+
+def _gats(session: TextSession, command: TextCommand) -> Reply:
+    outcome = session.store.get_and_touch(command.key, command.expiry)
+    return when(outcome, _found_with_cas, command.key)
+
+
+def _found(outcome: Any, key: bytes, cas: int | None = None) -> Reply:
+    if outcome.__class__ is not Document:
+        return b"" if outcome is None or outcome is Refusal.NOT_FOUND else _REFUSED[outcome]
+    value = outcome.value
+    if len(value) <= COPY_LIMIT:
+        return wire.value_reply(key, outcome.flags, value, cas)
+    return [wire.value_head(key, outcome.flags, len(value), cas), value, b"\r\n"]
+
+
+def _found_with_cas(outcome: Any, key: bytes) -> Reply:
+    if outcome.__class__ is not Document:
+        return _found(outcome, key)
+    return _found(outcome, key, LOCKED_CAS if outcome.locked_until else outcome.cas)
+
+
+def _end(session: TextSession, command: TextCommand) -> Reply:
+    return wire.END
+
+
+# Storage
+
+
+def _storage(method: str, refused: dict[Refusal, bytes]) -> Handler:
+    def handler(session: TextSession, command: TextCommand) -> Reply:
+        outcome = getattr(session.store, method)(
+            command.key, command.value, command.flags, command.expiry
+        )
+        return when(outcome, _stored, session, command, refused)
+
+    return handler
+
+
+def _extension(method: str) -> Handler:
+    def handler(session: TextSession, command: TextCommand) -> Reply:
+        outcome = getattr(session.store, method)(command.key, command.value)
+        return when(outcome, _stored, session, command, _NOT_STORED)
+
+    return handler
+
+
+def _cas(session: TextSession, command: TextCommand) -> Reply:
+    # 0 would mean "whatever is there"; no document has a CAS of 0, so this one cannot match.
+    cas = command.cas or LOCKED_CAS
+    outcome = session.store.set(command.key, command.value, command.flags, command.expiry, cas)
+    return when(outcome, _stored, session, command, _REFUSED)
+
+
+def _stored(
+    outcome: Any, session: TextSession, command: TextCommand, refused: dict[Refusal, bytes]
+) -> Reply:
+    if outcome.__class__ is Document:
+        return b"" if command.noreply else wire.STORED
+    line = b"" if command.noreply else refused[outcome]
+    no_room = outcome is Refusal.TOO_BIG or outcome is Refusal.NO_MEMORY
+    if no_room and command.verb == "set" and session.server.settings.oversized_set_deletes:
+        return when(session.store.discard(command.key), lambda _: line)
+    return line
+
+
+# Other operations on a document
+
+
+def _delete(session: TextSession, command: TextCommand) -> Reply:
+    return when(session.store.delete(command.key), _changed, command, wire.DELETED)
+
+
+def _touch(session: TextSession, command: TextCommand) -> Reply:
+    outcome = session.store.touch(command.key, command.expiry)
+    return when(outcome, _changed, command, wire.TOUCHED)
+
+
+def _changed(outcome: Any, command: TextCommand, success: bytes) -> Reply:
+    if command.noreply:
+        return b""
+    return success if outcome.__class__ is Document else _REFUSED[outcome]
+
+
+def _arithmetic(method: str) -> Handler:
+    def handler(session: TextSession, command: TextCommand) -> Reply:
+        outcome = getattr(session.store, method)(command.key, command.delta, 0, DO_NOT_CREATE)
+        return when(outcome, _counted, command)
+
+    return handler
+
+
+def _counted(outcome: Any, command: TextCommand) -> Reply:
+    if command.noreply:
+        return b""
+    return outcome.value + b"\r\n" if outcome.__class__ is Document else _REFUSED[outcome]
+
+
+# About the server
+
+
+def _flush_all(session: TextSession, command: TextCommand) -> Reply:
+    if not session.server.settings.flush_allowed:
+        return b"" if command.noreply else NOT_ALLOWED
+    answer = b"" if command.noreply else wire.OK
+    return when(session.store.flush(command.expiry), lambda _: answer)
+
+
+def _stats(session: TextSession, command: TextCommand) -> Reply:
+    return when(report(session.server, command.args), _report)
+
+
+def _report(found: Report) -> Reply:
+    if found.line:
+        return found.line + b"\r\n"
+    lines = [
+        wire.stat_line(name.encode(), str(value).encode()) for name, value in found.items.items()
+    ]
+    return b"".join(lines) + wire.END
+
+
+def _version(session: TextSession, command: TextCommand) -> Reply:
+    return wire.version_line(session.server.settings.version.encode())
+
+
+def _verbosity(session: TextSession, command: TextCommand) -> Reply:
+    return b"" if command.noreply else wire.OK
+
+
+def _mn(session: TextSession, command: TextCommand) -> Reply:
+    return b"MN\r\n"
+
+
+def _quit(session: TextSession, command: TextCommand) -> Reply:
+    return Hangup()
+
+
+_HANDLERS: dict[str, Handler] = {
+    "get": _get,
+    "gets": _gets,
+    "gat": _gat,
+    "gats": _gats,
+    "end": _end,
+    "set": _storage("set", _REFUSED),
+    "add": _storage("add", _NOT_STORED),
+    "replace": _storage("replace", _NOT_STORED),
+    "append": _extension("append"),
+    "prepend": _extension("prepend"),
+    "cas": _cas,
+    "delete": _delete,
+    "touch": _touch,
+    "incr": _arithmetic("increment"),
+    "decr": _arithmetic("decrement"),
+    "flush_all": _flush_all,
+    "stats": _stats,
+    "version": _version,
+    "verbosity": _verbosity,
+    "mn": _mn,
+    "quit": _quit,
+}
