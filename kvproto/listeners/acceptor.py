@@ -228,7 +228,6 @@ class AcceptorService(Service):
 
     def _begin(self) -> None:
         """Ask for an attempt to listen."""
-        self._retry = None
         self._serial.run("start", self._start).addErrback(self._start_broke)
 
     def _forget(self, started: Deferred[bool]) -> None:
@@ -282,7 +281,12 @@ class AcceptorService(Service):
             error=self._error,
             delay=delay,
         )
-        self._retry = self._clock.callLater(delay, self._begin)
+        self._retry = self._clock.callLater(delay, self._try_again)
+
+    def _try_again(self) -> None:
+        """Make the attempt that was waited for."""
+        self._retry = None
+        self._begin()
 
     def _config_error(self, failure: Failure) -> ConfigError:
         """Say to the operator why the listener cannot be."""
@@ -553,7 +557,8 @@ def why_not_listening(failure: Failure) -> str:
     """Say why a port could not be bound, in an operator's words."""
     error = failure.value
     if isinstance(error, CannotListenError):
-        where = ":".join(str(part) for part in (error.interface, error.port) if part)
+        interface = f"[{error.interface}]" if ":" in str(error.interface) else error.interface
+        where = ":".join(str(part) for part in (interface, error.port) if part)
         cause = error.socketError
         text = _BIND_ERRORS.get(getattr(cause, "errno", None) or 0, str(cause))
         return f"cannot listen on {where}: {text}"

@@ -392,6 +392,21 @@ class TLSTests(ListenerCase):
         self.assertEqual(crowd.errors, [])
         self.assertGreater(crowd.served, 20)
 
+    async def test_frozen_peer(self) -> None:
+        """A peer that never answers our close_notify does not hold up a restart."""
+        acceptor = await self.start(wrap=self.secured)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        plain = socket.create_connection(self.address(acceptor), timeout=5)
+        frozen = await deferToThread(context.wrap_socket, plain)
+        self.addCleanup(frozen.close)
+        began = reactor.seconds()
+        answer = await acceptor.restart(OnRotate.DISCONNECT)
+        self.assertEqual(answer["ended"], 1)
+        self.assertLess(reactor.seconds() - began, 2.5)
+        self.assertEqual(len(self.ledger), 0)
+
     async def test_stop_during_handshake(self) -> None:
         """A stop does not wait for a peer that is silent in its handshake."""
         acceptor = await self.start(wrap=self.secured)

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import Clock
@@ -186,6 +186,37 @@ class StartTests(AcceptorCase):
         self.successResultOf(self.acceptor.stopService())
         self.assertFalse(self.successResultOf(started))
         self.assert_nothing_left()
+
+    def test_giving_up_the_answer(self) -> None:
+        """Who cancels the Deferred of a start gives up the answer, not the listener."""
+        self.build(cannot_listen(), cannot_listen())
+        given_up, waiting = self.acceptor.startService(), self.acceptor.startService()
+        given_up.addErrback(lambda failure: failure.trap(CancelledError))
+        given_up.cancel()
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(1)
+        self.assertTrue(self.successResultOf(waiting))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_port_that_breaks(self) -> None:
+        """A port that cannot even be resumed is an error that everybody hears of."""
+        self.build()
+        self.acceptor.privilegedStartService()
+
+        def broken() -> None:
+            raise ZeroDivisionError
+
+        self.endpoint.port.resume_accepting = broken
+        self.failureResultOf(self.acceptor.startService(), ZeroDivisionError)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_endpoint_with_words_of_its_own(self) -> None:
+        """An endpoint that fails in its own way is tried again, its words in the status."""
+        self.build(ValueError("no such descriptor"))
+        started = self.acceptor.startService()
+        self.assertEqual(self.acceptor.status()["error"], "cannot listen: no such descriptor")
+        self.clock.advance(1)
+        self.assertTrue(self.successResultOf(started))
 
     def test_hopeless(self) -> None:
         """What no waiting will change is not tried again."""

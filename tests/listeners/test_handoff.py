@@ -335,6 +335,22 @@ class EndTests(SynchronousTestCase):
         bench.clock.advance(bench.timeouts.refuse)
         self.assertTrue(transport.aborted)
 
+    def test_controller_without_words(self) -> None:
+        """A controller that has nothing to say to a refused peer lets it be closed."""
+        bench = Bench(limits=Limits(connections=1))
+        bench.bring_to(State.OWNED)[0].authenticated("alice")
+        bench.controller.refuse = lambda connection, reason: None  # type: ignore[method-assign]
+        second, transport = bench.connect()
+        second.handshakeCompleted()
+        self.assertEqual(transport.calls, ["lose"])
+
+    def test_bytes_after_the_abort(self) -> None:
+        """What arrives after an abort is dropped."""
+        bench = Bench()
+        handoff, _ = bench.bring_to(State.CANCELLED)
+        handoff.dataReceived(b"late")
+        self.assertEqual(handoff._kept, [])
+
     def test_refusal_that_fails(self) -> None:
         """A controller that cannot refuse costs the connection, too."""
         bench = Bench(limits=Limits(connections=1))

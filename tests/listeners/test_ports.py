@@ -22,6 +22,7 @@ from kvproto.listeners.ports import (
     LONGEST_REST,
     QUIET,
     AcceptorPort,
+    ListeningReactor,
     server_endpoint,
 )
 
@@ -247,6 +248,13 @@ class AcceptTests(SynchronousTestCase):
         self.wake()
         self.assertEqual(len(self.factory.built), 1)
 
+    def test_scoped_address(self) -> None:
+        """A link-local peer keeps its interface in the address."""
+        seen: list[Any] = []
+        self.port._buildAddr = seen.append
+        self.port._accepted(Accepted(), ("fe80::1", 4711, 0, 1))
+        self.assertTrue(seen[0][0].startswith("fe80::1%"), seen)
+
     def test_nobody_wants_it(self) -> None:
         """A factory that answers None refuses the connection."""
         self.factory.make = lambda: None
@@ -301,6 +309,12 @@ class EndpointTests(SynchronousTestCase):
         endpoint = server_endpoint(reactor, "unix:/run/kv.sock")
         self.successResultOf(endpoint.listen(Factory()))  # type: ignore[arg-type]
         self.assertEqual(reactor.unixServers[0][0], "/run/kv.sock")
+
+    def test_passed_in_memory(self) -> None:
+        """The same for sockets from outside."""
+        reactor = MemoryReactorClock()
+        port = ListeningReactor(reactor).adoptStreamPort(7, socket.AF_INET, Factory())  # type: ignore[arg-type]
+        self.assertEqual(port.getHost(), reactor.adoptStreamPort(7, 2, Factory()).getHost())
 
     def test_nonsense(self) -> None:
         """A description that makes no sense is refused when it is read."""

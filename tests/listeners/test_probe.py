@@ -1,0 +1,63 @@
+"""Whether an address could be used, asked without listening."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from pathlib import Path
+
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.errors import ConfigError
+from kvproto.listeners.probe import probe, validate
+
+
+class ProbeTests(SynchronousTestCase):
+    """On addresses of this machine only."""
+
+    def setUp(self) -> None:
+        self.reactor = MemoryReactorClock()
+
+    def refused(self, description: str) -> str:
+        error = self.assertRaises(ConfigError, probe, self.reactor, description)
+        self.assertEqual(error.option, "--listen")
+        return str(error.reason)
+
+    def test_free_addresses(self) -> None:
+        """Addresses that can be used are let go of again."""
+        with tempfile.TemporaryDirectory() as directory:
+            for description in (
+                "tcp:0:interface=127.0.0.1",
+                f"unix:{directory}/kv.sock",
+            ):
+                probe(self.reactor, description)
+                validate(self.reactor, description)
+            self.assertEqual(list(Path(directory).iterdir()), [])
+
+    def test_taken_port(self) -> None:
+        """A taken port is said to be taken, unless nobody asked."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            description = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            self.assertIn("the address is in use", self.refused(description))
+            validate(self.reactor, description)
+
+    def test_unix_sockets(self) -> None:
+        """A socket that somebody serves is taken, one that was left behind is not."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "kv.sock")
+            with socket.socket(socket.AF_UNIX) as served:
+                served.bind(str(path))
+                served.listen()
+                self.assertIn("in use", self.refused(f"unix:{path}"))
+            probe(self.reactor, f"unix:{path}")
+            self.assertIn("No such file", self.refused(f"unix:{directory}/nowhere/kv.sock"))
+
+    def test_nonsense(self) -> None:
+        """What makes no sense is refused with an example of what does."""
+        for description in ("nonsense", "tcp:many", "tcp:1:2:3:4:5", ""):
+            self.assertIn("write for example", self.refused(description))
+
+    def test_secured_already(self) -> None:
+        """TLS is not put on TLS."""
+        self.assertIn("put on top", self.refused("ssl:443"))
