@@ -100,6 +100,7 @@ class _Question(Protocol):
     def __init__(self, request: bytes) -> None:
         self._request = request
         self._answer = b""
+        self._aborted = False
         self.done: Deferred[bytes] = Deferred(self._abort)
 
     def connectionMade(self) -> None:
@@ -110,12 +111,14 @@ class _Question(Protocol):
         self._answer += data
         if len(self._answer) > MAX_ANSWER:
             self._abort(self.done)
+            self.done.errback(RemoteProtocolError("an epmd's answer has no end"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if not self.done.called:
+        if not self._aborted:
             self.done.callback(self._answer)
 
     def _abort(self, _done: Deferred[bytes]) -> None:
+        self._aborted = True
         transport: Any = self.transport
         transport.abortConnection()
 
@@ -264,9 +267,9 @@ class EpmdRegistration(Service):
             self._connecting.cancel()
         if self._registrant is None:
             return succeed(None)
-        self._stopped = Deferred()
+        stopped = self._stopped = Deferred()
         self._registrant.abort()
-        return self._stopped
+        return stopped
 
     def _register(self) -> None:
         self._timer = None

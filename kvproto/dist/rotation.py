@@ -8,7 +8,7 @@ Source: the answers of ns_server's ``reload_tls`` (MB-36749 and its successors).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,8 +56,8 @@ class LinkRotation:
         node: Ours.
         connectors: Those that call other nodes; read at each restart.
         restart_listeners: Brings the new credentials into force and restarts the
-            node listeners, which closes what they accepted; fires with the names of
-            those that did not start.
+            node listeners, which closes what they accepted; a Deferred or a coroutine
+            of the names of those that did not start.
         within: Seconds that nodes have to come back.
     """
 
@@ -65,7 +65,7 @@ class LinkRotation:
         self,
         node: Node,
         connectors: Sequence[Connector],
-        restart_listeners: Callable[[], Deferred[Sequence[str]]],
+        restart_listeners: Callable[[], Awaitable[Sequence[str]]],
         within: float = COME_BACK_WITHIN,
     ) -> None:
         self._node = node

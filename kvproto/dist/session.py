@@ -31,7 +31,7 @@ from kvproto.errors import LocalProtocolError, RemoteProtocolError
 txaio.use_twisted()
 log = txaio.make_logger()  # type: ignore[attr-defined]
 
-__all__ = ["Session", "SessionHost", "SessionLimits"]
+__all__ = ["HANDLED", "Session", "SessionHost", "SessionLimits"]
 
 ALIAS: Final = Atom("alias")
 NOPROC: Final = Atom("noproc")
@@ -413,4 +413,7 @@ _HANDLERS: Final[dict[Op, Callable[[Session, Any], None]]] = {
     Op.UNLINK_ID: Session._on_unlink,
     Op.UNLINK_ID_ACK: Session._ignore,
 }
-"""What each control message does; the test reads that none is missing."""
+"""What each control message does."""
+
+HANDLED: Final = frozenset(_HANDLERS)
+"""For the test that none is missing."""

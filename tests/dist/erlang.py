@@ -23,6 +23,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
+    IStreamClientEndpoint,
 )
 from twisted.internet.threads import deferToThread
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -259,6 +260,7 @@ class Tls:
         return connection
 
 
+@implementer(IStreamClientEndpoint)
 class SecuredClientEndpoint:
     """TLS on a TCP endpoint, with whatever credentials count at that moment."""
 
