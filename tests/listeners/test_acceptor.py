@@ -158,7 +158,8 @@ class StartTests(AcceptorCase):
             self.clock.advance(waits[-1])
         self.assertEqual(waits, [0.5, 1.0, 2.0, 4.0, 8.0])
         self.assertTrue(self.successResultOf(started))
-        self.assertEqual(self.acceptor.status()["error"], "")
+        status = self.acceptor.status()
+        self.assertEqual((status["error"], status["attempts"]), ("", 0))
 
     def test_waits_are_bounded(self) -> None:
         """No wait is longer than the longest."""
@@ -379,6 +380,15 @@ class RestartTests(AcceptorCase):
         self.successResultOf(self.acceptor.restart())
         self.assertEqual([port.closed for port in self.endpoint.ports], [True, False])
 
+    def test_required_port_lost_in_a_restart(self) -> None:
+        """What has listened once is tried again, required or not."""
+        self.start(required=True, pausable=False)
+        self.endpoint.failures.append(cannot_listen())
+        answer = self.successResultOf(self.acceptor.restart())
+        self.assertEqual(answer["state"], "starting")
+        self.clock.advance(0.5)
+        self.assertIs(self.acceptor.state, AcceptorState.LISTENING)
+
     def test_wrap_is_built_anew(self) -> None:
         """What speaks to sockets is made again; what cannot be made changes nothing."""
         made: list[IProtocolFactory] = []
@@ -395,6 +405,29 @@ class RestartTests(AcceptorCase):
         self.failureResultOf(self.acceptor.restart(), ZeroDivisionError)
         self.assertIs(self.acceptor.state, AcceptorState.LISTENING)
         self.assertTrue(self.endpoint.port.accepting)
+
+    def test_factories_are_started_and_stopped(self) -> None:
+        """Each factory behind the port hears once that it is used, and once that it is not."""
+
+        class Counting(WrappingFactory):
+            def doStart(self) -> None:
+                heard.append((len(made), "start"))
+                super().doStart()
+
+            def doStop(self) -> None:
+                heard.append((made.index(self) + 1, "stop"))
+                super().doStop()
+
+        def wrap(factory: IProtocolFactory) -> IProtocolFactory:
+            made.append(Counting(factory))
+            return made[-1]
+
+        heard: list[tuple[int, str]] = []
+        made: list[Counting] = []
+        self.start(wrap=wrap)
+        self.successResultOf(self.acceptor.restart())
+        self.successResultOf(self.acceptor.stopService())
+        self.assertEqual(heard, [(1, "start"), (2, "start"), (1, "stop"), (2, "stop")])
 
     def test_twenty_at_once(self) -> None:
         """Twenty requests are two restarts, and each caller gets an answer."""
@@ -477,6 +510,7 @@ class RetireTests(AcceptorCase):
         good, bad, nobody = self.connect_with(b"ok"), self.connect_with(b"bad"), self.connect()
         entry = bad.protocol.entry
         retired = self.acceptor.retire(OnRotate.RECHECK, 2, verify=self.verify)
+        self.assertNoResult(retired)
         self.later(1)
         self.assertEqual(self.successResultOf(retired)["ended"], 1)
         self.assertEqual((good.calls, bad.calls, nobody.calls), ([], ["lose"], []))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IHandshakeListener
+from twisted.logger import ILogObserver, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -378,15 +379,19 @@ class EndTests(SynchronousTestCase):
         handoff, transport = bench.bring_to(State.OWNED)
         handoff.dataReceived(b"request")
         entry = handoff.entry
+        (owner,) = bench.controller.owners
+        owner.connection = handoff  # as owners that note errors do
         transport.lose()
         bench.controller.claimed.clear()
         bench.controller.owners.clear()
-        left: list[Callable[[], object]] = [weakref.ref(handoff), weakref.ref(transport)]
+        left: list[Callable[[], object]] = [
+            weakref.ref(gone) for gone in (handoff, transport, owner)
+        ]
         gc.disable()
         self.addCleanup(gc.enable)
         del transport.protocol, handoff.transport
-        del handoff, transport
-        self.assertEqual([ref() for ref in left], [None, None])
+        del handoff, transport, owner
+        self.assertEqual([ref() for ref in left], [None, None, None])
         self.assertIs(entry.state, State.CLOSED)
 
     def test_first_reason_is_kept(self) -> None:
@@ -468,6 +473,57 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(bench.clock.getDelayedCalls(), [])
 
 
+class LogTests(SynchronousTestCase):
+    """One line for each end that an operator may want to know of."""
+
+    def setUp(self) -> None:
+        self.lines: list[str] = []
+        observer = cast(ILogObserver, self.observe)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def observe(self, event: Any) -> None:
+        if event.get("log_namespace") == "kvproto.listeners.handoff":
+            self.lines.append(f"{event['log_level'].name}: {formatEvent(event)}")
+
+    def test_silent_peer(self) -> None:
+        """A peer that does not get through its handshake is told of, once."""
+        bench = Bench()
+        _, transport = bench.connect()
+        bench.clock.advance(bench.timeouts.handshake)
+        transport.lose(ConnectionLost())
+        self.assertEqual(
+            "\n".join(self.lines),
+            "info: connection 1 from 192.0.2.1:4711 on data ended while handshaking: "
+            "no handshake within 10 s",
+        )
+
+    def test_noted_error(self) -> None:
+        """What an owner noted about its peer is told."""
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OWNED)
+        handoff.note_error("unknown magic 0x47")
+        transport.lose()
+        self.assertEqual(
+            "\n".join(self.lines),
+            "info: connection 1 from 192.0.2.1:4711 on data ended while owned: unknown magic 0x47",
+        )
+
+    def test_failed_handshake_is_told_by_tls(self) -> None:
+        """What a TLS layer of ours has told is not told again."""
+        bench = Bench()
+        _, transport = bench.connect()
+        transport.lose(HandoffError("no shared cipher"))
+        self.assertEqual(self.lines, [])
+
+    def test_ordinary_ends(self) -> None:
+        """Clients that come and go are not worth a line."""
+        bench = Bench()
+        for state in (State.HANDSHAKING, State.OFFERED, State.OWNED, State.CLOSING):
+            bench.bring_to(state)[1].lose(ConnectionLost())
+        self.assertEqual(self.lines, [])
+
+
 class PeerTests(SynchronousTestCase):
     """Where a connection comes from."""
 
@@ -485,3 +541,13 @@ class PeerTests(SynchronousTestCase):
             ["too many connections from this address"],
         )
         self.assertEqual(handoff.peer, client)
+
+    def test_proxied_peer_is_still_a_stranger(self) -> None:
+        """Knowing its address does not make a peer known."""
+        bench = Bench()
+        handoff, transport = bench.connect()
+        transport.peer = IPv4Address("TCP", "203.0.113.5", 1)
+        handoff.handshakeCompleted()
+        self.assertEqual(bench.ledger.status()["unauthenticated"], 1)
+        transport.lose()
+        self.assertEqual(bench.ledger.status()["unauthenticated"], 0)

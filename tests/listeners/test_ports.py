@@ -184,6 +184,7 @@ class AcceptTests(SynchronousTestCase):
             while self.wake():
                 (call,) = self.clock.getDelayedCalls()
                 rests.append(round(call.getTime() - self.clock.seconds(), 3))
+                self.assertFalse(self.wake(), "a port that rests is not woken")
                 if len(rests) == 8:
                     break
                 self.clock.advance(rests[-1])
@@ -216,6 +217,8 @@ class AcceptTests(SynchronousTestCase):
         self.assertFalse(self.wake())
         self.port.resume_accepting()
         self.assertTrue(self.wake())
+        self.port.pause_accepting()
+        self.assertFalse(self.wake(), "nor is one that is paused")
 
     def test_resume_while_resting(self) -> None:
         """A port that is resumed while it rests goes on when it has rested."""
