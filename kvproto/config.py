@@ -17,6 +17,7 @@ from kvproto.errors import ConfigError
 
 __all__ = [
     "DEFAULT_LISTEN",
+    "DEFAULT_STATE_DIR",
     "ClientAuth",
     "Config",
     "Mode",
@@ -27,6 +28,8 @@ __all__ = [
     "parse_size",
     "parse_user",
 ]
+
+DEFAULT_STATE_DIR = Path("kvtls-state")
 
 DEFAULT_LISTEN = "tcp:11207:interface=127.0.0.1"
 """11207 is the port on which Couchbase serves KV over TLS; loopback because of development."""
@@ -119,7 +122,9 @@ class Config:
         watch_interval: Seconds between looks at the credential files, 0 for never.
         proxy_protocol: Listeners (indices in ``listen``) whose peers send a
             PROXY header first.
-        state_dir: Directory for development credentials and the control socket.
+        state_dir: Directory for development credentials and the control socket; None:
+            ``kvtls-state`` in the working directory, without a control socket if
+            another process serves from there.
         keylog: File that TLS secrets are appended to, for debugging.
     """
 
@@ -147,7 +152,7 @@ class Config:
     drain_window: float = 10.0
     watch_interval: float = 2.0
     proxy_protocol: frozenset[int] = frozenset()
-    state_dir: Path = Path("kvtls-state")
+    state_dir: Path | None = None
     keylog: Path | None = None
 
     def __post_init__(self) -> None:
@@ -213,6 +218,11 @@ class Config:
     def development(self) -> bool:
         """Whether the service makes its own credentials."""
         return self.certificate is None
+
+    @property
+    def state_directory(self) -> Path:
+        """Where state is kept, default applied."""
+        return DEFAULT_STATE_DIR if self.state_dir is None else self.state_dir
 
     @property
     def client_auth_mode(self) -> ClientAuth:

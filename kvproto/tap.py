@@ -13,6 +13,7 @@ from twisted.python import usage
 from kvproto import __version__
 from kvproto.config import (
     DEFAULT_LISTEN,
+    DEFAULT_STATE_DIR,
     ClientAuth,
     Config,
     Mode,
@@ -75,7 +76,13 @@ class Options(usage.Options):
         ],
         ["drain-window", None, "10", "Seconds over which --on-rotate drain spreads the closing."],
         ["watch-interval", None, "2", "Seconds between looks at the credential files, 0: never."],
-        ["state-dir", None, "kvtls-state", "Development credentials, control socket.", Path],
+        [
+            "state-dir",
+            None,
+            None,
+            f"Development credentials, control socket (default: {DEFAULT_STATE_DIR}).",
+            Path,
+        ],
         ["keylog", None, None, "File that TLS secrets are appended to, for debugging.", Path],
     ]
     optFlags = [
@@ -227,10 +234,12 @@ def _fail(message: str) -> NoReturn:
 
 def makeService(options: Options) -> IService:
     """Build the service that ``twistd kvtls`` runs."""
-    from kvproto.service import KVTLSService, Process
+    from kvproto.service import KVTLSService
 
     assert options.kvtls_config is not None, "parseOptions() makes the configuration"
     try:
-        return KVTLSService(options.kvtls_config, process=Process())
+        service = KVTLSService(options.kvtls_config, signals=True)
+        service.probe()
     except ConfigError as error:
         _fail(str(error))
+    return service

@@ -41,7 +41,7 @@ def main(path: str) -> None:
         assert started is not None
         took = time.monotonic() - started
         assert took < READY_SECONDS, f"ready after {took:.1f} s"
-        context = ssl.create_default_context(cafile="kvtls-state/ca.pem")
+        context = ssl.create_default_context(cafile="kvtls-state/development/ca.pem")
         with (
             socket.create_connection(("127.0.0.1", 11207), 5) as plain,
             context.wrap_socket(plain, server_hostname="127.0.0.1") as secured,

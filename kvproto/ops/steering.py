@@ -25,7 +25,6 @@ from kvproto.ops.status import (
 )
 from kvproto.tls.generation import Generation
 from kvproto.tls.rotation import Rotation
-from kvproto.tls.verdict import Verdict
 
 __all__ = ["Steering"]
 
@@ -65,16 +64,11 @@ class Steering:
         self._rotation = rotation
         self._clock = clock
         self._begin_stop = begin_stop
-        self._started = self._serving_since = clock.seconds()
-        self._verdict_at: float | None = None
-        rotation.subscribe("status", self._swapped)
+        self._started = clock.seconds()
         for acceptor in acceptors:
             rotation.subscribe(acceptor.name, self._retirer(acceptor))
 
     # what a new generation means
-
-    def _swapped(self, old: Generation, new: Generation) -> None:
-        self._serving_since = self._clock.seconds()
 
     def _retirer(self, acceptor: AcceptorService) -> Callable[[Generation, Generation], Any]:
         """Return what applies the policy for live connections to one listener."""
@@ -105,11 +99,11 @@ class Steering:
             generation_report(
                 rotation.current,
                 now,
-                since=self._serving_since,
+                since=rotation.served_since,
                 disk_differs=rotation.differs_from_disk(),
                 previous=rotation.previous,
                 verdict=rotation.last_verdict,
-                verdict_at=self._verdict_at,
+                verdict_at=rotation.last_verdict_at,
             ),
             [
                 {**acceptor.status(), "on_rotate": self._config.on_rotate.value}
@@ -141,7 +135,8 @@ class Steering:
 
     def reload(self, allow_fewer_names: bool = False) -> Deferred[dict[str, Any]]:
         """Read the credential files again and serve them if they are good."""
-        return self._told(self._rotation.reload(allow_fewer_names=allow_fewer_names))
+        verdict = self._rotation.reload(allow_fewer_names=allow_fewer_names)
+        return verdict.addCallback(verdict_report)
 
     def rollback(self) -> Deferred[dict[str, Any]]:
         """Serve the generation before the current one."""
@@ -149,14 +144,7 @@ class Steering:
             raise CommandError(
                 "nothing-to-roll-back-to", "nothing was rotated since the service started"
             )
-        return self._told(self._rotation.rollback())
-
-    def _told(self, verdict: Deferred[Verdict]) -> Deferred[dict[str, Any]]:
-        def report(result: Verdict) -> dict[str, Any]:
-            self._verdict_at = self._clock.seconds()
-            return verdict_report(result)
-
-        return verdict.addCallback(report)
+        return self._rotation.rollback().addCallback(verdict_report)
 
     # listeners
 

@@ -5,23 +5,23 @@ It checks nothing: `kvproto.config.Config` has done so where the values come fro
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from kvproto import __version__
 from kvproto.config import Mode
 
-__all__ = ["DEFAULT_UNSENT_LIMIT", "ServerSettings", "protocol_version"]
+__all__ = ["DEFAULT_UNSENT_LIMIT", "MEMCACHED_VERSION", "ServerSettings"]
 
 DEFAULT_UNSENT_LIMIT = 1024 * 1024
 """Bytes of replies that may wait for one client; memcached stops reading much earlier, kv_engine's
 ``max_send_queue_size`` is 40 MiB."""
 
 
-def protocol_version(version: str = __version__) -> str:
-    """Return the ``x.y.z`` that VERSION answers; libmemcached parses exactly three numbers."""
-    match = re.match(r"\d+\.\d+\.\d+", version)
-    return match[0] if match else "0.0.0"
+MEMCACHED_VERSION = "1.6.18"
+"""What VERSION answers: the memcached whose answers ours are compared with.
+
+Clients choose dialects by it (memccapable expects old memcached's errors below 1.6, libmemcached
+refuses to ping a server of version 0), so it cannot be our own; ``stats`` has that as
+``kvproto_version``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class ServerSettings:
     max_connections: int = 1024
     memory_limit: int = 64 * 1024 * 1024
     evict: bool = True
-    version: str = protocol_version()
+    version: str = MEMCACHED_VERSION
 
     @property
     def value_limit(self) -> int:

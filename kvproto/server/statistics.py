@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from twisted.internet.defer import Deferred
 
+from kvproto import __version__
 from kvproto.server.shared import KVServer
 
 __all__ = ["Report", "report"]
@@ -77,6 +78,7 @@ def _general(server: KVServer, of_store: dict[str, Value]) -> Report:
             "uptime": int(now - server.started),
             "time": int(now),
             "version": settings.version,
+            "kvproto_version": __version__,
             "pointer_size": 64,
             "rusage_user": f"{usage.ru_utime:.6f}",
             "rusage_system": f"{usage.ru_stime:.6f}",

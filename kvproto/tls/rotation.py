@@ -94,6 +94,9 @@ class Rotation(Service):
 
     Attributes:
         contexts: What `KVTLSFactory` is given; always the serving generation's.
+        served_since: When the current generation was swapped in, in Unix seconds.
+        last_verdict: How the last reload or rollback ended; None when there was none.
+        last_verdict_at: When it did, in Unix seconds.
 
     Raises:
         CredentialError: The first generation cannot be served.
@@ -122,7 +125,9 @@ class Rotation(Service):
         self._pause: Deferred[None] | None = None
         self._stopped = False
         self._idle: list[Deferred[None]] = []
+        self.served_since = clock.seconds()
         self.last_verdict: Verdict | None = None
+        self.last_verdict_at: float | None = None
         self._warn(first)
 
     def _first(self) -> Generation:
@@ -240,6 +245,7 @@ class Rotation(Service):
 
     def _answer(self, job: _Job, verdict: Verdict) -> None:
         self.last_verdict = verdict
+        self.last_verdict_at = self._clock.seconds()
         self._running = None
         # One by one from the list itself: a waiter may cancel another, or ask again.
         while job.waiting:
@@ -261,6 +267,7 @@ class Rotation(Service):
             )
             return self._verdict(job)
         old, self._current, self._previous = self._current, new, self._current
+        self.served_since = self._clock.seconds()
         self.contexts.current = new
         log.info(
             "{action}: generation {number} serves, certificate {fingerprint}",

@@ -117,7 +117,7 @@ class KvtlsProcess:
     @property
     def ca_path(self) -> Path:
         """The development CA."""
-        return self.state_dir / "ca.pem"
+        return self.state_dir / "development" / "ca.pem"
 
     def client_context(self) -> ssl.SSLContext:
         """A verifying client context that trusts the development CA."""

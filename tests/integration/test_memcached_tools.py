@@ -55,7 +55,7 @@ class ToolTests(SynchronousTestCase):
                 self.assertIn("from a file", run("memccat", *options, path.name))
                 run("memcexist", *options, path.name)
                 run("memctouch", *options, "--expire=100", path.name)
-                run("memcping", *options)
+                run("memcping", server)
                 self.assertIn("pid", run("memcstat", *options))
                 run("memcrm", *options, path.name)
                 run("memcflush", *options)

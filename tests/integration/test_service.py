@@ -9,8 +9,6 @@ import socket
 import ssl
 import stat
 import subprocess
-import sys
-import textwrap
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -51,16 +49,9 @@ class DefaultsTests(SynchronousTestCase):
     def test_printed_snippet_works(self) -> None:
         """The client snippet in the log runs as it stands."""
         with KvtlsProcess() as service:
-            found = re.search(r"python3? - <<'?END'?\n(.*?)\nEND$", service.output, re.S | re.M)
-            self.assertIsNotNone(found, service.output)
-            assert found is not None
+            snippet = service.wait_for_line(re.compile(r"python3 -c .*"))
             done = subprocess.run(
-                [sys.executable, "-"],
-                input=textwrap.dedent(found[1]),
-                capture_output=True,
-                text=True,
-                timeout=30,
-                check=False,
+                ["bash", "-c", snippet], capture_output=True, text=True, timeout=30, check=False
             )
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertIn("STORED", done.stdout)
@@ -77,8 +68,19 @@ class DefaultsTests(SynchronousTestCase):
         """Clients that trust the development CA go on trusting it after a restart."""
         with KvtlsProcess() as first:
             context = first.client_context()
+            self.assertEqual(first.terminate(), 0)
             with KvtlsProcess("--state-dir", str(first.state_dir)) as second:
                 second.connect(context).close()
+
+    def test_state_directory_in_use(self) -> None:
+        """Two services in one state directory: the second is refused and told by whom."""
+        with KvtlsProcess() as first:
+            done = run_kvtls(
+                *["--listen", "tcp:0:interface=127.0.0.1", "--state-dir", str(first.state_dir)]
+            )
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn(str(first.process.pid), done.stderr)
+            self.assertNotIn("Traceback", done.stderr + done.stdout)
 
     def test_flush_is_refused(self) -> None:
         """FLUSH is refused by default, and the data is still there."""

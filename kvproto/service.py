@@ -1,0 +1,318 @@
+"""The composition root: a `Config` becomes a running service.
+
+The only module that knows all the others.  It decides nothing that a room can
+decide: it names listeners, joins rooms by their interfaces, and says what
+happens first at start and last at stop.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from typing import Any
+
+import txaio
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.threads import deferToThreadPool
+
+from kvproto.config import Config, Mode
+from kvproto.errors import ConfigError
+from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
+from kvproto.listeners.probe import probe, validate
+from kvproto.ops.keylog import KeyLog
+from kvproto.ops.service import ControlService, StateLock
+from kvproto.ops.signals import SignalService
+from kvproto.ops.status import ServiceState
+from kvproto.ops.steering import Steering
+from kvproto.server import KVController, KVServer, ServerSettings, UserTable
+from kvproto.store import MemoryStore
+from kvproto.tls import (
+    DEFAULT_RULES,
+    CredentialFiles,
+    KVTLSFactory,
+    Rotation,
+    ServerPolicy,
+    ensure_development_credentials,
+    user_of,
+)
+from kvproto.tls.watch import FileWatch
+
+__all__ = ["KVTLSService", "check"]
+
+txaio.use_twisted()
+log = txaio.make_logger()  # type: ignore[attr-defined]
+
+UNAUTHENTICATED = 1024
+"""Connections that may be in their handshake or login at once, beside the others."""
+
+
+class KVTLSService(MultiService):
+    """A TLS key-value service, for ``twistd kvtls`` or under another program's application.
+
+    Args:
+        config: What the operator decided.
+        reactor: Where it runs; the global one when None.
+        signals: Whether the process is ours, so that SIGHUP reloads and SIGTERM drains.
+
+    Raises:
+        ConfigError: Something in the configuration cannot be used.  Nothing listens yet,
+            and nothing is left open.
+    """
+
+    def __init__(self, config: Config, reactor: Any = None, *, signals: bool = False) -> None:
+        super().__init__()
+        self._config = config
+        self._reactor = _reactor_or_global(reactor)
+        for description in config.listen:
+            validate(self._reactor, description)
+        self.rotation = Rotation(
+            _credential_files(config, self._reactor.seconds()),
+            _server_policy(config),
+            self._reactor,
+            self._in_thread,
+        )
+        self.store = MemoryStore(
+            self._reactor.seconds,
+            memory_limit=config.memory_limit,
+            evict=config.evict,
+            # memcached's limit is on the item, key included; Couchbase's on the value.
+            max_item=config.value_limit if config.mode is Mode.MEMCACHED else None,
+            max_value=config.value_limit,
+        )
+        self.controller = _controller(config, self.store, self._reactor)
+        self.ledger = Ledger(
+            self._reactor,
+            Limits(
+                connections=config.connection_limit,
+                unauthenticated=UNAUTHENTICATED,
+                per_peer=config.max_connections_per_peer,
+            ),
+            Timeouts(
+                handshake=config.handshake_timeout,
+                drain=config.drain_timeout,
+                close=config.close_timeout,
+            ),
+        )
+        self.acceptors = [self._acceptor(number) for number in range(len(config.listen))]
+        self.steering = Steering(
+            config, self.ledger, self.acceptors, self.rotation, self._reactor, self._end_process
+        )
+        self._announced = False
+        self._signals = SignalService(
+            self.steering.reload, self._end_process, self._end_at_once, self._reactor
+        )
+        if signals:
+            self._signals.setServiceParent(self)
+        self._control = ControlService(self.steering, config.state_directory, self._reactor)
+        self._control.setServiceParent(self)
+        self.rotation.setServiceParent(self)
+        for acceptor in self.acceptors:
+            acceptor.setServiceParent(self)
+        self._watch: Service | None = None
+        if config.watch_interval:
+            self._watch = FileWatch(self.rotation, self._reactor, config.watch_interval)
+            self._watch.setServiceParent(self)
+
+    def _in_thread(self, function: Any) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function)
+
+    def _acceptor(self, number: int) -> AcceptorService:
+        config = self._config
+        name = "data" if len(config.listen) == 1 else f"data-{number + 1}"
+
+        def with_tls(handoffs: IProtocolFactory) -> IProtocolFactory:
+            factory: Any = KVTLSFactory(self.rotation.contexts, False, handoffs, self._reactor)
+            factory.handshake_timeout = config.handshake_timeout
+            factory.close_timeout = config.close_timeout
+            secured: IProtocolFactory = factory
+            return secured
+
+        return AcceptorService(
+            name,
+            server_endpoint(self._reactor, config.listen[number]),
+            self.controller,
+            self.ledger,
+            self._reactor,
+            wrap=with_tls,
+            proxy=number in config.proxy_protocol,
+            required=len(config.listen) == 1,
+            drain_timeout=config.drain_timeout,
+        )
+
+    # starting
+
+    def probe(self) -> None:
+        """Check that there is somewhere to listen, before the process becomes a daemon.
+
+        One address of several that is taken is tried again later.
+
+        Raises:
+            ConfigError: No address is free, or another process uses the state directory
+                that was asked for.
+        """
+        if self._config.state_dir is not None:
+            lock = StateLock(self._config.state_dir)
+            lock.acquire()
+            lock.release()
+        failures: list[ConfigError] = []
+        for description in self._config.listen:
+            try:
+                probe(self._reactor, description)
+            except ConfigError as error:
+                failures.append(error)
+        if len(failures) == len(self._config.listen):
+            raise failures[0]
+
+    def startService(self) -> None:
+        """Start everything; ``kvtls ready`` is logged when it listens."""
+        Service.startService(self)
+        for child in self:
+            if child not in self.acceptors and child is not self._control:
+                child.startService()
+        self._start_control()
+        for acceptor in self.acceptors:
+            acceptor.startService().addCallbacks(self._started, self._not_started)
+        self._announce()
+
+    def _start_control(self) -> None:
+        """Open the control socket; a second service in one directory can do without."""
+        try:
+            self._control.startService()
+        except ConfigError as error:
+            if self._config.state_dir is not None:
+                raise
+            log.warn("no control socket for this process: {reason}", reason=str(error))
+
+    def _started(self, listening: bool) -> None:
+        if listening:
+            self._announce()
+
+    def _not_started(self, failure: Any) -> None:
+        log.failure("a listener cannot start, the service ends", failure=failure)
+        self._end_process()
+
+    def _announce(self) -> None:
+        """Say once that clients can come, and where."""
+        addresses = [acceptor.address for acceptor in self.acceptors if acceptor.address]
+        trying = [a for a in self.acceptors if not a.address and not a.status()["error"]]
+        if self._announced or trying or not addresses or not self.running:
+            return
+        self._announced = True
+        self.steering.state = ServiceState.READY
+        log.info("kvtls ready on {addresses}", addresses=", ".join(addresses))
+        if self._config.development:
+            self._announce_development(addresses[0])
+
+    def _announce_development(self, address: str) -> None:
+        """Say that nobody else should come, and how to try it."""
+        certificate = self.rotation.files.certificate
+        assert certificate is not None, "development credentials have files"
+        ca = str(certificate.with_name("ca.pem").resolve())
+        log.info("development certificate, for this machine only: clients must trust {ca}", ca=ca)
+        host, _, port = address.rpartition(":")
+        if port.isdigit() and self._config.anonymous_allowed:
+            log.info("try it:\n{snippet}", snippet=client_snippet(ca, host.strip("[]"), int(port)))
+
+    # stopping
+
+    def _end_process(self) -> None:
+        self._reactor.callLater(0, self._reactor.stop)
+
+    def _end_at_once(self) -> None:
+        for entry in self.ledger.entries():
+            entry.accepted.fire(Event.PROCESS_STOPPING, "the process was told to stop twice")
+
+    def stopService(self) -> Deferred[None]:
+        """Stop accepting, answer what was asked, close; bounded by the drain timeout."""
+        self.steering.state = ServiceState.STOPPING
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.stopService()
+        await DeferredList([maybeDeferred(a.stopService) for a in self.acceptors])
+        await maybeDeferred(self.rotation.stopService)
+        # Last, so that an operator can watch, and ask a second time.
+        await maybeDeferred(self._control.stopService)
+        self._signals.stopService()
+
+
+def check(config: Config) -> list[str]:
+    """Try everything that can be tried without listening.
+
+    Returns:
+        What the operator should know although it works, a line each.
+
+    Raises:
+        ConfigError: Something cannot be used.
+    """
+    service = KVTLSService(config)
+    return list(service.rotation.current.warnings)
+
+
+def client_snippet(ca: str, host: str, port: int) -> str:
+    """Return a shell command that stores and reads a value, in one line to survive pasting."""
+    # Python's strings in double quotes, so that the shell's single quotes stay readable.
+    trusted, name = json.dumps(ca), json.dumps(host)
+    program = (
+        f"import socket, ssl; tls = ssl.create_default_context(cafile={trusted}); "
+        f"s = tls.wrap_socket(socket.create_connection(({name}, {port})), "
+        f"server_hostname={name}); "
+        r's.sendall(b"set greeting 0 0 5\r\nhello\r\nget greeting\r\n"); '
+        'f = s.makefile("rb"); print(*(f.readline().decode().strip() for _ in range(4)))'
+    )
+    return f"python3 -c {shlex.quote(program)}"
+
+
+def _reactor_or_global(reactor: Any) -> Any:
+    if reactor is not None:
+        return reactor
+    from twisted.internet import reactor as global_reactor
+
+    return global_reactor
+
+
+def _credential_files(config: Config, now: float) -> CredentialFiles:
+    """Return where the credentials are, made on the spot for development."""
+    if config.certificate is not None:
+        return CredentialFiles(
+            config.certificate,
+            config.private_key,
+            config.key_passphrase_file,
+            config.client_ca,
+            config.crl,
+        )
+    made = ensure_development_credentials(config.state_directory, now, socket.gethostname())
+    return CredentialFiles(
+        made.certificate, made.private_key, client_ca=config.client_ca, crl=config.crl
+    )
+
+
+def _server_policy(config: Config) -> ServerPolicy:
+    keylog = None if config.keylog is None else KeyLog(config.keylog).write
+    return ServerPolicy(client_auth=config.client_auth_mode, keylog=keylog)
+
+
+def _controller(config: Config, store: MemoryStore, clock: Any) -> KVController:
+    users = UserTable.of_passwords({user.name: user.password for user in config.users})
+    server = KVServer(
+        store,
+        ServerSettings(
+            mode=config.mode,
+            max_value=config.value_limit,
+            allow_flush=config.flush_allowed,
+            anonymous=config.anonymous_allowed,
+            unsent_limit=config.unsent_limit,
+            max_connections=config.connection_limit,
+            memory_limit=config.memory_limit,
+            evict=config.evict,
+        ),
+        users,
+        lambda chain: user_of(chain, DEFAULT_RULES, users.__contains__),
+        clock.seconds,
+    )
+    return KVController(server)
