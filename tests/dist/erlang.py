@@ -26,7 +26,6 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.threads import deferToThread
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from kvproto.config import OnRotate
@@ -42,6 +41,7 @@ from kvproto.dist import (
 )
 from kvproto.listeners import AcceptorService, Ledger, Limits, server_endpoint
 from kvproto.testing.certificates import Authority, Identity
+from kvproto.tls import KVTLSFactory
 from tests.integration.peers import require
 
 __all__ = ["COOKIE", "ErlangNode", "Site", "Tls", "free_port", "write_credentials"]
@@ -269,7 +269,7 @@ class SecuredClientEndpoint:
         self._endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port, timeout=5)
 
     def connect(self, factory: Any) -> Deferred[Any]:
-        wrapped = TLSMemoryBIOFactory(self._tls, True, factory)
+        wrapped = KVTLSFactory(self._tls, True, factory, reactor)
         return self._endpoint.connect(wrapped)
 
 
@@ -297,7 +297,7 @@ class Site:
             NodeController(self.node),
             self.ledger,
             reactor,
-            wrap=lambda factory: TLSMemoryBIOFactory(self.tls, False, factory),
+            wrap=lambda factory: KVTLSFactory(self.tls, False, factory, reactor),
             drain_timeout=0,
         )
         self.connectors: list[Connector] = []
