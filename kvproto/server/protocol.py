@@ -173,8 +173,8 @@ class KVServerProtocol(TwistedProtocol):
         self._go_on()
 
     def stopProducing(self) -> None:
-        """Answer nothing more: the transport is going away."""
-        self._closing = self._stopped = True
+        """Answer nothing more: the transport is going away, and will say so."""
+        self._paused = self._stopped = True
 
     # what its owner says
 
@@ -217,6 +217,7 @@ class KVServerProtocol(TwistedProtocol):
             while self._serve_turn(session):
                 if self._at < len(self._items):
                     continue
+                self._items = []  # an idle connection keeps no request alive
                 error = session.error
                 if error is not None:
                     self._hang_up(session.last_words(error), str(error))

@@ -52,7 +52,7 @@ class TextSession:
         peer: Who the other side is.
     """
 
-    __slots__ = ("_decoder", "feed", "peer", "server", "store")
+    __slots__ = ("_decoder", "_failed_keys", "feed", "peer", "server", "store")
 
     def __init__(self, server: KVServer, peer: Peer) -> None:
         self.server = server
@@ -60,6 +60,9 @@ class TextSession:
         self.store = server.store
         self._decoder = TextDecoder(MAX_LOGIN)
         self.feed = self._decoder.feed
+        # A retrieval that was answered with an error: a client takes that line for the whole
+        # answer, so neither further values nor END may follow.
+        self._failed_keys = False
         self._update_rights()
 
     @property
@@ -78,11 +81,22 @@ class TextSession:
             return self._stranger(item)
         if isinstance(item, TextRefusal):
             return self._refused(item)
+        if self._failed_keys and item.verb in _RETRIEVALS:
+            self._failed_keys = item.verb != "end"
+            return b""
         return _HANDLERS[item.verb](self, item)
 
     def failed(self, item: Any) -> bytes:
         """Encode "internal error"."""
+        self._failed_keys = item.verb in _RETRIEVALS
         return b"" if getattr(item, "noreply", False) else INTERNAL
+
+    def refuse_key(self, refusal: Refusal) -> bytes:
+        """Answer one key of a retrieval: with nothing if it is only missing."""
+        if refusal is Refusal.NOT_FOUND:
+            return b""
+        self._failed_keys = True
+        return _REFUSED[refusal]
 
     def last_words(self, error: RemoteProtocolError) -> bytes:
         """Say nothing more: what there is to say to a wrong line has been said."""
@@ -106,6 +120,8 @@ class TextSession:
             return Hangup(UNAUTHENTICATED, "its certificate names no known user")
         if item.verb == "quit":
             return Hangup()
+        if isinstance(item, TextCommand) and item.verb in _KEYS:
+            return b""  # the end of the line answers for all of its keys
         if not isinstance(item, TextCommand) or item.verb != "set":
             return UNAUTHENTICATED
         name, space, password = item.value.partition(b" ")
@@ -123,36 +139,36 @@ class TextSession:
 
 
 def _get(session: TextSession, command: TextCommand) -> Reply:
-    return when(session.store.get(command.key), _found, command.key)
+    return when(session.store.get(command.key), _found, session, command.key)
 
 
 def _gets(session: TextSession, command: TextCommand) -> Reply:
-    return when(session.store.get(command.key), _found_with_cas, command.key)
+    return when(session.store.get(command.key), _found_with_cas, session, command.key)
 
 
 def _gat(session: TextSession, command: TextCommand) -> Reply:
     outcome = session.store.get_and_touch(command.key, command.expiry)
-    return when(outcome, _found, command.key)
+    return when(outcome, _found, session, command.key)
 
 
 def _gats(session: TextSession, command: TextCommand) -> Reply:
     outcome = session.store.get_and_touch(command.key, command.expiry)
-    return when(outcome, _found_with_cas, command.key)
+    return when(outcome, _found_with_cas, session, command.key)
 
 
-def _found(outcome: Any, key: bytes, cas: int | None = None) -> Reply:
+def _found(outcome: Any, session: TextSession, key: bytes, cas: int | None = None) -> Reply:
     if outcome.__class__ is not Document:
-        return b"" if outcome is None or outcome is Refusal.NOT_FOUND else _REFUSED[outcome]
+        return b"" if outcome is None else session.refuse_key(outcome)
     value = outcome.value
     if len(value) <= COPY_LIMIT:
         return wire.value_reply(key, outcome.flags, value, cas)
     return [wire.value_head(key, outcome.flags, len(value), cas), value, b"\r\n"]
 
 
-def _found_with_cas(outcome: Any, key: bytes) -> Reply:
+def _found_with_cas(outcome: Any, session: TextSession, key: bytes) -> Reply:
     if outcome.__class__ is not Document:
-        return _found(outcome, key)
-    return _found(outcome, key, LOCKED_CAS if outcome.locked_until else outcome.cas)
+        return _found(outcome, session, key)
+    return _found(outcome, session, key, LOCKED_CAS if outcome.locked_until else outcome.cas)
 
 
 def _end(session: TextSession, command: TextCommand) -> Reply:
@@ -269,6 +285,9 @@ def _mn(session: TextSession, command: TextCommand) -> Reply:
 def _quit(session: TextSession, command: TextCommand) -> Reply:
     return Hangup()
 
+
+_KEYS = frozenset({"get", "gets", "gat", "gats"})
+_RETRIEVALS = _KEYS | {"end"}
 
 _HANDLERS: dict[str, Handler] = {
     "get": _get,

@@ -1,0 +1,346 @@
+"""The connection: order, back-pressure, how it ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from kvproto.interfaces import IDrainable
+from kvproto.server import KVServer, ServerSettings
+from kvproto.store import MemoryStore
+from kvproto.wire.binary import ResponseDecoder, encode_request
+from kvproto.wire.constants import Opcode, Status
+from tests.server.support import NOW, FakeConnection, FakeTransport, Link, SlowStore
+
+K = b"key"
+MIB = 1 << 20
+
+
+def gets(count: int, first: int = 0) -> bytes:
+    """Encode requests that are numbered by their opaque."""
+    return b"".join(
+        encode_request(Opcode.GET, key=K, opaque=first + number) for number in range(count)
+    )
+
+
+def opaques(data: bytes) -> list[int]:
+    """Return the numbers of the replies in some bytes."""
+    return [frame.opaque for frame in ResponseDecoder().feed(data)]
+
+
+class OneWriteTests(SynchronousTestCase):
+    """Replies of one read go out together."""
+
+    def test_one_read_one_write(self) -> None:
+        """All requests of one read are answered by one write, in order."""
+        link = Link()
+        link.store.set(K, b"v")
+        responses = link.responses(gets(100))
+        self.assertEqual([r.opaque for r in responses], list(range(100)))
+        self.assertEqual(link.transport.writes, 1)
+
+    def test_nothing_is_kept(self) -> None:
+        """Once served, a request is let go of: thousands of idle connections hold no values."""
+        link = Link()
+        link.ask(encode_request(Opcode.SET, key=K, value=bytes(100_000), extras=bytes(8)))
+        self.assertEqual(link.protocol._items, [])
+
+    def test_nothing_to_say(self) -> None:
+        """Quiet requests cause no write at all."""
+        link = Link()
+        link.ask(encode_request(Opcode.GETQ, key=K) * 10)
+        self.assertEqual(link.transport.writes, 0)
+
+    def test_any_cutting(self) -> None:
+        """However a stream is cut into reads, the replies are the same."""
+        data = gets(3) + encode_request(Opcode.SET, key=K, value=b"v" * 50, extras=bytes(8))
+        data += gets(3, 10)
+        whole = opaques(Link().ask(data))
+        for size in (1, 7, 24, 25, 60):
+            link = Link()
+            link.transport.send(data, read_size=size)
+            self.assertEqual(opaques(link.take()), whole)
+
+
+class BackPressureTests(SynchronousTestCase):
+    """A client that sends and does not read."""
+
+    def link(self, value: bytes = b"", **settings: Any) -> Link:
+        link = Link(transport=FakeTransport(reads=False), **settings)
+        link.store.set(K, value)
+        return link
+
+    def test_hundred_thousand_requests(self) -> None:
+        """Memory stays within the limit; once it reads, it gets every reply in order."""
+        link = self.link(bytes(1000))
+        link.transport.send(gets(100_000))
+        self.assertLessEqual(link.transport.most_unsent, MIB)
+        self.assertFalse(link.transport.reading)
+        held = len(link.protocol._items) - link.protocol._at
+        kept = sum(map(len, link.protocol._unread))
+        self.assertLessEqual(kept + held * 27, 2 * 65536)
+        link.transport.most_unsent = 0
+        while link.transport.unsent:
+            link.transport.read()
+        self.assertLessEqual(link.transport.most_unsent, MIB)
+        self.assertEqual(opaques(link.take()), list(range(100_000)))
+        self.assertTrue(link.transport.reading)
+
+    def test_smaller_limit(self) -> None:
+        """The limit is a parameter."""
+        link = self.link(bytes(1000), unsent_limit=200_000)
+        link.transport.send(gets(10_000))
+        self.assertLessEqual(link.transport.most_unsent, 200_000)
+        while link.transport.unsent:
+            link.transport.read()
+        self.assertEqual(opaques(link.take()), list(range(10_000)))
+
+    def test_values_larger_than_the_limit(self) -> None:
+        """A reply above the limit is sent alone: one of them waits, not all of them."""
+        link = self.link(bytes(3 * MIB))
+        link.transport.send(gets(20))
+        self.assertLess(link.transport.most_unsent, 3 * MIB + 1000)
+        while link.transport.unsent:
+            link.transport.read()
+        self.assertEqual(opaques(link.take()), list(range(20)))
+
+    def test_slow_reader(self) -> None:
+        """Reading a little at a time changes nothing of the order."""
+        link = self.link(bytes(1000))
+        link.transport.send(gets(5000))
+        while link.transport.unsent:
+            link.transport.read(300_000)
+        self.assertEqual(opaques(link.take()), list(range(5000)))
+
+    def test_text_keys(self) -> None:
+        """One line with many keys is served key by key: it cannot ask for more than the limit."""
+        link = Link(transport=FakeTransport(reads=False))
+        link.store.set(b"k", bytes(1000))
+        link.transport.send(b"get" + b" k" * 100_000 + b"\r\nversion\r\n")
+        self.assertLessEqual(link.transport.most_unsent, MIB)
+        while link.transport.unsent:
+            link.transport.read()
+        answer = link.take()
+        self.assertEqual(answer.count(b"VALUE k 0 1000\r\n"), 100_000)
+        self.assertIn(b"\r\nEND\r\nVERSION ", answer[-100:])
+
+    def test_closed_while_stopped(self) -> None:
+        """Nothing is served any more when the peer is gone."""
+        link = self.link(bytes(1000))
+        link.transport.send(gets(10_000))
+        link.transport.lose()
+        self.assertEqual(link.protocol._items, [])
+        self.assertEqual(link.protocol._unread, [])
+        link.protocol.resumeProducing()
+
+    def test_paused_during_a_write(self) -> None:
+        """A transport may pause and resume its producer within one write."""
+        link = self.link(bytes(100))
+        transport = link.transport
+
+        class Hasty(FakeTransport):
+            def writeSequence(self, parts: list[bytes]) -> None:
+                super().writeSequence(parts)
+                self.producer.pauseProducing()
+                self.producer.resumeProducing()
+
+        transport.__class__ = Hasty
+        transport.peer_reads = True
+        self.assertEqual(opaques(link.ask(gets(20_000))), list(range(20_000)))
+
+
+class SlowStoreTests(SynchronousTestCase):
+    """A store that answers later."""
+
+    def setUp(self) -> None:
+        self.slow = SlowStore(MemoryStore(lambda: NOW))
+        self.slow.store.set(K, b"v")
+        self.link = Link(KVServer(self.slow, ServerSettings()))
+
+    def test_order(self) -> None:
+        """Replies come in the order of the requests, one after the other."""
+        self.assertEqual(self.link.responses(gets(3)), [])
+        for number in range(3):
+            self.slow.release()
+            self.assertEqual([r.opaque for r in self.link.responses()], [number])
+
+    def test_known_replies_do_not_wait(self) -> None:
+        """What is known before a slow request is sent before it."""
+        noop = encode_request(Opcode.NOOP, opaque=77)
+        self.assertEqual([r.opaque for r in self.link.responses(noop + gets(1))], [77])
+
+    def test_answers_at_once(self) -> None:
+        """A Deferred that has fired already keeps the order too."""
+        noop = encode_request(Opcode.NOOP, opaque=77)
+        self.slow._cancel = None  # type: ignore[method-assign, assignment]
+        real = self.slow.store
+
+        class Ready:
+            def __getattr__(self, name: str) -> Any:
+                from twisted.internet.defer import succeed
+
+                return lambda *args, **options: succeed(getattr(real, name)(*args, **options))
+
+        link = Link(KVServer(Ready(), ServerSettings()))
+        replies = link.responses(noop + gets(2000) + noop)
+        self.assertEqual([r.opaque for r in replies], [77, *range(2000), 77])
+
+    def test_reading_stops_and_goes_on(self) -> None:
+        """While a request waits, one more read is taken and no further one."""
+        self.link.ask(gets(1))
+        self.link.ask(gets(1, 1))
+        self.link.ask(gets(1, 2))
+        self.assertFalse(self.link.transport.reading)
+        self.assertEqual(len(self.link.transport.arrived), 1)
+        for _ in range(3):
+            self.slow.release()
+        self.assertEqual([r.opaque for r in self.link.responses()], [0, 1, 2])
+        self.assertTrue(self.link.transport.reading)
+
+    def test_peer_leaves(self) -> None:
+        """The store hears that nobody waits any more."""
+        self.link.ask(gets(2))
+        self.link.transport.lose()
+        self.assertEqual(self.slow.cancelled, 1)
+
+    def test_store_fails(self) -> None:
+        """A failure is an internal error for that request; the next one is served."""
+        self.link.ask(gets(2))
+        self.slow.waiting.pop(0)[0].errback(OSError("disk"))
+        self.slow.release()
+        self.assertEqual([r.status for r in self.link.responses()], [Status.INTERNAL, 0])
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+
+    def test_store_raises(self) -> None:
+        """So is an exception that should not have been."""
+
+        class Broken:
+            def get(self, key: bytes) -> None:
+                raise RuntimeError("a defect")
+
+        link = Link(KVServer(Broken(), ServerSettings()))
+        noop = encode_request(Opcode.NOOP)
+        replies = link.responses(gets(1) + noop)
+        self.assertEqual([r.status for r in replies], [Status.INTERNAL, 0])
+        link = Link(KVServer(Broken(), ServerSettings()))
+        self.assertEqual(link.ask(b"get k\r\nmn\r\n"), b"SERVER_ERROR internal error\r\nMN\r\n")
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+
+
+class BrokenStreamTests(SynchronousTestCase):
+    """Peers that do not speak the protocol."""
+
+    def test_bad_header(self) -> None:
+        """A frame that contradicts itself is answered with 0x04, then the connection ends."""
+        connection = FakeConnection()
+        link = Link(connection=connection)
+        bad = bytearray(encode_request(Opcode.GET, key=K, opaque=6))
+        bad[11] = 1  # the body is shorter than the key
+        [first, last] = link.responses(encode_request(Opcode.NOOP, opaque=5) + bytes(bad))
+        self.assertEqual((first.opaque, first.status), (5, 0))
+        self.assertEqual((last.opaque, last.status), (6, Status.INVALID))
+        self.assertTrue(link.transport.closed)
+        self.assertEqual(len(connection.errors), 1)
+
+    def test_garbage_behind_a_frame(self) -> None:
+        """Requests before garbage are answered; the garbage ends the connection, with a reason."""
+        connection = FakeConnection()
+        link = Link(connection=connection)
+        self.assertEqual(opaques(link.ask(gets(2) + b"GARBAGE")), [0, 1])
+        self.assertTrue(link.transport.closed)
+        self.assertEqual(connection.errors, ["unknown magic 0x47"])
+
+    def test_http(self) -> None:
+        """A web browser is hung up on."""
+        connection = FakeConnection()
+        link = Link(connection=connection)
+        link.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertTrue(link.transport.closed)
+        self.assertEqual(len(connection.errors), 1)
+
+    def test_truncated(self) -> None:
+        """A peer that leaves within a request is worth a reason; one between them is not."""
+        for data, errors in ((gets(1), 0), (gets(1)[:-1], 1), (b"", 0), (b"get k", 1)):
+            connection = FakeConnection()
+            link = Link(connection=connection)
+            if data:
+                link.ask(data)
+            link.transport.lose()
+            self.assertEqual(len(connection.errors), errors, data)
+
+    def test_without_anybody_who_logs(self) -> None:
+        """Without a listener the session itself writes the reason down."""
+        link = Link()
+        link.ask(b"\x80" + gets(1) + b"?")
+        self.assertTrue(link.transport.closed)
+
+    def test_data_after_the_end(self) -> None:
+        """What arrives after that is ignored."""
+        link = Link()
+        link.ask(b"quit\r\n")
+        link.protocol.dataReceived(b"version\r\n")
+        self.assertEqual(link.take(), b"")
+
+
+class DrainTests(SynchronousTestCase):
+    """Ending at a request boundary."""
+
+    def test_idle(self) -> None:
+        """A connection without requests closes at once, one that never spoke too."""
+        for data in (b"", gets(1)):
+            link = Link()
+            if data:
+                link.ask(data)
+            drained = link.protocol.drain()
+            self.assertTrue(link.transport.closed)
+            self.assertIsNone(self.successResultOf(drained))
+
+    def test_waits_for_a_slow_answer(self) -> None:
+        """What has been asked is answered first, all of it, also what was kept."""
+        slow = SlowStore(MemoryStore(lambda: NOW))
+        link = Link(KVServer(slow, ServerSettings()))
+        link.ask(gets(2))
+        link.ask(gets(1, 2))
+        drained = link.protocol.drain()
+        self.assertNoResult(drained)
+        for _ in range(3):
+            slow.release()
+        self.assertEqual([r.opaque for r in link.responses()], [0, 1, 2])
+        self.successResultOf(drained)
+
+    def test_waits_for_a_slow_reader(self) -> None:
+        """Unsent answers are sent."""
+        link = Link(transport=FakeTransport(reads=False))
+        link.store.set(K, bytes(1000))
+        link.transport.send(gets(2000))
+        drained = link.protocol.drain()
+        while link.transport.unsent:
+            self.assertNoResult(drained)
+            link.transport.read()
+        self.successResultOf(drained)
+        self.assertEqual(opaques(link.take()), list(range(2000)))
+
+    def test_request_coming_in(self) -> None:
+        """The request that is coming in is finished; nothing behind it is waited for."""
+        link = Link()
+        link.ask(gets(1)[:10])
+        drained = link.protocol.drain()
+        self.assertNoResult(drained)
+        self.assertEqual(opaques(link.ask(gets(1)[10:] + gets(1, 1)[:5])), [0])
+        self.successResultOf(drained)
+
+    def test_twice(self) -> None:
+        """Draining again gives another Deferred that fires with the first."""
+        link = Link()
+        link.ask(gets(1)[:10])
+        first, second = link.protocol.drain(), link.protocol.drain()
+        link.transport.lose()
+        self.successResultOf(first)
+        self.successResultOf(second)
+        self.successResultOf(link.protocol.drain())
+
+    def test_interface(self) -> None:
+        """The protocol is what a listener drains."""
+        verifyObject(IDrainable, Link().protocol)
