@@ -24,6 +24,7 @@ from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.interfaces import IOpenSSLContextFactory
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
+from twisted.internet.tcp import Server
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 from zope.interface import implementer
@@ -267,6 +268,21 @@ class BindTests(ListenerCase):
             self.assertEqual(await waiting, b"hello")
             await acceptor.stopService()
             await acceptor._close_port()
+
+    async def test_transport_of_choice(self) -> None:
+        """Whoever makes the endpoint chooses what accepted sockets are put into."""
+
+        class Own(Server):
+            """A transport of somebody's own."""
+
+        acceptor = await self.start(server_endpoint(reactor, LOCAL, Own))
+        with socket.create_connection(self.address(acceptor)):
+            await deferLater(reactor, 0.05)
+            (entry,) = self.ledger.entries()
+            self.assertIsInstance(
+                entry.accepted.transport,  # type: ignore[attr-defined]
+                Own,
+            )
 
     async def test_socket_options(self) -> None:
         """Accepted sockets send at once and notice peers that vanished."""

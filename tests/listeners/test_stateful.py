@@ -219,7 +219,13 @@ class ListenerMachine(RuleBasedStateMachine):
 
     @rule(event=st.sampled_from(list(Event)), transport=transports)
     def anything(self, event: Event, transport: LivelyTransport) -> None:
-        internal = {Event.CLAIMED, Event.PEER_LOST, Event.HANDSHAKE_DONE, Event.OVER_LIMIT}
+        internal = {
+            Event.CLAIMED,
+            Event.CLAIM_FAILED,
+            Event.HANDSHAKE_DONE,
+            Event.OVER_LIMIT,
+            Event.PEER_LOST,
+        }
         if transport.protocol is not None and event not in internal:
             transport.protocol.fire(event, "drawn")
 
