@@ -10,7 +10,7 @@ kv_engine ``docs/BinaryProtocol.md``, ``docs/Locks`` and ``docs/SubDocument.md``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
@@ -60,6 +60,7 @@ class Document:
         datatype: The datatype bits the client gave (1 = JSON), a hint only.
         due: The second at which the store looks whether it has expired; the store's own.
         xattrs: Extended attributes: name to raw JSON text; None when it has none.
+        kind: What is known of its value, a `kvproto.store.jsontext.Kind`; found out when needed.
         deleted: Whether it is a tombstone, as DELETE answers with.
     """
 
@@ -73,6 +74,7 @@ class Document:
     due: int = 0
     xattrs: dict[str, bytes] | None = None
     deleted: bool = False
+    kind: int = field(default=0, compare=False)
 
     @property
     def expiry(self) -> int:

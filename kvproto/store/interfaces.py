@@ -7,10 +7,15 @@ and counters are on the reference page "Stores".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from kvproto.store.document import Document, Key, Refusal
+from kvproto.store.multi import LookupResult, MutationResult
+from kvproto.store.paths import PathStatus
+from kvproto.store.subdoc import LookupSpec, MutationSpec
 
 __all__ = ["IStore", "Outcome"]
 
@@ -122,6 +127,46 @@ class IStore(Interface):
         """Release a lock; None when done.
 
         Not locked: NOT_LOCKED; another CAS than the lock's: LOCKED.
+        """
+
+    def lookup_in(
+        key: Key, specs: Sequence[LookupSpec], doc_flags: int = 0
+    ) -> LookupResult | PathStatus | Refusal | Deferred[LookupResult | PathStatus | Refusal]:
+        """Look up several paths in one document, locked or not.
+
+        Args:
+            key: Which document.  Missing: NOT_FOUND.
+            specs: 1 to 16, those about extended attributes first.
+            doc_flags: `DocFlag` bits; only ACCESS_DELETED.
+
+        Returns:
+            Each path's result; or a status for the whole request, which was not well formed.
+        """
+
+    def mutate_in(
+        key: Key,
+        specs: Sequence[MutationSpec],
+        doc_flags: int = 0,
+        expiry: int = 0,
+        cas: int = 0,
+        *,
+        flags: int | None = None,
+        preserve_expiry: bool = False,
+    ) -> MutationResult | PathStatus | Refusal | Deferred[MutationResult | PathStatus | Refusal]:
+        """Change several paths in one document, all or none.
+
+        Args:
+            key: Which document.
+            specs: 1 to 16, those about extended attributes first.
+            doc_flags: `DocFlag` bits.  Without MKDOC and ADD, missing is NOT_FOUND; with ADD,
+                existing is EXISTS.
+            expiry: Its new expiry.
+            cas: When not 0, the document must exist with this CAS.
+            flags: Its new flags; None keeps what it has, 0 for a new one.
+            preserve_expiry: An existing document keeps its own expiry.
+
+        Returns:
+            What came of it, a failed path included; or a status for the whole request.
         """
 
     def discard(key: Key) -> Deferred[None] | None:

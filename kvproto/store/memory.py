@@ -10,14 +10,27 @@ Source: memcached ``doc/protocol.txt``; Couchbase kv_engine
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from zope.interface import implementer
 
 from kvproto.store.document import DO_NOT_CREATE, Document, Key, Refusal
 from kvproto.store.expiry import deadline
 from kvproto.store.interfaces import IStore
+from kvproto.store.multi import (
+    DocFlag,
+    LookupResult,
+    MutationResult,
+    check_lookup,
+    check_mutation,
+    check_tombstone,
+    look_up_all,
+    mutate_all,
+    stays_deleted,
+)
+from kvproto.store.paths import PathStatus
 from kvproto.store.shelf import Shelf
+from kvproto.store.subdoc import LookupSpec, MutationSpec
 
 __all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "MemoryStore"]
 
@@ -63,14 +76,6 @@ class MemoryStore(Shelf):
         self._max_item = memory_limit if max_item is None else max_item
         self._max_value = max_value
         self._cas = 0
-        self._get_hits = self._get_misses = self._get_expired = 0
-        self._cmd_set = self._cmd_touch = self._cmd_flush = 0
-        self._cas_hits = self._cas_misses = self._cas_badval = 0
-        self._delete_hits = self._delete_misses = 0
-        self._touch_hits = self._touch_misses = 0
-        self._incr_hits = self._incr_misses = 0
-        self._decr_hits = self._decr_misses = 0
-        self._too_large = self._no_memory = 0
 
     # -- reading --------------------------------------------------------------
 
@@ -195,9 +200,8 @@ class MemoryStore(Shelf):
         if refusal is not None:
             return refusal
         self._delete_hits += 1
-        self._remove(key, old)
-        self._seqno += 1
-        return Document(b"", 0, self._next_cas(now), 0.0, 0.0, self._seqno, deleted=True)
+        cas = self._next_cas(now)
+        return self._entomb(key, old, Document(b"", 0, cas, seqno=self._seqno + 1), now)
 
     # -- counters -------------------------------------------------------------
 
@@ -329,33 +333,113 @@ class MemoryStore(Shelf):
         if self._flush_at <= self._now():
             self._discard_all()
         return {
-            "cmd_get": self._get_hits + self._get_misses,
-            "cmd_set": self._cmd_set,
-            "cmd_flush": self._cmd_flush,
-            "cmd_touch": self._cmd_touch,
-            "get_hits": self._get_hits,
-            "get_misses": self._get_misses,
-            "get_expired": self._get_expired,
-            "delete_misses": self._delete_misses,
-            "delete_hits": self._delete_hits,
-            "incr_misses": self._incr_misses,
-            "incr_hits": self._incr_hits,
-            "decr_misses": self._decr_misses,
-            "decr_hits": self._decr_hits,
-            "cas_misses": self._cas_misses,
-            "cas_hits": self._cas_hits,
-            "cas_badval": self._cas_badval,
-            "touch_hits": self._touch_hits,
-            "touch_misses": self._touch_misses,
-            "store_too_large": self._too_large,
-            "store_no_memory": self._no_memory,
+            **self._counters(),
             "limit_maxbytes": self._limit,
             "bytes": self._used,
             "curr_items": len(self._items),
-            "total_items": self._total_items,
-            "evictions": self._evictions,
-            "reclaimed": self._reclaimed,
         }
+
+    # -- parts of documents ---------------------------------------------------
+
+    def lookup_in(
+        self, key: Key, specs: Sequence[LookupSpec], doc_flags: int = 0
+    ) -> LookupResult | PathStatus | Refusal:
+        """Look up several paths in one document; see `IStore.lookup_in`."""
+        status = check_lookup(specs, doc_flags)
+        if status is not PathStatus.SUCCESS:
+            return status
+        document = self.get(key)
+        if document is None and doc_flags & DocFlag.ACCESS_DELETED:
+            document = self._tombstones.get(key)
+        if document is None:
+            return Refusal.NOT_FOUND
+        return look_up_all(document, specs, self.uuid)
+
+    def mutate_in(
+        self,
+        key: Key,
+        specs: Sequence[MutationSpec],
+        doc_flags: int = 0,
+        expiry: int = 0,
+        cas: int = 0,
+        *,
+        flags: int | None = None,
+        preserve_expiry: bool = False,
+    ) -> MutationResult | PathStatus | Refusal:
+        """Change several paths in one document, all or none; see `IStore.mutate_in`."""
+        status = check_mutation(specs, doc_flags, cas)
+        if status is not PathStatus.SUCCESS:
+            return status
+        self._cmd_set += 1
+        now = self._now()
+        old = self._live(key, now)
+        base, refused = self._base(key, old, specs, doc_flags, cas)
+        if refused is not None:
+            return refused
+        new = Document(b"", 0, self._next_cas(now), seqno=self._seqno + 1)
+        changes = mutate_all(base, specs, new, doc_flags, self.uuid)
+        if isinstance(changes, MutationResult):
+            return changes
+        new.value, new.xattrs, new.kind = changes.value, changes.xattrs, changes.kind
+        if changes.delete or stays_deleted(base, specs, doc_flags):
+            kept: Document | Refusal = self._entomb(key, old, new, now)
+        else:
+            new.flags = flags if flags is not None else old.flags if old is not None else 0
+            keeps = preserve_expiry and old is not None
+            new.expires_at = old.expires_at if keeps and old else deadline(expiry, now)
+            kept = self._keep(key, new, old, now)
+        if isinstance(kept, Refusal):
+            return kept
+        is_tombstone = kept.deleted and not changes.delete
+        status = PathStatus.SUCCESS_DELETED if is_tombstone else PathStatus.SUCCESS
+        return MutationResult(status, kept, changes.results)
+
+    def _base(
+        self,
+        key: Key,
+        old: Document | None,
+        specs: Sequence[MutationSpec],
+        doc_flags: int,
+        cas: int,
+    ) -> tuple[Document | None, PathStatus | Refusal | None]:
+        """Say what a mutation starts from: a document, a tombstone or nothing; or why not."""
+        if old is not None:
+            if doc_flags & DocFlag.ADD:
+                return None, Refusal.EXISTS
+            if doc_flags & DocFlag.REVIVE:
+                return None, PathStatus.NOT_DELETED
+            return old, self._check(old, cas)
+        tombstone = self._tombstones.get(key) if doc_flags & DocFlag.ACCESS_DELETED else None
+        if tombstone is not None and not doc_flags & DocFlag.ADD:
+            if cas and cas != tombstone.cas:
+                return None, Refusal.EXISTS
+            return tombstone, check_tombstone(specs, doc_flags)
+        if cas or not doc_flags & (DocFlag.ADD | DocFlag.MKDOC):
+            return None, Refusal.NOT_FOUND
+        return None, None
+
+    def _entomb(
+        self, key: Key, old: Document | None, tombstone: Document, now: float
+    ) -> Document | Refusal:
+        """Put a tombstone in the place of a document; one without attributes is not kept.
+
+        Attributes whose names begin with ``_`` (the system's) outlive their document, those of
+        users do not, unless the tombstone was made with them.
+        """
+        tombstone.value, tombstone.deleted = b"", True
+        if old is not None:
+            xattrs = tombstone.xattrs or old.xattrs or {}
+            system = {name: text for name, text in xattrs.items() if name[0] == "_"}
+            tombstone.xattrs = system or None
+            self._remove(key, old)
+        if tombstone.xattrs is None:
+            self._exhume(key)
+        elif not self._bury(key, tombstone, now) and old is None:
+            # Where something was deleted, it stays deleted; only its attributes are lost.
+            self._no_memory += 1
+            return Refusal.NO_MEMORY
+        self._seqno += 1
+        return tombstone
 
     # -- the rules that operations share --------------------------------------
 
@@ -404,16 +488,26 @@ class MemoryStore(Shelf):
         now: float,
     ) -> Document | Refusal:
         """Let a mutation that was found right happen, if there is room for it."""
-        length = len(value)
+        cas = self._next_cas(now)
+        document = Document(value, flags, cas, expires_at, 0.0, self._seqno + 1, datatype)
+        if old is not None:
+            document.xattrs = old.xattrs
+            if value is old.value:
+                document.kind = old.kind
+        return self._keep(key, document, old, now)
+
+    def _keep(
+        self, key: Key, document: Document, old: Document | None, now: float
+    ) -> Document | Refusal:
+        """Put a document that is ready into its place, if there is room for it."""
+        length = len(document.value)
+        if document.xattrs is not None:
+            length += sum(map(len, document.xattrs.values()))
         key_length = len(key[1]) if key.__class__ is tuple else len(key)
         if length > self._max_value or length + key_length > self._max_item:
             self._too_large += 1
             return Refusal.TOO_BIG
-        cas = self._next_cas(now)
-        document = Document(value, flags, cas, expires_at, 0.0, self._seqno + 1, datatype)
-        if old is not None and old.xattrs is not None:
-            document.xattrs = old.xattrs
-        if expires_at and expires_at <= now:
+        if document.expires_at and document.expires_at <= now:
             if old is not None:
                 self._remove(key, old)
         else:

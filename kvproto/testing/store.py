@@ -373,6 +373,14 @@ class StoreContract(StoreCase):
         self.clock.advance(10)
         self.assertEqual(self.value(), b"5")
 
+    def test_a_flush_that_is_due_counts(self) -> None:
+        """A flush whose moment has come is not undone by one that is asked for afterwards."""
+        self.fill()
+        self.ask(self.store.flush(10))
+        self.clock.advance(10)
+        self.ask(self.store.flush(10))
+        self.assertIsNone(self.value())
+
     def test_drop_collection(self) -> None:
         """A dropped collection is empty at once, the others are not; its id can be used again."""
         keys: list[Key] = [(8, b"%d" % number) for number in range(100)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.store import Refusal
-from kvproto.store.shelf import COLLECTION_OVERHEAD, ITEM_OVERHEAD, XATTR_OVERHEAD
+from kvproto.store.shelf import COLLECTION_OVERHEAD, ITEM_OVERHEAD, XATTR_OVERHEAD, XATTRS_OVERHEAD
 from kvproto.testing.store_case import DONE, MISS, NO_CAS, TABLE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "store.md"
@@ -28,9 +28,11 @@ class ReferencePageTests(SynchronousTestCase):
         self.page = PAGE.read_text(encoding="utf-8")
 
     def test_example(self) -> None:
-        """The page's example runs."""
-        [example] = re.findall(r"```python\n(.*?)```", self.page, re.S)
-        exec(compile(example, str(PAGE), "exec"), {})
+        """The page's examples run."""
+        examples = re.findall(r"```python\n(.*?)```", self.page, re.S)
+        self.assertEqual(len(examples), 2)
+        for example in examples:
+            exec(compile(example, str(PAGE), "exec"), {})
 
     def test_table(self) -> None:
         """Each row of the page's table is the contract's."""
@@ -46,5 +48,5 @@ class ReferencePageTests(SynchronousTestCase):
 
     def test_overheads(self) -> None:
         """The page states the overheads that count."""
-        for bytes_ in (ITEM_OVERHEAD, COLLECTION_OVERHEAD, XATTR_OVERHEAD):
+        for bytes_ in (ITEM_OVERHEAD, COLLECTION_OVERHEAD, XATTRS_OVERHEAD, XATTR_OVERHEAD):
             self.assertIn(f"| {bytes_} ", self.page)

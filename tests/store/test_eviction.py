@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.store import Document, Key, MemoryStore, Refusal
+from kvproto.store import (
+    DocFlag,
+    Document,
+    Key,
+    MemoryStore,
+    MutationSpec,
+    PathFlag,
+    PathOp,
+    Refusal,
+)
 from kvproto.store.shelf import COLLECTION_OVERHEAD, ITEM_OVERHEAD
 from tests.store.test_stateful import START, check_books
 
@@ -247,14 +256,56 @@ class LimitTests(SynchronousTestCase):
             store.get(key)
         elif choice < 0.86:
             store.delete(key)
-        elif choice < 0.9:
+        elif choice < 0.89:
             store.touch(key, rng.choice((0, 3)))
+        elif choice < 0.93:
+            self.random_attribute(rng, store, key)
         elif choice < 0.97:
             self.clock.advance(rng.choice((0.1, 1, 5)))
         elif choice < 0.985:
             store.drop_collection(rng.choice((8, 9)))
         else:
             store.flush(rng.choice((0, 2)))
+
+    def random_attribute(self, rng: random.Random, store: MemoryStore, key: Key) -> None:
+        """Give a document, deleted or not, an attribute that may outlive it."""
+        path = rng.choice((b"_sys", b"user"))
+        value = b'"' + b"v" * rng.choice((1, 500)) + b'"'
+        spec = MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, path, value)
+        flags = DocFlag.MKDOC | DocFlag.ACCESS_DELETED
+        store.mutate_in(key, [spec], flags | rng.choice((0, DocFlag.CREATE_AS_DELETED)))
+
+    def test_tombstones_go_before_the_living(self) -> None:
+        """What is kept of deleted documents makes room first, and is gone after three days."""
+        store = self.store_of(4)
+        flags = DocFlag.ADD | DocFlag.CREATE_AS_DELETED
+        spec = MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b"1")
+        self.put(store, "abc")
+        store.mutate_in(b"t", [spec], flags)
+        self.assertEqual(self.left(store), "bc")
+        self.put(store, "de")
+        self.assertEqual(self.left(store), "bcde")
+        store.delete(b"b")
+        store.delete(b"c")
+        store.mutate_in(b"t", [spec], flags)
+        self.clock.advance(3 * 86400 + 1)
+        self.put(store, "d")
+        self.assertEqual(store.stats()["bytes"], 2 * ITEM)
+        check_books(store)
+
+    def test_no_memory_for_attributes(self) -> None:
+        """Without eviction, attributes that do not fit are refused and change nothing."""
+        store = self.store_of(2, evict=False)
+        self.put(store, "ab")
+        spec = MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b"1")
+        for key, flags in ((b"a", 0), (b"c", DocFlag.ADD), (b"d", DocFlag.ADD | 0x08)):
+            self.assertIs(store.mutate_in(key, [spec], flags), Refusal.NO_MEMORY)
+        self.assertEqual(stat(store, "store_no_memory"), 3)
+        check_books(store)
+        small = MemoryStore(self.clock.seconds, max_value=10)
+        small.set(b"a", b"12345")
+        long = MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b'"1234"')
+        self.assertIs(small.mutate_in(b"a", [long]), Refusal.TOO_BIG)
 
 
 class OverheadTests(SynchronousTestCase):
@@ -286,6 +337,13 @@ class OverheadTests(SynchronousTestCase):
                     for i in range(count):
                         store.set((8, b"key%d" % i), b"%d" % i, 1000 + i, expiry)
 
-                for fill in (plain, named):
+                def attributes(
+                    store: MemoryStore, count: int = number, expiry: int = expiry
+                ) -> None:
+                    for i in range(count):
+                        spec = MutationSpec(PathOp.DICT_UPSERT, 4, b"x%d" % i, b"%d" % i)
+                        store.mutate_in(b"key%d" % i, [spec], DocFlag.ADD, expiry)
+
+                for fill in (plain, named, attributes)[: 3 if number == 2000 else 2]:
                     real, counted = self.measured(fill)
                     self.assertTrue(0.95 < counted / real < 1.30, f"{counted / real} {number}")

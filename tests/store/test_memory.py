@@ -11,16 +11,17 @@ from zope.interface import implementer
 
 from kvproto.store import IStore, MemoryStore
 from kvproto.testing.store import StoreContract
+from kvproto.testing.store_subdoc import SubdocContract
 
 
-class MemoryStoreContractTests(StoreContract, SynchronousTestCase):
+class MemoryStoreContractTests(StoreContract, SubdocContract, SynchronousTestCase):
     """The default store keeps the contract."""
 
     def make_store(self, now: Callable[[], float]) -> IStore:
         return MemoryStore(now)
 
 
-class RefusingStoreContractTests(StoreContract, SynchronousTestCase):
+class RefusingStoreContractTests(StoreContract, SubdocContract, SynchronousTestCase):
     """A store that refuses instead of evicting keeps the contract."""
 
     def make_store(self, now: Callable[[], float]) -> IStore:
@@ -47,7 +48,7 @@ class _WaitingStore:
         return later
 
 
-class WaitingStoreContractTests(StoreContract, SynchronousTestCase):
+class WaitingStoreContractTests(StoreContract, SubdocContract, SynchronousTestCase):
     """The contract can be tested on a store that answers with Deferreds."""
 
     def make_store(self, now: Callable[[], float]) -> IStore:

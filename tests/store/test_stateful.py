@@ -276,7 +276,7 @@ def check_books(store: MemoryStore) -> None:
     """Count the store's documents again and compare with its running totals."""
     from kvproto.store.shelf import _footprint
 
-    tables = [store._items, *store._garbage]
+    tables = [store._items, store._tombstones, *store._garbage]
     assert store._used == sum(_footprint(*item) for table in tables for item in table.items())
     named = {key for key in store._items if isinstance(key, tuple)}
     indexed = {key for index in store._collections.values() for key in index}

@@ -1,0 +1,271 @@
+"""Sub-document operations on any document, against a model on plain Python values."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.store import LookupSpec, MemoryStore, MutationResult, MutationSpec
+from kvproto.store.jsontext import levels_of
+from kvproto.store.paths import PathRefused, PathStatus
+from kvproto.store.subdoc import PathOp, look_up, mutate
+from tests.store.test_stateful import check_books
+
+NAMES = ("a", "b", "c.d", "e`f", 'g"h', "")
+scalars = (
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.sampled_from([1.5, -2.0])
+    | st.text(max_size=3)
+)  # fmt: skip
+documents = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4)
+    ),
+    max_leaves=15,
+)
+roots = documents.filter(lambda value: isinstance(value, dict | list))
+_steps: list[str | int] = [*NAMES[:5], 0, 1, 2, -1]
+steps = st.sampled_from(_steps)
+paths: st.SearchStrategy[list[str | int]] = st.lists(steps, max_size=4)
+operations = st.sampled_from([
+    PathOp.DICT_ADD, PathOp.DICT_UPSERT, PathOp.REPLACE, PathOp.REMOVE, PathOp.ARRAY_PUSH_LAST,
+    PathOp.ARRAY_PUSH_FIRST, PathOp.ARRAY_INSERT, PathOp.ARRAY_ADD_UNIQUE, PathOp.COUNTER,
+])  # fmt: skip
+layouts = st.sampled_from([(None, (",", ":")), (None, (" , ", " : ")), (1, (",", ": "))])
+
+
+def spell(path: list[str | int]) -> bytes:
+    """Write a path as a client would."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            quoted = json.dumps(step, ensure_ascii=False)[1:-1].replace("`", "``")
+            text += ("." if text else "") + f"`{quoted}`"
+    return text.encode()
+
+
+class Refused(Exception):
+    """The model refuses."""
+
+
+def refuse(status: PathStatus) -> None:
+    """Refuse, from within an expression or a branch."""
+    raise Refused(status)
+
+
+def walk(root: Any, path: list[str | int]) -> tuple[Any, bool]:
+    """Follow a path in a value: what it leads to, or the last thing before it breaks off."""
+    here = root
+    for step in path:
+        if not isinstance(here, list if isinstance(step, int) else dict):
+            refuse(PathStatus.MISMATCH)
+        if isinstance(step, int):
+            if not -len(here) <= step < len(here):
+                return here, False
+        elif step not in here:
+            return here, False
+        here = here[step]
+    return here, True
+
+
+def make(root: Any, path: list[str | int], value: Any, create: bool, whole: bool) -> None:
+    """Store a value under a path that breaks off."""
+    here = root
+    for at, step in enumerate(path):
+        if walk(here, [step])[1]:
+            here = here[step]
+            continue
+        rest = path[at:]
+        if (not create and (whole or len(rest) > 1)) or any(isinstance(s, int) for s in rest):
+            refuse(PathStatus.NOT_FOUND)
+        for name in rest[:-1]:
+            here[name] = {}
+            here = here[name]
+        here[rest[-1]] = value
+        return
+
+
+def is_number(value: Any) -> bool:
+    """Tell integers from booleans."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Compare as JSON does: 1 is not 1.0, nor true."""
+    return json.dumps(left) == json.dumps(right)
+
+
+def model(root: Any, op: PathOp, path: list[str | int], value: Any, create: bool) -> Any:
+    """Do a mutation on plain values; return the new root."""
+    root = copy.deepcopy(root)
+    pushes = op in {PathOp.ARRAY_PUSH_LAST, PathOp.ARRAY_PUSH_FIRST, PathOp.ARRAY_ADD_UNIQUE}
+    if op is PathOp.ARRAY_ADD_UNIQUE and isinstance(value, dict | list):
+        refuse(PathStatus.CANNOT_INSERT)
+    if op is PathOp.ARRAY_INSERT and not (path and is_number(path[-1]) and int(path[-1]) >= 0):
+        refuse(PathStatus.BAD_PATH)
+    if op is PathOp.COUNTER and not (is_number(value) and value and -(2**63) <= value < 2**63):
+        refuse(PathStatus.BAD_DELTA)
+    if not path and not pushes:
+        refuse(PathStatus.CANNOT_INSERT)
+    here, found = walk(root, path)
+    if op in {PathOp.DICT_ADD, PathOp.DICT_UPSERT} and isinstance(path[-1], int):
+        refuse(PathStatus.BAD_PATH)
+    if op in {PathOp.REPLACE, PathOp.REMOVE} and not found:
+        refuse(PathStatus.NOT_FOUND)
+    if op is PathOp.DICT_ADD and found:
+        refuse(PathStatus.EXISTS)
+    if op is PathOp.ARRAY_INSERT:
+        parent, parent_found = walk(root, path[:-1])
+        if not parent_found or not isinstance(path[-1], int) or path[-1] > len(parent):
+            refuse(PathStatus.NOT_FOUND)
+        parent.insert(path[-1], value)
+        return root
+    if not found:
+        make(root, path, [value] if pushes else value, create, pushes)
+        return root
+    if pushes:
+        if not isinstance(here, list):
+            refuse(PathStatus.MISMATCH)
+        if op is PathOp.ARRAY_ADD_UNIQUE:
+            if any(isinstance(item, dict | list) for item in here):
+                refuse(PathStatus.MISMATCH)
+            if any(same(item, value) for item in here):
+                refuse(PathStatus.EXISTS)
+        here.insert(0 if op is PathOp.ARRAY_PUSH_FIRST else len(here), value)
+        return root
+    parent, last = walk(root, path[:-1])[0], path[-1]
+    if op is PathOp.REMOVE:
+        del parent[last]
+    elif op is PathOp.COUNTER:
+        if not is_number(here):
+            refuse(PathStatus.MISMATCH)
+        if not -(2**63) <= here < 2**63:
+            refuse(PathStatus.NUMBER_RANGE)
+        if not -(2**63) <= here + value < 2**63:
+            refuse(PathStatus.CANNOT_INSERT)
+        parent[last] = here + value
+    else:
+        parent[last] = value
+    return root
+
+
+def levels(value: Any) -> int:
+    """Count the levels of a plain value."""
+    children = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(levels, children), default=0) if isinstance(value, dict | list) else 1
+
+
+class ModelTests(SynchronousTestCase):
+    """Text in, text out, and in between what plain Python does."""
+
+    def test_mutations(self) -> None:
+        """Any mutation of any document gives what the model gives, text or refusal."""
+
+        @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(roots, operations, paths, documents, st.booleans(), layouts, st.booleans())
+        def check(
+            root: Any, op: PathOp, path: list[str | int], value: Any, create: bool,
+            layout: tuple[int | None, tuple[str, str]], ascii_only: bool,
+        ) -> None:  # fmt: skip
+            indent, separators = layout
+            text = json.dumps(root, indent=indent, separators=separators, ensure_ascii=ascii_only)
+            new = (
+                b"" if op is PathOp.REMOVE else json.dumps(value, ensure_ascii=ascii_only).encode()
+            )
+            try:
+                expected: Any = json.dumps(model(root, op, path, value, create))
+            except Refused as refused:
+                expected = refused.args[0]
+            try:
+                after = mutate(text, op, spell(path), new, create).text
+                found: Any = json.dumps(json.loads(after))
+            except PathRefused as refused_path:
+                found = refused_path.status
+            assert found == expected, (text, op, spell(path), new, found, expected)
+
+        check()
+
+    def test_lookups(self) -> None:
+        """Any lookup gives the value that is there, as it is spelt there."""
+
+        @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(roots, paths, layouts)
+        def check(
+            root: Any, path: list[str | int], layout: tuple[int | None, tuple[str, str]]
+        ) -> None:
+            indent, separators = layout
+            text = json.dumps(root, indent=indent, separators=separators)
+            try:
+                here, found = walk(root, path)
+                expected: Any = here if found else PathStatus.NOT_FOUND
+            except Refused as refused:
+                expected = refused.args[0]
+            try:
+                raw = look_up(text, PathOp.GET, spell(path)).decode()
+            except PathRefused as refused_path:
+                found_: Any = refused_path.status
+            else:
+                assert raw in text
+                found_ = json.loads(raw)
+            assert same(found_, expected)
+
+        check()
+
+    def test_levels(self) -> None:
+        """The nesting of any document is counted as the model counts it."""
+
+        @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(
+            documents | st.text('[]{}"\\\\', max_size=9).map(lambda text: [[text], {text: 1}]),
+            layouts,
+        )
+        def check(root: Any, layout: tuple[int | None, tuple[str, str]]) -> None:
+            indent, separators = layout
+            text = json.dumps(root, indent=indent, separators=separators)
+            assert levels_of(text) == levels(root), text
+
+        check()
+
+
+class AnythingTests(SynchronousTestCase):
+    """Whatever a client sends is answered, and changes everything it names or nothing."""
+
+    def test_any_specs(self) -> None:
+        """Any specs on any bytes are answered without an exception; a failure changes nothing."""
+        bodies = st.binary(max_size=8) | documents.map(json.dumps).map(str.encode)
+        some_paths = st.binary(max_size=6) | paths.map(spell) | st.sampled_from([
+            b"x", b"x.y", b"$document", b"$XTOC", b"_s[0]", b"$document.flags",
+        ])  # fmt: skip
+        ops = st.sampled_from(list(PathOp)) | st.integers(0, 255)
+        flags = st.sampled_from([0, 1, 4, 5, 0x10, 0x14, 0x40])
+        values = bodies | st.sampled_from([b"", b"1", b"1,2", b'"${Mutation.CAS}"'])
+        mutations = st.lists(st.builds(MutationSpec, ops, flags, some_paths, values), max_size=4)
+        lookups = st.lists(st.builds(LookupSpec, ops, flags, some_paths), max_size=4)
+
+        @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(bodies, mutations, lookups, st.integers(0, 63))
+        def check(
+            body: bytes, specs: list[MutationSpec], looks: list[LookupSpec], doc_flags: int
+        ) -> None:
+            store = MemoryStore(Clock().seconds)
+            store.set(b"k", body)
+            before = store.get(b"k")
+            answer = store.mutate_in(b"k", specs, doc_flags)
+            if not isinstance(answer, MutationResult) or answer.document is None:
+                assert store.get(b"k") is before
+                assert before is not None
+                assert before.value == body
+            store.mutate_in(b"new", specs, doc_flags)
+            for key in (b"k", b"new"):
+                store.lookup_in(key, looks, doc_flags & 4)
+            check_books(store)
+
+        check()
