@@ -53,7 +53,7 @@ class MemoryTransport:
             ``abortConnection``, as transports on top of other protocols do.
 
     Attributes:
-        protocol: What this end delivers to.
+        protocol: What this end delivers to; gone with the connection.
         unsent: Bytes written that are not on the wire yet.
         wire: Bytes on the wire to the other end.
         sent: Everything ever put on the wire, for tests that look at it; None to keep none.
@@ -248,7 +248,10 @@ class MemoryTransport:
         producer, self.producer = self.producer, None
         if producer is not None:
             producer.stopProducing()
-        self.protocol.connectionLost(reason)
+        # As Twisted's sockets do: a finished transport keeps nobody alive.
+        protocol = self.protocol
+        del self.protocol
+        protocol.connectionLost(reason)
 
     def _close(self) -> None:
         self._end = Failure(ConnectionDone())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -103,13 +104,13 @@ class Wired:
         self.server_factory = server(
             creator(server_tls or server_context(version)),
             False,
-            Factory.forProtocol(lambda: self.server_app),
+            given(self.server_app),
             self.clock,
         )
         self.client_factory = client(
             creator(client_tls or client_context(version)),
             True,
-            Factory.forProtocol(lambda: self.client_app),
+            given(self.client_app),
             self.clock,
         )
         for name, value in (limits or {}).items():
@@ -131,6 +132,12 @@ class Wired:
     def flush(self) -> None:
         """Pump until nothing moves."""
         self.pair.flush()
+
+
+def given(app: App) -> Factory:
+    """Return a factory that builds `app`, and does not keep it."""
+    apps = weakref.ref(app)
+    return Factory.forProtocol(apps)  # type: ignore[arg-type]
 
 
 def creator(tls: Any) -> Any:
