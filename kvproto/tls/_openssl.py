@@ -30,14 +30,21 @@ class Engine:
 
     Args:
         connection: In its connect or accept state, with memory BIOs.
+
+    Attributes:
+        connection: The same.
+        bounded: Whether its output is bounded, as a WANT_WRITE has shown: then output comes
+            in pieces of any size, and `drain` asks until it is refused.
+        unfed: The rest of a record that `open` could not feed.
     """
 
-    __slots__ = ("connection", "unfed")
+    __slots__ = ("bounded", "connection", "unfed")
 
     def __init__(self, connection: Connection) -> None:
         # Any: tests and programs put other objects with the same methods here.
         self.connection: Any = connection
         self.unfed: memoryview | None = None
+        self.bounded = False
 
     def feed(self, data: bytes | memoryview) -> int:
         """Give ciphertext to OpenSSL and return how many bytes it took."""
@@ -79,7 +86,7 @@ class Engine:
             ciphertext: bytes = self.connection.bio_read(size)
         except WantReadError:
             return b""
-        if len(ciphertext) < size:
+        if len(ciphertext) < size and not self.bounded:
             return ciphertext
         return ciphertext + self.drain()
 
@@ -88,9 +95,9 @@ class Engine:
         read = self.connection.bio_read
         pieces: list[bytes] = []
         try:
-            # A short read is exact for a memory BIO, and asking until it refuses
-            # would never end on stand-ins that always have something.
-            while not pieces or len(pieces[-1]) == _DRAIN_SIZE:
+            # A short read is exact for a memory BIO, and asking until it refuses would
+            # never end on stand-ins that always have something.
+            while not pieces or len(pieces[-1]) == _DRAIN_SIZE or self.bounded:
                 pieces.append(read(_DRAIN_SIZE))
         except Error:
             return b"".join(pieces)

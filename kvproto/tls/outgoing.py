@@ -260,6 +260,8 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
 
     def _make_room(self) -> bool:
         """Answer WANT_WRITE; return whether repeating the identical call may help."""
+        if not self._lost_transport():
+            self._engine.bounded = True
         if self._drain():
             self._idle_flushes = 0
             return True
