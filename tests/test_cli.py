@@ -55,7 +55,7 @@ class OptionTests(CommandTestCase):
         """The socket is in the default state directory of the service."""
         self.assertEqual(cli.main(["status"]), cli.OK)
         self.assertEqual(self.asked, [(f"kvtls-state/{CONTROL_SOCKET}", "status", {}, None)])
-        self.assertEqual(Config().state_dir, cli.STATE_DIR)
+        self.assertEqual(Config().state_directory, cli.STATE_DIR)
 
     def test_global_options_anywhere(self) -> None:
         """Global options work before and after the command, and between its own."""
