@@ -32,7 +32,7 @@ def main(path: str) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="")
-            if started is None and "Log opened" in line:
+            if started is None and "starting up" in line:
                 started = time.monotonic()
             if "kvtls ready" in line:
                 break
