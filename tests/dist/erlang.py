@@ -6,6 +6,7 @@ VM (0.3 s to start) serves many checks.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import shutil
 import signal
@@ -20,11 +21,14 @@ from OpenSSL import SSL, crypto
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
     IStreamClientEndpoint,
 )
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from zope.interface import implementer
 
@@ -33,18 +37,30 @@ from kvproto.dist import (
     Backoff,
     BuiltinProcess,
     Connector,
-    FixedPorts,
     Node,
     NodeController,
     NodeEvent,
     NodeSettings,
 )
+from kvproto.dist.epmd import Locate
 from kvproto.listeners import AcceptorService, Ledger, Limits, server_endpoint
 from kvproto.testing.certificates import Authority, Identity
 from kvproto.tls import KVTLSFactory
 from tests.integration.peers import require
 
-__all__ = ["COOKIE", "ErlangNode", "Site", "Tls", "free_port", "write_credentials"]
+__all__ = [
+    "COOKIE",
+    "Directory",
+    "Epmd",
+    "ErlangNode",
+    "SecuredClientEndpoint",
+    "Site",
+    "Tls",
+    "client_endpoint",
+    "free_port",
+    "shared_vm",
+    "write_credentials",
+]
 
 reactor: Any = installed_reactor
 
@@ -121,7 +137,9 @@ class ErlangNode:
         directory: Holds ``ssl_dist.conf`` and becomes the VM's home.
         port: Where the VM looks for every peer (``-erl_epmd_port``).
         arguments: Further arguments of ``erl``.
-        listen: Whether it accepts links itself, on `listen_port`.
+        cookie: The cluster's secret.
+        listen: Whether it accepts links itself; it needs an epmd for that.
+        environment: Further variables; with one, peers are looked up by epmd, not `port`.
     """
 
     def __init__(
@@ -132,18 +150,10 @@ class ErlangNode:
         arguments: tuple[str, ...] = (),
         *,
         cookie: str = COOKIE,
-        listen_port: int | None = None,
+        listen: bool = False,
         environment: dict[str, str] | None = None,
     ) -> None:
         self.name = name
-        listening = (
-            ("-dist_listen", "false")
-            if listen_port is None
-            else (
-                *("-kernel", "inet_dist_listen_min", str(listen_port)),
-                *("-kernel", "inet_dist_listen_max", str(listen_port)),
-            )
-        )
         self.process = subprocess.Popen(
             [
                 require("erl", "erlang-base"),
@@ -151,7 +161,7 @@ class ErlangNode:
                 *("-proto_dist", "inet_tls", "-ssl_dist_optfile", str(directory / "ssl_dist.conf")),
                 *("-start_epmd", "false"),
                 *(() if environment else ("-erl_epmd_port", str(port))),
-                *listening,
+                *(() if listen else ("-dist_listen", "false")),
                 *arguments,
                 *("-eval", EVALUATOR),
             ],
@@ -317,12 +327,12 @@ class Site:
         await self.acceptor.stopService()
         await self.node.stop()
 
-    def connect_to(self, name: str, port: int) -> Connector:
+    def connect_to(self, name: str, locate: Locate) -> Connector:
         """Keep the node linked with another one."""
         connector = Connector(
             self.node,
             name,
-            FixedPorts(port).locate,
+            locate,
             lambda _host, number: SecuredClientEndpoint(self.tls, number),
             reactor,
             backoff=Backoff(first=0.05, longest=0.5),
@@ -350,6 +360,41 @@ class Site:
         return waiting.addTimeout(20, reactor)
 
 
+def client_endpoint(port: int) -> TCP4ClientEndpoint:
+    """Return the endpoint of a port on 127.0.0.1, without TLS."""
+    return TCP4ClientEndpoint(reactor, "127.0.0.1", port, timeout=5)
+
+
+class Epmd:
+    """A real epmd on a port of its own."""
+
+    def __init__(self, port: int) -> None:
+        self.process = subprocess.Popen(
+            [require("epmd", "erlang-base"), "-port", str(port)],
+            env={"ERL_EPMD_ADDRESS": "127.0.0.1", "PATH": "/usr/bin:/bin"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    async def wait(self, endpoint: TCP4ClientEndpoint) -> None:
+        """Wait for it to listen."""
+        for _ in range(250):
+            try:
+                protocol: Any = await endpoint.connect(Factory.forProtocol(Protocol))
+            except ConnectError:
+                await deferLater(reactor, 0.02)
+            else:
+                protocol.transport.abortConnection()
+                return
+        raise AssertionError("epmd does not listen")
+
+    def kill(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait(10)
+
+
 class Directory:
     """A temporary directory that a class of tests shares."""
 
@@ -358,3 +403,52 @@ class Directory:
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+class SharedVm:
+    """A VM ``e1@localhost`` that many tests use, with its credentials and port.
+
+    Args:
+        arguments: Further arguments of ``erl``.
+    """
+
+    def __init__(self, arguments: tuple[str, ...]) -> None:
+        self.arguments = arguments
+        self.authority = Authority.root()
+        self.directory = Directory()
+        write_credentials(
+            self.directory.path, self.authority, self.authority.issue("erl", ("localhost",))
+        )
+        self.port = free_port()
+        try:
+            self.vm = ErlangNode("e1@localhost", self.directory.path, self.port, arguments)
+            self.vm.wait_until_ready()
+        except BaseException:
+            self.directory.remove()
+            raise
+
+    def end(self) -> None:
+        """Kill it."""
+        self.vm.kill()
+        self.directory.remove()
+
+
+_shared: list[SharedVm] = []
+
+
+def shared_vm(arguments: tuple[str, ...]) -> SharedVm:
+    """Return the one VM with those arguments, the one of other arguments is killed.
+
+    Trial calls no ``setUpClass``; the last VM ends with this process.
+    """
+    if _shared and _shared[0].arguments != arguments:
+        _shared.pop().end()
+    if not _shared:
+        _shared.append(SharedVm(arguments))
+    return _shared[0]
+
+
+@atexit.register
+def _end_shared_vm() -> None:
+    while _shared:
+        _shared.pop().end()
