@@ -354,8 +354,9 @@ class ConnectingTests(ErlangCase):
         self.assertEqual(turns, [True, False] * 10)
 
     async def until_empty(self) -> None:
-        """Wait for the ledger to have no connection."""
+        """Wait for the ledger to have no connection, and for the owners to have heard of it."""
         await self.site.ledger.when_gone(self.site.ledger.entries())
+        await deferLater(reactor, 0)
 
     async def test_wrong_cookie_and_name(self) -> None:
         """Another cookie, or another name than ours, does not come up."""
