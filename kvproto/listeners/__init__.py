@@ -7,9 +7,11 @@ Knows nothing of KV: any Twisted protocol can be what a connection is handed to.
 
 from __future__ import annotations
 
-from kvproto.listeners.acceptor import AcceptorService, AcceptorState, Rebind, why_not_listening
+from kvproto.listeners.acceptor import AcceptorService, AcceptorState
+from kvproto.listeners.binding import Rebind, why_not_listening
+from kvproto.listeners.entry import Entry
 from kvproto.listeners.handoff import Handoff, HandoffFactory
-from kvproto.listeners.ledger import Entry, Ledger, Limits
+from kvproto.listeners.ledger import Ledger, Limits
 from kvproto.listeners.ports import server_endpoint
 from kvproto.listeners.states import TABLE, Event, State, Timeouts
 

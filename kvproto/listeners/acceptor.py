@@ -17,45 +17,37 @@ the kernel's queue for some milliseconds, and nobody refuses them.
 from __future__ import annotations
 
 import enum
-import errno
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import txaio
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint
-from twisted.internet.error import CannotListenError
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IDelayedCall,
     IProtocolFactory,
     IReactorTime,
     IStreamServerEndpoint,
 )
-from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from kvproto.config import OnRotate
 from kvproto.errors import ConfigError
 from kvproto.interfaces import IController
 from kvproto.listeners import drain as closing
+from kvproto.listeners.binding import Binding, Door, Rebind, is_hopeless, why_not_listening
 from kvproto.listeners.handoff import Handoff, HandoffFactory
-from kvproto.listeners.ledger import Entry, Ledger
-from kvproto.listeners.ports import describe_address
+from kvproto.listeners.ledger import Ledger
 from kvproto.listeners.proxy import ProxyFactory
 from kvproto.listeners.serial import Serial
 from kvproto.listeners.states import Event, State
 
-__all__ = ["AcceptorService", "AcceptorState", "Rebind", "why_not_listening"]
+__all__ = ["AcceptorService", "AcceptorState"]
 
 txaio.use_twisted()
 log = txaio.make_logger()  # type: ignore[attr-defined]
-
-PORT_CLOSE_TIMEOUT = 2.0
-"""Seconds that a port of somebody else's making may take to close."""
 
 Wrap = Callable[[IProtocolFactory], IProtocolFactory]
 
@@ -67,51 +59,6 @@ class AcceptorState(enum.StrEnum):
     STARTING = "starting"
     LISTENING = "listening"
     STOPPING = "stopping"
-
-
-@dataclass(frozen=True, slots=True)
-class Rebind:
-    """How a port that cannot be bound is tried again.
-
-    Attributes:
-        first: Seconds until the second attempt.
-        longest: Seconds between attempts at most (ns_server: 10, before that 60).
-    """
-
-    first: float = 0.5
-    longest: float = 10.0
-
-
-class _Door(Factory):
-    """What a port knows: it stays the same while what is behind it is rebuilt."""
-
-    noisy = False
-
-    def __init__(self, name: str, behind: IProtocolFactory) -> None:
-        self.name = name
-        self.behind = behind
-
-    def logPrefix(self) -> str:
-        """Name the listener where Twisted logs about its port."""
-        return self.name
-
-    def buildProtocol(self, addr: Any) -> Any:
-        return self.behind.buildProtocol(addr)
-
-    def doStart(self) -> None:
-        super().doStart()
-        self.behind.doStart()
-
-    def doStop(self) -> None:
-        super().doStop()
-        self.behind.doStop()
-
-    def replace(self, behind: IProtocolFactory) -> None:
-        """Put something else behind the door; who is inside stays inside."""
-        before, self.behind = self.behind, behind
-        if self.numPorts:
-            behind.doStart()
-            before.doStop()
 
 
 class AcceptorService(Service):
@@ -160,7 +107,6 @@ class AcceptorService(Service):
         expires: Callable[[tuple[bytes, ...]], float | None] | None = None,
     ) -> None:
         self.setName(name)
-        self._endpoint = endpoint
         self._ledger = ledger
         self._clock = clock
         self._wrap = wrap
@@ -178,14 +124,11 @@ class AcceptorService(Service):
             self._handoffs.expires = expires
         self._verify: closing.Verify | None = None
         self._generation = 0
-        self._door = _Door(name, self._stack())
+        self._door = Door(name, self._stack())
+        self._binding = Binding(name, endpoint, self._door, clock)
         self._serial = Serial()
-        self._port: Any = None
-        self._binding: Deferred[None] | None = None
         self._state = AcceptorState.STOPPED
-        self._attempts = 0
         self._listened = False
-        self._error = ""
         self._retry: IDelayedCall | None = None
         self._waiting: list[Deferred[bool]] = []
         self._restarts = 0
@@ -206,11 +149,9 @@ class AcceptorService(Service):
             ConfigError: The port cannot be bound, and the listener is required.
         """
         super().privilegedStartService()
-        failures: list[Failure] = []
-        self._binding = Deferred.fromCoroutine(self._bind())
-        self._binding.addErrback(failures.append)  # startService tries again, and tells
-        if failures and self._required:
-            raise self._config_error(failures[0])
+        failure = self._binding.open_early()
+        if failure is not None and self._required:
+            raise self._config_error(failure)
 
     def startService(self) -> Deferred[bool]:
         """Begin to accept.
@@ -248,7 +189,7 @@ class AcceptorService(Service):
         if self._state is not AcceptorState.LISTENING:
             self._state = AcceptorState.STARTING
             try:
-                await self._bind()
+                await self._binding.open()
             except Exception:
                 self._bind_failed(Failure())
                 return
@@ -257,28 +198,18 @@ class AcceptorService(Service):
             self._resume()
         self._answer_waiting(True)
 
-    async def _bind(self) -> None:
-        """Open the port without accepting from it; nothing to do if it is open."""
-        binding, self._binding = self._binding, None
-        if binding is not None:
-            await binding
-        if self._port is None:
-            self._port = await self._endpoint.listen(self._door)
-            self._pause()
-
     def _bind_failed(self, failure: Failure) -> None:
         """Give up where that was asked for, else wait and try again."""
-        self._attempts += 1
-        self._error = why_not_listening(failure)
-        if (self._required and not self._listened) or _is_hopeless(failure):
+        self._binding.failed(failure)
+        if (self._required and not self._listened) or is_hopeless(failure):
             self._state = AcceptorState.STOPPED
             self._answer_waiting(Failure(self._config_error(failure)))
             return
-        delay = min(self._rebind.longest, self._rebind.first * 2 ** (self._attempts - 1))
+        delay = min(self._rebind.longest, self._rebind.first * 2 ** (self._binding.attempts - 1))
         log.warn(
             "{listener} cannot listen: {error}; next attempt in {delay} s",
             listener=self.name,
-            error=self._error,
+            error=self._binding.error,
             delay=delay,
         )
         self._retry = self._clock.callLater(delay, self._try_again)
@@ -304,22 +235,10 @@ class AcceptorService(Service):
             self._retry.cancel()
             self._retry = None
 
-    def _pause(self) -> None:
-        """Let newcomers wait in the kernel's queue, if the port can do that."""
-        pause = getattr(self._port, "pause_accepting", None)
-        pause = pause or getattr(self._port, "stopReading", None)
-        if pause is not None:
-            pause()
-
     def _resume(self) -> None:
         """Accept."""
-        resume = getattr(self._port, "resume_accepting", None)
-        resume = resume or getattr(self._port, "startReading", None)
-        if resume is not None:
-            resume()
+        self._binding.resume()
         self._state = AcceptorState.LISTENING
-        self._attempts = 0
-        self._error = ""
         if not self._listened:
             self._listened = True
             log.info("{listener} listens on {address}", listener=self.name, address=self.address)
@@ -338,8 +257,7 @@ class AcceptorService(Service):
         super().stopService()
         self._cancel_retry()
         self._answer_waiting(False)
-        if self._port is not None:
-            self._pause()
+        self._binding.pause()
         self._settle_live()
         stopped: Deferred[None] = self._serial.run("stop", self._stop)
         return stopped
@@ -356,26 +274,13 @@ class AcceptorService(Service):
     async def _stop(self) -> None:
         """Close the port and wait for the connections."""
         self._state = AcceptorState.STOPPING
-        if not isinstance(self._endpoint, AdoptedStreamServerEndpoint):
-            # A socket that was passed to us can be listened on only once: it stays open and
-            # paused, as it is open for whoever passed it.
-            await self._close_port()
+        if not self._binding.is_passed_on:
+            # Such a socket stays open and paused, as it is open for whoever passed it.
+            await self._binding.close()
         self._settle_live()
         await self._ledger.when_gone(self._ledger.entries(self.name))
         self._state = AcceptorState.STOPPED
         self._listened = False
-
-    async def _close_port(self) -> None:
-        """Close the listening socket, whatever its port says to that."""
-        port, self._port = self._port, None
-        if port is None:
-            return
-        closed = maybeDeferred(port.stopListening)
-        closed.addTimeout(PORT_CLOSE_TIMEOUT, self._clock)
-        try:
-            await closed
-        except Exception:
-            log.failure("{listener} could not close its port", listener=self.name)
 
     # restarting and rotating
 
@@ -412,18 +317,18 @@ class AcceptorService(Service):
         if self.running and self._state is AcceptorState.LISTENING:
             stack = self._stack()  # what cannot be built changes nothing
             self._state = AcceptorState.STOPPING
-            self._pause()
+            self._binding.pause()
             entries = self._ledger.entries(self.name)
-            ending = partial(self._end_live, entries, Event.ACCEPTOR_STOPPING, verify, window)
+            terms = self._terms(Event.ACCEPTOR_STOPPING, verify, window)
             if policy is not OnRotate.DRAIN:
-                ended = await ending(policy)
-            if not _can_pause(self._port):
-                await self._close_port()
+                ended = await closing.apply(policy, self._ledger, entries, terms)
+            if not self._binding.can_pause:
+                await self._binding.close()
             self._door.replace(stack)
             self._restarts += 1
             await self._start()
             if policy is OnRotate.DRAIN:
-                ended = await ending(policy)
+                ended = await closing.apply(policy, self._ledger, entries, terms)
         elif self.running:
             await self._start()
         return {
@@ -467,34 +372,13 @@ class AcceptorService(Service):
             "generation": generation,
             "connections": len(older),
         }
-        ending = Deferred.fromCoroutine(
-            self._end_live(older, Event.GENERATION_RETIRED, verify, window, policy)
-        )
+        terms = self._terms(Event.GENERATION_RETIRED, verify, window)
+        ending = Deferred.fromCoroutine(closing.apply(policy, self._ledger, older, terms))
         return ending.addCallback(lambda ended: {**report, "ended": ended})
 
-    async def _end_live(
-        self,
-        entries: list[Entry],
-        event: Event,
-        verify: closing.Verify | None,
-        window: float,
-        policy: OnRotate,
-    ) -> int:
-        """Apply a policy; return how many connections it ended."""
-        if policy is OnRotate.DISCONNECT:
-            return await closing.disconnect(self._ledger, entries, event, event.value)
-        if policy is OnRotate.RECHECK and verify is not None:
-            return await closing.recheck(self._ledger, entries, verify)
-        if policy is OnRotate.DRAIN:
-            return await closing.drain(
-                self._ledger,
-                entries,
-                window=window,
-                within=self._drain_timeout,
-                reason=event.value,
-                jitter=self._jitter,
-            )
-        return 0
+    def _terms(self, event: Event, verify: closing.Verify | None, window: float) -> closing.Terms:
+        """Return what a policy needs to know."""
+        return closing.Terms(event, verify, window, self._drain_timeout, self._jitter)
 
     def _objection(self, connection: Handoff) -> str:
         """Say why a peer whose handshake began before a rotation may not stay."""
@@ -512,7 +396,7 @@ class AcceptorService(Service):
     @property
     def address(self) -> str:
         """Where it listens, ``""`` as long as it does not."""
-        return "" if self._port is None else describe_address(self._port.getHost())
+        return self._binding.address
 
     def status(self) -> dict[str, Any]:
         """Return what there is to know, ready for JSON; the names are documented and stable."""
@@ -521,45 +405,11 @@ class AcceptorService(Service):
             "listener": self.name,
             "state": self._state.value,
             "address": self.address,
-            "error": self._error,
-            "attempts": self._attempts,
+            "error": self._binding.error,
+            "attempts": self._binding.attempts,
             "retry_in_s": None if retry_in is None else round(retry_in, 3),
             "limit": self._handoffs.limit,
             "restarts": self._restarts,
             "generation": self._generation,
             "connections": self._ledger.counts(self.name),
         }
-
-
-def _can_pause(port: Any) -> bool:
-    """Tell whether a port's socket can stay open unaccepted."""
-    return hasattr(port, "pause_accepting") or hasattr(port, "stopReading")
-
-
-_BIND_ERRORS = {
-    errno.EADDRINUSE: "the address is in use: another server listens there",
-    errno.EACCES: "not permitted to listen there",
-    errno.EADDRNOTAVAIL: "this machine has no such address",
-}
-
-
-_HOPELESS = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
-"""What no waiting will change: this machine does not speak the address family."""
-
-
-def _is_hopeless(failure: Failure) -> bool:
-    """Tell whether trying again is pointless."""
-    cause = getattr(failure.value, "socketError", failure.value)
-    return getattr(cause, "errno", None) in _HOPELESS
-
-
-def why_not_listening(failure: Failure) -> str:
-    """Say why a port could not be bound, in an operator's words."""
-    error = failure.value
-    if isinstance(error, CannotListenError):
-        interface = f"[{error.interface}]" if ":" in str(error.interface) else error.interface
-        where = ":".join(str(part) for part in (interface, error.port) if part)
-        cause = error.socketError
-        text = _BIND_ERRORS.get(getattr(cause, "errno", None) or 0, str(cause))
-        return f"cannot listen on {where}: {text}"
-    return f"cannot listen: {error}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import txaio
 from twisted.internet.defer import CancelledError, Deferred
@@ -16,10 +17,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from kvproto.listeners.ledger import Entry, Ledger
+from kvproto.config import OnRotate
+from kvproto.listeners.entry import Entry
+from kvproto.listeners.ledger import Ledger
 from kvproto.listeners.states import LIVE_STATES, Event, State
 
-__all__ = ["Verify", "disconnect", "drain", "recheck"]
+__all__ = ["Terms", "Verify", "apply", "disconnect", "drain", "objection", "recheck"]
 
 txaio.use_twisted()
 log = txaio.make_logger()  # type: ignore[attr-defined]
@@ -32,6 +35,40 @@ _VERIFIED = frozenset({State.OFFERED, State.OWNED, State.CLOSING})
 
 RECHECKS_PER_TURN = 32
 """Chains verified before others' reads have their turn: some milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms connections end.
+
+    Attributes:
+        event: What happens to those that are disconnected; its name is the reason.
+        verify: For `OnRotate.RECHECK`; without it nobody is ended.
+        window: Seconds over which drains begin.
+        within: Seconds that each drain may take.
+        jitter: Returns numbers from 0 to 1: where in the window one begins.
+    """
+
+    event: Event
+    verify: Verify | None = None
+    window: float = 10.0
+    within: float = 10.0
+    jitter: Callable[[], float] = random.random
+
+
+async def apply(policy: OnRotate, ledger: Ledger, entries: Iterable[Entry], terms: Terms) -> int:
+    """Do to connections what a policy says.
+
+    Returns:
+        How many it ended; they are gone.
+    """
+    if policy is OnRotate.DISCONNECT:
+        return await disconnect(ledger, entries, terms.event, terms.event.value)
+    if policy is OnRotate.RECHECK and terms.verify is not None:
+        return await recheck(ledger, entries, terms.verify)
+    if policy is OnRotate.DRAIN:
+        return await drain(ledger, entries, terms, terms.event.value)
+    return 0
 
 
 async def disconnect(ledger: Ledger, entries: Iterable[Entry], event: Event, reason: str) -> int:
@@ -97,32 +134,24 @@ def objection(verify: Verify, entry: Entry) -> str:
         return "the peer's certificate could not be verified again"
 
 
-async def drain(
-    ledger: Ledger,
-    entries: Iterable[Entry],
-    *,
-    window: float,
-    within: float,
-    reason: str,
-    jitter: Callable[[], float] = random.random,
-) -> int:
+async def drain(ledger: Ledger, entries: Iterable[Entry], terms: Terms, reason: str) -> int:
     """Let each finish what it was asked, spread over a while, so that not all come back at once.
 
     Args:
         ledger: Where they are written down.
         entries: Which ones.
-        window: Seconds over which the beginnings are spread.
-        within: Seconds that each has, from its own beginning, before it is aborted.
+        terms: When each begins, and how long it has before it is aborted.
         reason: For the log.
-        jitter: Returns numbers from 0 to 1: where in the window one begins.
 
     Returns:
         How many there were.
     """
     draining = list(entries)
-    plan = sorted(((jitter() * window, entry) for entry in draining), key=lambda item: item[0])
+    plan = sorted(
+        ((terms.jitter() * terms.window, entry) for entry in draining), key=lambda item: item[0]
+    )
     gone = ledger.when_gone(draining)
-    spreading = Deferred.fromCoroutine(_spread(ledger.clock, plan, within, reason))
+    spreading = Deferred.fromCoroutine(_spread(ledger.clock, plan, terms.within, reason))
     spreading.addErrback(_only_cancelled)
     try:
         await gone

@@ -31,10 +31,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvproto.errors import HandoffError
-from kvproto.interfaces import IController, IDrainable, ISecuredTransport, IVerifiedConnection
+from kvproto.interfaces import IController, IDrainable, ISecuredTransport
+from kvproto.listeners.entry import describe_peer
 from kvproto.listeners.expiry import certificate_expiry
-from kvproto.listeners.ledger import Ledger, describe_peer
+from kvproto.listeners.ledger import Ledger
 from kvproto.listeners.states import LIVE_STATES, PEER_FAULTS, TABLE, Action, Event, State
+from kvproto.listeners.verified import VerifiedConnection
 
 __all__ = ["Handoff", "HandoffFactory"]
 
@@ -45,12 +47,12 @@ _BEFORE_CLIENT_HELLO = b"before SSL initialization"
 """OpenSSL's name for a server that has not seen a whole ClientHello yet."""
 
 
-@implementer(IVerifiedConnection, IHandshakeListener)
-class Handoff(Protocol):
+@implementer(IHandshakeListener)
+class Handoff(VerifiedConnection, Protocol):
     """One accepted connection on its way to an owner.
 
     To its controller it is an `IVerifiedConnection`; to the ledger an
-    `kvproto.listeners.ledger.IAccepted`.
+    `kvproto.listeners.entry.IAccepted`.
 
     Args:
         factory: What it needs to know of its listener.
@@ -58,7 +60,7 @@ class Handoff(Protocol):
     """
 
     factory: HandoffFactory
-    transport: Any  # a KVTLSProtocol, a socket, an in-memory pair: asked what it provides
+    transport: Any
 
     def __init__(self, factory: HandoffFactory, address: IAddress | None) -> None:
         self.factory = factory
@@ -72,53 +74,7 @@ class Handoff(Protocol):
         self._drain_wanted = False
         self._lost: Failure | None = None
         self._ended_by = Event.PEER_LOST
-        self._notable = False
         self.entry = self._ledger.admit(factory.name, address, self)
-
-    # what a controller sees: IVerifiedConnection
-
-    @property
-    def id(self) -> int:
-        """Unique in this process, counted from 1 in the order of accept()."""
-        return self.entry.id
-
-    @property
-    def listener(self) -> str:
-        """Name of the listener that accepted it."""
-        return self.entry.listener
-
-    @property
-    def peer(self) -> IAddress | None:
-        """Where it comes from."""
-        return self.entry.peer
-
-    @property
-    def generation(self) -> int:
-        """Credential generation of its handshake."""
-        return self.entry.generation
-
-    @property
-    def state(self) -> State:
-        """Where it is in the table."""
-        return self.entry.state
-
-    @property
-    def peer_chain(self) -> tuple[bytes, ...]:
-        """The peer's DER certificates, leaf first; empty without TLS or without any."""
-        if ISecuredTransport.providedBy(self.transport):
-            chain: tuple[bytes, ...] = self.transport.peer_chain()
-            return chain
-        return ()
-
-    def authenticated(self, user: str) -> None:
-        """Leave the pool of connections that have not logged in."""
-        self._ledger.authenticated(self.entry, user)
-
-    def note_error(self, reason: str) -> None:
-        """Remember why the owner is about to close; the first reason is kept."""
-        if not self.entry.reason:
-            self.entry.reason = reason
-            self._notable = True
 
     # what the transport says
 

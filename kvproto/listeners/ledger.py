@@ -4,14 +4,9 @@ Owns who is here, in which state, until when, and who has to make room for whom.
 never touches a transport: what has to happen to a connection it says to the connection
 (`IAccepted.fire`), which answers by the table in `kvproto.listeners.states`.
 
-**Making room.**  A connection that has not said who it is costs an attacker one SYN.  It
-therefore lives in a pool of its own, so that silent sockets never take the place of a
-client.  When that pool is full a newcomer is *not* refused: the oldest of those that have
-achieved least has to go (nothing but half a ClientHello; then a handshake under way; then
-a finished handshake without a login).  A real client needs a round trip to get past the
-first group, and is out of reach of any number of silent ones after that.  An address that
-fills `SHARE` of the pool displaces its own connections first, so that one machine cannot
-push out the others.
+Connections that have not said who they are live in a pool of their own, so that silent
+sockets never take the place of a client; who of them makes room for whom is decided by
+`kvproto.listeners.room`.
 
 Over the limit of verified connections a newcomer may displace one that never logged in;
 where there is none it is refused *after* TLS, by its own protocol's words.
@@ -19,23 +14,20 @@ where there is none it is refused *after* TLS, by its own protocol's words.
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
 
 from kvproto.listeners.deadlines import Deadlines
+from kvproto.listeners.entry import GONE, Entry, IAccepted, Rank, describe_peer, host_of
+from kvproto.listeners.room import Strangers
 from kvproto.listeners.states import DEADLINE_OF, LIVE_STATES, Event, State, Timeouts
 
-__all__ = ["Entry", "IAccepted", "Ledger", "Limits", "describe_peer", "host_of"]
-
-SHARE = 0.5
-"""Part of the pool of the unauthenticated that one address may hold before it displaces
-only itself: half leaves room for everybody else, and does not bind a single load balancer."""
+__all__ = ["Ledger", "Limits"]
 
 _DEADLINE_REASONS = {
     State.HANDSHAKING: "no handshake within {0.handshake:g} s",
@@ -64,126 +56,6 @@ class Limits:
     per_peer: int = 0
 
 
-class IAccepted(Protocol):
-    """What the ledger says to a connection."""
-
-    @property
-    def peer_chain(self) -> tuple[bytes, ...]:
-        """The peer's DER certificates, leaf first."""
-
-    def fire(self, event: Event, reason: str = "", *, within: float | None = None) -> None:
-        """Let an event happen to it."""
-
-    def progressed(self) -> bool:
-        """Tell whether the peer has sent more than the beginning of a handshake."""
-
-
-class _Gone:
-    """Whom events are said to once a connection is gone: nobody.
-
-    It takes the place of the connection, so that what still holds an entry (a drain, a
-    status page) does not hold protocol, transport and owner with it.
-    """
-
-    peer_chain: tuple[bytes, ...] = ()
-
-    def fire(self, event: Event, reason: str = "", *, within: float | None = None) -> None:
-        """Do nothing."""
-
-    def progressed(self) -> bool:
-        """Say that there is nothing to wait for."""
-        return True
-
-
-_GONE = _Gone()
-
-
-class Rank(enum.IntEnum):
-    """How much a connection that has not logged in has achieved."""
-
-    SILENT = 0
-    ADVANCED = 1
-    VERIFIED = 2
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One accepted connection.
-
-    Attributes:
-        id: Unique in this process, from 1 in the order of accept().
-        listener: Name of the listener that accepted it.
-        peer: Where it comes from; the PROXY header's word once that is known.
-        accepted: What to say events to.
-        since: When it entered its state, in seconds of the ledger's clock.
-        born: When it was accepted.
-        state: Where it is; changed by `Ledger.enter` only.
-        stage: The last state in which nobody had begun to end it: how far it came.
-        deadline: When its state ends of itself; None only for an owned connection
-            whose peer showed no certificate that expires.
-        generation: Credential generation of its handshake, 0 when not known.
-        user: Who it logged in as, ``""`` for anonymous, None before that.
-        owner: Class name of the protocol that owns it, ``""`` before that.
-        reason: Why it ends, ``""`` as long as nobody knows.
-        host: The peer's address without its port, ``""`` when it has none.
-        direction: ``"in"`` for accepted ones; links that we dial will say ``"out"``.
-        rank: How far it came, for choosing who makes room.
-        counted: Whether it takes one of the places of verified connections.
-    """
-
-    id: int
-    listener: str
-    peer: IAddress | None
-    accepted: IAccepted
-    since: float
-    born: float
-    state: State = State.HANDSHAKING
-    stage: State = State.HANDSHAKING
-    deadline: float | None = None
-    generation: int = 0
-    user: str | None = None
-    owner: str = ""
-    reason: str = ""
-    host: str = ""
-    direction: str = "in"
-    rank: Rank = Rank.SILENT
-    counted: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Pool:
-    """Connections that have not logged in, oldest first, all together and by address."""
-
-    everybody: dict[int, Entry] = field(default_factory=dict)
-    by_host: dict[str, dict[int, Entry]] = field(default_factory=dict)
-
-    def add(self, entry: Entry) -> None:
-        self.everybody[entry.id] = entry
-        self.by_host.setdefault(entry.host, {})[entry.id] = entry
-
-    def discard(self, entry: Entry) -> None:
-        if self.everybody.pop(entry.id, None) is None:
-            return
-        neighbours = self.by_host[entry.host]
-        del neighbours[entry.id]
-        if not neighbours:
-            del self.by_host[entry.host]
-
-
-def host_of(peer: IAddress | None) -> str:
-    """Return the peer's address without its port, ``""`` when it has none."""
-    return getattr(peer, "host", None) or ""
-
-
-def describe_peer(peer: IAddress | None) -> str:
-    """Return the peer for logs and status: ``192.0.2.1:4711``, ``[2001:db8::1]:4711``, ``unix``."""
-    host = host_of(peer)
-    if not host:
-        return "unknown" if peer is None else "unix"
-    port = getattr(peer, "port", 0)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 class Ledger:
     """Every accepted connection of a process.
 
@@ -206,7 +78,7 @@ class Ledger:
         self.endings: Counter[str] = Counter()
         self.expired: Counter[str] = Counter()
         self._entries: dict[int, Entry] = {}
-        self._pool = _Pool()
+        self._strangers = Strangers()
         self._verified = 0
         self._verified_on: Counter[str] = Counter()
         self._verified_from: Counter[str] = Counter()
@@ -244,19 +116,21 @@ class Ledger:
         self.accepted += 1
         entry = Entry(self.accepted, listener, peer, accepted, since=now, born=now)
         entry.host = host_of(peer)
-        self._make_room(entry.host)
+        displaced = self._strangers.in_the_way(entry.host, self.limits.unauthenticated)
+        if displaced is not None:
+            displaced.accepted.fire(Event.DISPLACED, "made room for a newcomer")
         self._entries[entry.id] = entry
-        self._pool.add(entry)
+        self._strangers.add(entry)
         self._deadlines.set(entry, now + self.timeouts.handshake)
         return entry
 
     def moved_behind_proxy(self, entry: Entry, peer: IAddress | None) -> None:
         """Note where a connection really comes from."""
-        pooled = entry.id in self._pool.everybody
-        self._pool.discard(entry)
+        pooled = entry in self._strangers
+        self._strangers.discard(entry)
         entry.peer, entry.host = peer, host_of(peer)
         if pooled:
-            self._pool.add(entry)
+            self._strangers.add(entry)
 
     def over_limit(self, entry: Entry, listener_limit: int = 0) -> str:
         """Take a place among the verified connections, or say which limit forbids it.
@@ -299,7 +173,7 @@ class Ledger:
     def authenticated(self, entry: Entry, user: str) -> None:
         """Let a connection leave the pool of those that have not logged in."""
         entry.user = user
-        self._pool.discard(entry)
+        self._strangers.discard(entry)
 
     def enter(
         self, entry: Entry, state: State, deadline: str | None = None, within: float | None = None
@@ -340,7 +214,7 @@ class Ledger:
         self._give_up_place(entry)
         self._deadlines.set(entry, None)
         self.endings[ending] += 1
-        entry.accepted = _GONE
+        entry.accepted = GONE
         for watcher in [w for w in self._watchers if entry.id in w[0]]:
             remaining, done = watcher
             remaining.discard(entry.id)
@@ -350,37 +224,9 @@ class Ledger:
 
     # making room
 
-    def _make_room(self, host: str) -> None:
-        """Displace one connection if a newcomer from ``host`` would make the pool too large."""
-        limit = self.limits.unauthenticated
-        if not limit or len(self._pool.everybody) < limit:
-            return
-        neighbours = self._pool.by_host.get(host, {})
-        crowded = bool(host) and len(neighbours) >= limit * SHARE
-        victim = self._least_advanced(neighbours if crowded else self._pool.everybody)
-        victim.accepted.fire(Event.DISPLACED, "made room for a newcomer")
-
-    @staticmethod
-    def _least_advanced(candidates: dict[int, Entry]) -> Entry:
-        """Return the oldest of those that have achieved least.
-
-        Ranks are looked up again only where they can have changed, and a silent one ends
-        the search at once: in a flood of silent sockets the first is the one.
-        """
-        best: Entry | None = None
-        for entry in candidates.values():
-            if entry.rank is Rank.SILENT:
-                if not entry.accepted.progressed():
-                    return entry
-                entry.rank = Rank.ADVANCED
-            if best is None or entry.rank < best.rank:
-                best = entry
-        assert best is not None, "a full pool has members"
-        return best
-
     def _displace_idler(self, alike: Callable[[Entry], bool]) -> bool:
         """Displace the oldest verified connection that never logged in, if there is one."""
-        for entry in self._pool.everybody.values():
+        for entry in self._strangers.everybody.values():
             if entry.counted and alike(entry):
                 entry.accepted.fire(Event.DISPLACED, "never logged in, made room for a newcomer")
                 return True
@@ -388,7 +234,7 @@ class Ledger:
 
     def _give_up_place(self, entry: Entry) -> None:
         """Stop counting a connection that is as good as gone."""
-        self._pool.discard(entry)
+        self._strangers.discard(entry)
         if entry.counted:
             entry.counted = False
             self._count(entry, -1)
@@ -428,7 +274,7 @@ class Ledger:
         return {
             "connections": len(self._entries),
             "verified": self._verified,
-            "unauthenticated": len(self._pool.everybody),
+            "unauthenticated": len(self._strangers),
             "limits": {
                 "connections": self.limits.connections,
                 "unauthenticated": self.limits.unauthenticated,

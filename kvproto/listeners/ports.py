@@ -35,7 +35,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.python.failure import Failure
 
-from kvproto.listeners.ledger import describe_peer
+from kvproto.listeners.entry import describe_peer
 
 __all__ = [
     "BACKLOG",

@@ -16,7 +16,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 
 from kvproto.errors import ConfigError
-from kvproto.listeners.acceptor import why_not_listening
+from kvproto.listeners.binding import why_not_listening
 
 __all__ = ["probe", "validate"]
 

@@ -267,7 +267,7 @@ class BindTests(ListenerCase):
             await acceptor.startService()
             self.assertEqual(await waiting, b"hello")
             await acceptor.stopService()
-            await acceptor._close_port()
+            await acceptor._binding.close()
 
     async def test_transport_of_choice(self) -> None:
         """Whoever makes the endpoint chooses what accepted sockets are put into."""

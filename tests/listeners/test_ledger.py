@@ -12,7 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.listeners.acceptor import AcceptorService
 from kvproto.listeners.deadlines import COMPACT_ABOVE, Deadlines
-from kvproto.listeners.ledger import Entry, Limits, describe_peer
+from kvproto.listeners.entry import Entry, describe_peer
+from kvproto.listeners.ledger import Limits
 from kvproto.listeners.states import Event, State
 from tests.listeners.support import Bench, FakeEndpoint
 

@@ -294,7 +294,11 @@ class ListenerMachine(RuleBasedStateMachine):
         assert self.clock.getDelayedCalls() == []
         status = self.ledger.status()
         assert (status["verified"], status["unauthenticated"]) == (0, 0)
-        left = (self.ledger._pool.by_host, self.ledger._watchers, self.ledger._deadlines._heap)
+        left = (
+            self.ledger._strangers._by_host,
+            self.ledger._watchers,
+            self.ledger._deadlines._heap,
+        )
         assert not any(left), left
         assert not self.ledger._verified_on, self.ledger._verified_on
         assert not self.ledger._verified_from, self.ledger._verified_from

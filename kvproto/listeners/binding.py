@@ -1,0 +1,209 @@
+"""The port of one listener: bound, paused, resumed, closed, and bound again.
+
+Knows nothing of connections.  What listens (`Binding`) and what stands behind it (`Door`)
+are apart, so that either can be replaced while the other stays.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Any
+
+import txaio
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IProtocolFactory, IReactorTime, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+
+from kvproto.listeners.ports import describe_address
+
+__all__ = ["Binding", "Door", "Rebind", "is_hopeless", "why_not_listening"]
+
+txaio.use_twisted()
+log = txaio.make_logger()  # type: ignore[attr-defined]
+
+PORT_CLOSE_TIMEOUT = 2.0
+"""Seconds that a port of somebody else's making may take to close."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebind:
+    """How a port that cannot be bound is tried again.
+
+    Attributes:
+        first: Seconds until the second attempt.
+        longest: Seconds between attempts at most (ns_server: 10, before that 60).
+    """
+
+    first: float = 0.5
+    longest: float = 10.0
+
+
+class Door(Factory):
+    """What a port knows: it stays the same while what is behind it is rebuilt."""
+
+    noisy = False
+
+    def __init__(self, name: str, behind: IProtocolFactory) -> None:
+        self.name = name
+        self.behind = behind
+
+    def logPrefix(self) -> str:
+        """Name the listener where Twisted logs about its port."""
+        return self.name
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Let somebody in."""
+        return self.behind.buildProtocol(addr)
+
+    def doStart(self) -> None:
+        """Hear that a port uses this."""
+        super().doStart()
+        self.behind.doStart()
+
+    def doStop(self) -> None:
+        """Hear that a port does not use this any more."""
+        super().doStop()
+        self.behind.doStop()
+
+    def replace(self, behind: IProtocolFactory) -> None:
+        """Put something else behind the door; who is inside stays inside."""
+        before, self.behind = self.behind, behind
+        if self.numPorts:
+            behind.doStart()
+            before.doStop()
+
+
+class Binding:
+    """The listening socket of one listener, as long as there is one.
+
+    Args:
+        name: The listener's name, for the log.
+        endpoint: Where to listen.
+        door: What gets the connections.
+        clock: For the time that closing may take.
+
+    Attributes:
+        attempts: How often it could not be bound since it last listened.
+        error: Why not, the last time; ``""`` when it could.
+    """
+
+    def __init__(
+        self, name: str, endpoint: IStreamServerEndpoint, door: Door, clock: IReactorTime
+    ) -> None:
+        self._name = name
+        self._endpoint = endpoint
+        self._door = door
+        self._clock = clock
+        self._port: Any = None
+        self._opening: Deferred[None] | None = None
+        self.attempts = 0
+        self.error = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a listening socket."""
+        return self._port is not None
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether the socket can stay open unaccepted."""
+        return hasattr(self._port, "pause_accepting") or hasattr(self._port, "stopReading")
+
+    @property
+    def is_passed_on(self) -> bool:
+        """Whether the socket was passed to us: it can be listened on only once."""
+        return isinstance(self._endpoint, AdoptedStreamServerEndpoint)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, ``""`` as long as it does not."""
+        return "" if self._port is None else describe_address(self._port.getHost())
+
+    def open_early(self) -> Failure | None:
+        """Begin to bind, without accepting; `open` waits for the end of it.
+
+        Returns:
+            Why it failed, if that is known at once.
+        """
+        failures: list[Failure] = []
+        self._opening = Deferred.fromCoroutine(self._open())
+        self._opening.addErrback(failures.append)  # open() tries again, and tells
+        return failures[0] if failures else None
+
+    async def open(self) -> None:
+        """Bind without accepting; nothing to do if that has been done."""
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            await opening
+        await self._open()
+
+    async def _open(self) -> None:
+        if self._port is None:
+            self._port = await self._endpoint.listen(self._door)
+            self.pause()
+
+    def failed(self, failure: Failure) -> None:
+        """Count an attempt that failed."""
+        self.attempts += 1
+        self.error = why_not_listening(failure)
+
+    def pause(self) -> None:
+        """Let newcomers wait in the kernel's queue, if the port can do that."""
+        self._tell("pause_accepting", "stopReading")
+
+    def resume(self) -> None:
+        """Accept."""
+        self._tell("resume_accepting", "startReading")
+        self.attempts = 0
+        self.error = ""
+
+    def _tell(self, ours: str, twisted: str) -> None:
+        """Call the method of our ports, or of Twisted's, where there is one."""
+        method = getattr(self._port, ours, None) or getattr(self._port, twisted, None)
+        if method is not None:
+            method()
+
+    async def close(self) -> None:
+        """Close the listening socket, whatever its port says to that."""
+        port, self._port = self._port, None
+        if port is None:
+            return
+        closed = maybeDeferred(port.stopListening)
+        closed.addTimeout(PORT_CLOSE_TIMEOUT, self._clock)
+        try:
+            await closed
+        except Exception:
+            log.failure("{listener} could not close its port", listener=self._name)
+
+
+_BIND_ERRORS = {
+    errno.EADDRINUSE: "the address is in use: another server listens there",
+    errno.EACCES: "not permitted to listen there",
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+}
+
+
+_HOPELESS = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
+"""What no waiting will change: this machine does not speak the address family."""
+
+
+def is_hopeless(failure: Failure) -> bool:
+    """Tell whether trying again is pointless."""
+    cause = getattr(failure.value, "socketError", failure.value)
+    return getattr(cause, "errno", None) in _HOPELESS
+
+
+def why_not_listening(failure: Failure) -> str:
+    """Say why a port could not be bound, in an operator's words."""
+    error = failure.value
+    if isinstance(error, CannotListenError):
+        interface = f"[{error.interface}]" if ":" in str(error.interface) else error.interface
+        where = ":".join(str(part) for part in (interface, error.port) if part)
+        cause = error.socketError
+        text = _BIND_ERRORS.get(getattr(cause, "errno", None) or 0, str(cause))
+        return f"cannot listen on {where}: {text}"
+    return f"cannot listen: {error}"

@@ -1,0 +1,72 @@
+"""A connection as its controller and its owner see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.interfaces import IAddress
+from zope.interface import implementer
+
+from kvproto.interfaces import ISecuredTransport, IVerifiedConnection
+from kvproto.listeners.entry import Entry
+from kvproto.listeners.ledger import Ledger
+from kvproto.listeners.states import State
+
+__all__ = ["VerifiedConnection"]
+
+
+@implementer(IVerifiedConnection)
+class VerifiedConnection:
+    """What `kvproto.listeners.Handoff` shows of itself.
+
+    Attributes:
+        entry: Its line in the ledger.
+    """
+
+    entry: Entry
+    transport: Any  # a KVTLSProtocol, a socket, an in-memory pair: asked what it provides
+    _ledger: Ledger
+    _notable = False  # whether its end is worth a line in a production service's log
+
+    @property
+    def id(self) -> int:
+        """Unique in this process, counted from 1 in the order of accept()."""
+        return self.entry.id
+
+    @property
+    def listener(self) -> str:
+        """Name of the listener that accepted it."""
+        return self.entry.listener
+
+    @property
+    def peer(self) -> IAddress | None:
+        """Where it comes from."""
+        return self.entry.peer
+
+    @property
+    def generation(self) -> int:
+        """Credential generation of its handshake."""
+        return self.entry.generation
+
+    @property
+    def state(self) -> State:
+        """Where it is in the table."""
+        return self.entry.state
+
+    @property
+    def peer_chain(self) -> tuple[bytes, ...]:
+        """The peer's DER certificates, leaf first; empty without TLS or without any."""
+        if ISecuredTransport.providedBy(self.transport):
+            chain: tuple[bytes, ...] = self.transport.peer_chain()
+            return chain
+        return ()
+
+    def authenticated(self, user: str) -> None:
+        """Leave the pool of connections that have not logged in."""
+        self._ledger.authenticated(self.entry, user)
+
+    def note_error(self, reason: str) -> None:
+        """Remember why the owner is about to close; the first reason is kept."""
+        if not self.entry.reason:
+            self.entry.reason = reason
+            self._notable = True
