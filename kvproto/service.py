@@ -22,6 +22,7 @@ from kvproto.config import Config, Mode
 from kvproto.errors import ConfigError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.probe import probe, validate
+from kvproto.ops.files import fit_open_files
 from kvproto.ops.keylog import KeyLog
 from kvproto.ops.service import ControlService, StateLock
 from kvproto.ops.signals import SignalService
@@ -46,7 +47,7 @@ txaio.use_twisted()
 log = txaio.make_logger()  # type: ignore[attr-defined]
 
 UNAUTHENTICATED = 1024
-"""Connections that may be in their handshake or login at once, beside the others."""
+"""Connections that may always be in their handshake or login, whatever the others do."""
 
 
 class KVTLSService(MultiService):
@@ -55,7 +56,8 @@ class KVTLSService(MultiService):
     Args:
         config: What the operator decided.
         reactor: Where it runs; the global one when None.
-        signals: Whether the process is ours, so that SIGHUP reloads and SIGTERM drains.
+        signals: Whether the process is ours, so that SIGHUP reloads and SIGTERM drains, and
+            its limit of open files may be raised.
 
     Raises:
         ConfigError: Something in the configuration cannot be used.  Nothing listens yet,
@@ -85,11 +87,7 @@ class KVTLSService(MultiService):
         self.controller = _controller(config, self.store, self._reactor)
         self.ledger = Ledger(
             self._reactor,
-            Limits(
-                connections=config.connection_limit,
-                unauthenticated=UNAUTHENTICATED,
-                per_peer=config.max_connections_per_peer,
-            ),
+            fit_open_files(_limits(config)) if signals else _limits(config),
             Timeouts(
                 handshake=config.handshake_timeout,
                 drain=config.drain_timeout,
@@ -175,7 +173,9 @@ class KVTLSService(MultiService):
         self._start_control()
         for acceptor in self.acceptors:
             acceptor.startService().addCallbacks(self._started, self._not_started)
-        self._announce()
+        # Not before the reactor runs and has installed its signal handlers: whoever waits for
+        # the announcement may send SIGTERM at once.
+        self._reactor.callWhenRunning(self._announce)
 
     def _start_control(self) -> None:
         """Open the control socket; a second service in one directory can do without."""
@@ -188,7 +188,7 @@ class KVTLSService(MultiService):
 
     def _started(self, listening: bool) -> None:
         if listening:
-            self._announce()
+            self._reactor.callWhenRunning(self._announce)
 
     def _not_started(self, failure: Any) -> None:
         log.failure("a listener cannot start, the service ends", failure=failure)
@@ -289,6 +289,15 @@ def _credential_files(config: Config, now: float) -> CredentialFiles:
     made = ensure_development_credentials(config.state_directory, now, socket.gethostname())
     return CredentialFiles(
         made.certificate, made.private_key, client_ca=config.client_ca, crl=config.crl
+    )
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        connections=config.connection_limit,
+        unauthenticated=UNAUTHENTICATED,
+        per_peer=config.max_connections_per_peer,
+        total=config.connection_limit + UNAUTHENTICATED,
     )
 
 

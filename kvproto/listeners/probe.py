@@ -20,6 +20,8 @@ from kvproto.listeners.binding import why_not_listening
 
 __all__ = ["probe", "validate"]
 
+MAX_PORT = 65535
+
 SECURED_ALREADY = frozenset({"ssl", "tls", "kvtls"})
 
 
@@ -34,6 +36,7 @@ class _BindAndLetGo:
 
     def listenTCP(self, port: int, factory: object, backlog: int = 50, interface: str = "") -> None:
         """Bind a TCP port the way Twisted's port does."""
+        _check_port(interface, port)
         family = socket.AF_INET6 if ":" in interface else socket.AF_INET
         with socket.socket(family) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,10 +78,11 @@ class _BindAndLetGo:
 
 
 class _Nowhere(_BindAndLetGo):
-    """A reactor whose listen methods do nothing."""
+    """A reactor whose listen methods only look at what they are given."""
 
     def listenTCP(self, port: int, factory: object, backlog: int = 50, interface: str = "") -> None:
-        """Do nothing."""
+        """Look at the port's number."""
+        _check_port(interface, port)
 
     def listenUNIX(
         self,
@@ -89,6 +93,12 @@ class _Nowhere(_BindAndLetGo):
         wantPID: bool = False,
     ) -> None:
         """Do nothing."""
+
+
+def _check_port(interface: str, port: int) -> None:
+    if not 0 <= port <= MAX_PORT:
+        error = OSError(errno.EINVAL, f"a port is a number from 0 to {MAX_PORT}")
+        raise CannotListenError(interface, port, error)
 
 
 def validate(reactor: Any, description: str, option: str = "--listen") -> None:

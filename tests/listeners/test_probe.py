@@ -61,3 +61,9 @@ class ProbeTests(SynchronousTestCase):
     def test_secured_already(self) -> None:
         """TLS is not put on TLS."""
         self.assertIn("put on top", self.refused("ssl:443"))
+
+    def test_no_such_port(self) -> None:
+        """A number that is no port is refused before the kernel is asked."""
+        for ask in (probe, validate):
+            error = self.assertRaises(ConfigError, ask, self.reactor, "tcp:99999")
+            self.assertIn("from 0 to 65535", str(error))
