@@ -10,6 +10,9 @@ import contextlib
 import socket
 import ssl
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 from OpenSSL import SSL
@@ -737,3 +740,49 @@ class EpmdTests(ErlangCase):
         await registration.stopService()
         while await client.locate("kv", "localhost") is not None:
             await deferLater(reactor, 0.02)
+
+
+class ExampleTests(ErlangCase):
+    """The program of the tutorial."""
+
+    def start_example(self) -> subprocess.Popen[str]:
+        """Start it as the tutorial does, with the VM's credentials."""
+        home = self.directory.path
+        (home / "node.pem").write_bytes(
+            (home / "erl.pem").read_bytes() + (home / "erl.key").read_bytes()
+        )
+        (home / "cookie").write_text(COOKIE + "\n")
+        program = Path(__file__).resolve().parents[2] / "docs" / "examples" / "node_process.py"
+        return subprocess.Popen(
+            [sys.executable, program, "kv@localhost", str(self.port)],
+            cwd=home,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    async def test_example(self) -> None:
+        """It counts words for an Erlang node, and ends when it is told to."""
+        await self.site.stop()
+        example = self.start_example()
+        try:
+            assert example.stdout is not None
+            self.assertEqual(await deferToThread(example.stdout.readline), "listening\n")
+            await self.check(
+                "lists:sort(maps:to_list("
+                f'gen_server:call({{words, {KV}}}, {{count, <<"be or not be">>}})))',
+                '[{<<"be">>,2},{<<"not">>,1},{<<"or">>,1}]',
+            )
+            await self.check(f'gen_server:call({{words, {KV}}}, {{count_file, <<"cookie">>}})', "1")
+            await self.check(
+                f"element(1, element(2, catch gen_server:call({{words, {KV}}}, 7)))",
+                '<<"unknown request">>',
+            )
+            await self.ask(f"monitor_node({KV}, true)")
+            example.terminate()
+            await self.check("receive {nodedown, N} -> N after 5000 -> none end", "kv@localhost")
+            said = await deferToThread(example.stdout.read)
+            self.assertEqual(said, "e1@localhost is up\ne1@localhost is down: drained\n")
+            self.assertEqual(await deferToThread(example.wait, 10), 0)
+        finally:
+            example.kill()
+            example.communicate()
