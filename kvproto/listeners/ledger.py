@@ -49,11 +49,15 @@ class Limits:
             they are handshaking: plan file descriptors for the sum.
         per_peer: Verified ones from one address; peers without an address (Unix
             sockets) are not counted.
+        total: Connections of any kind.  As long as there are fewer, those that have not
+            logged in may be more than ``unauthenticated``: when a thousand clients come
+            back at once, none has to go for the others.  0: nothing is lent.
     """
 
     connections: int = 10_000
     unauthenticated: int = 256
     per_peer: int = 0
+    total: int = 0
 
 
 class Ledger:
@@ -116,7 +120,7 @@ class Ledger:
         self.accepted += 1
         entry = Entry(self.accepted, listener, peer, accepted, since=now, born=now)
         entry.host = host_of(peer)
-        displaced = self._strangers.in_the_way(entry.host, self.limits.unauthenticated)
+        displaced = self._strangers.in_the_way(entry.host, self._strangers_allowed())
         if displaced is not None:
             displaced.accepted.fire(Event.DISPLACED, "made room for a newcomer")
         self._entries[entry.id] = entry
@@ -224,6 +228,14 @@ class Ledger:
 
     # making room
 
+    def _strangers_allowed(self) -> int:
+        """Return how large the pool may be now: its own size, and what nobody else uses."""
+        limit = self.limits.unauthenticated
+        if not limit:
+            return 0
+        known = len(self._entries) - len(self._strangers)
+        return max(limit, self.limits.total - known)
+
     def _displace_idler(self, alike: Callable[[Entry], bool]) -> bool:
         """Displace the oldest verified connection that never logged in, if there is one."""
         for entry in self._strangers.everybody.values():
@@ -277,7 +289,7 @@ class Ledger:
             "unauthenticated": len(self._strangers),
             "limits": {
                 "connections": self.limits.connections,
-                "unauthenticated": self.limits.unauthenticated,
+                "unauthenticated": self._strangers_allowed(),
                 "per_peer": self.limits.per_peer,
             },
             "states": self.counts(),

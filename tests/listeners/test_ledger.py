@@ -86,6 +86,26 @@ class RoomTests(SynchronousTestCase):
         real.handshakeCompleted()
         self.assertIs(real.state, State.OWNED)
 
+    def test_storm_borrows_unused_places(self) -> None:
+        """Clients that all come back at once displace nobody as long as there is room in all."""
+        bench = Bench(limits=Limits(connections=60, unauthenticated=20, total=80))
+        storm = [bench.connect(peer(number, "127.0.0.1")) for number in range(80)]
+        self.assertFalse(any(transport.aborted for _, transport in storm))
+        self.assertEqual(bench.ledger.status()["limits"]["unauthenticated"], 80)
+        bench.connect(peer(99))
+        self.assertEqual(sum(transport.aborted for _, transport in storm), 1)
+
+    def test_known_clients_take_lent_places_back(self) -> None:
+        """What is lent shrinks with each login, never below the pool's own size."""
+        bench = Bench(limits=Limits(connections=60, unauthenticated=20, total=80))
+        for number in range(60):
+            known, _ = bench.connect(peer(number))
+            known.handshakeCompleted()
+            known.authenticated("alice")
+        silent = [bench.connect(peer(number)) for number in range(100, 121)]
+        self.assertEqual([transport.aborted for _, transport in silent], [True] + [False] * 20)
+        self.assertEqual(bench.ledger.status()["unauthenticated"], 20)
+
     def test_idlers_make_room_for_clients(self) -> None:
         """At the limit, one that never logged in goes before a newcomer is refused."""
         bench = Bench(limits=Limits(connections=2))
