@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 MODULES = (
@@ -28,7 +29,15 @@ MODULES = (
     "twisted.test.test_policies",
 )
 
-EXPECTED: dict[str, str] = {}
+EXPECTED: dict[str, str] = (
+    {}
+    if not version("Twisted").startswith("24.")
+    else {
+        "twisted.protocols.test.test_tls.TLSMemoryBIOTests.test_writeUnicodeRaisesTypeError": (
+            "it counts two errors: stock fails once more when it flushes the text; we do not"
+        )
+    }
+)
 """Tests that are lost on purpose: id and reason."""
 
 TIME_LIMIT = 300

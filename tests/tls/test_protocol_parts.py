@@ -1,0 +1,145 @@
+"""The parts of the TLS protocol that have rules of their own."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from OpenSSL.SSL import Error, SysCallError
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE, Outbox
+from kvproto.tls.progress import unsent_bytes
+from kvproto.tls.reasons import describe_error, explained, explanation, represents_eof
+from kvproto.tls.records import UNKNOWN, RecordCounter
+
+
+def record(size: int, kind: int = 23) -> bytes:
+    """Return a TLS record with a body of `size` bytes."""
+    return bytes((kind, 3, 3)) + size.to_bytes(2, "big") + bytes(size)
+
+
+class RecordCounterTests(SynchronousTestCase):
+    """Record boundaries are found in pieces of any size."""
+
+    def test_each_split(self) -> None:
+        """However a stream is cut into two pieces, the same records end in it."""
+        stream = record(10) + record(0) + record(300, 20) + record(7, 22)
+        for cut in range(len(stream) + 1):
+            counter = RecordCounter()
+            self.assertEqual(counter.count(stream[:cut]) + counter.count(stream[cut:]), 4, cut)
+            self.assertTrue(counter.aligned)
+            self.assertEqual(counter.cipher_changes, 1)
+
+    @settings(deadline=None)
+    @given(st.lists(st.integers(0, 17_000), max_size=6), st.lists(st.integers(0, 60_000)))
+    def test_any_split(self, sizes: list[int], cuts: list[int]) -> None:
+        """However a stream is cut, each record is counted in the piece that it ends in."""
+        stream = b"".join(record(size) for size in sizes)
+        places = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+        counter = RecordCounter()
+        counted = [counter.count(stream[a:b]) for a, b in pairwise(places)]
+        self.assertEqual(sum(counted), len(sizes))
+        self.assertTrue(counter.aligned)
+
+    def test_nonsense(self) -> None:
+        """At a header that is none it gives up for good."""
+        for header in (b"GET / HTTP", b"\x17\x02\x03\x00\x01x", b"\x17\x03\x03\xff\xffx"):
+            counter = RecordCounter()
+            self.assertEqual(counter.count(header), UNKNOWN)
+            self.assertEqual(counter.count(record(1)), UNKNOWN)
+            self.assertFalse(counter.aligned)
+
+    def test_unaligned(self) -> None:
+        """Inside a record and inside a header it says so."""
+        counter = RecordCounter()
+        self.assertEqual(counter.count(record(5)[:3]), 0)
+        self.assertFalse(counter.aligned)
+        self.assertEqual(counter.count(record(5)[3:9]), 0)
+        self.assertFalse(counter.aligned)
+        self.assertEqual(counter.count(record(5)[9:]), 1)
+        self.assertTrue(counter.aligned)
+
+
+class OutboxTests(SynchronousTestCase):
+    """Order is kept, small writes travel together, large ones are not copied."""
+
+    def drained(self, *writes: bytes) -> list[bytes | memoryview]:
+        outbox = Outbox()
+        for data in writes:
+            outbox.put(data)
+        pieces = []
+        while outbox.pieces:
+            pieces.append(outbox.take())
+        self.assertEqual(outbox.size, 0)
+        return pieces
+
+    def test_small_writes_join(self) -> None:
+        """Writes that fit into one record leave as one piece."""
+        self.assertEqual(self.drained(b"a", b"b" * 1000, b"c"), [b"a" + b"b" * 1000 + b"c"])
+
+    def test_large_writes_are_views(self) -> None:
+        """A large value leaves as views of the object that was written."""
+        value = bytes(1_000_000)
+        pieces = self.drained(value)
+        self.assertTrue(all(isinstance(p, memoryview) and p.obj is value for p in pieces))
+        self.assertEqual(max(len(piece) for piece in pieces), PIECE_SIZE)
+
+    def test_header_and_value(self) -> None:
+        """A small header joins the beginning of the value behind it; the rest is a view."""
+        value = bytes(100_000)
+        first, *others = self.drained(b"header", value)
+        self.assertEqual(len(first), RECORD_SIZE)
+        self.assertTrue(all(isinstance(p, memoryview) and p.obj is value for p in others))
+
+    @given(st.lists(st.integers(1, 200_000), max_size=12))
+    def test_order(self, sizes: list[int]) -> None:
+        """Whatever is written comes out, in order, in pieces of bounded size."""
+        writes = [bytes([number % 256]) * size for number, size in enumerate(sizes)]
+        pieces = self.drained(*writes)
+        self.assertEqual(b"".join(pieces), b"".join(writes))
+        self.assertLessEqual(max(map(len, pieces), default=0), PIECE_SIZE)
+
+
+class ReasonTests(SynchronousTestCase):
+    """OpenSSL's errors in words."""
+
+    def test_eof(self) -> None:
+        """Every way in which OpenSSL says "unexpected EOF" is understood, and nothing else."""
+        self.assertTrue(represents_eof(SysCallError(-1, "Unexpected EOF")))
+        self.assertTrue(represents_eof(Error([("", "", "unexpected eof while reading")])))
+        self.assertTrue(represents_eof(Error([])))
+        self.assertFalse(represents_eof(Error()))
+        self.assertFalse(represents_eof(SysCallError(104, "ECONNRESET")))
+        self.assertFalse(represents_eof(Error([("", "", "bad record mac")])))
+        self.assertFalse(represents_eof(ValueError("unexpected eof")))
+
+    def test_words(self) -> None:
+        """Known reasons get better words, others keep OpenSSL's."""
+        error = Error([("SSL routines", "", "no shared cipher")])
+        self.assertEqual(describe_error(error, b"\x16\x03", "handshake"), "no cipher in common")
+        error = Error([("SSL routines", "", "bad record mac")])
+        self.assertEqual(describe_error(error, b"", "established"), "bad record mac")
+        self.assertEqual(describe_error(Error(), b"", "established"), "TLS failed without a reason")
+
+    def test_explained(self) -> None:
+        """An explained error is of the same class, with the same arguments, and was not raised."""
+        error = Error([("SSL routines", "", "bad record mac")])
+        said = explained(error, "words", "established")
+        self.assertIs(type(said), Error)
+        self.assertEqual(said.args, error.args)
+        self.assertEqual(explanation(said), "words")
+        self.assertIsNone(said.__traceback__)
+
+    def test_explanation_of_others(self) -> None:
+        """Other exceptions speak for themselves."""
+        self.assertEqual(explanation(ValueError("plain")), "plain")
+
+
+class ProgressTests(SynchronousTestCase):
+    """What cannot be known is not guessed."""
+
+    def test_not_a_socket(self) -> None:
+        """Transports without a socket have no number."""
+        self.assertIsNone(unsent_bytes(object()))
