@@ -116,12 +116,16 @@ def write_credentials(
     *,
     versions: str = "['tlsv1.3','tlsv1.2']",
     client_certificate: bool = True,
+    any_host: bool = False,
 ) -> None:
     """Write what a VM's ``-ssl_dist_optfile`` names."""
     (directory / "ca.pem").write_bytes(authority.certificate_pem)
     (directory / "erl.pem").write_bytes(identity.chain_pem)
     (directory / "erl.key").write_bytes(identity.key_pem)
     own = f'{{certfile, "{directory}/erl.pem"}}, {{keyfile, "{directory}/erl.key"}}, '
+    if any_host:
+        # Erlang looks for a literal address among the DNS names of a certificate.
+        own += "{customize_hostname_check, [{match_fun, fun(_, _) -> true end}]}, "
     (directory / "ssl_dist.conf").write_text(
         OPTIONS.format(
             d=directory, versions=versions, client_certificate=own if client_certificate else ""
@@ -139,6 +143,7 @@ class ErlangNode:
         arguments: Further arguments of ``erl``.
         cookie: The cluster's secret.
         listen: Whether it accepts links itself; it needs an epmd for that.
+        proto: What carries the distribution.
         environment: Further variables; with one, peers are looked up by epmd, not `port`.
     """
 
@@ -151,14 +156,15 @@ class ErlangNode:
         *,
         cookie: str = COOKIE,
         listen: bool = False,
+        proto: str = "inet_tls",
         environment: dict[str, str] | None = None,
     ) -> None:
         self.name = name
         self.process = subprocess.Popen(
             [
                 require("erl", "erlang-base"),
-                *("-noshell", "-sname", name, "-setcookie", cookie),
-                *("-proto_dist", "inet_tls", "-ssl_dist_optfile", str(directory / "ssl_dist.conf")),
+                *("-noshell", "-name" if ":" in name else "-sname", name, "-setcookie", cookie),
+                *("-proto_dist", proto, "-ssl_dist_optfile", str(directory / "ssl_dist.conf")),
                 *("-start_epmd", "false"),
                 *(() if environment else ("-erl_epmd_port", str(port))),
                 *(() if listen else ("-dist_listen", "false")),
@@ -288,10 +294,14 @@ class Site:
 
     Args:
         port: Where it listens.
+        authority: Who signs its certificate, and its peers'.
+        address: On which of its addresses.
         settings: Changes to `NodeSettings`.
     """
 
-    def __init__(self, port: int, authority: Authority, **settings: Any) -> None:
+    def __init__(
+        self, port: int, authority: Authority, address: str = "127.0.0.1", **settings: Any
+    ) -> None:
         self.authority = authority
         self.tls = Tls(authority, authority.issue("kv", ("localhost",)))
         chosen = {"name": "kv@localhost", "cookie": COOKIE.encode(), **settings}
@@ -303,7 +313,7 @@ class Site:
         self.ledger = Ledger(reactor, Limits(unauthenticated=64))
         self.acceptor = AcceptorService(
             "node",
-            server_endpoint(reactor, f"tcp:{port}:interface=127.0.0.1"),
+            server_endpoint(reactor, f"tcp:{port}:interface={address.replace(':', chr(92) + ':')}"),
             NodeController(self.node),
             self.ledger,
             reactor,

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import SkipTest
 
 from OpenSSL import SSL
 from twisted.internet import reactor as installed_reactor
@@ -740,6 +741,29 @@ class EpmdTests(ErlangCase):
         await registration.stopService()
         while await client.locate("kv", "localhost") is not None:
             await deferLater(reactor, 0.02)
+
+
+class AddressTests(TestCase):
+    """Node names that are addresses of IPv6."""
+
+    timeout = 30
+
+    async def test_ipv6(self) -> None:
+        """``-proto_dist inet6_tls`` works, with names like ``kv@::1``."""
+        if not socket.has_ipv6:
+            raise SkipTest("this Python has no IPv6")
+        authority, directory, port = Authority.root(), Directory(), free_port()
+        self.addCleanup(directory.remove)
+        identity = authority.issue("erl", ("localhost",))
+        write_credentials(directory.path, authority, identity, any_host=True)
+        site = Site(port, authority, "::1", name="kv@::1")
+        await site.start()
+        self.addCleanup(site.stop)
+        vm = ErlangNode("e1@::1", directory.path, port, proto="inet6_tls")
+        self.addCleanup(vm.kill)
+        await deferToThread(vm.wait_until_ready)
+        self.assertEqual(await vm.ask("net_adm:ping('kv@::1')"), "pong", vm.output)
+        self.assertIs(await site.node.ping("e1@::1"), True)
 
 
 class ExampleTests(ErlangCase):
