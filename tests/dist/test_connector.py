@@ -162,6 +162,17 @@ class DiallingTests(ConnectorCase):
         self.clock.advance(0.1)
         self.assertEqual(len(self.endpoint.waiting), 1)
 
+    def test_called_already(self) -> None:
+        """Two connectors for one node make one attempt at a time."""
+        second = self.make()
+        self.connector.startService()
+        second.startService()
+        self.assertEqual(second.state, ConnectorState.WAITING)
+        self.assertEqual(len(self.endpoint.waiting), 1)
+        self.answer()
+        self.assertEqual(second.state, ConnectorState.LINKED)
+        self.successResultOf(second.stopService())
+
     def test_bad_names(self) -> None:
         """A name that is none, or our own, is a mistake of the configuration."""
         for name in ("erl", "@host", "erl@", "a@b@c", "kv@host"):

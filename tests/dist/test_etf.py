@@ -187,6 +187,10 @@ class RoundTripTests(SynchronousTestCase):
         nested = b"\x83" + b"\x6c\x00\x00\x00\x01a\x01" * 2 + b"a\x02"
         self.assertEqual(decode(nested), ImproperList((1, 1), 2))
 
+    def test_list_of_nothing_but_a_tail(self) -> None:
+        """Erlang reads a list of no elements and a tail as the tail, and so do we."""
+        self.assertEqual(decode(b"\x83\x6c\x00\x00\x00\x00a\x01"), 1)
+
 
 class UnwritableTests(SynchronousTestCase):
     """What Erlang could not hold is our own fault, and said so."""
