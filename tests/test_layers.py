@@ -15,6 +15,7 @@ FLOORS = {
     "cli": 6,
     "service": 5,
     "ops": 4,
+    "nodes": 4,
     "listeners": 3,
     "tls": 2,
     "server": 2,
