@@ -10,29 +10,38 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvproto.errors import ConfigError
 
 __all__ = [
+    "DEFAULT_BUCKET",
     "DEFAULT_LISTEN",
     "DEFAULT_STATE_DIR",
     "ClientAuth",
+    "Collection",
     "Config",
     "Mode",
     "OnRotate",
     "User",
+    "UserBuckets",
     "endpoint_is_local",
+    "parse_collection",
     "parse_seconds",
     "parse_size",
     "parse_user",
+    "parse_user_buckets",
 ]
 
 DEFAULT_STATE_DIR = Path("kvtls-state")
 
 DEFAULT_LISTEN = "tcp:11207:interface=127.0.0.1"
 """11207 is the port on which Couchbase serves KV over TLS; loopback because of development."""
+
+DEFAULT_BUCKET = "default"
+"""What the examples of every Couchbase client open."""
 
 MIB = 1024 * 1024
 
@@ -41,6 +50,9 @@ SMALLEST_STORE = 64 * 1024
 
 _SIZE = re.compile(r"(\d+)\s*(|[kmg])(?:i?b)?", re.IGNORECASE)
 _SIZE_FACTOR = {"": 1, "k": 1024, "m": MIB, "g": 1024 * MIB}
+
+_BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
+"""What Couchbase lets a bucket be called."""
 
 _LOOPBACK = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}|::1|localhost")
 
@@ -87,6 +99,34 @@ class User:
     password: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class UserBuckets:
+    """Which buckets a user may use.
+
+    Attributes:
+        name: The user, with or without a password of its own among `Config.users`.
+        buckets: The first is the one for clients that select none.
+    """
+
+    name: str
+    buckets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A collection that exists.
+
+    Attributes:
+        scope: Name of its scope.
+        name: Its own.
+        bucket: Where it exists; None for every bucket.
+    """
+
+    scope: str
+    name: str
+    bucket: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything `kvproto.service.KVTLSService` is built from.
@@ -101,11 +141,19 @@ class Config:
         client_auth: None: optional with ``client_ca``, else none.
         crl: PEM revocation lists for client certificates.
         users: Who may log in with a password (or by certificate name).
+        users_file: Further users, as ``kvtls passwd`` keeps them: with hashes of their
+            passwords, and perhaps with the buckets that each may use.
+        user_buckets: Users that may not use every bucket.
+        cert_users: Rules that make a user's name of a client certificate, tried in order;
+            `kvproto.tls.parse_rule` reads them.  Empty: the subject's common name.
+        buckets: Names of the buckets, the default one for clients that select none first.
+        collections: What exists beside each bucket's default collection.
         anonymous: Whether a peer that did not log in may work; None: only
             when no user is configured.
         mode: Whose habits to follow.
         allow_flush: Whether FLUSH works; None: only in memcached mode.
-        memory_limit: Bytes the store may hold, keys and overhead counted.
+        memory_limit: Bytes all buckets together may hold, keys and overhead counted; each
+            has the same share.
         evict: Whether a full store drops what was least recently used (or
             refuses writes).
         max_value: Largest value in bytes; None: the mode's.
@@ -136,6 +184,11 @@ class Config:
     client_auth: ClientAuth | None = None
     crl: Path | None = None
     users: tuple[User, ...] = ()
+    users_file: Path | None = None
+    user_buckets: tuple[UserBuckets, ...] = ()
+    cert_users: tuple[str, ...] = ()
+    buckets: tuple[str, ...] = (DEFAULT_BUCKET,)
+    collections: tuple[Collection, ...] = ()
     anonymous: bool | None = None
     mode: Mode = Mode.COUCHBASE
     allow_flush: bool | None = None
@@ -160,6 +213,7 @@ class Config:
         self._check_listeners()
         self._check_credentials()
         self._check_users()
+        self._check_buckets()
         for option, value in (
             ("--handshake-timeout", self.handshake_timeout),
             ("--close-timeout", self.close_timeout),
@@ -174,6 +228,11 @@ class Config:
         if self.memory_limit < SMALLEST_STORE:
             raise ConfigError(
                 "--memory-limit", "is in bytes and must be at least 64KiB: write 64MiB, not 64"
+            )
+        if self.bucket_memory_limit < SMALLEST_STORE:
+            raise ConfigError(
+                "--memory-limit",
+                f"is shared by {len(self.buckets)} buckets, each of which needs at least 64KiB",
             )
 
     def _check_listeners(self) -> None:
@@ -205,14 +264,40 @@ class Config:
                     f"{self.client_auth.value} needs --client-ca, "
                     "the certificate authority that client certificates must come from",
                 )
-            if self.crl is not None:
-                raise ConfigError("--crl", "needs --client-ca as well")
+            for option, given in (("--crl", self.crl), ("--cert-user", self.cert_users)):
+                if given:
+                    raise ConfigError(option, "needs --client-ca as well")
 
     def _check_users(self) -> None:
         names = [user.name for user in self.users]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError("--user", f"{name!r} is given twice")
+        limited = [access.name for access in self.user_buckets]
+        for access in self.user_buckets:
+            if limited.count(access.name) > 1:
+                raise ConfigError("--user-buckets", f"{access.name!r} is given twice")
+            if access.name not in names and self.users_file is None:
+                raise ConfigError("--user-buckets", f"there is no user {access.name!r}")
+            self._check_bucket_names("--user-buckets", access.buckets)
+
+    def _check_buckets(self) -> None:
+        if not self.buckets:
+            raise ConfigError("--bucket", "at least one bucket is needed")
+        for name in self.buckets:
+            if not _BUCKET.fullmatch(name):
+                raise ConfigError(
+                    "--bucket", f"{name!r} is not 1 to 100 of letters, digits and _ - . %"
+                )
+            if self.buckets.count(name) > 1:
+                raise ConfigError("--bucket", f"{name!r} is given twice")
+        named = [found.bucket for found in self.collections if found.bucket is not None]
+        self._check_bucket_names("--collection", named)
+
+    def _check_bucket_names(self, option: str, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.buckets:
+                raise ConfigError(option, f"there is no bucket {name!r}")
 
     @property
     def development(self) -> bool:
@@ -234,7 +319,22 @@ class Config:
     @property
     def anonymous_allowed(self) -> bool:
         """Whether a peer that did not log in may work, defaults applied."""
-        return not self.users if self.anonymous is None else self.anonymous
+        if self.anonymous is not None:
+            return self.anonymous
+        return not self.users and self.users_file is None
+
+    @property
+    def bucket_memory_limit(self) -> int:
+        """Bytes that one bucket may hold: its share of the memory limit."""
+        return self.memory_limit // max(1, len(self.buckets))
+
+    def collections_of(self, bucket: str) -> list[tuple[str, str]]:
+        """Return names of scope and collection of what exists in a bucket, in order."""
+        return [
+            (found.scope, found.name)
+            for found in self.collections
+            if found.bucket in {None, bucket}
+        ]
 
     @property
     def flush_allowed(self) -> bool:
@@ -305,3 +405,29 @@ def parse_user(text: str) -> User:
     if not name or not colon or not password:
         raise ConfigError("--user", "must be NAME:PASSWORD, neither of them empty")
     return User(name, password)
+
+
+def parse_user_buckets(text: str) -> UserBuckets:
+    """Turn ``"NAME:BUCKET,BUCKET"`` into what a user may use.
+
+    Raises:
+        ConfigError: A part is missing.
+    """
+    name, colon, buckets = text.rpartition(":")
+    found = tuple(dict.fromkeys(buckets.split(",")))
+    if not name or not colon or "" in found:
+        raise ConfigError("--user-buckets", f"{text!r} should be NAME:BUCKET or NAME:BUCKET,BUCKET")
+    return UserBuckets(name, found)
+
+
+def parse_collection(text: str) -> Collection:
+    """Turn ``"SCOPE.NAME"`` or ``"BUCKET:SCOPE.NAME"`` into a collection.
+
+    Raises:
+        ConfigError: A part is missing, or there is one too many.
+    """
+    bucket, colon, path = text.rpartition(":")
+    names = path.split(".")
+    if len(names) != 2 or not all(names) or (colon and not bucket):
+        raise ConfigError("--collection", f"{text!r} should be SCOPE.NAME or BUCKET:SCOPE.NAME")
+    return Collection(names[0], names[1], bucket or None)

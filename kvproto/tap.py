@@ -12,16 +12,21 @@ from twisted.python import usage
 
 from kvproto import __version__
 from kvproto.config import (
+    DEFAULT_BUCKET,
     DEFAULT_LISTEN,
     DEFAULT_STATE_DIR,
     ClientAuth,
+    Collection,
     Config,
     Mode,
     OnRotate,
     User,
+    UserBuckets,
+    parse_collection,
     parse_seconds,
     parse_size,
     parse_user,
+    parse_user_buckets,
 )
 from kvproto.errors import ConfigError
 
@@ -31,6 +36,7 @@ USAGE_STATUS = 2
 """Exit status for options that cannot be used, as getopt-style commands have it."""
 
 Choice = TypeVar("Choice", Mode, ClientAuth, OnRotate)
+Parsed = TypeVar("Parsed")
 
 
 class Options(usage.Options):
@@ -55,8 +61,9 @@ class Options(usage.Options):
             "none, optional or required (default: optional with --client-ca, else none).",
         ],
         ["crl", None, None, "PEM file: revocation lists for client certificates.", Path],
+        ["users", None, None, "File of users that may log in, made by kvtls passwd.", Path],
         ["mode", "m", Mode.COUCHBASE.value, "couchbase or memcached."],
-        ["memory-limit", None, "64MiB", "What the store may hold: bytes, or 64MiB, 2GiB."],
+        ["memory-limit", None, "64MiB", "What may be stored: bytes, or 64MiB, 2GiB."],
         ["max-value", None, None, "Largest value (default: 20MiB, in memcached mode 1MiB)."],
         [
             "max-connections",
@@ -99,6 +106,7 @@ class Options(usage.Options):
             "certificate": usage.CompleteFiles(),
             "private-key": usage.CompleteFiles(),
             "client-ca": usage.CompleteFiles(),
+            "users": usage.CompleteFiles(),
             "state-dir": usage.CompleteDirs(),
         }
     )
@@ -108,6 +116,10 @@ class Options(usage.Options):
         self._listen: list[str] = []
         self._proxied: set[int] = set()
         self._users: list[User] = []
+        self._user_buckets: list[UserBuckets] = []
+        self._cert_users: list[str] = []
+        self._buckets: list[str] = []
+        self._collections: list[Collection] = []
         self.kvtls_config: Config | None = None
 
     def opt_listen(self, description: str) -> None:
@@ -128,12 +140,34 @@ class Options(usage.Options):
 
     def opt_user(self, text: str) -> None:
         """NAME:PASSWORD that may log in (repeatable)."""
-        try:
-            self._users.append(parse_user(text))
-        except ConfigError as error:
-            raise usage.UsageError(str(error)) from error
+        self._users.append(_parsed(parse_user, text))
 
     opt_u = opt_user
+
+    def opt_user_buckets(self, text: str) -> None:
+        """NAME:BUCKET,BUCKET that a user may use, the first where it selects none (repeatable).
+
+        Other users may use every bucket.
+        """
+        self._user_buckets.append(_parsed(parse_user_buckets, text))
+
+    def opt_cert_user(self, rule: str) -> None:
+        r"""How a client certificate names its user (repeatable, the first known user wins).
+
+        subject.cn (the default), san.dns, san.email or san.uri, with :prefix=TEXT,
+        :suffix=TEXT and :delimiter=CHARACTERS; a colon in them is written \:
+        """
+        self._cert_users.append(rule)
+
+    def opt_bucket(self, name: str) -> None:
+        """Bucket to serve (repeatable, the first where clients select none; default: default)."""
+        self._buckets.append(name)
+
+    opt_b = opt_bucket
+
+    def opt_collection(self, text: str) -> None:
+        """SCOPE.NAME to serve in all buckets, BUCKET:SCOPE.NAME in one (repeatable)."""
+        self._collections.append(_parsed(parse_collection, text))
 
     def opt_version(self) -> NoReturn:
         """Print the version of kvproto and exit."""
@@ -185,6 +219,11 @@ class Options(usage.Options):
             ),
             crl=self["crl"],
             users=tuple(self._users),
+            users_file=self["users"],
+            user_buckets=tuple(self._user_buckets),
+            cert_users=tuple(self._cert_users),
+            buckets=tuple(self._buckets) or (DEFAULT_BUCKET,),
+            collections=tuple(self._collections),
             anonymous=True if self["anonymous"] else None,
             mode=self._choice(Mode, self["mode"], "--mode"),
             allow_flush=True if self["allow-flush"] else None,
@@ -219,6 +258,14 @@ class Options(usage.Options):
         except ValueError:
             allowed = ", ".join(choice.value for choice in choices)
             raise ConfigError(option, f"{text!r} is none of {allowed}") from None
+
+
+def _parsed(parse: Callable[[str], Parsed], text: str) -> Parsed:
+    """Parse the text of an option that may be repeated."""
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise usage.UsageError(str(error)) from error
 
 
 def _count(option: str, text: str) -> int:

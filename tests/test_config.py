@@ -8,13 +8,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.config import (
     ClientAuth,
+    Collection,
     Config,
     Mode,
     User,
+    UserBuckets,
     endpoint_is_local,
+    parse_collection,
     parse_seconds,
     parse_size,
     parse_user,
+    parse_user_buckets,
 )
 from kvproto.errors import ConfigError
 
@@ -49,6 +53,41 @@ class ConfigTests(SynchronousTestCase):
         users = (User("alice", "secret"),)
         self.assertFalse(Config(users=users).anonymous_allowed)
         self.assertTrue(Config(users=users, anonymous=True).anonymous_allowed)
+
+    def test_users_file_ends_anonymity(self) -> None:
+        """A users file does so too, whoever is in it."""
+        self.assertFalse(Config(users_file=Path("users")).anonymous_allowed)
+
+    def test_buckets(self) -> None:
+        """There is at least one bucket, each has a name of its own, and a share of the memory."""
+        config = Config(buckets=("a", "b", "c"), memory_limit=3 * 1024 * 1024)
+        self.assertEqual(config.bucket_memory_limit, 1024 * 1024)
+        self.refused("--bucket", buckets=())
+        self.refused("--bucket", buckets=("a", "a"))
+        self.refused("--bucket", buckets=("a/b",))
+        text = self.refused("--memory-limit", buckets=("a", "b"), memory_limit=100 * 1024)
+        self.assertIn("2 buckets", text)
+
+    def test_collections(self) -> None:
+        """A collection exists in every bucket, or in the one it is given for."""
+        one, other = Collection("s", "c"), Collection("s", "d", "b")
+        config = Config(buckets=("a", "b"), collections=(one, other))
+        self.assertEqual(config.collections_of("a"), [("s", "c")])
+        self.assertEqual(config.collections_of("b"), [("s", "c"), ("s", "d")])
+        self.refused("--collection", collections=(other,))
+
+    def test_user_buckets(self) -> None:
+        """Only a user that may exist can be kept to buckets, which do exist."""
+        users, default = (User("a", "1"),), UserBuckets("a", ("default",))
+        Config(users=users, user_buckets=(default,))
+        Config(users_file=Path("users"), user_buckets=(default,))
+        self.refused("--user-buckets", user_buckets=(default,))
+        self.refused("--user-buckets", users=users, user_buckets=(default, default))
+        self.refused("--user-buckets", users=users, user_buckets=(UserBuckets("a", ("b",)),))
+
+    def test_certificate_users_need_a_ca(self) -> None:
+        """Rules for certificates that nobody is asked for are a mistake."""
+        self.refused("--cert-user", cert_users=("subject.cn",))
 
     def test_client_ca_asks(self) -> None:
         """A client CA alone means that certificates are optional."""
@@ -140,3 +179,16 @@ class ParseTests(SynchronousTestCase):
         for text in ("alice", ":secret", "alice:"):
             error = self.assertRaises(ConfigError, parse_user, text)
             self.assertNotIn("secret", str(error))
+
+    def test_user_buckets(self) -> None:
+        """A user's name may hold colons, a bucket's cannot; repetitions are dropped."""
+        self.assertEqual(parse_user_buckets("a:b:x,y,x"), UserBuckets("a:b", ("x", "y")))
+        for text in ("alice", ":x", "alice:", "alice:x,"):
+            self.assertRaises(ConfigError, parse_user_buckets, text)
+
+    def test_collections(self) -> None:
+        """A collection has a scope, and perhaps a bucket."""
+        self.assertEqual(parse_collection("s.c"), Collection("s", "c"))
+        self.assertEqual(parse_collection("b.1:s.c"), Collection("s", "c", "b.1"))
+        for text in ("c", "s.", ".c", "a.b.c", ":s.c", "b:c", ""):
+            self.assertRaises(ConfigError, parse_collection, text)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.config import ClientAuth, Config, Mode, OnRotate, User
+from kvproto.config import ClientAuth, Collection, Config, Mode, OnRotate, User, UserBuckets
 from kvproto.tap import USAGE_STATUS, Options
 
 
@@ -42,7 +42,9 @@ class OptionsTests(SynchronousTestCase):
             *["--certificate", "c.pem", "--private-key", "k.pem"],
             *["--key-passphrase-file", "p", "--client-ca", "ca.pem"],
             *["--client-auth", "required", "--crl", "crl.pem"],
-            *["--user", "alice:a:b", "--user", "bob:c", "--anonymous"],
+            *["--user", "alice:a:b", "--user", "bob:c", "--anonymous", "--users", "u"],
+            *["--user-buckets", "bob:b", "--cert-user", "san.dns", "--cert-user", "subject.cn"],
+            *["--bucket", "a", "-b", "b", "--collection", "s.c", "--collection", "a:s.d"],
             *["--mode", "memcached", "--allow-flush"],
             *["--memory-limit", "1g", "--refuse-when-full", "--max-value", "2MiB"],
             *["--max-connections", "7", "--max-connections-per-peer", "3"],
@@ -60,6 +62,11 @@ class OptionsTests(SynchronousTestCase):
             client_auth=ClientAuth.REQUIRED,
             crl=Path("crl.pem"),
             users=(User("alice", "a:b"), User("bob", "c")),
+            users_file=Path("u"),
+            user_buckets=(UserBuckets("bob", ("b",)),),
+            cert_users=("san.dns", "subject.cn"),
+            buckets=("a", "b"),
+            collections=(Collection("s", "c"), Collection("s", "d", "a")),
             anonymous=True,
             mode=Mode.MEMCACHED,
             allow_flush=True,
@@ -90,6 +97,9 @@ class OptionsTests(SynchronousTestCase):
             (["--memory-limit", "64"], "--memory-limit"),
             (["--drain-timeout", "soon"], "--drain-timeout"),
             (["--user", "alice"], "NAME:PASSWORD"),
+            (["--user-buckets", "alice"], "NAME:BUCKET"),
+            (["--collection", "c"], "SCOPE.NAME"),
+            (["--bucket", "no such/name"], "--bucket"),
             (["--proxy-protocol"], "--listen"),
             (["extra"], "extra"),
             (["--listen"], "--listen"),
