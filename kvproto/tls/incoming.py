@@ -142,27 +142,35 @@ class IncomingTLS(ClosingTLS):
                 self._cut(BudgetExceeded("the peer makes TLS answer and does not read"))
 
     def _feed(self) -> bool:
-        """Feed one slice and read what it completes; return whether to go on."""
+        """Feed one segment by slices and read what each completes; return whether to go on."""
         data = self._unfed.pop(0)
-        if len(data) > SLICE_SIZE:
-            data = memoryview(data)
-            self._unfed.insert(0, data[SLICE_SIZE:])
-            data = data[:SLICE_SIZE]
-        taken = self._engine.feed(data)
-        if taken < len(data):
-            data = memoryview(data)
-            self._unfed.insert(0, data[taken:])
-            data = data[:taken]
-        # A bounded BIO may be full once; when reading did not help, the next event will.
-        self._refusals = 0 if taken else self._refusals + 1
-        records = self._records.count(data) if taken else UNKNOWN
-        if not self._handshakeDone:
-            if not self._handshake() or self._deaf():
-                return self._refusals < 2
-            records = UNKNOWN
-        elif self._records.cipher_changes != self._cipher_changes and not self._renegotiated():
-            return False
-        self._read(records, taken)
+        size = len(data)
+        view = data if size <= SLICE_SIZE else memoryview(data)
+        fed = 0
+        while fed < size and not self._deaf() and not (self._read_paused and self._holds_input()):
+            piece = view[fed : fed + SLICE_SIZE]
+            taken = self._engine.feed(piece)
+            fed += taken
+            if taken != len(piece):
+                piece = piece[:taken]
+            if self._handshakeDone:
+                records = self._records.count(piece) if taken else UNKNOWN
+                changed = self._records.cipher_changes != self._cipher_changes
+                if changed and not self._renegotiated():
+                    return False
+            else:
+                self._records.count(piece)
+                records = UNKNOWN if self._handshake() and not self._deaf() else 0
+            if records:
+                self._read(records, taken)
+            else:
+                self._count_junk(taken)
+            # A bounded BIO may be full once; when reading did not help, the next event will.
+            self._refusals = 0 if taken else self._refusals + 1
+            if self._refusals >= 2:
+                break
+        if fed < size:
+            self._unfed.insert(0, memoryview(data)[fed:])
         return self._refusals < 2
 
     def _renegotiated(self) -> bool:
@@ -217,13 +225,19 @@ class IncomingTLS(ClosingTLS):
         """
         if isinstance(error, WantReadError):
             self._dirty = True
-            self._junk += size
-            if self._junk > self.junk_budget:
-                self._cut(BudgetExceeded("too much TLS traffic without application data"))
+            self._count_junk(size)
         elif isinstance(error, ZeroReturnError):
             self._peer_closed()
         else:
             self._openssl_failed(error)
+
+    def _count_junk(self, size: int) -> None:
+        """Count ciphertext that gave no application data, and cut the peer above the budget."""
+        if not self._handshakeDone:
+            return
+        self._junk += size
+        if self._junk > self.junk_budget:
+            self._cut(BudgetExceeded("too much TLS traffic without application data"))
 
     def _deliver(self, plaintext: bytes) -> None:
         """Give plaintext to the application, or keep it, or drop it."""
