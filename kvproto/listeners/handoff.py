@@ -320,6 +320,13 @@ class Handoff(VerifiedConnection, Protocol):
         owner, self._owner = self._owner, None
         self._kept.clear()
         self.__dict__.pop("dataReceived", None)  # the owner's; let go of it
+        if owner is not None and entry.owner:
+            reason = self._lost or Failure(HandoffError("the transport did not close"))
+            try:
+                owner.connectionLost(reason)
+            except Exception:
+                self._report(Failure())
+        # After the owner: who waits for the ledger to be empty finds everybody told.
         self._ledger.remove(entry, self._ended_by.value)
         tell = log.info if self._notable else log.debug
         tell(
@@ -330,12 +337,6 @@ class Handoff(VerifiedConnection, Protocol):
             stage=entry.stage.value,
             reason=entry.reason or "closed",
         )
-        if owner is not None and entry.owner:
-            reason = self._lost or Failure(HandoffError("the transport did not close"))
-            try:
-                owner.connectionLost(reason)
-            except Exception:
-                self._report(Failure())
 
     def _report(self, failure: Failure) -> None:
         """Log a failure of somebody else's code."""
