@@ -26,6 +26,9 @@ class Sink:
     def writeSequence(self, parts: list[bytes]) -> None:
         """Take them."""
 
+    def getHost(self) -> None:
+        """Be nowhere."""
+
     def registerProducer(self, producer: object, streaming: bool) -> None:
         """Never pause it."""
 

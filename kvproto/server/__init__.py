@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from kvproto.server.buckets import Bucket, Manifest
 from kvproto.server.controller import KVController, KVServerFactory
 from kvproto.server.counters import Counters
+from kvproto.server.passwords import (
+    DEFAULT_ITERATIONS,
+    HashVerifier,
+    dump_users,
+    hash_password,
+    load_users,
+)
 from kvproto.server.protocol import KVServerProtocol
 from kvproto.server.settings import ServerSettings
 from kvproto.server.shared import Identify, KVServer
-from kvproto.server.users import PasswordVerifier, UserTable, Verifier
+from kvproto.server.users import UserTable, Verifier
 
 __all__ = [
+    "DEFAULT_ITERATIONS",
+    "Bucket",
     "Counters",
+    "HashVerifier",
     "Identify",
     "KVController",
     "KVServer",
     "KVServerFactory",
     "KVServerProtocol",
-    "PasswordVerifier",
+    "Manifest",
     "ServerSettings",
     "UserTable",
     "Verifier",
+    "dump_users",
+    "hash_password",
+    "load_users",
 ]

@@ -9,16 +9,20 @@ Source: memcached ``protocol_binary.h``; Couchbase kv_engine ``docs/BinaryProtoc
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kvproto.errors import RemoteProtocolError
-from kvproto.server.opcodes import AFTER_LOGIN, BEFORE_LOGIN, REFUSED, accepts_framing, is_set
+from kvproto.server.buckets import Bucket
+from kvproto.server.opcodes import BEFORE_LOGIN, REFUSED, accepts_framing, after_login, is_set
 from kvproto.server.replies import Reply, when
 from kvproto.server.sasl import Mechanism
 from kvproto.server.shared import KVServer, Peer
-from kvproto.store import Refusal
-from kvproto.wire.binary import RequestDecoder, error_reply, simple_reply
-from kvproto.wire.constants import Feature, Status
+from kvproto.store import Document, IStore, Key, Refusal, is_json
+from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, simple_reply
+from kvproto.wire.collections import unknown_collection_body
+from kvproto.wire.constants import Datatype, Feature, Status
+from kvproto.wire.extras import mutation_token
 from kvproto.wire.frames import FrameError, Oversized, Request
 from kvproto.wire.framing import decode_request_framing
 
@@ -36,11 +40,20 @@ _STATUS_OF: dict[Refusal, int] = {
     Refusal.NOT_STORED: Status.NOT_STORED,
     Refusal.TOO_BIG: Status.TOO_BIG,
     Refusal.NOT_A_NUMBER: Status.NOT_A_NUMBER,
+    Refusal.LOCKED: Status.LOCKED,
+    Refusal.NOT_LOCKED: Status.NOT_LOCKED,
+    Refusal.NO_MEMORY: Status.NO_MEMORY,
+}
+
+_PLAIN_STATUS_OF: dict[Refusal, int] = {
+    **_STATUS_OF,
     # Clients that have not negotiated XERROR do not know "locked"; "try again later" they do.
     Refusal.LOCKED: Status.TEMPORARY_FAILURE,
     Refusal.NOT_LOCKED: Status.TEMPORARY_FAILURE,
-    Refusal.NO_MEMORY: Status.NO_MEMORY,
 }
+
+_WITH_MANIFEST = frozenset({Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE})
+"""Answers that tell which manifest they were looked up in."""
 
 _MAJORITY = 1
 _PERSIST_LEVELS = frozenset({2, 3})
@@ -54,11 +67,14 @@ class BinarySession:
         peer: Who the other side is.
 
     Attributes:
-        store: Where this session's documents are.
+        bucket: Where this session's documents are; None when its user may use none.
+        selected: Whether the client has selected the bucket, or just found itself there.
+        store: The bucket's store.
         get: The store's ``get``, looked up once.
         said_hello: Whether the client is a modern one: error bodies may be empty, DELETE has a CAS.
-        features: What HELLO enabled.
-        datatypes: Mask of the datatype bits that this client understands in responses.
+        collections: Whether keys begin with the id of their collection.
+        json: Whether responses say what is JSON.
+        tokens: Whether mutations answer with a mutation token.
         preserve_expiry: Whether the request that is being served says so.
         mechanism: The login under way.
         mechanism_name: Its name.
@@ -66,33 +82,40 @@ class BinarySession:
 
     __slots__ = (
         "_decoder",
+        "_status_of",
         "_table",
-        "datatypes",
-        "features",
+        "_traced",
+        "bucket",
+        "collections",
         "feed",
         "get",
+        "json",
         "mechanism",
         "mechanism_name",
         "peer",
         "preserve_expiry",
         "said_hello",
+        "selected",
         "server",
         "store",
+        "tokens",
     )
+
+    store: IStore
+    get: Callable[[Key], Any]
 
     def __init__(self, server: KVServer, peer: Peer) -> None:
         self.server = server
         self.peer = peer
         self._decoder = RequestDecoder(MAX_BODY_BEFORE_LOGIN)
         self.feed = self._decoder.feed
-        self.store = server.store
-        self.get = server.store.get
+        self.bucket: Bucket | None = None
+        self.selected = False
         self.said_hello = False
-        self.features: frozenset[int] = frozenset()
-        self.datatypes = 0
         self.preserve_expiry = False
         self.mechanism: Mechanism | None = None
         self.mechanism_name = b""
+        self._set_features(frozenset())
         self.update_rights()
 
     @property
@@ -105,21 +128,55 @@ class BinarySession:
         """Whether a request has been received in part."""
         return self._decoder.partial
 
+    # what changes a session
+
     def update_rights(self) -> None:
         """Let the peer do what its user may; called whenever that has changed."""
+        user = self.peer.user
+        if user is None:
+            self.bucket, self.selected = None, False
+        else:
+            self._decoder.max_body = self.server.settings.value_limit + _BESIDE_VALUE
+            kept = self.bucket
+            if kept is None or not self.selected or self.server.bucket(user, kept.name) is None:
+                self._use(self.server.default_bucket(user), selected=False)
+        self._choose_table()
+
+    def select(self, bucket: Bucket) -> None:
+        """Work in this bucket from now on."""
+        self._use(bucket, selected=True)
+        self._choose_table()
+
+    def enable(self, features: Iterable[int]) -> None:
+        """Put into effect what HELLO has agreed on; an earlier HELLO is forgotten."""
+        self.said_hello = True
+        self._set_features(frozenset(features))
+        self._choose_table()
+
+    def _set_features(self, features: frozenset[int]) -> None:
+        self.collections = Feature.COLLECTIONS in features
+        self.json = Feature.JSON in features
+        self.tokens = Feature.MUTATION_SEQNO in features
+        self._traced = Feature.TRACING in features
+        self._status_of = _STATUS_OF if Feature.XERROR in features else _PLAIN_STATUS_OF
+
+    def _use(self, bucket: Bucket | None, *, selected: bool) -> None:
+        self.bucket, self.selected = bucket, selected
+        if bucket is not None:
+            self.store = bucket.store
+            self.get = bucket.store.get
+
+    def _choose_table(self) -> None:
         if self.peer.refused:
             self._table = REFUSED
         elif self.peer.user is None:
             self._table = BEFORE_LOGIN
         else:
-            self._table = AFTER_LOGIN
-            self._decoder.max_body = self.server.settings.value_limit + _BESIDE_VALUE
-
-    def enable(self, features: list[int]) -> None:
-        """Put into effect what HELLO has agreed on; an earlier HELLO is forgotten."""
-        self.said_hello = True
-        self.features = frozenset(features)
-        self.datatypes = int(Feature.JSON in self.features)
+            self._table = after_login(
+                has_bucket=self.bucket is not None,
+                collections=self.collections,
+                traced=self._traced,
+            )
 
     def execute(self, request: Request | Oversized) -> Reply:
         """Serve one frame."""
@@ -136,7 +193,7 @@ class BinarySession:
         try:
             framing = decode_request_framing(request.framing)
         except RemoteProtocolError as e:
-            return self.error_to(request, Status.INVALID if e.status is None else e.status)
+            return self.protocol_error_to(request, e)
         preserve, durable = accepts_framing(request.opcode)
         if framing.durability is not None:
             if not durable:
@@ -159,12 +216,16 @@ class BinarySession:
 
     def _oversized(self, frame: Oversized) -> Reply:
         """Answer a frame that was thrown away."""
-        refused = Request(opcode=frame.opcode, opaque=frame.opaque)
-        if self._table is not AFTER_LOGIN:
-            return self._table[frame.opcode](self, refused)
+        request = Request(opcode=frame.opcode, opaque=frame.opaque, key=frame.key or b"")
+        if self.peer.user is None or self.bucket is None:
+            return self._table[frame.opcode](self, request)
         if frame.key and frame.answer == Status.TOO_BIG and is_set(frame.opcode):
-            return self.set_failed(refused, frame.key, Status.TOO_BIG)
-        return self.error_to(refused, frame.answer)
+            try:
+                key = self.bucket.key(frame.key) if self.collections else frame.key
+            except RemoteProtocolError as e:
+                return self.protocol_error_to(request, e)
+            return self.set_failed(request, key, Status.TOO_BIG)
+        return self.error_to(request, frame.answer)
 
     # what handlers answer with
 
@@ -176,9 +237,30 @@ class BinarySession:
 
     def refusal_to(self, request: Request, refusal: Refusal) -> bytes:
         """Encode what the store refused."""
-        return self.error_to(request, _STATUS_OF[refusal])
+        return self.error_to(request, self._status_of[refusal])
 
-    def set_failed(self, request: Request, key: bytes, status: int) -> Reply:
+    def protocol_error_to(self, request: Request, error: RemoteProtocolError) -> bytes:
+        """Encode the answer to a request that is malformed, or about what does not exist."""
+        status = Status.INVALID if error.status is None else error.status
+        if self.bucket is not None and self.json and status in _WITH_MANIFEST:
+            return encode_response(
+                request.opcode,
+                status,
+                value=unknown_collection_body(self.bucket.manifest.uid),
+                opaque=request.opaque,
+                datatype=Datatype.JSON,
+            )
+        return self.error_to(request, status)
+
+    def datatype(self, document: Document) -> int:
+        """Return the datatype bits that this client understands."""
+        return int(self.json and is_json(document))
+
+    def token(self, document: Document) -> bytes:
+        """Encode the extras of a successful mutation."""
+        return mutation_token(self.store.uuid, document.seqno) if self.tokens else b""
+
+    def set_failed(self, request: Request, key: Key, status: int) -> Reply:
         """Answer a SET that found no room; as memcached does, let nobody read the old value."""
         error = self.error_to(request, status)
         if not self.server.settings.oversized_set_deletes:

@@ -8,21 +8,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvproto.server.features import agree
+from kvproto.errors import RemoteProtocolError
+from kvproto.server.features import FEATURES
 from kvproto.server.replies import Hangup, Reply, when
 from kvproto.server.sasl import MECHANISMS, Verdict, mechanism_list
 from kvproto.server.statistics import Report, report
+from kvproto.server.topology import CONFIG_EPOCH
+from kvproto.server.topology import error_map as make_error_map
 from kvproto.wire.binary import encode_response, simple_reply
-from kvproto.wire.constants import Status
+from kvproto.wire.collections import DEFAULT, collection_id_extras, split_path
+from kvproto.wire.constants import Datatype, Status
+from kvproto.wire.extras import config_version
 from kvproto.wire.frames import Request
+from kvproto.wire.hello import decode_features, encode_features, negotiate
 
 if TYPE_CHECKING:
     from kvproto.server.binary import BinarySession
 
 __all__ = [
+    "cluster_config",
+    "collection_id",
+    "error_map",
     "flush",
     "hello",
     "log_in_first",
+    "manifest",
+    "no_bucket",
     "noop",
     "quit_",
     "quit_quietly",
@@ -30,6 +41,8 @@ __all__ = [
     "sasl_auth",
     "sasl_list",
     "sasl_step",
+    "scope_id",
+    "select_bucket",
     "stat",
     "unknown",
     "verbosity",
@@ -52,6 +65,11 @@ def refuse(session: BinarySession, request: Request) -> Reply:
     return Hangup(
         session.error_to(request, Status.AUTH_ERROR), "its certificate names no known user"
     )
+
+
+def no_bucket(session: BinarySession, request: Request) -> Reply:
+    """Answer whatever needs a bucket from a user who may use none."""
+    return session.error_to(request, Status.NO_BUCKET)
 
 
 def noop(session: BinarySession, request: Request) -> Reply:
@@ -100,7 +118,8 @@ def stat(session: BinarySession, request: Request) -> Reply:
     """STAT: one packet for each item, and an empty one that ends them."""
     if request.extras or request.value:
         return session.error_to(request, Status.INVALID)
-    return when(report(session.server, tuple(request.key.split())), _statistics, session, request)
+    found = report(session.server, session.store, tuple(request.key.split()))
+    return when(found, _statistics, session, request)
 
 
 def _statistics(found: Report, session: BinarySession, request: Request) -> Reply:
@@ -117,12 +136,103 @@ def _statistics(found: Report, session: BinarySession, request: Request) -> Repl
 
 def hello(session: BinarySession, request: Request) -> Reply:
     """HELLO: agree on features."""
-    if request.extras or len(request.value) % 2:
+    if request.extras:
         return session.error_to(request, Status.INVALID)
-    features = agree(request.value)
+    try:
+        wanted = decode_features(request.value)
+    except RemoteProtocolError as e:
+        return session.protocol_error_to(request, e)
+    features = negotiate(wanted, FEATURES)
     session.enable(features)
-    value = b"".join(number.to_bytes(2) for number in features)
-    return encode_response(request.opcode, value=value, opaque=request.opaque)
+    return encode_response(request.opcode, value=encode_features(features), opaque=request.opaque)
+
+
+# Buckets and what clients are told of them
+
+
+def select_bucket(session: BinarySession, request: Request) -> Reply:
+    """SELECT_BUCKET; whether a bucket does not exist or is somebody else's is not told apart."""
+    if request.extras or request.value:
+        return session.error_to(request, Status.INVALID)
+    user = session.peer.user
+    name = request.key.decode("utf-8", "replace")
+    bucket = None if user is None else session.server.bucket(user, name)
+    if bucket is None:
+        return session.error_to(request, Status.NO_ACCESS)
+    session.select(bucket)
+    return simple_reply(request.opcode, 0, request.opaque)
+
+
+def cluster_config(session: BinarySession, request: Request) -> Reply:
+    """GET_CLUSTER_CONFIG: of the selected bucket, or of the cluster as long as none is."""
+    if request.key or request.value:
+        return session.error_to(request, Status.INVALID)
+    try:
+        known = config_version(request.extras)
+    except RemoteProtocolError as e:
+        return session.protocol_error_to(request, e)
+    server = session.server
+    if known is not None and known >= (CONFIG_EPOCH, server.revision):
+        return simple_reply(request.opcode, 0, request.opaque)
+    bucket = session.bucket if session.selected else None
+    value = server.cluster_config(session.peer.port, bucket)
+    return _json(request, value)
+
+
+def error_map(session: BinarySession, request: Request) -> Reply:
+    """GET_ERROR_MAP."""
+    version = int.from_bytes(request.value)
+    if request.extras or request.key or len(request.value) != 2 or not version:
+        return session.error_to(request, Status.INVALID)
+    return _json(request, make_error_map(version))
+
+
+def manifest(session: BinarySession, request: Request) -> Reply:
+    """GET_MANIFEST: the collections of the bucket."""
+    if session.bucket is None or request.extras or request.key or request.value:
+        return session.error_to(request, Status.INVALID)
+    return _json(request, session.bucket.manifest.to_json())
+
+
+def collection_id(session: BinarySession, request: Request) -> Reply:
+    """GET_COLLECTION_ID: of ``scope.collection``."""
+    bucket = session.bucket
+    if bucket is None or request.extras:
+        return session.error_to(request, Status.INVALID)
+    try:
+        # The path is the value; older clients have it in the key.
+        scope, name = split_path(request.value or request.key)
+        number = bucket.manifest.collection_id(scope, name)
+    except RemoteProtocolError as e:
+        return session.protocol_error_to(request, e)
+    return encode_response(
+        request.opcode,
+        extras=collection_id_extras(bucket.manifest.uid, number),
+        opaque=request.opaque,
+    )
+
+
+def scope_id(session: BinarySession, request: Request) -> Reply:
+    """GET_SCOPE_ID: of a scope's name, or of ``scope.collection``."""
+    bucket = session.bucket
+    if bucket is None or request.extras:
+        return session.error_to(request, Status.INVALID)
+    scope = (request.value or request.key).partition(b".")[0].decode("utf-8", "replace")
+    try:
+        number = bucket.manifest.scope_id(scope or DEFAULT)
+    except RemoteProtocolError as e:
+        return session.protocol_error_to(request, e)
+    return encode_response(
+        request.opcode,
+        extras=collection_id_extras(bucket.manifest.uid, number),
+        opaque=request.opaque,
+    )
+
+
+def _json(request: Request, value: bytes) -> bytes:
+    return encode_response(
+        request.opcode, value=value, opaque=request.opaque, datatype=Datatype.JSON
+    )
 
 
 # Login
@@ -132,14 +242,18 @@ def sasl_list(session: BinarySession, request: Request) -> Reply:
     """SASL_LIST: names of mechanisms."""
     if request.extras or request.key or request.value:
         return session.error_to(request, Status.INVALID)
-    return encode_response(request.opcode, value=mechanism_list(), opaque=request.opaque)
+    names = mechanism_list(with_users=len(session.server.users) > 0)
+    return encode_response(request.opcode, value=names, opaque=request.opaque)
 
 
 def sasl_auth(session: BinarySession, request: Request) -> Reply:
     """SASL_AUTH: begin a login; one that was under way is forgotten."""
+    session.peer.begin()
+    session.update_rights()
     make = MECHANISMS.get(request.key)
     if make is None or request.extras:
         session.mechanism = None
+        session.peer.conclude(False, "")
         return session.error_to(request, Status.AUTH_ERROR)
     session.mechanism = make(session.peer)
     session.mechanism_name = request.key

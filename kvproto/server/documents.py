@@ -1,8 +1,7 @@
 """Binary operations on documents: one function each, from a request to its reply.
 
-Each checks the shape of its request, asks the store, and encodes what the store says.  A quiet
-opcode is the same function, whose reply `quiet` or `quiet_on_miss` swallows: whether a reply is
-silent is decided by its status alone.
+Each checks the shape of its request, asks the store, and encodes what the store says.  Quiet
+opcodes, collections and durations are `kvproto.server.wrappers` around the same functions.
 
 Source: memcached ``protocol_binary.h``; Couchbase kv_engine ``docs/BinaryProtocol.md``.
 """
@@ -16,15 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from twisted.internet.defer import Deferred
 
 from kvproto.server.replies import COPY_LIMIT, Reply, when
-from kvproto.store import LOCKED_CAS, Document, Refusal
+from kvproto.store import LOCKED_CAS, Document, Key, Refusal, is_json
 from kvproto.wire.binary import (
     counter_reply,
     encode_response,
     get_head,
     get_reply,
     getk_head,
+    mutation_reply,
     simple_reply,
 )
+from kvproto.wire.collections import join_key
 from kvproto.wire.constants import MAX_KEY, Datatype, Status
 from kvproto.wire.frames import Request
 
@@ -43,8 +44,6 @@ __all__ = [
     "getk",
     "getk_and_touch",
     "prepend",
-    "quiet",
-    "quiet_on_miss",
     "storing",
     "touch",
     "unlock",
@@ -92,7 +91,7 @@ def get(session: BinarySession, request: Request) -> Reply:
         return _found(session, request, document)
     return get_reply(
         request.opcode,
-        document.datatype & session.datatypes,
+        session.json and is_json(document),
         request.opaque,
         document.cas,
         document.flags,
@@ -104,7 +103,7 @@ def _found(session: BinarySession, request: Request, document: Document) -> Repl
     """Encode a hit without the key."""
     cas = LOCKED_CAS if document.locked_until else document.cas
     value = document.value
-    datatype = document.datatype & session.datatypes
+    datatype = session.datatype(document)
     head = get_head(request.opcode, datatype, request.opaque, cas, document.flags, len(value))
     return [head, value] if len(value) > COPY_LIMIT else head + value
 
@@ -113,17 +112,21 @@ def _found_with_key(session: BinarySession, request: Request, document: Document
     """Encode a hit with the key."""
     cas = LOCKED_CAS if document.locked_until else document.cas
     value = document.value
-    datatype = document.datatype & session.datatypes
-    head = getk_head(
-        request.opcode, datatype, request.opaque, cas, document.flags, request.key, len(value)
-    )
+    datatype = session.datatype(document)
+    key = _as_sent(request.key) if session.collections else request.key
+    head = getk_head(request.opcode, datatype, request.opaque, cas, document.flags, key, len(value))
     return [head, value] if len(value) > COPY_LIMIT else head + value
+
+
+def _as_sent(key: Key) -> bytes:
+    """Return a key of the store as a client that knows collections sent it."""
+    return join_key(*key) if isinstance(key, tuple) else b"\0" + key
 
 
 def _found_locked(session: BinarySession, request: Request, document: Document) -> Reply:
     """Encode the document that was just locked: its real CAS, which opens the lock."""
     value = document.value
-    datatype = document.datatype & session.datatypes
+    datatype = session.datatype(document)
     head = get_head(
         request.opcode, datatype, request.opaque, document.cas, document.flags, len(value)
     )
@@ -165,7 +168,8 @@ def _meta(session: BinarySession, request: Request, document: Document) -> Reply
     # Version 2 of the request is answered with the datatype; its length tells clients so.
     fields = (int(document.deleted), document.flags, document.expiry, document.seqno)
     if request.extras == b"\2":
-        extras = _META_WITH_DATATYPE.pack(*fields, document.datatype)
+        datatype = is_json(document) | (Datatype.XATTR if document.xattrs else 0)
+        extras = _META_WITH_DATATYPE.pack(*fields, datatype)
     else:
         extras = _META.pack(*fields)
     cas = LOCKED_CAS if document.locked_until else document.cas
@@ -176,6 +180,14 @@ def _meta(session: BinarySession, request: Request, document: Document) -> Reply
 
 
 def _mutated(session: BinarySession, request: Request, document: Document) -> Reply:
+    if session.tokens:
+        return mutation_reply(
+            request.opcode, request.opaque, document.cas, session.store.uuid, document.seqno
+        )
+    return simple_reply(request.opcode, 0, request.opaque, document.cas)
+
+
+def _touched(session: BinarySession, request: Request, document: Document) -> Reply:
     return simple_reply(request.opcode, 0, request.opaque, document.cas)
 
 
@@ -249,8 +261,9 @@ def delete(session: BinarySession, request: Request) -> Reply:
 
 def _deleted(session: BinarySession, request: Request, document: Document) -> Reply:
     # Classic clients insist on CAS 0; the SDK takes 0 for "nothing was done".
-    cas = document.cas if session.said_hello else 0
-    return simple_reply(request.opcode, 0, request.opaque, cas)
+    if session.said_hello:
+        return _mutated(session, request, document)
+    return simple_reply(request.opcode, 0, request.opaque)
 
 
 def counter(method: str) -> Handler:
@@ -268,7 +281,8 @@ def counter(method: str) -> Handler:
 
 
 def _counted(session: BinarySession, request: Request, document: Document) -> Reply:
-    return counter_reply(request.opcode, request.opaque, document.cas, int(document.value))
+    token = (session.store.uuid, document.seqno) if session.tokens else None
+    return counter_reply(request.opcode, request.opaque, document.cas, int(document.value), token)
 
 
 # Expiry and locks
@@ -280,7 +294,7 @@ def touch(session: BinarySession, request: Request) -> Reply:
     if not key or len(request.extras) != 4 or request.value or len(key) > MAX_KEY:
         return _invalid(session, request)
     expiry = int.from_bytes(request.extras)
-    return answer(session.store.touch(key, expiry), session, request, _mutated)
+    return answer(session.store.touch(key, expiry), session, request, _touched)
 
 
 def get_locked(session: BinarySession, request: Request) -> Reply:
@@ -305,26 +319,3 @@ def _unlocked(outcome: Refusal | None, session: BinarySession, request: Request)
     if outcome is None:
         return simple_reply(request.opcode, 0, request.opaque)
     return session.refusal_to(request, outcome)
-
-
-# Quiet forms
-
-
-def _silencing(silent: bytes) -> Callable[[Handler], Handler]:
-    def hush(reply: Reply) -> Reply:
-        return b"" if reply.__class__ is bytes and reply[6:8] == silent else reply
-
-    def silence(handler: Handler) -> Handler:
-        def quiet_handler(session: BinarySession, request: Request) -> Reply:
-            return when(handler(session, request), hush)
-
-        return quiet_handler
-
-    return silence
-
-
-quiet = _silencing(Status.SUCCESS.to_bytes(2))
-"""Make the quiet form of a handler: silent on success."""
-
-quiet_on_miss = _silencing(Status.NOT_FOUND.to_bytes(2))
-"""Make the quiet form of a reading handler: silent where there is nothing."""

@@ -10,23 +10,22 @@ from __future__ import annotations
 
 from kvproto.wire.constants import Feature
 
-__all__ = ["FEATURES", "agree"]
+__all__ = ["FEATURES"]
 
 FEATURES: dict[int, str] = {
     Feature.TCP_NODELAY: "every connection has it set already",
+    Feature.MUTATION_SEQNO: "mutations answer with a mutation token",
+    Feature.XATTR: "sub-document operations know extended attributes",
+    Feature.XERROR: "statuses that the error map explains may be answered",
+    Feature.SELECT_BUCKET: "SELECT_BUCKET is understood",
     Feature.JSON: "responses say which values are JSON",
+    Feature.TRACING: "responses say how long the server worked",
     Feature.ALT_REQUEST: "requests with flexible framing are understood, asked for or not",
     Feature.SYNC_REPLICATION: "durability is answered honestly",
+    Feature.COLLECTIONS: "keys begin with the id of their collection",
     Feature.PRESERVE_TTL: "a framing object keeps a document's expiry",
+    Feature.VATTR: "sub-document lookups know $document",
+    Feature.CREATE_AS_DELETED: "sub-document mutations can make tombstones",
+    Feature.DOCUMENT_MACROS: "macros can be $document's",
 }
 """Each feature that may be enabled, and why that is true."""
-
-
-def agree(wanted: bytes) -> list[int]:
-    """Return what is enabled of a client's list, in its order and each once.
-
-    Args:
-        wanted: Feature numbers of 16 bits; a byte too many is the caller's to refuse.
-    """
-    numbers = [int.from_bytes(wanted[at : at + 2]) for at in range(0, len(wanted), 2)]
-    return [number for number in dict.fromkeys(numbers) if number in FEATURES]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from kvproto.server import commands, documents
+from functools import lru_cache
+
+from kvproto.server import commands, documents, subdoc
 from kvproto.server.documents import Handler
+from kvproto.server.wrappers import in_collections, quiet, quiet_on_miss, with_duration
 from kvproto.wire.constants import LOUD, QUIET_ON_MISS, Opcode
 
-__all__ = ["AFTER_LOGIN", "BEFORE_LOGIN", "REFUSED", "accepts_framing", "is_set"]
+__all__ = ["BEFORE_LOGIN", "REFUSED", "accepts_framing", "after_login", "is_set"]
 
-_LOUD: dict[int, Handler] = {
+Table = tuple[Handler, ...]
+
+_DOCUMENTS: dict[int, Handler] = {
     Opcode.GET: documents.get,
     Opcode.GETK: documents.getk,
     Opcode.GAT: documents.get_and_touch,
@@ -25,16 +30,33 @@ _LOUD: dict[int, Handler] = {
     Opcode.TOUCH: documents.touch,
     Opcode.GET_LOCKED: documents.get_locked,
     Opcode.UNLOCK: documents.unlock,
+    Opcode.SUBDOC_MULTI_LOOKUP: subdoc.lookup_in,
+    Opcode.SUBDOC_MULTI_MUTATION: subdoc.mutate_in,
+}
+"""What is about one document, and so has a key."""
+
+_IN_BUCKET: dict[int, Handler] = {
     Opcode.FLUSH: commands.flush,
     Opcode.STAT: commands.stat,
+    Opcode.GET_MANIFEST: commands.manifest,
+    Opcode.GET_COLLECTION_ID: commands.collection_id,
+    Opcode.GET_SCOPE_ID: commands.scope_id,
+}
+"""What is about a bucket."""
+
+_LOGGED_IN: dict[int, Handler] = {
+    Opcode.SELECT_BUCKET: commands.select_bucket,
+    Opcode.GET_CLUSTER_CONFIG: commands.cluster_config,
     Opcode.VERBOSITY: commands.verbosity,
 }
+"""What is about the server."""
 
-_BEFORE_LOGIN: dict[int, Handler] = {
+_ANYBODY: dict[int, Handler] = {
     Opcode.HELLO: commands.hello,
     Opcode.SASL_LIST: commands.sasl_list,
     Opcode.SASL_AUTH: commands.sasl_auth,
     Opcode.SASL_STEP: commands.sasl_step,
+    Opcode.GET_ERROR_MAP: commands.error_map,
     Opcode.NOOP: commands.noop,
     Opcode.VERSION: commands.version,
     Opcode.QUIT: commands.quit_,
@@ -43,22 +65,40 @@ _BEFORE_LOGIN: dict[int, Handler] = {
 """What a stranger may ask for."""
 
 
-def _table(handlers: dict[int, Handler], default: Handler) -> tuple[Handler, ...]:
+def _table(handlers: dict[int, Handler], default: Handler) -> Table:
     return tuple(handlers.get(opcode, default) for opcode in range(256))
 
 
 def _quiet_forms(handlers: dict[int, Handler]) -> dict[int, Handler]:
     return {
-        opcode: (documents.quiet_on_miss if opcode in QUIET_ON_MISS else documents.quiet)(
-            handlers[loud]
-        )
+        opcode: (quiet_on_miss if opcode in QUIET_ON_MISS else quiet)(handlers[loud])
         for opcode, loud in LOUD.items()
         if loud in handlers
     }
 
 
-AFTER_LOGIN = _table({**_LOUD, **_quiet_forms(_LOUD), **_BEFORE_LOGIN}, commands.unknown)
-BEFORE_LOGIN = _table(_BEFORE_LOGIN, commands.log_in_first)
+@lru_cache
+def after_login(*, has_bucket: bool, collections: bool, traced: bool) -> Table:
+    """Return the table of somebody who may work.
+
+    Args:
+        has_bucket: Whether there is a bucket to work in.
+        collections: Whether keys begin with the id of their collection.
+        traced: Whether replies say how long they took.
+    """
+    about_documents = dict(_DOCUMENTS)
+    if collections:
+        about_documents = {code: in_collections(handler) for code, handler in _DOCUMENTS.items()}
+    in_bucket = about_documents | _IN_BUCKET
+    in_bucket |= _quiet_forms(in_bucket)
+    if not has_bucket:
+        in_bucket = dict.fromkeys(in_bucket, commands.no_bucket)
+    elif traced:
+        in_bucket = {code: with_duration(handler) for code, handler in in_bucket.items()}
+    return _table(in_bucket | _LOGGED_IN | _ANYBODY, commands.unknown)
+
+
+BEFORE_LOGIN = _table(_ANYBODY, commands.log_in_first)
 REFUSED = _table({}, commands.refuse)
 
 _STORING = frozenset({Opcode.SET, Opcode.ADD, Opcode.REPLACE})
@@ -68,6 +108,7 @@ _MUTATIONS = _STORING | {
     Opcode.DECREMENT,
     Opcode.APPEND,
     Opcode.PREPEND,
+    Opcode.SUBDOC_MULTI_MUTATION,
 }
 _KEEP_EXPIRY = _MUTATIONS - {Opcode.DELETE}
 

@@ -204,6 +204,8 @@ class KVServerProtocol(TwistedProtocol):
             # Nobody has verified the peer before: now, with the first data, any handshake is over.
             secured = ISecuredTransport.providedBy(self.transport)
             self._peer.recognise(tuple(self.transport.peer_chain()) if secured else ())
+        # Where else the same server can be reached: at the port that the client has used.
+        self._peer.port = getattr(self.transport.getHost(), "port", 0)
         kind = self._kinds[data[0] in BINARY_MAGICS]
         self._session = cast("Session", kind(self._server, self._peer))
         self._feed = self._session.feed

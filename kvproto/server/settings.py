@@ -39,6 +39,8 @@ class ServerSettings:
         memory_limit: What ``stats settings`` says, in bytes; the store enforces it.
         evict: What ``stats settings`` says; the store does it.
         version: What VERSION answers.
+        advertised_port: The port that clients are told to use for further connections, 0 for the
+            one that they have come in by.
     """
 
     mode: Mode = Mode.COUCHBASE
@@ -50,6 +52,7 @@ class ServerSettings:
     memory_limit: int = 64 * 1024 * 1024
     evict: bool = True
     version: str = MEMCACHED_VERSION
+    advertised_port: int = 0
 
     @property
     def value_limit(self) -> int:

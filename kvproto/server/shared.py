@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from kvproto.server.buckets import Bucket
 from kvproto.server.counters import Counters
 from kvproto.server.settings import ServerSettings
+from kvproto.server.topology import DEFAULT_PORT, cluster_config
 from kvproto.server.users import UserTable
-from kvproto.store import IStore
+from kvproto.wire.scram import ScramKeys
 
-__all__ = ["Identify", "KVServer", "Peer"]
+__all__ = ["DEFAULT_BUCKET", "Identify", "KVServer", "Peer"]
+
+DEFAULT_BUCKET = "default"
 
 Identify = Callable[[tuple[bytes, ...]], str | None]
 """Maps a peer's certificates (DER, leaf first, never none) to the known user it is, or None."""
@@ -24,26 +29,16 @@ def _nobody(chain: tuple[bytes, ...]) -> str | None:
 
 
 class KVServer:
-    """What all sessions share: one store, one set of rules, one set of counters.
+    """What all sessions share: buckets, one set of rules, one set of counters.
 
     Args:
-        store: Where values live.
+        store: Where values live; or several buckets, the default one first.
         settings: How sessions behave.
         users: Who may log in.
         identify: Who the bearer of a client certificate is.
         now: Returns unix time in seconds.
+        timer: Returns seconds that only ever grow, for measuring how long a request took.
     """
-
-    __slots__ = (
-        "_baseline",
-        "counters",
-        "identify",
-        "now",
-        "settings",
-        "started",
-        "store",
-        "users",
-    )
 
     def __init__(
         self,
@@ -52,14 +47,22 @@ class KVServer:
         users: UserTable | None = None,
         identify: Identify = _nobody,
         now: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.store: IStore = store
+        several = store if isinstance(store, list | tuple) else [Bucket(DEFAULT_BUCKET, store)]
+        self.buckets: dict[str, Bucket] = {bucket.name: bucket for bucket in several}
         self.settings = ServerSettings() if settings is None else settings
         self.users = UserTable() if users is None else users
         self.identify = identify
         self.now = now
+        self.timer = timer
         self.counters = Counters()
         self.started = now()
+        # A server that is started again with other buckets or ports must be believed: its
+        # configurations are newer than those of the one before.
+        self.revision = max(1, int(self.started))
+        self.uuid = secrets.token_hex(16)
+        self._configs: dict[tuple[int, str | None], bytes] = {}
         self._baseline: dict[str, int] = {}
 
     @property
@@ -67,6 +70,33 @@ class KVServer:
         """Whether a peer that did not log in may work, defaults applied."""
         allowed = self.settings.anonymous
         return not self.users if allowed is None else allowed
+
+    def default_bucket(self, user: str) -> Bucket | None:
+        """Return where a user works who has not selected a bucket, None for nowhere."""
+        name = self.users.default_bucket(user, self.buckets)
+        return None if name is None else self.buckets[name]
+
+    def bucket(self, user: str, name: str) -> Bucket | None:
+        """Return a bucket that a user may use, None if there is none or it may not."""
+        return self.buckets.get(name) if self.users.may_use(user, name) else None
+
+    def cluster_config(self, port: int, bucket: Bucket | None) -> bytes:
+        """Return what clients are told about the cluster.
+
+        Args:
+            port: Where this client has connected to, 0 if that has no number.
+            bucket: Which bucket it wants to know of, None for the cluster alone.
+        """
+        port = self.settings.advertised_port or port or DEFAULT_PORT
+        name = None if bucket is None else bucket.name
+        config = self._configs.get((port, name))
+        if config is None:
+            part = None
+            if bucket is not None:
+                part = bucket.name, f"{bucket.store.uuid:032x}", bucket.manifest.uid
+            config = cluster_config(port, self.uuid, self.revision, part)
+            self._configs[port, name] = config
+        return config
 
     def reset_statistics(self, baseline: dict[str, int]) -> None:
         """Count from here on.
@@ -82,7 +112,7 @@ class KVServer:
 
 
 class Peer:
-    """Who the other side of one connection is.
+    """Who the other side of one connection is, and where it has come in.
 
     Args:
         server: Where its user would be known.
@@ -92,9 +122,10 @@ class Peer:
         user: Its name; ``""`` for an anonymous peer that may work; None for one that may not.
         refused: Its certificate names nobody, and anonymous access is off: it may not even log
             in, as kv_engine has it for peers whose certificate cannot be mapped.
+        port: The port that it has connected to, 0 if there is none.
     """
 
-    __slots__ = ("_by_nature", "_connection", "_server", "refused", "user")
+    __slots__ = ("_by_nature", "_connection", "_server", "port", "refused", "user")
 
     def __init__(self, server: KVServer, connection: Any = None) -> None:
         self._server = server
@@ -102,6 +133,7 @@ class Peer:
         self._by_nature: str | None = None
         self.user: str | None = None
         self.refused = False
+        self.port = 0
 
     def recognise(self, chain: tuple[bytes, ...]) -> None:
         """Decide what the peer may do without a password.
@@ -116,25 +148,30 @@ class Peer:
         self._by_nature = user
         self._become(user)
 
+    def begin(self) -> None:
+        """Begin a login: the peer is again what it is without one."""
+        self._server.counters.auth_cmds += 1
+        self._become(self._by_nature)
+
     def check(self, name: str, password: bytes) -> bool | Deferred[bool]:
-        """Check a password, and log in if it is right.
+        """Check a password, and log in if it is right; `begin` must have been called.
 
         Where there are no users, everybody is anonymous whatever they say, so that clients which
         cannot be used without a password (Couchbase's SDKs) can use a server that needs none.
-
-        Returns:
-            Whether the login succeeded.  If not, the peer is again what it was without it.
         """
-        self._become(self._by_nature)
-        self._server.counters.auth_cmds += 1
         if not self._server.users:
-            return self._finish(self._server.anonymous, "")
+            return self.conclude(self._server.anonymous, "")
         right = self._server.users.check(name, password)
         if isinstance(right, Deferred):
-            return right.addCallback(self._finish, name)
-        return self._finish(right, name)
+            return right.addCallback(self.conclude, name)
+        return self.conclude(right, name)
 
-    def _finish(self, right: bool, name: str) -> bool:
+    def scram_keys(self, name: bytes, digest: str) -> ScramKeys:
+        """Return what proves that a peer is the user of this name."""
+        return self._server.users.scram_keys(name, digest)
+
+    def conclude(self, right: bool, name: str) -> bool:
+        """End a login; return whether it succeeded."""
         if right:
             self._become(name)
         else:

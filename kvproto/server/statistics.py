@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 
 from kvproto import __version__
 from kvproto.server.shared import KVServer
+from kvproto.store import IStore
 
 __all__ = ["Report", "report"]
 
@@ -44,15 +45,15 @@ NOT_RESET = frozenset({"bytes", "curr_items", "limit_maxbytes"})
 """What tells the present state and so stays over ``stats reset``."""
 
 
-def report(server: KVServer, args: tuple[bytes, ...]) -> Report | Deferred[Report]:
-    """Answer ``stats`` with these arguments."""
+def report(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report | Deferred[Report]:
+    """Answer ``stats`` with these arguments, from a client whose documents are in this store."""
     if not args:
-        numbers = server.store.stats()
+        numbers = store.stats()
         if isinstance(numbers, Deferred):
             return numbers.addCallback(lambda found: _general(server, found))
         return _general(server, numbers)
     make = _GROUPS.get(args[0])
-    return UNKNOWN if make is None else make(server, args[1:])
+    return UNKNOWN if make is None else make(server, store, args[1:])
 
 
 def _counted(server: KVServer, of_store: dict[str, Value]) -> dict[str, Value]:
@@ -91,7 +92,7 @@ def _general(server: KVServer, of_store: dict[str, Value]) -> Report:
     )
 
 
-def _settings(server: KVServer, args: tuple[bytes, ...]) -> Report:
+def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
     settings = server.settings
     login = "no" if server.anonymous else "yes"
     return Report(
@@ -113,8 +114,8 @@ def _settings(server: KVServer, args: tuple[bytes, ...]) -> Report:
     )
 
 
-def _reset(server: KVServer, args: tuple[bytes, ...]) -> Report | Deferred[Report]:
-    numbers = server.store.stats()
+def _reset(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report | Deferred[Report]:
+    numbers = store.stats()
     if isinstance(numbers, Deferred):
         return numbers.addCallback(lambda found: _reset_from(server, found))
     return _reset_from(server, numbers)
@@ -131,12 +132,12 @@ def _reset_from(server: KVServer, of_store: dict[str, Value]) -> Report:
     return Report(line=b"RESET")
 
 
-def _nothing(server: KVServer, args: tuple[bytes, ...]) -> Report:
+def _nothing(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
     """Answer a group that is empty here: there are no slabs, and nobody is shown to others."""
     return Report()
 
 
-def _detail(server: KVServer, args: tuple[bytes, ...]) -> Report:
+def _detail(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
     if args in {(b"on",), (b"off",)}:
         return Report(line=b"OK")
     if args == (b"dump",):
@@ -144,7 +145,7 @@ def _detail(server: KVServer, args: tuple[bytes, ...]) -> Report:
     return Report(line=b"CLIENT_ERROR usage: stats detail on|off|dump", wrong=True)
 
 
-def _cachedump(server: KVServer, args: tuple[bytes, ...]) -> Report:
+def _cachedump(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
     """Answer as a memcached whose slabs are empty: keys are not shown."""
     if len(args) != 2:
         return Report(line=b"CLIENT_ERROR bad command line", wrong=True)
@@ -158,7 +159,7 @@ def _cachedump(server: KVServer, args: tuple[bytes, ...]) -> Report:
 _SLAB_CLASSES = 64
 """memcached's ``MAX_NUMBER_OF_SLAB_CLASSES``."""
 
-_Group = Callable[[KVServer, tuple[bytes, ...]], "Report | Deferred[Report]"]
+_Group = Callable[[KVServer, IStore, tuple[bytes, ...]], "Report | Deferred[Report]"]
 
 _GROUPS: dict[bytes, _Group] = {
     b"settings": _settings,

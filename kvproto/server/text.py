@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from kvproto.errors import RemoteProtocolError
+from kvproto.server.buckets import Bucket
 from kvproto.server.replies import COPY_LIMIT, Hangup, Reply, when
 from kvproto.server.shared import KVServer, Peer
 from kvproto.server.statistics import Report, report
-from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, Refusal
+from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, IStore, Refusal
 from kvproto.wire import text as wire
 from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
 
@@ -26,6 +27,7 @@ UNAUTHENTICATED = wire.client_error(b"unauthenticated")
 BAD_TOKEN = wire.client_error(b"bad authentication token format")
 BAD_LOGIN = wire.client_error(b"authentication failure")
 NOT_ALLOWED = wire.client_error(b"flush_all not allowed")
+NO_BUCKET = wire.client_error(b"no bucket")
 INTERNAL = wire.server_error(b"internal error")
 
 _REFUSED: dict[Refusal, bytes] = {
@@ -52,12 +54,14 @@ class TextSession:
         peer: Who the other side is.
     """
 
-    __slots__ = ("_decoder", "_failed_keys", "feed", "peer", "server", "store")
+    __slots__ = ("_decoder", "_failed_keys", "bucket", "feed", "peer", "server", "store")
+
+    store: IStore
 
     def __init__(self, server: KVServer, peer: Peer) -> None:
         self.server = server
+        self.bucket: Bucket | None = None
         self.peer = peer
-        self.store = server.store
         self._decoder = TextDecoder(MAX_LOGIN)
         self.feed = self._decoder.feed
         # A retrieval that was answered with an error: a client takes that line for the whole
@@ -81,6 +85,8 @@ class TextSession:
             return self._stranger(item)
         if isinstance(item, TextRefusal):
             return self._refused(item)
+        if self.bucket is None and item.verb not in _WITHOUT_BUCKET:
+            return NO_BUCKET
         if self._failed_keys and item.verb in _RETRIEVALS:
             self._failed_keys = item.verb != "end"
             return b""
@@ -104,15 +110,20 @@ class TextSession:
 
     def _refused(self, item: TextRefusal) -> Reply:
         """Pass on the decoder's answer; as memcached does, let nobody read a stale value."""
-        if item.too_large and item.verb == "set" and self.server.settings.oversized_set_deletes:
+        removes = item.too_large and item.verb == "set" and self.bucket is not None
+        if removes and self.server.settings.oversized_set_deletes:
             return when(self.store.discard(item.key), lambda _: item.line)
         return item.line
 
     # login
 
     def _update_rights(self) -> None:
-        if self.peer.user is not None:
+        user = self.peer.user
+        if user is not None:
             self._decoder.max_value = self.server.settings.value_limit
+            self.bucket = self.server.default_bucket(user)
+            if self.bucket is not None:
+                self.store = self.bucket.store
 
     def _stranger(self, item: TextCommand | TextRefusal) -> Reply:
         """Take a login, in the form of a set, or a goodbye; nothing else."""
@@ -127,6 +138,7 @@ class TextSession:
         name, space, password = item.value.partition(b" ")
         if not name or not space or not password:
             return BAD_TOKEN
+        self.peer.begin()
         right = self.peer.check(name.decode("utf-8", "replace"), password)
         return when(right, self._logged_in)
 
@@ -258,7 +270,7 @@ def _flush_all(session: TextSession, command: TextCommand) -> Reply:
 
 
 def _stats(session: TextSession, command: TextCommand) -> Reply:
-    return when(report(session.server, command.args), _report)
+    return when(report(session.server, session.store, command.args), _report)
 
 
 def _report(found: Report) -> Reply:
@@ -287,6 +299,7 @@ def _quit(session: TextSession, command: TextCommand) -> Reply:
 
 
 _KEYS = frozenset({"get", "gets", "gat", "gats"})
+_WITHOUT_BUCKET = frozenset({"version", "verbosity", "mn", "quit"})
 _RETRIEVALS = _KEYS | {"end"}
 
 _HANDLERS: dict[str, Handler] = {

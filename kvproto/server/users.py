@@ -1,24 +1,32 @@
-"""Who may log in, and how a password is checked.
+"""Who may log in, how a password is checked, and which buckets a user may use.
 
-A password is never compared but by its verifier, in constant time, and a user that does not exist
-costs as much as a wrong password: neither the answer nor its time tells which names are users.
+A user that does not exist costs as much as a wrong password, in PLAIN and in SCRAM: neither the
+answers nor their time tell which names are users.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-__all__ = ["PasswordVerifier", "UserTable", "Verifier"]
+from kvproto.server.passwords import (
+    DEFAULT_ITERATIONS,
+    SALT_BYTES,
+    Hashes,
+    HashVerifier,
+    Run,
+    hash_password,
+)
+from kvproto.wire.scram import ScramKeys, decoy_keys
+
+__all__ = ["UserTable", "Verifier"]
 
 
 class Verifier(Protocol):
-    """Knows whether a password is right; what it keeps may be a hash."""
+    """Knows whether a password is right."""
 
     def check(self, password: bytes) -> bool | Deferred[bool]:
         """Say whether it is, in a time that does not depend on how wrong it is."""
@@ -26,31 +34,9 @@ class Verifier(Protocol):
     def decoy(self) -> Verifier:
         """Return a verifier that costs as much as this one, and to which no password is right."""
 
-
-class PasswordVerifier:
-    """Verifies against a password that is known in the clear, e.g. from the command line.
-
-    Args:
-        password: The right one.
-    """
-
-    __slots__ = ("_digest", "_salt")
-
-    def __init__(self, password: bytes) -> None:
-        # Digests have one length, so that the time of comparing them does not tell the password's.
-        self._salt = secrets.token_bytes(16)
-        self._digest = self._hash(password)
-
-    def _hash(self, password: bytes) -> bytes:
-        return hashlib.blake2b(password, key=self._salt).digest()
-
-    def check(self, password: bytes) -> bool:
-        """Say whether the password is right."""
-        return hmac.compare_digest(self._hash(password), self._digest)
-
-    def decoy(self) -> PasswordVerifier:
-        """Return a verifier to which no password is right."""
-        return PasswordVerifier(secrets.token_bytes(32))
+    @property
+    def hashes(self) -> Hashes:
+        """Keys for SCRAM, by digest; empty where there are none."""
 
 
 class UserTable:
@@ -58,17 +44,53 @@ class UserTable:
 
     Args:
         verifiers: What knows the password of each user.
+        buckets: For users that may not use all buckets: which ones, the default one first.
     """
 
-    def __init__(self, verifiers: Mapping[str, Verifier] | None = None) -> None:
+    def __init__(
+        self,
+        verifiers: Mapping[str, Verifier] | None = None,
+        buckets: Mapping[str, Iterable[str]] | None = None,
+    ) -> None:
         self._verifiers = dict(verifiers or {})
-        first = next(iter(self._verifiers.values()), PasswordVerifier(b""))
-        self._nobody = first.decoy()
+        self._buckets = {name: tuple(names) for name, names in (buckets or {}).items()}
+        self._secret = secrets.token_bytes(32)
+        first = next(iter(self._verifiers.values()), None)
+        self._nobody = None if first is None else first.decoy()
 
     @classmethod
-    def of_passwords(cls, passwords: Mapping[str, str]) -> UserTable:
-        """Make a table of names and passwords in the clear."""
-        return cls({name: PasswordVerifier(word.encode()) for name, word in passwords.items()})
+    def of_passwords(
+        cls,
+        passwords: Mapping[str, str],
+        buckets: Mapping[str, Iterable[str]] | None = None,
+        *,
+        iterations: int = DEFAULT_ITERATIONS,
+        run: Run | None = None,
+    ) -> UserTable:
+        """Make a table of names and passwords in the clear; milliseconds for each.
+
+        Args:
+            passwords: By name.
+            buckets: As for the class.
+            iterations: Of PBKDF2.
+            run: Where hashing runs at each login, e.g. a thread pool; here when None.
+
+        Raises:
+            LocalProtocolError: A password has characters that none may have.
+        """
+        hashed = {name: hash_password(word, iterations) for name, word in passwords.items()}
+        return cls.of_hashes(hashed, buckets, run=run)
+
+    @classmethod
+    def of_hashes(
+        cls,
+        hashed: Mapping[str, Hashes],
+        buckets: Mapping[str, Iterable[str]] | None = None,
+        *,
+        run: Run | None = None,
+    ) -> UserTable:
+        """Make a table of what a users file has."""
+        return cls({name: HashVerifier(hashes, run) for name, hashes in hashed.items()}, buckets)
 
     def __len__(self) -> int:
         return len(self._verifiers)
@@ -78,4 +100,28 @@ class UserTable:
 
     def check(self, name: str, password: bytes) -> bool | Deferred[bool]:
         """Say whether a user of this name exists and has this password."""
-        return self._verifiers.get(name, self._nobody).check(password)
+        verifier = self._verifiers.get(name, self._nobody)
+        return False if verifier is None else verifier.check(password)
+
+    def scram_keys(self, name: bytes, digest: str) -> ScramKeys:
+        """Return the keys of a user; of one that does not exist, keys that look like it."""
+        verifier = self._verifiers.get(name.decode("utf-8", "replace"))
+        keys = None if verifier is None else verifier.hashes.get(digest)
+        if keys is not None:
+            return keys
+        like = None if self._nobody is None else self._nobody.hashes.get(digest)
+        iterations, size = (
+            (DEFAULT_ITERATIONS, SALT_BYTES) if like is None else (like.iterations, len(like.salt))
+        )
+        return decoy_keys(digest, self._secret, name, iterations, size)
+
+    def may_use(self, name: str, bucket: str) -> bool:
+        """Say whether a user may use a bucket; ``""`` is the anonymous user."""
+        return name not in self._buckets or bucket in self._buckets[name]
+
+    def default_bucket(self, name: str, buckets: Iterable[str]) -> str | None:
+        """Return which of these buckets a user works in without having selected one."""
+        allowed = self._buckets.get(name)
+        there = list(buckets)
+        chosen = there if allowed is None else [bucket for bucket in allowed if bucket in there]
+        return chosen[0] if chosen else None

@@ -169,7 +169,7 @@ class Link:
         if server is None:
             server = make_server(lambda: self.time, users, **settings)
         self.server = server
-        self.store: Any = server.store
+        self.store: Any = next(iter(server.buckets.values())).store
         self.transport = transport or FakeTransport()
         self.protocol = KVServerProtocol(server, connection)
         self.transport.protocol = self.protocol
@@ -215,7 +215,7 @@ def make_server(
     return KVServer(
         MemoryStore(now, max_value=limit, uuid=1),
         options,
-        UserTable.of_passwords(users or {}),
+        UserTable.of_passwords(users or {}, iterations=1),
         now=now,
     )
 

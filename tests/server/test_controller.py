@@ -27,7 +27,7 @@ def server(*, users: bool = True, anonymous: bool | None = None) -> KVServer:
     return KVServer(
         MemoryStore(lambda: NOW),
         ServerSettings(anonymous=anonymous),
-        UserTable.of_passwords({"alice": "secret"} if users else {}),
+        UserTable.of_passwords({"alice": "secret"} if users else {}, iterations=1),
         lambda chain: "alice" if chain == CHAIN and users else None,
     )
 

@@ -6,6 +6,7 @@ import struct
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.server import KVServer
 from kvproto.store import LOCKED_CAS
 from kvproto.wire.constants import LOUD, QUIET_ON_MISS, Opcode, Status
 from tests.server.support import NOW, Link, SlowStore
@@ -164,8 +165,7 @@ class OutcomeTests(SynchronousTestCase):
             with self.subTest(opcode=opcode.name, fields=fields):
                 one = link()
                 slow = SlowStore(one.store)
-                one.server.store = slow  # type: ignore[assignment]
-                one = Link(one.server)
+                one = Link(KVServer(slow, one.server.settings))
                 responses = one.responses(self.request(opcode, fields))
                 while slow.waiting:
                     self.assertEqual(responses, [])
@@ -283,7 +283,7 @@ class MetaTests(SynchronousTestCase):
     def test_version_two(self) -> None:
         """The answer has exactly 21 bytes, or the SDK misreads it."""
         link = Link()
-        document = link.store.set(K, V, 5, 60, datatype=1)
+        document = link.store.set(K, b"{}", 5, 60)
         response = link.call(Opcode.GET_META, key=K, extras=b"\2")
         fields = struct.unpack(">IIIQB", response.extras)
         self.assertEqual(fields, (0, 5, int(NOW) + 60, document.seqno, 1))

@@ -1,0 +1,136 @@
+"""Buckets, and the scopes and collections in each.
+
+A bucket is a name for a store; a collection is a number in front of a key.  The default collection
+(id 0) is what clients use that know nothing of collections, so its keys have no number.
+
+Source: Couchbase kv_engine ``docs/Collections.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from kvproto.errors import ConfigError, RemoteProtocolError
+from kvproto.store import IStore, Key
+from kvproto.wire.collections import DEFAULT, split_key, split_path
+from kvproto.wire.constants import Status
+
+__all__ = ["Bucket", "Manifest"]
+
+_FIRST_ID = 8
+"""Ids below are Couchbase's own."""
+
+_DEFAULT_ID = 0
+
+
+class Manifest:
+    """Which scopes and collections a bucket has.
+
+    Ids follow from the order in which the collections are given, so a server that is started again
+    with more of them at the end keeps the ids that clients know.
+
+    Args:
+        collections: ``(scope, collection)`` names, those of the defaults excluded.
+
+    Attributes:
+        uid: Its version.
+        ids: The ids of all collections.
+
+    Raises:
+        ConfigError: A name cannot be one, or is there twice.
+    """
+
+    __slots__ = ("_collections", "_scopes", "ids", "uid")
+
+    def __init__(self, collections: Iterable[tuple[str, str]] = ()) -> None:
+        self.uid = 1
+        self._scopes: dict[str, int] = {DEFAULT: _DEFAULT_ID}
+        self._collections: dict[tuple[str, str], int] = {(DEFAULT, DEFAULT): _DEFAULT_ID}
+        for scope, name in collections:
+            self._add(scope, name)
+        self.ids = frozenset(self._collections.values())
+
+    def _add(self, scope: str, name: str) -> None:
+        path = f"{scope}.{name}"
+        try:
+            found = split_path(path.encode())
+        except RemoteProtocolError:
+            found = ("", "")
+        if found != (scope, name) or name == DEFAULT:
+            raise ConfigError("--collection", f"{path!r} cannot be the name of a collection")
+        if (scope, name) in self._collections:
+            raise ConfigError("--collection", f"{path!r} is given twice")
+        self._scopes.setdefault(scope, _FIRST_ID + len(self._scopes) - 1)
+        self._collections[scope, name] = _FIRST_ID + len(self._collections) - 1
+
+    def scope_id(self, scope: str) -> int:
+        """Return the id of a scope.
+
+        Raises:
+            RemoteProtocolError: There is none of that name (status 0x8c).
+        """
+        if scope not in self._scopes:
+            raise RemoteProtocolError("no such scope", Status.UNKNOWN_SCOPE)
+        return self._scopes[scope]
+
+    def collection_id(self, scope: str, name: str) -> int:
+        """Return the id of a collection.
+
+        Raises:
+            RemoteProtocolError: There is no such scope (status 0x8c) or collection (0x88).
+        """
+        self.scope_id(scope)
+        if (scope, name) not in self._collections:
+            raise RemoteProtocolError("no such collection", Status.UNKNOWN_COLLECTION)
+        return self._collections[scope, name]
+
+    def to_json(self) -> bytes:
+        """Return it as clients get it."""
+        scopes = [
+            {
+                "name": scope,
+                "uid": f"{number:x}",
+                "collections": [
+                    {"name": name, "uid": f"{collection:x}"}
+                    for (owner, name), collection in self._collections.items()
+                    if owner == scope
+                ],
+            }
+            for scope, number in self._scopes.items()
+        ]
+        return json.dumps({"uid": f"{self.uid:x}", "scopes": scopes}).encode()
+
+
+class Bucket:
+    """A name for a store, and what is in it.
+
+    Args:
+        name: As clients select it.
+        store: Where its documents are.
+        manifest: Its scopes and collections; only the defaults when None.
+    """
+
+    __slots__ = ("manifest", "name", "store")
+
+    def __init__(self, name: str, store: Any, manifest: Manifest | None = None) -> None:
+        self.name = name
+        self.store: IStore = store
+        self.manifest = Manifest() if manifest is None else manifest
+
+    def key(self, wire_key: bytes) -> Key:
+        """Return the store's key for a key that begins with a collection's id.
+
+        Raises:
+            RemoteProtocolError: It is malformed (status 0x04), or there is no such collection
+                (0x88).
+        """
+        collection, key = split_key(wire_key)
+        if not collection:
+            return key
+        if collection not in self.manifest.ids:
+            raise RemoteProtocolError(
+                f"no collection has the id {collection}", Status.UNKNOWN_COLLECTION
+            )
+        return collection, key

@@ -1,0 +1,168 @@
+"""Passwords as they are kept: salted and hashed, good for PLAIN and for SCRAM.
+
+Of each password three sets of keys are kept, one for each digest of SCRAM.  PLAIN is checked
+against the strongest: hash what the client sent, compare the results.  Hashing takes milliseconds
+on purpose, so `HashVerifier` lets its owner say where it runs (a thread); all else is quick.
+
+Source: RFC 5802; the users file is this package's own format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import secrets
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from kvproto.errors import ConfigError, LocalProtocolError
+from kvproto.wire.scram import ScramKeys, derive_keys, prepare, salted_password
+
+__all__ = [
+    "DEFAULT_ITERATIONS",
+    "DIGESTS",
+    "HashVerifier",
+    "Hashes",
+    "Run",
+    "dump_users",
+    "hash_password",
+    "load_users",
+]
+
+DIGESTS = ("sha512", "sha256", "sha1")
+"""Of each password, the strongest first: that one PLAIN is checked against."""
+
+DEFAULT_ITERATIONS = 15_000
+"""kv_engine's default: about 6 ms a login, which a client's patience of 2.5 s bears a hundred at
+once of."""
+
+SALT_BYTES = 16
+
+Hashes = Mapping[str, ScramKeys]
+"""Keys by digest; all of `DIGESTS`."""
+
+Run = Callable[..., Any]
+"""Calls a function with arguments, here or elsewhere; returns its result or a Deferred of it."""
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def hash_password(password: str, iterations: int = DEFAULT_ITERATIONS) -> Hashes:
+    """Make what is kept of a password; milliseconds for each digest.
+
+    Raises:
+        LocalProtocolError: It has characters that no password may have (SASLprep).
+    """
+    prepared = prepare(password)
+    made = {}
+    for digest in DIGESTS:
+        salt = secrets.token_bytes(SALT_BYTES)
+        salted = salted_password(digest, prepared, salt, iterations)
+        made[digest] = derive_keys(digest, salted, salt, iterations)
+    return made
+
+
+class HashVerifier:
+    """Verifies against hashes.
+
+    Args:
+        hashes: As `hash_password` makes them.
+        run: Where the slow part runs; in the caller when None.
+    """
+
+    __slots__ = ("_run", "hashes")
+
+    def __init__(self, hashes: Hashes, run: Run | None = None) -> None:
+        self.hashes = hashes
+        self._run: Run = run or _call
+
+    def check(self, password: bytes) -> bool | Deferred[bool]:
+        """Say whether a password is right."""
+        keys = self.hashes[DIGESTS[0]]
+        result: bool | Deferred[bool] = self._run(_is_right, keys, password)
+        return result
+
+    def decoy(self) -> HashVerifier:
+        """Return a verifier that costs as much, and to which no password is right."""
+        made = {}
+        for digest, keys in self.hashes.items():
+            size = len(keys.stored_key)
+            random = secrets.token_bytes
+            made[digest] = ScramKeys(
+                random(len(keys.salt)), keys.iterations, random(size), random(size)
+            )
+        return HashVerifier(made, self._run)
+
+
+def _is_right(keys: ScramKeys, password: bytes) -> bool:
+    """Hash a password and compare, whatever it is made of."""
+    with contextlib.suppress(UnicodeDecodeError, LocalProtocolError):
+        password = prepare(password.decode())  # what cannot be prepared is hashed all the same
+    salted = salted_password(DIGESTS[0], password, keys.salt, keys.iterations)
+    found = derive_keys(DIGESTS[0], salted, keys.salt, keys.iterations)
+    return hmac.compare_digest(found.stored_key, keys.stored_key)
+
+
+# The users file
+
+
+def dump_users(users: Mapping[str, Hashes]) -> str:
+    """Write a users file."""
+
+    def text(content: bytes) -> str:
+        return b64encode(content).decode()
+
+    content = {
+        name: {
+            digest: {
+                "iterations": keys.iterations,
+                "salt": text(keys.salt),
+                "stored_key": text(keys.stored_key),
+                "server_key": text(keys.server_key),
+            }
+            for digest, keys in hashes.items()
+        }
+        for name, hashes in users.items()
+    }
+    return json.dumps({"version": 1, "users": content}, indent=1) + "\n"
+
+
+def load_users(text: str, option: str = "--users-file") -> dict[str, Hashes]:
+    """Read a users file.
+
+    Args:
+        text: Its content.
+        option: Named in errors.
+
+    Raises:
+        ConfigError: It is none; the reason says nothing of what is in it.
+    """
+    try:
+        content = json.loads(text)
+        if content["version"] != 1:
+            raise ConfigError(option, f"version {content['version']!r} is not known, only 1 is")
+        return {name: _load_hashes(hashes) for name, hashes in content["users"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise ConfigError(
+            option, f"is no users file as `kvtls passwd` writes it ({type(e).__name__})"
+        ) from None
+
+
+def _load_hashes(hashes: Mapping[str, Any]) -> Hashes:
+    made = {}
+    for digest in DIGESTS:
+        fields = hashes[digest]
+        salt, stored, server = (
+            b64decode(fields[name], validate=True) for name in ("salt", "stored_key", "server_key")
+        )
+        iterations = fields["iterations"]
+        if not isinstance(iterations, int) or iterations < 1 or not (salt and stored and server):
+            raise ValueError(digest)
+        made[digest] = ScramKeys(salt, iterations, stored, server)
+    return made

@@ -1,0 +1,106 @@
+"""Binary operations on parts of documents: several paths in one request.
+
+Translates between the wire's layout and the store's operations; what a path means is the store's.
+
+Source: Couchbase kv_engine ``docs/SubDocument.md``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kvproto.errors import RemoteProtocolError
+from kvproto.server.replies import Reply, when
+from kvproto.store import (
+    LOCKED_CAS,
+    LookupResult,
+    LookupSpec,
+    MutationResult,
+    MutationSpec,
+    PathStatus,
+    Refusal,
+)
+from kvproto.wire import subdoc as wire
+from kvproto.wire.binary import encode_response
+from kvproto.wire.constants import MAX_KEY, Status
+from kvproto.wire.frames import Request
+
+if TYPE_CHECKING:
+    from kvproto.server.binary import BinarySession
+
+__all__ = ["lookup_in", "mutate_in"]
+
+
+def lookup_in(session: BinarySession, request: Request) -> Reply:
+    """SUBDOC_MULTI_LOOKUP."""
+    if not request.key or len(request.key) > MAX_KEY:
+        return session.error_to(request, Status.INVALID)
+    try:
+        lookup = wire.decode_lookup(request.extras, request.value)
+    except RemoteProtocolError as e:
+        return session.protocol_error_to(request, e)
+    specs = [LookupSpec(spec.opcode, spec.flags, spec.path) for spec in lookup.specs]
+    outcome = session.store.lookup_in(request.key, specs, lookup.doc_flags)
+    return when(outcome, _looked_up, session, request)
+
+
+def _looked_up(outcome: Any, session: BinarySession, request: Request) -> Reply:
+    if not isinstance(outcome, LookupResult):
+        return _refused(outcome, session, request)
+    document = outcome.document
+    return encode_response(
+        request.opcode,
+        outcome.status,
+        value=wire.encode_lookup_results(outcome.results),
+        opaque=request.opaque,
+        cas=LOCKED_CAS if document.locked_until else document.cas,
+    )
+
+
+def mutate_in(session: BinarySession, request: Request) -> Reply:
+    """SUBDOC_MULTI_MUTATION."""
+    if not request.key or len(request.key) > MAX_KEY:
+        return session.error_to(request, Status.INVALID)
+    try:
+        mutation = wire.decode_mutation(request.extras, request.value)
+    except RemoteProtocolError as e:
+        return session.protocol_error_to(request, e)
+    specs = [
+        MutationSpec(spec.opcode, spec.flags, spec.path, spec.value) for spec in mutation.specs
+    ]
+    outcome = session.store.mutate_in(
+        request.key,
+        specs,
+        mutation.doc_flags,
+        mutation.expiry or 0,
+        request.cas,
+        flags=mutation.user_flags,
+        preserve_expiry=session.preserve_expiry,
+    )
+    return when(outcome, _mutated, session, request)
+
+
+def _mutated(outcome: Any, session: BinarySession, request: Request) -> Reply:
+    if not isinstance(outcome, MutationResult):
+        return _refused(outcome, session, request)
+    document = outcome.document
+    if document is None:
+        [(index, status, _)] = outcome.results
+        value = wire.encode_mutation_failure(index, status)
+        return encode_response(request.opcode, outcome.status, value=value, opaque=request.opaque)
+    results = [wire.MutationResult(*result) for result in outcome.results]
+    return encode_response(
+        request.opcode,
+        outcome.status,
+        extras=session.token(document),
+        value=wire.encode_mutation_results(results),
+        opaque=request.opaque,
+        cas=document.cas,
+    )
+
+
+def _refused(outcome: PathStatus | Refusal, session: BinarySession, request: Request) -> Reply:
+    """Answer a request of which no path was looked at."""
+    if isinstance(outcome, Refusal):
+        return session.refusal_to(request, outcome)
+    return session.error_to(request, outcome)
