@@ -36,6 +36,7 @@ from twisted.internet.posixbase import PosixReactorBase
 from twisted.python.failure import Failure
 
 from kvproto.listeners.entry import describe_peer
+from kvproto.listeners.transport import server_transport, unix_server_transport
 
 __all__ = [
     "BACKLOG",
@@ -189,6 +190,8 @@ the kernel's own two hours are no answer to "nothing waits for ever"."""
 class AcceptorPort(_Accepting, tcp.Port):
     """A TCP port of ours; accepted sockets inherit its options."""
 
+    transport = server_transport()
+
     def startListening(self) -> None:
         """Open the socket and set what each accepted one shall have."""
         super().startListening()
@@ -208,6 +211,8 @@ class AcceptorPort(_Accepting, tcp.Port):
 class AcceptorUNIXPort(_Accepting, unix.Port):
     """A Unix socket of ours."""
 
+    transport = unix_server_transport()
+
 
 class ListeningReactor:
     """A reactor as endpoints see it, whose ports are ours.
@@ -215,10 +220,10 @@ class ListeningReactor:
     Args:
         reactor: The real one; where it has no sockets like ours (a test's, Windows'), its
             own ports are used.
-        transport: What to put accepted TCP sockets into.
+        transport: What to put accepted TCP sockets into; None for what is best here.
     """
 
-    def __init__(self, reactor: Any, transport: Transport = tcp.Server) -> None:
+    def __init__(self, reactor: Any, transport: Transport | None = None) -> None:
         self._reactor = reactor
         self._transport = transport
         self._real = isinstance(reactor, PosixReactorBase)
@@ -280,7 +285,7 @@ class ListeningReactor:
 
     def _start(self, port: Any) -> IListeningPort:
         """Open a port of ours."""
-        if isinstance(port, AcceptorPort):
+        if isinstance(port, AcceptorPort) and self._transport is not None:
             port.transport = self._transport  # type: ignore[assignment]
         port.startListening()
         listening: IListeningPort = port
@@ -294,14 +299,14 @@ def describe_address(address: Any) -> str:
 
 
 def server_endpoint(
-    reactor: Any, description: str, transport: Transport = tcp.Server
+    reactor: Any, description: str, transport: Transport | None = None
 ) -> IStreamServerEndpoint:
     """Turn an endpoint description into an endpoint whose ports are ours.
 
     Args:
         reactor: The reactor.
         description: As for `twisted.internet.endpoints.serverFromString`.
-        transport: What to put accepted TCP sockets into.
+        transport: What to put accepted TCP sockets into; None for what is best here.
 
     Raises:
         ValueError: The description makes no sense; the text says why.
