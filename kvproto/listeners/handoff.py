@@ -298,8 +298,18 @@ class Handoff(VerifiedConnection, Protocol):
         self._close()
 
     def _close(self) -> None:
-        """Say goodbye; the deadline ends the wait for an answer."""
+        """Say goodbye now; the deadline ends the wait for an answer.
+
+        What the peer still asks is not heard: one whose trust was withdrawn may do nothing
+        more.  What its owner has answered already is sent.
+        """
         if self._lost is None and self.transport is not None:
+            self.dataReceived = _ignore  # type: ignore[method-assign, assignment]
+            # A transport waits with its goodbye for a producer, and the owner, who is one,
+            # does not know yet.
+            unregister = getattr(self.transport, "unregisterProducer", None)
+            if unregister is not None:
+                unregister()
             self.transport.loseConnection()
 
     def _abort(self) -> None:
@@ -368,6 +378,10 @@ def _explain(reason: Failure) -> str:
         return ""
     text = " ".join(str(reason.value).split())
     return text or type(reason.value).__name__
+
+
+def _ignore(_data: bytes) -> None:
+    """Read what nobody answers any more."""
 
 
 def _no_objection(_connection: Handoff) -> str:

@@ -79,6 +79,9 @@ class FakeTransport:
     def resumeProducing(self) -> None:
         self.reading = True
 
+    def unregisterProducer(self) -> None:
+        pass
+
     def loseConnection(self) -> None:
         self.calls.append("lose")
 

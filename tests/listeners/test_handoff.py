@@ -300,6 +300,23 @@ class EndTests(SynchronousTestCase):
         self.assertEqual(transport.calls, ["lose", "abort"])
         self.assertEqual(handoff.entry.reason, "revoked")
 
+    def test_goodbye_waits_for_no_producer(self) -> None:
+        """An owner that is a producer does not hold up the goodbye of who may not stay."""
+        bench = Bench()
+        handoff, transport = bench.bring_to(State.OWNED)
+        self.patch(transport, "unregisterProducer", lambda: transport.calls.append("unregister"))
+        handoff.fire(Event.GENERATION_RETIRED, "revoked")
+        self.assertEqual(transport.calls, ["unregister", "lose"])
+
+    def test_nothing_is_heard_after_the_goodbye(self) -> None:
+        """Who may not stay is served no further request while its goodbye is awaited."""
+        bench = Bench()
+        handoff, _ = bench.bring_to(State.OWNED)
+        handoff.dataReceived(b"asked;")
+        handoff.fire(Event.GENERATION_RETIRED, "revoked")
+        handoff.dataReceived(b"too late")
+        self.assertEqual(bench.controller.owners[0].received, b"asked;")
+
     def test_disconnect_shortens_a_drain(self) -> None:
         """Who is draining has only the time of a close once it must go."""
         bench = Bench(DrainableOwner())
