@@ -204,8 +204,10 @@ class KVClient(Service, ServerOperations):
         exchange.deadline = self._clock.seconds() + (
             self._limits.timeout_s if timeout_s is None else timeout_s
         )
-        if self._protocol is not None:
-            self._protocol.submit(exchange)
+        protocol = self._protocol
+        # One that is ending has not told us yet, but takes no more.
+        if protocol is not None and protocol.is_open:
+            protocol.submit(exchange)
         elif self.running:
             self._enqueue(exchange, "there is no connection")
         else:

@@ -165,8 +165,9 @@ class Connector:
             self._cancel_timer()
             self._ended()
         elif before is ConnectorState.DIALLING:
-            assert self._dialling is not None
-            self._dialling.cancel()
+            # None while the attempt's own first steps ask us to stop; `_ready` or `_failed` hears.
+            if self._dialling is not None:
+                self._dialling.cancel()
         elif before is ConnectorState.UP:
             assert self._protocol is not None
             self._timer = self._clock.callLater(self._close_timeout_s, self._close)
@@ -214,7 +215,7 @@ class Connector:
         self._up_since = self._clock.seconds()
         assert self._protocol is not None
         if self.state is ConnectorState.STOPPING:
-            self._protocol.abort("the client is stopping")
+            self._leave(ConnectorState.UP)
             return
         self.state = ConnectorState.UP
         self._owner.connection_up(self._protocol)
