@@ -154,7 +154,8 @@ class ClosingTLS(OutgoingTLS):
         """
         if self._mute or not self.connected:
             return
-        self._mute = self._half_closed = True
+        self._half_closed = True
+        self._mute = self._producer is None
         self._flush()
 
     def _shutdownTLS(self) -> None:
@@ -162,11 +163,12 @@ class ClosingTLS(OutgoingTLS):
         if self._lost_transport():
             return
         self._shutdown_sent = True
+        engine = self._engine
         both = False
         try:
             while True:
                 try:
-                    both = self._engine.shutdown()
+                    both = engine.shutdown()
                     break
                 except WantWriteError:
                     if not self._make_room():
@@ -268,6 +270,7 @@ class ClosingTLS(OutgoingTLS):
             CloseTimeout(f"the peer did not close within {self.close_timeout} s")
         )
         self._aborted = self._lostTLSConnection = self._mute = True
+        self._input_rules_changed()
         self._abort_transport()
 
     # --- the end --------------------------------------------------------------------------
@@ -284,7 +287,11 @@ class ClosingTLS(OutgoingTLS):
         self._cancel_calls()
         self.connected = False
         reason = self._final_reason(reason, clean)
-        self._report(reason)
+        try:
+            self._report(reason)
+        except Exception:
+            # Whatever a transport answers to getPeer, the application hears of its end.
+            log.failure("the end of a TLS connection could not be logged")
         gate, self._gate, self._producer = self._gate or self._producer, None, None
         try:
             if gate is not None:
@@ -346,7 +353,8 @@ class ClosingTLS(OutgoingTLS):
             return False
         # Without a certificate nothing else was to be expected: the program found none for
         # the name that the client asked for, and has said so.
-        return self._handshakeDone or self._engine.connection.get_certificate() is not None
+        shown = getattr(self.getHandle(), "get_certificate", None)
+        return self._handshakeDone or (shown is not None and shown() is not None)
 
     def _peer_name(self) -> Any:
         peer = getattr(self.transport, "getPeer", None)

@@ -85,11 +85,14 @@ class IncomingTLS(ClosingTLS):
             self.wrappedProtocol.dataReceived(plaintext)
         except BaseException:
             self._app_failed = True
+            self._fast = False
             raise
         finally:
             self._reading = False
         # Exactly one record came and it was application data: OpenSSL has nothing to say.
-        if self._outbox.pieces:
+        if self._unfed:
+            self._drive()
+        elif self._outbox.pieces or self._retry is not None:
             self._flush()
 
     def _receive(self, data: bytes) -> None:
@@ -251,6 +254,7 @@ class IncomingTLS(ClosingTLS):
             self.wrappedProtocol.dataReceived(plaintext)
         except BaseException:
             self._app_failed = True
+            self._fast = False
             raise
 
     def _peer_closed(self) -> None:

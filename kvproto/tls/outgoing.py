@@ -149,7 +149,7 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
         if not self._watching:
             self._gate = None
             self.transport.unregisterProducer()
-        if self.disconnecting:
+        if self.disconnecting or self._half_closed:
             self._mute = True
             self._flush()
 
@@ -199,11 +199,17 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
         if outbox.pieces or self._retry is not None:
             if self._gate is not None:
                 self._gate.hold()
-        elif self.disconnecting or self._peer_done or self._half_closed:
+        elif self._ends_after_output():
             if self._handshakeDone:
                 self._output_done()
         elif self._gate is not None and not self._full:
             self._gate.release()
+
+    def _ends_after_output(self) -> bool:
+        """Return whether close_notify follows what is queued; a producer is waited for."""
+        if self._peer_done:
+            return True
+        return self._producer is None and bool(self.disconnecting or self._half_closed)
 
     def _ended_meanwhile(self) -> bool:
         """Return whether a callback has ended TLS (a call, so that nobody assumes the answer)."""

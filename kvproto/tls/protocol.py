@@ -199,12 +199,13 @@ class KVTLSProtocol(IncomingTLS):
     def _handshake(self, *, first: bool = False) -> bool:
         if self._deaf():
             return False
+        engine = self._engine
         done = False
         self._in_openssl = True
         try:
             while not done:
                 try:
-                    self._engine.handshake()
+                    engine.handshake()
                     done = True
                 except WantWriteError:
                     if not self._make_room():
@@ -236,6 +237,7 @@ class KVTLSProtocol(IncomingTLS):
                 self.wrappedProtocol.handshakeCompleted()
             except BaseException:
                 self._app_failed = True
+                self._fast = False
                 raise
 
 

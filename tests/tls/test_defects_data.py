@@ -279,6 +279,24 @@ class ClosingTests(SynchronousTestCase):
         self.assertEqual(bytes(wired.client_app.received), b"late")
         self.assertEqual(reasons(wired.server_app), [ConnectionDone])
 
+    def test_paused_producer_finishes_after_close(self) -> None:
+        """A producer that was paused when the application closed is resumed, and finishes."""
+        wired = Wired().handshake()
+        tls = wired.server_app.tls
+        producer = Producer()
+        tls.registerProducer(producer, True)
+        tls.write(b"x" * 200_000)
+        self.assertEqual((producer.pauses, producer.resumes), (1, 0))
+        tls.loseConnection()
+        for _ in range(20):
+            wired.pair.pump()
+        self.assertEqual(producer.resumes, 1)
+        tls.write(b"the rest")
+        tls.unregisterProducer()
+        wired.flush()
+        self.assertEqual(bytes(wired.client_app.received), b"x" * 200_000 + b"the rest")
+        self.assertEqual(reasons(wired.server_app), [ConnectionDone])
+
     def pause_then_close(self, factory: FactoryClass) -> Wired:
         wired = Wired(factory).handshake()
         wired.server_app.tls.pauseProducing()
@@ -521,6 +539,48 @@ class AfterwardsTests(SynchronousTestCase):
                 self.on_synchronous_transport(STOCK, early)
         self.assertEqual(self.on_synchronous_transport(KVTLSFactory, False), [ConnectionDone])
         self.assertEqual(self.on_synchronous_transport(KVTLSFactory, True), [ConnectionAborted])
+
+    def test_answers_inside_writes(self) -> None:
+        """A transport that brings the peer's answer from within a write loses and mixes nothing."""
+        wired = Wired().handshake()
+        server, client = wired.pair.server, wired.pair.client
+
+        def at_once(data: bytes) -> None:
+            wired.client.dataReceived(data)
+
+        def back_at_once(data: bytes) -> None:
+            wired.server.dataReceived(data)
+
+        server.write = at_once  # type: ignore[method-assign]
+        client.write = back_at_once  # type: ignore[method-assign]
+        wired.server_app.on_data = lambda data: wired.server_app.tls.write(data * 1000)
+        questions = [b"b", b"c", b"d"]
+
+        def ask_again(data: bytes) -> None:
+            if questions and len(wired.client_app.received) % 100_000 == 0:
+                wired.client_app.tls.write(questions.pop(0) * 100)
+
+        wired.client_app.on_data = ask_again
+        wired.client_app.tls.write(b"a" * 100)
+        wired.clock.advance(0)
+        self.assertEqual(
+            bytes(wired.client_app.received),
+            b"".join(letter * 100_000 for letter in (b"a", b"b", b"c", b"d")),
+        )
+
+    def test_no_data_after_an_exception_without_a_reactor(self) -> None:
+        """Also a transport that goes on after an exception delivers nothing more."""
+        wired = Wired().handshake()
+        wired.server_app.on_data = lambda data: 1 / 0
+        wired.client_app.tls.write(b"one")
+        wired.clock.advance(0)
+        first = bytes(wired.pair.client.unsent)
+        wired.pair.client.unsent.clear()
+        wired.client_app.tls.write(b"two")
+        wired.clock.advance(0)
+        self.assertRaises(ZeroDivisionError, wired.server.dataReceived, first)
+        wired.server.dataReceived(bytes(wired.pair.client.unsent))
+        self.assertEqual(bytes(wired.server_app.received), b"one")
 
     def test_d22_fix_empty_data(self) -> None:
         """An empty segment is nothing."""
