@@ -1,7 +1,7 @@
 """The command ``kvtls``: steers a running ``twistd kvtls`` through its control socket.
 
 Owns options, exit statuses and where text goes.  Imports no Twisted: a command that an
-operator types has to answer at once.
+operator types has to answer at once.  ``kvtls passwd`` alone needs no service.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ OK, FAILED, USAGE, NO_SERVICE = 0, 1, 2, 3
 """Exit statuses: done; the service said no; no such command or option; no service answered."""
 
 INTERRUPTED = 130
+
+LOCAL = "passwd"
+LOCAL_HELP = "add a user to a users file, or change its password"
 
 STATE_DIR = Path("kvtls-state")
 """As `kvproto.config.Config.state_dir`; a test compares the two."""
@@ -134,7 +137,26 @@ def _parser() -> argparse.ArgumentParser:
     parsers["connections"].add_argument(
         "--limit", metavar="N", type=_count, help="how many at most, 0 for all (default: 1000)"
     )
+    _add_local(commands.add_parser(LOCAL, help=LOCAL_HELP, allow_abbrev=False))
     return parser
+
+
+def _add_local(parser: argparse.ArgumentParser) -> None:
+    """Add what ``kvtls passwd`` takes; the password itself is no argument."""
+    parser.description = (
+        f"kvtls {LOCAL}: {LOCAL_HELP}.  The password is asked for, or read from stdin."
+    )
+    parser.add_argument("--users", metavar="FILE", type=Path, required=True, help="the users file")
+    parser.add_argument(
+        "--bucket",
+        metavar="BUCKET",
+        action="append",
+        help="bucket that the user may use (repeatable, the first where it selects none; "
+        "default: as before, for a new user all)",
+    )
+    parser.add_argument("--iterations", metavar="N", type=_count, help="of PBKDF2 (default: 15000)")
+    parser.add_argument("--delete", action="store_true", help="remove the user")
+    parser.add_argument("name", metavar="NAME", help="the user")
 
 
 class _Version(argparse.Action):
@@ -178,6 +200,21 @@ def _ask(options: argparse.Namespace) -> dict[str, Any]:
     return answer
 
 
+def _change_password(options: argparse.Namespace) -> int:
+    """Change a users file; the one command that works without a service."""
+    from kvproto.errors import ConfigError
+    from kvproto.passwd import change_password
+
+    try:
+        sys.stdout.write(change_password(options))
+    except ConfigError as error:
+        sys.stderr.write(f"kvtls: {error}\n")
+        return FAILED
+    except (KeyboardInterrupt, EOFError):
+        return INTERRUPTED
+    return OK
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -192,6 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.command == LOCAL:
+        return _change_password(options)
     if options.state_dir is not None and options.control is not None:
         # One before and one after the command: argparse sees no conflict.
         parser.error("argument --control: not allowed with argument --state-dir")

@@ -18,7 +18,8 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.threads import deferToThreadPool
 
-from kvproto.config import Config, Mode
+from kvproto.config import Config
+from kvproto.dataplane import make_server
 from kvproto.errors import ConfigError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.probe import probe, validate
@@ -28,16 +29,13 @@ from kvproto.ops.service import ControlService, StateLock
 from kvproto.ops.signals import SignalService
 from kvproto.ops.status import ServiceState
 from kvproto.ops.steering import Steering
-from kvproto.server import KVController, KVServer, ServerSettings, UserTable
-from kvproto.store import MemoryStore
+from kvproto.server import KVController
 from kvproto.tls import (
-    DEFAULT_RULES,
     CredentialFiles,
     KVTLSFactory,
     Rotation,
     ServerPolicy,
     ensure_development_credentials,
-    user_of,
 )
 from kvproto.tls.watch import FileWatch
 
@@ -76,15 +74,8 @@ class KVTLSService(MultiService):
             self._reactor,
             self._in_thread,
         )
-        self.store = MemoryStore(
-            self._reactor.seconds,
-            memory_limit=config.memory_limit,
-            evict=config.evict,
-            # memcached's limit is on the item, key included; Couchbase's on the value.
-            max_item=config.value_limit if config.mode is Mode.MEMCACHED else None,
-            max_value=config.value_limit,
-        )
-        self.controller = _controller(config, self.store, self._reactor)
+        self.server = make_server(config, self._reactor, self._in_thread)
+        self.controller = KVController(self.server)
         self.ledger = Ledger(
             self._reactor,
             fit_open_files(_limits(config)) if signals else _limits(config),
@@ -114,8 +105,8 @@ class KVTLSService(MultiService):
             self._watch = FileWatch(self.rotation, self._reactor, config.watch_interval)
             self._watch.setServiceParent(self)
 
-    def _in_thread(self, function: Any) -> Deferred[Any]:
-        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function)
+    def _in_thread(self, function: Any, *arguments: Any) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *arguments)
 
     def _acceptor(self, number: int) -> AcceptorService:
         config = self._config
@@ -304,24 +295,3 @@ def _limits(config: Config) -> Limits:
 def _server_policy(config: Config) -> ServerPolicy:
     keylog = None if config.keylog is None else KeyLog(config.keylog).write
     return ServerPolicy(client_auth=config.client_auth_mode, keylog=keylog)
-
-
-def _controller(config: Config, store: MemoryStore, clock: Any) -> KVController:
-    users = UserTable.of_passwords({user.name: user.password for user in config.users})
-    server = KVServer(
-        store,
-        ServerSettings(
-            mode=config.mode,
-            max_value=config.value_limit,
-            allow_flush=config.flush_allowed,
-            anonymous=config.anonymous_allowed,
-            unsent_limit=config.unsent_limit,
-            max_connections=config.connection_limit,
-            memory_limit=config.memory_limit,
-            evict=config.evict,
-        ),
-        users,
-        lambda chain: user_of(chain, DEFAULT_RULES, users.__contains__),
-        clock.seconds,
-    )
-    return KVController(server)

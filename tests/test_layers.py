@@ -14,6 +14,8 @@ FLOORS = {
     "tap": 6,
     "cli": 6,
     "service": 5,
+    "passwd": 5,
+    "dataplane": 4,
     "ops": 4,
     "nodes": 4,
     "listeners": 3,

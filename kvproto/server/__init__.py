@@ -8,9 +8,7 @@ from kvproto.server.counters import Counters
 from kvproto.server.passwords import (
     DEFAULT_ITERATIONS,
     HashVerifier,
-    dump_users,
     hash_password,
-    load_users,
 )
 from kvproto.server.protocol import KVServerProtocol
 from kvproto.server.settings import ServerSettings
@@ -31,7 +29,5 @@ __all__ = [
     "ServerSettings",
     "UserTable",
     "Verifier",
-    "dump_users",
     "hash_password",
-    "load_users",
 ]

@@ -4,22 +4,22 @@ Of each password three sets of keys are kept, one for each digest of SCRAM.  PLA
 against the strongest: hash what the client sent, compare the results.  Hashing takes milliseconds
 on purpose, so `HashVerifier` lets its owner say where it runs (a thread); all else is quick.
 
-Source: RFC 5802; the users file is this package's own format.
+How they are kept in a file is `kvproto.server.users_file`'s.
+
+Source: RFC 5802.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hmac
-import json
 import secrets
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from kvproto.errors import ConfigError, LocalProtocolError
+from kvproto.errors import LocalProtocolError
 from kvproto.wire.scram import ScramKeys, derive_keys, prepare, salted_password
 
 __all__ = [
@@ -28,9 +28,7 @@ __all__ = [
     "HashVerifier",
     "Hashes",
     "Run",
-    "dump_users",
     "hash_password",
-    "load_users",
 ]
 
 DIGESTS = ("sha512", "sha256", "sha1")
@@ -107,62 +105,3 @@ def _is_right(keys: ScramKeys, password: bytes) -> bool:
     salted = salted_password(DIGESTS[0], password, keys.salt, keys.iterations)
     found = derive_keys(DIGESTS[0], salted, keys.salt, keys.iterations)
     return hmac.compare_digest(found.stored_key, keys.stored_key)
-
-
-# The users file
-
-
-def dump_users(users: Mapping[str, Hashes]) -> str:
-    """Write a users file."""
-
-    def text(content: bytes) -> str:
-        return b64encode(content).decode()
-
-    content = {
-        name: {
-            digest: {
-                "iterations": keys.iterations,
-                "salt": text(keys.salt),
-                "stored_key": text(keys.stored_key),
-                "server_key": text(keys.server_key),
-            }
-            for digest, keys in hashes.items()
-        }
-        for name, hashes in users.items()
-    }
-    return json.dumps({"version": 1, "users": content}, indent=1) + "\n"
-
-
-def load_users(text: str, option: str = "--users-file") -> dict[str, Hashes]:
-    """Read a users file.
-
-    Args:
-        text: Its content.
-        option: Named in errors.
-
-    Raises:
-        ConfigError: It is none; the reason says nothing of what is in it.
-    """
-    try:
-        content = json.loads(text)
-        if content["version"] != 1:
-            raise ConfigError(option, f"version {content['version']!r} is not known, only 1 is")
-        return {name: _load_hashes(hashes) for name, hashes in content["users"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise ConfigError(
-            option, f"is no users file as `kvtls passwd` writes it ({type(e).__name__})"
-        ) from None
-
-
-def _load_hashes(hashes: Mapping[str, Any]) -> Hashes:
-    made = {}
-    for digest in DIGESTS:
-        fields = hashes[digest]
-        salt, stored, server = (
-            b64decode(fields[name], validate=True) for name in ("salt", "stored_key", "server_key")
-        )
-        iterations = fields["iterations"]
-        if not isinstance(iterations, int) or iterations < 1 or not (salt and stored and server):
-            raise ValueError(digest)
-        made[digest] = ScramKeys(salt, iterations, stored, server)
-    return made

@@ -1,0 +1,110 @@
+"""What is served: buckets, users and sessions, made of a `Config`.
+
+Owns how options become `kvproto.server` objects; `kvproto.service` puts listeners and TLS in front
+of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from kvproto.config import Config, Mode, User
+from kvproto.errors import ConfigError, LocalProtocolError
+from kvproto.server import Bucket, KVServer, Manifest, ServerSettings, UserTable, hash_password
+from kvproto.server.users_file import OPTION, UserRecord, read_users
+from kvproto.store import MemoryStore
+from kvproto.tls import DEFAULT_RULES, parse_rule, user_of
+
+__all__ = ["make_server", "make_users"]
+
+Run = Callable[..., Any]
+"""Calls a function with arguments, e.g. in a thread; returns a Deferred of its result."""
+
+
+def make_server(config: Config, clock: IReactorTime, run: Run | None = None) -> KVServer:
+    """Make what all sessions share.
+
+    Args:
+        config: What the operator decided.
+        clock: Its seconds are Unix time.
+        run: Where passwords are hashed at login; where they are checked when None.
+
+    Raises:
+        ConfigError: An option cannot be used.
+    """
+    rules = tuple(map(parse_rule, config.cert_users)) or DEFAULT_RULES
+    server: KVServer
+
+    def identify(chain: tuple[bytes, ...]) -> str | None:
+        # Looked up at each login: a reload puts another table in its place.
+        return user_of(chain, rules, server.users.__contains__)
+
+    server = KVServer(
+        [_bucket(config, name, clock) for name in config.buckets],
+        ServerSettings(
+            mode=config.mode,
+            max_value=config.value_limit,
+            allow_flush=config.flush_allowed,
+            anonymous=config.anonymous_allowed,
+            unsent_limit=config.unsent_limit,
+            max_connections=config.connection_limit,
+            memory_limit=config.memory_limit,
+            evict=config.evict,
+        ),
+        make_users(config, run),
+        identify,
+        clock.seconds,
+    )
+    return server
+
+
+def _bucket(config: Config, name: str, clock: IReactorTime) -> Bucket:
+    store = MemoryStore(
+        clock.seconds,
+        memory_limit=config.bucket_memory_limit,
+        evict=config.evict,
+        # memcached's limit is on the item, key included; Couchbase's on the value.
+        max_item=config.value_limit if config.mode is Mode.MEMCACHED else None,
+        max_value=config.value_limit,
+    )
+    return Bucket(name, store, Manifest(config.collections_of(name)))
+
+
+def make_users(config: Config, run: Run | None = None) -> UserTable:
+    """Make the table of all users; reads the users file.
+
+    Args:
+        config: What the operator decided.
+        run: As for `make_server`.
+
+    Raises:
+        ConfigError: The users file cannot be used, or an option contradicts it.
+    """
+    records = {} if config.users_file is None else read_users(config.users_file)
+    for user in config.users:
+        if user.name in records:
+            raise ConfigError("--user", f"{user.name!r} is in the users file as well")
+        records[user.name] = UserRecord(_hashed(user))
+    buckets = {
+        name: record.buckets for name, record in records.items() if record.buckets is not None
+    }
+    for name, allowed in buckets.items():
+        for bucket in allowed:
+            if bucket not in config.buckets:
+                raise ConfigError(OPTION, f"{name!r} may use {bucket!r}, which is no bucket")
+    for access in config.user_buckets:
+        if access.name not in records:
+            raise ConfigError("--user-buckets", f"there is no user {access.name!r}")
+        buckets[access.name] = access.buckets
+    hashes = {name: record.hashes for name, record in records.items()}
+    return UserTable.of_hashes(hashes, buckets, run=run)
+
+
+def _hashed(user: User) -> Any:
+    try:
+        return hash_password(user.password)
+    except LocalProtocolError as error:
+        raise ConfigError("--user", f"the password of {user.name!r}: {error}") from None

@@ -1,0 +1,169 @@
+"""The users file: names, hashes of passwords, and the buckets that each user may use.
+
+A JSON object, so that other tools can make one: ``{"version": 1, "users": {NAME: USER}}``, where
+USER has for each of ``sha512``, ``sha256`` and ``sha1`` an object with ``iterations`` and, in
+base64, ``salt``, ``stored_key`` and ``server_key`` (RFC 5802); and perhaps ``buckets``, a list of
+names, the first of which is for clients that select none.  Without ``buckets`` a user may use all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvproto.errors import ConfigError
+from kvproto.server.passwords import DIGESTS, Hashes
+from kvproto.wire.scram import ScramKeys
+
+__all__ = ["OPTION", "UserRecord", "change_users", "dump_users", "load_users", "read_users"]
+
+OPTION = "--users"
+
+VERSION = 1
+
+MAX_FILE = 16 * 1024 * 1024
+"""Bytes; some 20,000 users."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserRecord:
+    """What is kept of one user.
+
+    Attributes:
+        hashes: Of its password.
+        buckets: Which it may use, the default one first; None for all.
+    """
+
+    hashes: Hashes
+    buckets: tuple[str, ...] | None = None
+
+
+def read_users(path: Path) -> dict[str, UserRecord]:
+    """Read a users file.
+
+    Raises:
+        ConfigError: There is none, or it is not one.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_FILE)
+    except OSError as error:
+        raise ConfigError(OPTION, f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        text = ""
+    try:
+        return load_users(text)
+    except ConfigError as error:
+        raise ConfigError(OPTION, f"{path}: {error.reason}") from None
+
+
+@contextmanager
+def change_users(path: Path) -> Iterator[dict[str, UserRecord]]:
+    """Change a users file, or begin one: what is in the dictionary afterwards is written.
+
+    Nobody ever reads half a file, two changes at once happen one after the other, and only the
+    file's owner may read it.
+
+    Raises:
+        ConfigError: It cannot be read or written, or is no users file.
+    """
+    path = path.resolve()  # the file behind a symbolic link is what changes, not the link
+    try:
+        lock = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConfigError(OPTION, f"{path.parent}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        users = read_users(path) if path.exists() else {}
+        yield users
+        _replace(path, dump_users(users), lock)
+    except OSError as error:
+        raise ConfigError(OPTION, f"{path}: {error.strerror}") from error
+    finally:
+        os.close(lock)
+
+
+def _replace(path: Path, text: str, directory: int) -> None:
+    """Put a new file in the place of the old one, with the old one's owner."""
+    number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            if path.exists():
+                old, new = path.stat(), os.fstat(file.fileno())
+                if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+        os.fsync(directory)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def dump_users(users: Mapping[str, UserRecord]) -> str:
+    """Return the text of a users file."""
+    content = {name: _dump_user(user) for name, user in sorted(users.items())}
+    return json.dumps({"version": VERSION, "users": content}, indent=1) + "\n"
+
+
+def _dump_user(user: UserRecord) -> dict[str, Any]:
+    dumped: dict[str, Any] = {
+        digest: {
+            "iterations": keys.iterations,
+            "salt": b64encode(keys.salt).decode(),
+            "stored_key": b64encode(keys.stored_key).decode(),
+            "server_key": b64encode(keys.server_key).decode(),
+        }
+        for digest, keys in user.hashes.items()
+    }
+    if user.buckets is not None:
+        dumped["buckets"] = list(user.buckets)
+    return dumped
+
+
+def load_users(text: str) -> dict[str, UserRecord]:
+    """Read the text of a users file.
+
+    Raises:
+        ConfigError: It is none; the reason says nothing of what is in it.
+    """
+    try:
+        content = json.loads(text)
+        if content["version"] != VERSION:
+            raise ConfigError(OPTION, f"is of version {content['version']!r}, not {VERSION}")
+        return {name: _load_user(user) for name, user in content["users"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        # "from None": what is quoted in such errors may be a hash.
+        raise ConfigError(
+            OPTION, f"is no users file as kvtls passwd writes it ({type(error).__name__})"
+        ) from None
+
+
+def _load_user(user: Mapping[str, Any]) -> UserRecord:
+    hashes = {digest: _load_keys(user[digest]) for digest in DIGESTS}
+    buckets = user.get("buckets")
+    if buckets is None:
+        return UserRecord(hashes)
+    if not isinstance(buckets, list) or not all(isinstance(name, str) for name in buckets):
+        raise TypeError(buckets)
+    return UserRecord(hashes, tuple(buckets))
+
+
+def _load_keys(fields: Mapping[str, Any]) -> ScramKeys:
+    salt, stored, server = (
+        b64decode(fields[name], validate=True) for name in ("salt", "stored_key", "server_key")
+    )
+    iterations = fields["iterations"]
+    if not isinstance(iterations, int) or iterations < 1 or not (salt and stored and server):
+        raise ValueError(iterations)
+    return ScramKeys(salt, iterations, stored, server)
