@@ -71,6 +71,7 @@ class Entry:
         deadline: When its state ends of itself; None only for an owned connection
             whose peer showed no certificate that expires.
         generation: Credential generation of its handshake, 0 when not known.
+        tls: Version of TLS, ``""`` before the end of the handshake and without one.
         user: Who it logged in as, ``""`` for anonymous, None before that.
         owner: Class name of the protocol that owns it, ``""`` before that.
         reason: Why it ends, ``""`` as long as nobody knows.
@@ -90,6 +91,7 @@ class Entry:
     stage: State = State.HANDSHAKING
     deadline: float | None = None
     generation: int = 0
+    tls: str = ""
     user: str | None = None
     owner: str = ""
     reason: str = ""

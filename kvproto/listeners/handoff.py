@@ -100,6 +100,7 @@ class Handoff(VerifiedConnection, Protocol):
             self._ledger.moved_behind_proxy(entry, peer)
         if ISecuredTransport.providedBy(transport):
             entry.generation = transport.generation
+            entry.tls = transport.tls_version()
         objection = self.factory.objection(self)
         if objection:
             self.fire(Event.GENERATION_RETIRED, objection)

@@ -324,6 +324,7 @@ class Ledger:
                 "deadline_in_s": (
                     None if entry.deadline is None else round(entry.deadline - now, 3)
                 ),
+                "tls": entry.tls,
                 "user": entry.user,
                 "owner": entry.owner,
                 "reason": entry.reason,

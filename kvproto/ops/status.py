@@ -215,8 +215,8 @@ def connections_report(
     """Return the answer to ``connections``.
 
     Args:
-        rows: `kvproto.listeners.Ledger.snapshot`, oldest first; ``tls`` (the negotiated
-            version) is taken when it is there.  No more of it is read than is shown.
+        rows: `kvproto.listeners.Ledger.snapshot`, oldest first.  No more of it is read
+            than is shown.
         now: Unix seconds.
         total: How many there are.
         limit: How many to list at most, 0 for all.
@@ -245,7 +245,7 @@ def _connection(row: Mapping[str, Any], now: float) -> dict[str, Any]:
         "deadline": None if deadline_in is None else timestamp(now + deadline_in),
         "deadline_in_s": deadline_in,
         "user": row["user"],
-        "tls": row.get("tls", ""),
+        "tls": row["tls"],
         "owner": row["owner"],
         "reason": row["reason"],
     }

@@ -206,6 +206,7 @@ class StatusTests(SynchronousTestCase):
                 "since_s": 2.0,
                 "age_s": 2.0,
                 "deadline_in_s": 8.0,
+                "tls": "",
                 "user": None,
                 "owner": "",
                 "reason": "",
@@ -215,8 +216,8 @@ class StatusTests(SynchronousTestCase):
         handoff.authenticated("alice")
         (row,) = bench.ledger.snapshot("data")
         self.assertEqual(
-            (row["state"], row["user"], row["owner"], row["deadline_in_s"]),
-            ("owned", "alice", "Owner", None),
+            (row["state"], row["tls"], row["user"], row["owner"], row["deadline_in_s"]),
+            ("owned", "TLSv1.3", "alice", "Owner", None),
         )
         self.assertEqual(list(bench.ledger.snapshot("other")), [])
 
