@@ -9,7 +9,7 @@ import gc
 import weakref
 from typing import Any
 
-from OpenSSL.SSL import Error, WantReadError
+from OpenSSL.SSL import Connection, Error, WantReadError
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
@@ -667,11 +667,12 @@ class MemoryTests(SynchronousTestCase):
         self.assertLessEqual(self.largest_feed(KVTLSFactory), 16 * 1024)
 
     def test_many_connections_leave_nothing(self) -> None:
-        """After many connections of each ending no protocol of ours is alive."""
+        """After many connections of each ending no protocol and no OpenSSL object is alive."""
 
         def alive() -> int:
             gc.collect()
-            return sum(isinstance(one, KVTLSProtocol) for one in gc.get_objects())
+            kinds = (KVTLSProtocol, Connection)
+            return sum(isinstance(one, kinds) for one in gc.get_objects())
 
         before = alive()
         for end in ("EOF", "abort", "clean", "garbage", "timeout"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener, ITransport
 from twisted.internet.protocol import Factory, Protocol
@@ -11,11 +13,12 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import EventLoggingObserver
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from kvproto.interfaces import ISecuredTransport
-from kvproto.testing.contexts import Creator, server_context
+from kvproto.testing.contexts import TLS12, TLS13, Creator, server_context
 from kvproto.tls import KVTLSFactory, KVTLSProtocol
 from tests.tls.wired import App, Wired
 
@@ -289,6 +292,47 @@ class StartTLSTests(SynchronousTestCase):
         wired.client_app.tls.loseConnection()
         wired.flush()
         self.assertEqual(len(app.reasons), 1)
+
+
+class AnyBytesTests(SynchronousTestCase):
+    """Whatever arrives, nothing raises and nothing hangs."""
+
+    def check(self, wired: Wired, pieces: list[bytes]) -> None:
+        wired.pair.client.unsent.clear()
+        for piece in pieces:
+            wired.server.dataReceived(piece)
+        wired.pair.server.send()
+        wired.clock.advance(10)
+        wired.pair.client.lose(Failure(ConnectionDone()))
+        wired.pair.flush()
+        self.assertEqual(len(wired.server_app.reasons), 1)
+        self.assertNotEqual(wired.server.close_reason, "")
+        self.assertEqual(wired.server_factory.protocols, {})
+        self.assertEqual(wired.clock.getDelayedCalls(), [])
+
+    pieces = st.lists(
+        st.one_of(
+            st.binary(max_size=200),
+            st.builds(
+                lambda kind, body: bytes((kind, 3, 3)) + len(body).to_bytes(2, "big") + body,
+                st.integers(20, 24),
+                st.binary(max_size=100),
+            ),
+        ),
+        max_size=6,
+    )
+
+    @settings(deadline=None, max_examples=150)
+    @given(pieces)
+    def test_before_the_handshake(self, pieces: list[bytes]) -> None:
+        """Any bytes in place of a handshake end the connection, once, with a reason."""
+        self.check(Wired().connect(), pieces)
+
+    @settings(deadline=None, max_examples=60)
+    @given(pieces, st.sampled_from([TLS12, TLS13]))
+    def test_after_the_handshake(self, pieces: list[bytes], version: int) -> None:
+        """... and so do any bytes after it."""
+        self.check(Wired(version=version).handshake(), pieces)
 
 
 class PlainProtocolTests(SynchronousTestCase):
