@@ -24,11 +24,15 @@ __all__ = [
     "Collection",
     "Config",
     "Mode",
+    "NodeAddress",
+    "NodeConfig",
     "OnRotate",
     "User",
     "UserBuckets",
     "endpoint_is_local",
     "parse_collection",
+    "parse_epmd",
+    "parse_node_address",
     "parse_seconds",
     "parse_size",
     "parse_user",
@@ -53,6 +57,11 @@ _SIZE_FACTOR = {"": 1, "k": 1024, "m": MIB, "g": 1024 * MIB}
 
 _BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
 """What Couchbase lets a bucket be called."""
+
+_NODE_NAME = re.compile(r"[^@\s]+@[^@\s]+")
+
+DEFAULT_EPMD = ("127.0.0.1", 4369)
+"""Where every Erlang node of a machine looks for its epmd."""
 
 _LOOPBACK = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}|::1|localhost")
 
@@ -127,6 +136,85 @@ class Collection:
     bucket: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NodeAddress:
+    """Another node, to be linked with.
+
+    Attributes:
+        name: ``NAME@HOST``.
+        port: Where it listens; None: its epmd knows.
+    """
+
+    name: str
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """How the service takes part in an Erlang cluster.
+
+    Every file that is None is the data listener's.
+
+    Attributes:
+        listen: Twisted server endpoint description; TLS is put on top.
+        name: What the node is called, ``NAME@HOST``.
+        cookie_file: Holds the cluster's secret; only its owner may read it.
+        certificate: PEM chain, leaf first, shown to nodes that call and that are called.
+        private_key: PEM key; None with ``certificate``: it is in the certificate's file.
+        key_passphrase_file: File whose first line opens an encrypted key.
+        ca: PEM trust anchors of other nodes' certificates, which are always asked for.
+        crl: PEM revocation lists of these.
+        epmd: Host and port of the epmd to register with; others are asked for on the same
+            port of their hosts.  None: nobody is asked.
+        connect: Nodes to call, and to call again when a link is lost.
+        process: Name of the process that answers calls.
+    """
+
+    listen: str
+    name: str
+    cookie_file: Path
+    certificate: Path | None = None
+    private_key: Path | None = None
+    key_passphrase_file: Path | None = None
+    ca: Path | None = None
+    crl: Path | None = None
+    epmd: tuple[str, int] | None = DEFAULT_EPMD
+    connect: tuple[NodeAddress, ...] = ()
+    process: str = "kvtls"
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` where options contradict one another."""
+        if not _NODE_NAME.fullmatch(self.name) or len(self.name.encode()) > 255:
+            raise ConfigError("--node-name", f"{self.name!r} is not NAME@HOST")
+        if not 0 < len(self.process) <= 255 or self.process == "net_kernel":
+            raise ConfigError("--node-process", f"{self.process!r} cannot be a process's name")
+        if self.certificate is None:
+            for option, value in (
+                ("--node-key", self.private_key),
+                ("--node-key-passphrase-file", self.key_passphrase_file),
+            ):
+                if value is not None:
+                    raise ConfigError(option, "needs --node-certificate as well")
+        if self.crl is not None and self.ca is None:
+            raise ConfigError("--node-crl", "needs --node-ca as well")
+        names = [address.name for address in self.connect]
+        for address in self.connect:
+            if names.count(address.name) > 1:
+                raise ConfigError("--node-connect", f"{address.name!r} is given twice")
+            if address.name == self.name:
+                raise ConfigError("--node-connect", f"{address.name!r} is this node itself")
+            if address.port is None and self.epmd is None:
+                raise ConfigError(
+                    "--node-connect",
+                    f"{address.name!r} needs a port with --epmd none: write {address.name}:PORT",
+                )
+
+    @property
+    def has_own_credentials(self) -> bool:
+        """Whether any credential file is not the data listener's."""
+        return self.certificate is not None or self.ca is not None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything `kvproto.service.KVTLSService` is built from.
@@ -174,6 +262,7 @@ class Config:
             ``kvtls-state`` in the working directory, without a control socket if
             another process serves from there.
         keylog: File that TLS secrets are appended to, for debugging.
+        nodes: How to take part in an Erlang cluster; None: not at all.
     """
 
     listen: tuple[str, ...] = (DEFAULT_LISTEN,)
@@ -207,6 +296,7 @@ class Config:
     proxy_protocol: frozenset[int] = frozenset()
     state_dir: Path | None = None
     keylog: Path | None = None
+    nodes: NodeConfig | None = None
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` where options contradict one another."""
@@ -214,6 +304,7 @@ class Config:
         self._check_credentials()
         self._check_users()
         self._check_buckets()
+        self._check_nodes()
         for option, value in (
             ("--handshake-timeout", self.handshake_timeout),
             ("--close-timeout", self.close_timeout),
@@ -267,6 +358,23 @@ class Config:
             for option, given in (("--crl", self.crl), ("--cert-user", self.cert_users)):
                 if given:
                     raise ConfigError(option, "needs --client-ca as well")
+
+    def _check_nodes(self) -> None:
+        nodes = self.nodes
+        if nodes is None:
+            return
+        if nodes.ca is None and self.client_ca is None:
+            raise ConfigError(
+                "--node-ca",
+                "(or --client-ca) is needed with --node-listen: nodes must show a certificate, "
+                "this names the authority that it must come from",
+            )
+        if nodes.certificate is None and self.development and not endpoint_is_local(nodes.listen):
+            raise ConfigError(
+                "--node-listen",
+                f"{nodes.listen!r} is not a loopback address, and without --node-certificate or "
+                "--certificate only a development certificate is shown",
+            )
 
     def _check_users(self) -> None:
         names = [user.name for user in self.users]
@@ -431,3 +539,42 @@ def parse_collection(text: str) -> Collection:
     if len(names) != 2 or not all(names) or (colon and not bucket):
         raise ConfigError("--collection", f"{text!r} should be SCOPE.NAME or BUCKET:SCOPE.NAME")
     return Collection(names[0], names[1], bucket or None)
+
+
+def parse_node_address(text: str) -> NodeAddress:
+    """Turn ``"NAME@HOST"`` or ``"NAME@HOST:PORT"`` into a node to link with.
+
+    A literal IPv6 host with a port behind it is written in brackets; alone it need not be.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    option = "--node-connect"
+    name, at, host = text.partition("@")
+    port = None
+    if host.startswith("[") or host.count(":") == 1:
+        host, port = _host_and_port(option, text, host)
+    if not at or not _NODE_NAME.fullmatch(f"{name}@{host}"):
+        raise ConfigError(option, f"{text!r} is not NAME@HOST or NAME@HOST:PORT")
+    return NodeAddress(f"{name}@{host}", port)
+
+
+def parse_epmd(text: str) -> tuple[str, int] | None:
+    """Turn ``"HOST:PORT"`` into these two, ``"none"`` into None.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    return None if text == "none" else _host_and_port("--epmd", text, text)
+
+
+def _host_and_port(option: str, whole: str, text: str) -> tuple[str, int]:
+    """Split ``HOST:PORT`` or ``[HOST]:PORT``."""
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(option, f"{whole!r} should end with HOST:PORT")
+    return host, int(port)

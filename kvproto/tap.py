@@ -19,10 +19,14 @@ from kvproto.config import (
     Collection,
     Config,
     Mode,
+    NodeAddress,
+    NodeConfig,
     OnRotate,
     User,
     UserBuckets,
     parse_collection,
+    parse_epmd,
+    parse_node_address,
     parse_seconds,
     parse_size,
     parse_user,
@@ -34,6 +38,20 @@ __all__ = ["Options", "makeService"]
 
 USAGE_STATUS = 2
 """Exit status for options that cannot be used, as getopt-style commands have it."""
+
+NODE_OPTIONS = {
+    "node-listen": "listen",
+    "node-name": "name",
+    "node-cookie-file": "cookie_file",
+    "node-certificate": "certificate",
+    "node-key": "private_key",
+    "node-key-passphrase-file": "key_passphrase_file",
+    "node-ca": "ca",
+    "node-crl": "crl",
+    "node-process": "process",
+    "epmd": "epmd",
+}
+"""Options that make a `NodeConfig`, and its fields."""
 
 Choice = TypeVar("Choice", Mode, ClientAuth, OnRotate)
 Parsed = TypeVar("Parsed")
@@ -91,6 +109,21 @@ class Options(usage.Options):
             Path,
         ],
         ["keylog", None, None, "File that TLS secrets are appended to, for debugging.", Path],
+        [
+            "node-listen",
+            None,
+            None,
+            "Twisted server endpoint to accept Erlang nodes on, over mutual TLS.",
+        ],
+        ["node-name", None, None, "NAME@HOST that this node of an Erlang cluster is called."],
+        ["node-cookie-file", None, None, "File with the cluster's cookie, mode 0600.", Path],
+        ["node-certificate", None, None, "PEM file: chain to show nodes (default: data's).", Path],
+        ["node-key", None, None, "PEM file: private key of --node-certificate.", Path],
+        ["node-key-passphrase-file", None, None, "File whose first line opens that key.", Path],
+        ["node-ca", None, None, "PEM file: CA of other nodes (default: --client-ca).", Path],
+        ["node-crl", None, None, "PEM file: revocation lists of --node-ca.", Path],
+        ["node-process", None, None, "Registered name that answers nodes (default: kvtls)."],
+        ["epmd", None, None, "HOST:PORT of epmd, or none (default: 127.0.0.1:4369)."],
     ]
     optFlags = [
         ["anonymous", None, "Let clients work without a login even though users exist."],
@@ -106,6 +139,8 @@ class Options(usage.Options):
             "certificate": usage.CompleteFiles(),
             "private-key": usage.CompleteFiles(),
             "client-ca": usage.CompleteFiles(),
+            "node-certificate": usage.CompleteFiles(),
+            "node-cookie-file": usage.CompleteFiles(),
             "users": usage.CompleteFiles(),
             "state-dir": usage.CompleteDirs(),
         }
@@ -120,6 +155,7 @@ class Options(usage.Options):
         self._cert_users: list[str] = []
         self._buckets: list[str] = []
         self._collections: list[Collection] = []
+        self._node_connect: list[NodeAddress] = []
         self.kvtls_config: Config | None = None
 
     def opt_listen(self, description: str) -> None:
@@ -168,6 +204,13 @@ class Options(usage.Options):
     def opt_collection(self, text: str) -> None:
         """SCOPE.NAME to serve in all buckets, BUCKET:SCOPE.NAME in one (repeatable)."""
         self._collections.append(_parsed(parse_collection, text))
+
+    def opt_node_connect(self, text: str) -> None:
+        """NAME@HOST of a node to stay linked with, or NAME@HOST:PORT (repeatable).
+
+        With a port no epmd is asked.
+        """
+        self._node_connect.append(_parsed(parse_node_address, text))
 
     def opt_version(self) -> NoReturn:
         """Print the version of kvproto and exit."""
@@ -242,7 +285,25 @@ class Options(usage.Options):
             watch_interval=self._seconds("watch-interval"),
             state_dir=self["state-dir"],
             keylog=self["keylog"],
+            nodes=self._nodes(),
         )
+
+    def _nodes(self) -> NodeConfig | None:
+        given: dict[str, Any] = {
+            field: self[option]
+            for option, field in NODE_OPTIONS.items()
+            if self[option] is not None
+        }
+        if self._node_connect:
+            given["connect"] = tuple(self._node_connect)
+        if not given:
+            return None
+        for option in ("node-listen", "node-name", "node-cookie-file"):
+            if self[option] is None:
+                raise ConfigError(f"--{option}", "is missing: an Erlang node needs it")
+        if "epmd" in given:
+            given["epmd"] = parse_epmd(given["epmd"])
+        return NodeConfig(**given)
 
     def _optional(self, name: str, parse: Callable[[str, str], Any]) -> Any:
         text = self[name]
