@@ -149,12 +149,6 @@ class ConnectionsTests(SynchronousTestCase):
         self.assertEqual(connection["accepted"], timestamp(NOW - 43))
         self.assertEqual(connection["deadline"], timestamp(NOW + 10))
 
-    def test_without_tls(self) -> None:
-        """A ledger that knows no TLS versions is good enough."""
-        plain = row()
-        del plain["tls"]
-        self.assertEqual(connections_report([plain], NOW, total=1)["connections"][0]["tls"], "")
-
     def test_limit(self) -> None:
         """No more is read than is shown; 0 shows all."""
         rows = iter([row(number) for number in range(10)])
