@@ -133,10 +133,9 @@ class BinarySession:
     def update_rights(self) -> None:
         """Let the peer do what its user may; called whenever that has changed."""
         user = self.peer.user
-        if user is None:
-            self.bucket, self.selected = None, False
-        else:
+        if user is not None:
             self._decoder.max_body = self.server.settings.value_limit + _BESIDE_VALUE
+            # Whoever logs in anew stays in the bucket that was selected, if that is allowed.
             kept = self.bucket
             if kept is None or not self.selected or self.server.bucket(user, kept.name) is None:
                 self._use(self.server.default_bucket(user), selected=False)

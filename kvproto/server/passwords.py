@@ -11,7 +11,6 @@ Source: RFC 5802.
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import secrets
 from collections.abc import Callable, Mapping
@@ -99,9 +98,15 @@ class HashVerifier:
 
 
 def _is_right(keys: ScramKeys, password: bytes) -> bool:
-    """Hash a password and compare, whatever it is made of."""
-    with contextlib.suppress(UnicodeDecodeError, LocalProtocolError):
-        password = prepare(password.decode())  # what cannot be prepared is hashed all the same
+    """Hash a password and compare, whatever it is made of.
+
+    What cannot be a password is hashed all the same, for the time it takes, but is never right: to
+    HMAC, bytes with zeros behind them are the same key as without.
+    """
+    try:
+        password, possible = prepare(password.decode()), True
+    except (UnicodeDecodeError, LocalProtocolError):
+        possible = False
     salted = salted_password(DIGESTS[0], password, keys.salt, keys.iterations)
     found = derive_keys(DIGESTS[0], salted, keys.salt, keys.iterations)
-    return hmac.compare_digest(found.stored_key, keys.stored_key)
+    return hmac.compare_digest(found.stored_key, keys.stored_key) and possible

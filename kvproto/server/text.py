@@ -86,7 +86,7 @@ class TextSession:
         if isinstance(item, TextRefusal):
             return self._refused(item)
         if self.bucket is None and item.verb not in _WITHOUT_BUCKET:
-            return NO_BUCKET
+            return b"" if item.noreply or item.verb in _KEYS else NO_BUCKET
         if self._failed_keys and item.verb in _RETRIEVALS:
             self._failed_keys = item.verb != "end"
             return b""

@@ -38,6 +38,7 @@ class FakeTransport:
         self.protocol: Any = None
         self.disconnecting = False
         self.closed = False
+        self.host: Any = None
 
     # what the protocol calls
 
@@ -82,8 +83,8 @@ class FakeTransport:
     def getPeer(self) -> str:
         return "the test"
 
-    def getHost(self) -> str:
-        return "the server"
+    def getHost(self) -> Any:
+        return self.host
 
     # what the test calls
 

@@ -7,14 +7,18 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.config import Mode
+from kvproto.server.features import FEATURES
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import LOUD, Opcode
 from tests.server.support import FakeConnection, FakeTransport, Link
 
-KEYS = st.sampled_from([b"a", b"b", b"n", b"", b"k" * 250, b"k" * 251])
+KEYS = st.sampled_from([b"a", b"\0a", b"\x09a", b"b", b"n", b"", b"k" * 250, b"k" * 251])
 OPCODES = st.one_of(st.sampled_from(sorted(Opcode)), st.integers(0, 255))
 EXTRAS = st.sampled_from([b"", bytes(4), bytes(8), bytes(20), b"\2", b"\xff" * 8, b"\xff" * 20])
-VALUES = st.one_of(st.binary(max_size=50), st.just(b"10"), st.just(bytes(5000)))
+SPECS = b"\xc5\0\0\1a\xc8\1\0\1b\0\0\0\1" + b"1"
+VALUES = st.one_of(
+    st.binary(max_size=50), st.just(SPECS), st.just(SPECS[:5]), st.just(b"10"), st.just(bytes(5000))
+)
 WORDS = st.sampled_from(
     b"get gets gat set add cas incr decr touch delete flush_all stats version quit noreply 0 1 -1 "
     b"a b n 99999999999999999999 reset settings detail on mn verbosity append x".split()
@@ -60,8 +64,10 @@ class AnythingTests(SynchronousTestCase):
     """Properties of a session."""
 
     @settings(max_examples=300, deadline=None)
-    @given(ANYTHING, st.integers(1, 600), st.booleans(), st.booleans())
-    def test_any_bytes(self, data: bytes, size: int, login: bool, memcached: bool) -> None:
+    @given(ANYTHING, st.integers(1, 600), st.booleans(), st.booleans(), st.booleans())
+    def test_any_bytes(
+        self, data: bytes, size: int, login: bool, memcached: bool, modern: bool
+    ) -> None:
         """Nothing is raised; what is not answered is incomplete, quiet or the end."""
         connection = FakeConnection()
         link = Link(
@@ -70,6 +76,9 @@ class AnythingTests(SynchronousTestCase):
             mode=Mode.MEMCACHED if memcached else Mode.COUCHBASE,
             max_value=1000,
         )
+        if modern:
+            value = b"".join(feature.to_bytes(2) for feature in FEATURES)
+            link.transport.send(encode_request(Opcode.HELLO, value=value))
         link.transport.send(data, read_size=size)
         self.assertEqual(self.flushLoggedErrors(), [])
         self.assertFalse(link.protocol._items and not link.transport.closed)
