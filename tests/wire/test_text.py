@@ -274,7 +274,7 @@ class PartialTests(SynchronousTestCase):
     """Whether a decoder stands between commands."""
 
     def test_partial(self) -> None:
-        """A decoder is in the middle of a command from its first byte to the one before its last."""
+        """A decoder is in the middle of a command from its first byte to its last but one."""
         decoder = TextDecoder()
         command = b"set k 0 0 3\r\nabc\r\n"
         self.assertFalse(decoder.partial)
