@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer, providedBy
 
 from kvproto.interfaces import ISecuredTransport
-from kvproto.tls._openssl import Engine
+from kvproto.tls._handles import engine_for
 from kvproto.tls.incoming import IncomingTLS
 from kvproto.tls.outbox import Outbox
 from kvproto.tls.records import RecordCounter
@@ -108,7 +108,7 @@ class KVTLSProtocol(IncomingTLS):
 
     @_tlsConnection.setter
     def _tlsConnection(self, connection: Connection) -> None:
-        self._engine = Engine(connection)
+        self._engine = engine_for(connection)
 
     def getPeerCertificate(self) -> Any:
         """Return the peer's certificate as pyOpenSSL's X509; None without one or at the end."""

@@ -1,0 +1,206 @@
+"""The two ways into OpenSSL mean the same: pyOpenSSL's public methods, and its handles."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.testing.contexts import TLS12, TLS13, client_context, server_context
+from kvproto.tls import _handles
+from kvproto.tls._handles import HandleEngine, engine_for
+from kvproto.tls._openssl import Engine
+from tests.tls import test_defects_data, test_defects_handshake, test_protocol
+
+RECORD = 16384
+
+
+class _Engines(SynchronousTestCase):
+    """A server's engine of one kind, and pyOpenSSL's connection of its client."""
+
+    make: type[Engine] = Engine
+    version = TLS13
+
+    def setUp(self) -> None:
+        connection = SSL.Connection(server_context(self.version), None)
+        connection.set_accept_state()
+        self.client = SSL.Connection(client_context(self.version), None)
+        self.client.set_connect_state()
+        self.engine = self.make(connection)
+        for _ in range(3):
+            self._step(self.client.do_handshake)
+            said = self._sent()
+            if said:
+                self.engine.feed(said)
+            self._step(self.engine.handshake)
+            self._tell(self.engine.drain())
+
+    def _step(self, call: Any) -> None:
+        try:
+            call()
+        except SSL.WantReadError:
+            return
+
+    def _sent(self) -> bytes:
+        """Return the client's ciphertext."""
+        try:
+            return self.client.bio_read(1 << 20)
+        except SSL.WantReadError:
+            return b""
+
+    def _tell(self, ciphertext: bytes) -> None:
+        if ciphertext:
+            self.client.bio_write(ciphertext)
+            self._step(lambda: self.client.recv(1))
+
+    def _said(self, data: bytes) -> bytes:
+        self.client.send(data)
+        return self._sent()
+
+
+class PublicEngineTests(_Engines):
+    """One engine; below, the same for the other."""
+
+    def test_a_record(self) -> None:
+        """One record is fed and opened; what is given does not change afterwards."""
+        first = self.engine.open(self._said(b"first"))
+        second = self.engine.open(self._said(b"other"))
+        self.assertEqual((first, second), (b"first", b"other"))
+        self.assertIs(first.__class__, bytes)
+
+    def test_a_record_in_another_buffer(self) -> None:
+        """Ciphertext may come in anything that has bytes."""
+        self.assertEqual(self.engine.open(bytearray(self._said(b"x"))), b"x")  # type: ignore[arg-type]
+        said = self._said(b"y")
+        self.assertEqual(self.engine.feed(memoryview(said)), len(said))
+        self.assertEqual(self.engine.read(), b"y")
+
+    def test_records_in_pieces(self) -> None:
+        """Parts of records say "more"; each whole one is read by itself."""
+        data = self._said(b"a" * RECORD) + self._said(b"b")
+        self.assertEqual(self.engine.feed(data[:100]), 100)
+        self.assertRaises(SSL.WantReadError, self.engine.read)
+        self.assertEqual(self.engine.feed(data[100:]), len(data) - 100)
+        self.assertEqual(self.engine.read(), b"a" * RECORD)
+        self.assertEqual(self.engine.read(), b"b")
+        self.assertRaises(SSL.WantReadError, self.engine.read)
+
+    def test_a_write_is_fetched(self) -> None:
+        """What is encrypted can be decrypted; afterwards nothing is left."""
+        self.assertEqual(self.engine.write(b"hello"), 5)
+        self.client.bio_write(self.engine.fetch(5))
+        self.assertEqual(self.client.recv(10), b"hello")
+        self.assertEqual(self.engine.fetch(5), b"")
+        self.assertEqual(self.engine.drain(), b"")
+
+    def test_large_writes(self) -> None:
+        """Much is encrypted and fetched whole, in whatever steps the engine takes."""
+        data = bytes(range(256)) * 1024
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.engine.write(rest) :]
+        self.client.bio_write(self.engine.fetch(len(data)))
+        got = b"".join(self.client.recv(RECORD) for _ in range(len(data) // RECORD))
+        self.assertEqual(got, data)
+        self.assertEqual(self.engine.drain(), b"")
+
+    def test_the_end(self) -> None:
+        """The peer's close_notify is told as such, whichever way it is met."""
+        self.client.shutdown()
+        alert = self._sent()
+        self.assertRaises(SSL.ZeroReturnError, self.engine.open, alert)
+        self.assertRaises(SSL.ZeroReturnError, self.engine.read)
+
+    def test_a_broken_record(self) -> None:
+        """Ciphertext that was changed is an error with OpenSSL's own words."""
+        record = bytearray(self._said(b"x"))
+        record[-1] ^= 1
+        broken = self.assertRaises(SSL.Error, self.engine.open, bytes(record))
+        self.assertIs(broken.__class__, SSL.Error)
+        self.assertIn("bad record mac", str(broken))
+        self.assertRaises(SSL.Error, self.engine.write, b"x")
+        self.assertNotEqual(self.engine.drain(), b"", "the alert waits")
+
+    def test_input_that_has_ended(self) -> None:
+        """The end of the input without a close_notify is an unexpected end."""
+        self.engine.end_of_input()
+        ended = self.assertRaises(SSL.SysCallError, self.engine.read)
+        self.assertEqual(ended.args, (-1, "Unexpected EOF"))
+
+    def test_a_write_after_our_goodbye(self) -> None:
+        """Writing after close_notify is an error, not a loss."""
+        self.assertFalse(self.engine.shutdown())
+        self.assertRaises(SSL.Error, self.engine.write, b"x")
+
+
+class PublicEngine12Tests(PublicEngineTests):
+    """The same with TLS 1.2."""
+
+    version = TLS12
+
+
+class HandleEngineTests(PublicEngineTests):
+    """The same with pyOpenSSL's handles."""
+
+    make = HandleEngine
+
+
+class HandleEngine12Tests(PublicEngineTests):
+    """The same with pyOpenSSL's handles and TLS 1.2."""
+
+    make = HandleEngine
+    version = TLS12
+
+
+class ChoiceTests(SynchronousTestCase):
+    """Which engine a connection gets."""
+
+    def test_handles_where_they_are(self) -> None:
+        """Those of pyOpenSSL itself: its own connections with memory BIOs."""
+        connection = SSL.Connection(server_context(), None)
+        self.assertIs(engine_for(connection).__class__, HandleEngine)
+
+    def test_public_methods_elsewhere(self) -> None:
+        """Subclasses, stand-ins, and connections on sockets keep their own methods."""
+
+        class Other(SSL.Connection):
+            """Somebody's own."""
+
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        for connection in (
+            Other(server_context(), None),
+            object(),
+            SSL.Connection(server_context(), ours),
+        ):
+            self.assertIs(engine_for(connection).__class__, Engine)
+
+    def test_public_methods_without_handles(self) -> None:
+        """Another pyOpenSSL has its public methods."""
+        self.patch(_handles, "AVAILABLE", False)
+        connection = SSL.Connection(server_context(), None)
+        self.assertIs(engine_for(connection).__class__, Engine)
+
+
+def _without_handles(case: type[Any]) -> type[Any]:
+    """Return a test case that runs on public methods only."""
+
+    class WithoutHandles(case):
+        def setUp(self) -> None:
+            super().setUp()
+            self.patch(_handles, "AVAILABLE", False)
+
+    WithoutHandles.__name__ = WithoutHandles.__qualname__ = f"Public{case.__name__}"
+    return WithoutHandles
+
+
+PublicWritingTests = _without_handles(test_protocol.WritingTests)
+PublicAggregationTests = _without_handles(test_defects_data.AggregationTests)
+PublicClosingTests = _without_handles(test_defects_data.ClosingTests)
+PublicFloodTests = _without_handles(test_defects_data.FloodTests)
+PublicLargeFlightTests = _without_handles(test_defects_handshake.LargeFlightTests)
+PublicRenegotiationTests = _without_handles(test_defects_handshake.RenegotiationTests)
+PublicNotTLSTests = _without_handles(test_defects_handshake.NotTLSTests)
