@@ -50,7 +50,7 @@ class RestartReport:
 
 
 class LinkRotation:
-    """Restarts node links, one restart at a time.
+    """Restarts node links.
 
     Args:
         node: Ours.
@@ -73,18 +73,28 @@ class LinkRotation:
         self._restart_listeners = restart_listeners
         self._within = within
         self._lock = DeferredLock()
+        self._awaited: list[str] = []
 
     def restart(self) -> Deferred[RestartReport]:
         """Close all links, with whatever they were doing, and make them again.
 
         Returns:
-            Fires when all that were linked are back, or the time is over.  A restart
-            that is asked for during another follows it.
+            Fires when all that were linked are back, or the time is over.
         """
-        return self._lock.run(lambda: Deferred.fromCoroutine(self._restart()))
+        return self.relink().addCallback(self.wait_for_return)
 
-    async def _restart(self) -> RestartReport:
-        before = self._node.nodes()
+    def relink(self) -> Deferred[tuple[str, ...]]:
+        """Do the first half of `restart`: close all links and begin to make them again.
+
+        Returns:
+            Fires with the listeners that did not start, some seconds later at most,
+            whatever the peers do.  One that is asked for during another follows it; so
+            credentials that were put right need not wait for nodes that the wrong ones lost.
+        """
+        return self._lock.run(lambda: Deferred.fromCoroutine(self._relink()))
+
+    async def _relink(self) -> tuple[str, ...]:
+        self._awaited = sorted({*self._awaited, *self._node.nodes()})
         connectors = list(self._connectors)
         # Side by side: a frozen peer costs its second once, not once per link.
         suspended = [connector.suspend() for connector in connectors]
@@ -94,8 +104,26 @@ class LinkRotation:
         finally:
             for connector in connectors:
                 connector.resume()
-        missing = await wait_for_nodes(self._node, before, self._within)
-        return RestartReport(tuple(failed), tuple(missing))
+        return tuple(failed)
+
+    def wait_for_return(self, listeners: tuple[str, ...]) -> Deferred[RestartReport]:
+        """Do the second half of `restart`: wait for those that were linked.
+
+        Args:
+            listeners: The result of `relink`.
+
+        Returns:
+            Fires when all are back, or the time is over; can be cancelled.
+        """
+        awaited = self._awaited
+
+        def report(missing: list[str]) -> RestartReport:
+            # A later restart waits for them, and for others, on its own.
+            if self._awaited is awaited:
+                self._awaited = []
+            return RestartReport(listeners, tuple(missing))
+
+        return wait_for_nodes(self._node, awaited, self._within).addCallback(report)
 
 
 def wait_for_nodes(node: Node, names: Sequence[str], within: float) -> Deferred[list[str]]:

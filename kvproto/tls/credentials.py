@@ -63,6 +63,9 @@ _KEYS = (
     ed448.Ed448PrivateKey,
 )
 
+_AS_CLIENT = {Purpose.SERVER: (False,), Purpose.CLIENT: (True,), Purpose.BOTH: (False, True)}
+"""What `usage_fault` is asked for each purpose."""
+
 
 @dataclass(frozen=True, slots=True)
 class CredentialWarning:
@@ -230,8 +233,9 @@ def _check_chain(
         for fault in (date_fault(certificate, now), strength_fault(certificate)):
             if fault:
                 raise CredentialError(option, path, f"{which} {fault}")
-    if fault := usage_fault(chain[0], client=files.purpose is Purpose.CLIENT):
-        raise CredentialError(option, path, fault)
+    for client in _AS_CLIENT[files.purpose]:
+        if fault := usage_fault(chain[0], client=client):
+            raise CredentialError(option, path, fault)
 
 
 def _check_key_fits(
@@ -270,7 +274,7 @@ def _chain_warnings(
             "has an Ed25519 or Ed448 key: the Couchbase SDK and other clients cannot use it; "
             "EC P-256 is the safe choice"
         )
-    if files.purpose is Purpose.SERVER and not names_of(chain[0]):
+    if files.purpose is not Purpose.CLIENT and not names_of(chain[0]):
         reasons.append(
             "names no DNS name and no IP address (subjectAltName): clients that verify names "
             "will refuse it"

@@ -44,6 +44,7 @@ class Purpose(enum.Enum):
 
     SERVER = "server"
     CLIENT = "client"
+    BOTH = "both"
 
 
 @dataclass(frozen=True, slots=True)

@@ -361,3 +361,22 @@ class RotationTests(ConnectorCase):
         self.listeners.callback([])
         self.assertTrue(self.successResultOf(second).ok)
         self.assertEqual(self.connector.state, ConnectorState.DIALLING)
+
+    def test_restart_while_nodes_are_awaited(self) -> None:
+        """A restart need not wait for nodes that the one before it lost; it awaits them too."""
+        self.connector.startService()
+        self.answer()
+        first = self.rotation.restart()
+        self.flush()
+        self.listeners.callback([])
+        self.clock.advance(10)
+        self.listeners = succeed([])
+        second = self.rotation.restart()
+        self.assertEqual(self.restarts, 2)
+        self.clock.advance(20)
+        self.assertEqual(self.successResultOf(first).nodes, ("erl@host",))
+        self.assertNoResult(second)
+        self.clock.advance(10)
+        self.assertEqual(self.successResultOf(second).nodes, ("erl@host",))
+        third = self.rotation.restart()
+        self.assertTrue(self.successResultOf(third).ok)

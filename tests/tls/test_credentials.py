@@ -25,7 +25,14 @@ from kvproto.errors import CredentialError
 from kvproto.testing.certificates import Authority, deep_server_identity, root_authority
 from kvproto.tls.checks import MAX_CERTIFICATE_MESSAGE, certificate_message_size, subject_of
 from kvproto.tls.credentials import Credentials, load_credentials
-from kvproto.tls.files import MAX_FILE, CredentialFiles, Options, read_files, read_together
+from kvproto.tls.files import (
+    MAX_FILE,
+    CredentialFiles,
+    Options,
+    Purpose,
+    read_files,
+    read_together,
+)
 from tests.tls.material import NOW, credentials_of, crl_of, folder, moment, write_identity
 
 NAMES = ("localhost", "127.0.0.1", "::1")
@@ -389,6 +396,21 @@ class ChainTests(CredentialsCase):
             root_authority().issue("node", NAMES, usages=[ExtendedKeyUsageOID.CLIENT_AUTH]),
         )
         self.check("--certificate", self.chain, "forbids serverAuth")
+
+    def test_usage_of_both(self) -> None:
+        """Who is called and calls with one certificate needs it to allow both."""
+        both = replace(self.files, purpose=Purpose.BOTH)
+        for usage, word in (
+            (ExtendedKeyUsageOID.CLIENT_AUTH, "serverAuth"),
+            (ExtendedKeyUsageOID.SERVER_AUTH, "clientAuth"),
+        ):
+            identity = root_authority().issue("node", NAMES, usages=[usage], not_after=moment(90))
+            write_identity(self.directory, identity)
+            error = self.assertRaises(CredentialError, load_credentials, both, NOW)
+            self.assertIn(word, str(error))
+        good = root_authority().issue("node", NAMES, not_after=moment(90))
+        write_identity(self.directory, good)
+        self.assertEqual(load_credentials(both, NOW).warnings, ())
 
     def test_any_usage(self) -> None:
         """The wildcard of usages, and no usages at all, allow serving."""
