@@ -11,7 +11,7 @@ import os
 import socket
 from typing import Any, NoReturn
 
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 
@@ -73,9 +73,6 @@ class _BindAndLetGo:
     def _refuse(address: str, number: int) -> NoReturn:
         raise CannotListenError(address, None, OSError(number, os.strerror(number)))
 
-    def adoptStreamPort(self, descriptor: int, family: int, factory: object) -> None:
-        """Leave alone what is listening already."""
-
 
 class _Nowhere(_BindAndLetGo):
     """A reactor whose listen methods only look at what they are given."""
@@ -119,6 +116,25 @@ def probe(reactor: Any, description: str, option: str = "--listen") -> None:
     _listen(_BindAndLetGo(reactor), description, option)
 
 
+_NOT_PASSED = (
+    "systemd has passed no such socket: LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES say which "
+    "there are, see systemd.socket(5)"
+)
+
+
+def _check_passed(descriptor: int, description: str, option: str) -> None:
+    """See whether a descriptor is what somebody should have passed: a listening socket."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as passed:
+            if passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return
+    except OSError as error:
+        raise ConfigError(
+            option, f"{description!r}: descriptor {descriptor}: {error.strerror}"
+        ) from error
+    raise ConfigError(option, f"{description!r}: the socket that was passed does not listen")
+
+
 def _listen(reactor: Any, description: str, option: str) -> None:
     kind = description.partition(":")[0]
     if kind in SECURED_ALREADY:
@@ -128,6 +144,8 @@ def _listen(reactor: Any, description: str, option: str) -> None:
     try:
         endpoint = serverFromString(reactor, description)
     except Exception as error:
+        if kind == "systemd" and isinstance(error, LookupError):
+            raise ConfigError(option, f"{description!r}: {_NOT_PASSED}") from error
         # Parsers raise whatever they meet: KeyError, ValueError, TypeError.
         text = str(error) or error.__class__.__name__
         raise ConfigError(
@@ -135,6 +153,10 @@ def _listen(reactor: Any, description: str, option: str) -> None:
             f"{description!r} is no endpoint that Twisted knows ({text}): "
             "write for example tcp:11207:interface=127.0.0.1",
         ) from error
+    if isinstance(endpoint, AdoptedStreamServerEndpoint):
+        # Such a socket listens already; an endpoint that is tried closes what it was passed.
+        _check_passed(endpoint.fileno, description, option)
+        return
     failures: list[Any] = []
     endpoint.listen(Factory()).addErrback(failures.append)
     if failures:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -47,6 +48,8 @@ class KvtlsProcess:
     Args:
         options: Options of ``kvtls``.  ``--listen`` defaults to a free port on
             127.0.0.1, ``--state-dir`` to a temporary directory.
+        before: A command that runs the service in its place, as ``env`` does.
+        pass_fds: File descriptors that it inherits.
 
     Attributes:
         port: TCP port of the first listener.
@@ -55,7 +58,9 @@ class KvtlsProcess:
         output: Everything it has printed so far.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(
+        self, *options: str, before: Sequence[str] = (), pass_fds: Sequence[int] = ()
+    ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="kvtls-test-"))
         self.state_dir = self._directory / "state"
         self.addresses: list[tuple[str, int]] = []
@@ -69,8 +74,9 @@ class KvtlsProcess:
             arguments += ["--state-dir", str(self.state_dir)]
         started = time.monotonic()
         self.process = subprocess.Popen(
-            [*TWISTD, "kvtls", *arguments],
+            [*before, *TWISTD, "kvtls", *arguments],
             cwd=self._directory,
+            pass_fds=pass_fds,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

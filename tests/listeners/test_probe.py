@@ -6,7 +6,9 @@ import socket
 import tempfile
 from pathlib import Path
 
+from twisted.internet.endpoints import _SystemdParser
 from twisted.internet.testing import MemoryReactorClock
+from twisted.python.systemd import ListenFDs
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.errors import ConfigError
@@ -61,6 +63,28 @@ class ProbeTests(SynchronousTestCase):
     def test_secured_already(self) -> None:
         """TLS is not put on TLS."""
         self.assertIn("put on top", self.refused("ssl:443"))
+
+    def passed(self, descriptor: int) -> None:
+        """Be told by systemd of one socket."""
+        told = ListenFDs([descriptor], ("kvtls.socket",))
+        self.patch(_SystemdParser, "_sddaemon", told)
+
+    def test_socket_that_was_passed(self) -> None:
+        """A socket from systemd is looked at and stays open, however often that is done."""
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self.passed(listening.fileno())
+            for description in ("systemd:domain=INET:index=0", "systemd:INET:name=kvtls.socket"):
+                validate(self.reactor, description)
+                probe(self.reactor, description)
+            socket.create_connection(listening.getsockname(), 5).close()
+
+    def test_nothing_was_passed(self) -> None:
+        """A service that systemd did not start says so, and what is wrong with a socket."""
+        self.assertIn("systemd.socket(5)", self.refused("systemd:domain=INET:index=7"))
+        with socket.socket() as silent:
+            self.passed(silent.fileno())
+            self.assertIn("does not listen", self.refused("systemd:domain=INET:index=0"))
+        self.assertIn("Bad file descriptor", self.refused("systemd:domain=INET:index=0"))
 
     def test_no_such_port(self) -> None:
         """A number that is no port is refused before the kernel is asked."""
