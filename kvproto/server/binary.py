@@ -14,11 +14,12 @@ from typing import Any
 
 from kvproto.errors import RemoteProtocolError
 from kvproto.server.buckets import Bucket
+from kvproto.server.documents import holds_json
 from kvproto.server.opcodes import BEFORE_LOGIN, REFUSED, accepts_framing, after_login, is_set
 from kvproto.server.replies import Reply, when
 from kvproto.server.sasl import Mechanism
 from kvproto.server.shared import KVServer, Peer
-from kvproto.store import Document, IStore, Key, Refusal, is_json
+from kvproto.store import Document, IStore, Key, Refusal
 from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, simple_reply
 from kvproto.wire.collections import unknown_collection_body
 from kvproto.wire.constants import Datatype, Feature, Status
@@ -253,7 +254,7 @@ class BinarySession:
 
     def datatype(self, document: Document) -> int:
         """Return the datatype bits that this client understands."""
-        return int(self.json and is_json(document))
+        return int(self.json and holds_json(document))
 
     def token(self, document: Document) -> bytes:
         """Encode the extras of a successful mutation."""

@@ -43,6 +43,7 @@ __all__ = [
     "get_meta",
     "getk",
     "getk_and_touch",
+    "holds_json",
     "prepend",
     "storing",
     "touch",
@@ -60,6 +61,18 @@ _META_WITH_DATATYPE = Struct(">IIIQB")
 _DATATYPES_STORED = int(Datatype.JSON)
 """Bits that a stored value may come with.  The SDK sets JSON unasked; compressed values and values
 with attributes need features that nobody was offered."""
+
+
+_LONGEST_PARSED = 256 * 1024
+"""Bytes of a value that is parsed to see whether it is JSON, some milliseconds that all other
+connections wait.  Of a longer one it is believed what the client said."""
+
+
+def holds_json(document: Document) -> bool:
+    """Say whether a document is JSON, as far as a response's datatype is concerned."""
+    if len(document.value) > _LONGEST_PARSED and not document.kind:
+        return bool(document.datatype & Datatype.JSON)
+    return is_json(document)
 
 
 def answer(outcome: Any, session: BinarySession, request: Request, encode: Encode) -> Reply:
@@ -91,7 +104,7 @@ def get(session: BinarySession, request: Request) -> Reply:
         return _found(session, request, document)
     return get_reply(
         request.opcode,
-        session.json and is_json(document),
+        session.json and holds_json(document),
         request.opaque,
         document.cas,
         document.flags,
@@ -168,7 +181,7 @@ def _meta(session: BinarySession, request: Request, document: Document) -> Reply
     # Version 2 of the request is answered with the datatype; its length tells clients so.
     fields = (int(document.deleted), document.flags, document.expiry, document.seqno)
     if request.extras == b"\2":
-        datatype = is_json(document) | (Datatype.XATTR if document.xattrs else 0)
+        datatype = holds_json(document) | (Datatype.XATTR if document.xattrs else 0)
         extras = _META_WITH_DATATYPE.pack(*fields, datatype)
     else:
         extras = _META.pack(*fields)

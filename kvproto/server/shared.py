@@ -14,6 +14,7 @@ from kvproto.server.counters import Counters
 from kvproto.server.settings import ServerSettings
 from kvproto.server.topology import DEFAULT_PORT, cluster_config
 from kvproto.server.users import UserTable
+from kvproto.store import IStore
 from kvproto.wire.scram import ScramKeys
 
 __all__ = ["DEFAULT_BUCKET", "Identify", "KVServer", "Peer"]
@@ -63,7 +64,7 @@ class KVServer:
         self.revision = max(1, int(self.started))
         self.uuid = secrets.token_hex(16)
         self._configs: dict[tuple[int, str | None], bytes] = {}
-        self._baseline: dict[str, int] = {}
+        self._baselines: dict[int, dict[str, int]] = {}
 
     @property
     def anonymous(self) -> bool:
@@ -98,17 +99,20 @@ class KVServer:
             self._configs[port, name] = config
         return config
 
-    def reset_statistics(self, baseline: dict[str, int]) -> None:
-        """Count from here on.
+    def reset_statistics(self, store: IStore, baseline: dict[str, int]) -> None:
+        """Count from here on, for whoever asks about this store.
 
         Args:
+            store: Whose statistics were asked for.
             baseline: What has been counted so far, by name.
         """
-        self._baseline = baseline
+        self._baselines[id(store)] = baseline
 
-    def since_reset(self, name: str, value: int | str) -> int | str:
+    def since_reset(self, store: IStore, name: str, value: int | str) -> int | str:
         """Return a statistic as counted since the last reset."""
-        return value - self._baseline.get(name, 0) if isinstance(value, int) else value
+        if not isinstance(value, int):
+            return value
+        return value - self._baselines.get(id(store), {}).get(name, 0)
 
 
 class Peer:

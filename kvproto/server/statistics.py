@@ -50,8 +50,8 @@ def report(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report |
     if not args:
         numbers = store.stats()
         if isinstance(numbers, Deferred):
-            return numbers.addCallback(lambda found: _general(server, found))
-        return _general(server, numbers)
+            return numbers.addCallback(lambda found: _general(server, store, found))
+        return _general(server, store, numbers)
     make = _GROUPS.get(args[0])
     return UNKNOWN if make is None else make(server, store, args[1:])
 
@@ -69,7 +69,7 @@ def _counted(server: KVServer, of_store: dict[str, Value]) -> dict[str, Value]:
     }
 
 
-def _general(server: KVServer, of_store: dict[str, Value]) -> Report:
+def _general(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Report:
     settings, now = server.settings, server.now()
     usage = resource.getrusage(resource.RUSAGE_SELF)
     counted = _counted(server, of_store)
@@ -87,7 +87,7 @@ def _general(server: KVServer, of_store: dict[str, Value]) -> Report:
             "curr_connections": server.counters.curr_connections,
             "threads": 1,
             "accepting_conns": 1,
-            **{name: server.since_reset(name, value) for name, value in counted.items()},
+            **{name: server.since_reset(store, name, value) for name, value in counted.items()},
         }
     )
 
@@ -117,18 +117,18 @@ def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Repor
 def _reset(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report | Deferred[Report]:
     numbers = store.stats()
     if isinstance(numbers, Deferred):
-        return numbers.addCallback(lambda found: _reset_from(server, found))
-    return _reset_from(server, numbers)
+        return numbers.addCallback(lambda found: _reset_from(server, store, found))
+    return _reset_from(server, store, numbers)
 
 
-def _reset_from(server: KVServer, of_store: dict[str, Value]) -> Report:
-    server.reset_statistics(
-        {
-            name: value
-            for name, value in _counted(server, of_store).items()
-            if isinstance(value, int) and name not in NOT_RESET
-        }
-    )
+def _reset_from(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Report:
+    counted = _counted(server, of_store)
+    baseline = {
+        name: value
+        for name, value in counted.items()
+        if isinstance(value, int) and name not in NOT_RESET
+    }
+    server.reset_statistics(store, baseline)
     return Report(line=b"RESET")
 
 

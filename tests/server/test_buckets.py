@@ -148,6 +148,16 @@ class BucketTests(SynchronousTestCase):
         items = {r.key: r.value for r in link.responses(encode_request(Opcode.STAT))}
         self.assertEqual(items[b"curr_items"], b"0")
 
+    def test_statistics_are_reset_by_bucket(self) -> None:
+        """A reset in one bucket takes nothing from the statistics of another."""
+        link = login(Link(server()), "alice")
+        self.put(link, b"1")
+        link.responses(encode_request(Opcode.STAT, key=b"reset"))
+        link.call(Opcode.SELECT_BUCKET, key=b"third")
+        self.put(link, b"1")
+        items = {r.key: r.value for r in link.responses(encode_request(Opcode.STAT))}
+        self.assertEqual(items[b"cmd_set"], b"1")
+
 
 class CollectionTests(SynchronousTestCase):
     """Keys that begin with the id of their collection."""

@@ -141,6 +141,14 @@ class JsonTests(SynchronousTestCase):
                 response = link.call(opcode, key=K, extras=extras)
                 self.assertEqual((response.datatype, response.value), (is_json, value))
 
+    def test_long_values_are_not_parsed(self) -> None:
+        """Of a long value it is believed what the client said: parsing holds up others."""
+        link = modern(Feature.JSON)
+        value = b"[" + b"1," * 500_000 + b"1]"
+        for said in (0, 1):
+            link.call(Opcode.SET, key=K, value=value, extras=PUT, datatype=said)
+            self.assertEqual(link.call(Opcode.GET, key=K).datatype, said)
+
 
 class DurationTests(SynchronousTestCase):
     """How long the server worked (0x0f)."""

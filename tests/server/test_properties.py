@@ -93,7 +93,11 @@ class AnythingTests(SynchronousTestCase):
     def test_order(self, made: list[tuple[int, bytes]], size: int) -> None:
         """Replies come in the order of the requests; only quiet requests have none."""
         quits = {Opcode.QUIT, Opcode.QUITQ}
-        made = [request for request in made if request[0] not in quits]
+        made = [
+            (opcode, data[:12] + number.to_bytes(4) + data[16:])
+            for number, (opcode, data) in enumerate(made)
+            if opcode not in quits
+        ]
         link = Link(max_value=1000)
         decoder = ResponseDecoder()
         link.transport.send(b"".join(data for _, data in made), read_size=size)
