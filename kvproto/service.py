@@ -25,6 +25,7 @@ from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, 
 from kvproto.listeners.probe import probe, validate
 from kvproto.ops.files import fit_open_files
 from kvproto.ops.keylog import KeyLog
+from kvproto.ops.memory import MemoryTrim, glibc_trim
 from kvproto.ops.service import ControlService, StateLock
 from kvproto.ops.signals import SignalService
 from kvproto.ops.status import ServiceState
@@ -93,8 +94,10 @@ class KVTLSService(MultiService):
         self._signals = SignalService(
             self.steering.reload, self._end_process, self._end_at_once, self._reactor
         )
+        self._memory = MemoryTrim(self.ledger.__len__, self._reactor, glibc_trim())
         if signals:
             self._signals.setServiceParent(self)
+            self._memory.setServiceParent(self)
         self._control = ControlService(self.steering, config.state_directory, self._reactor)
         self._control.setServiceParent(self)
         self.rotation.setServiceParent(self)
@@ -225,6 +228,7 @@ class KVTLSService(MultiService):
     async def _stop(self) -> None:
         if self._watch is not None:
             self._watch.stopService()
+        self._memory.stopService()
         await DeferredList([maybeDeferred(a.stopService) for a in self.acceptors])
         await maybeDeferred(self.rotation.stopService)
         # Last, so that an operator can watch, and ask a second time.
