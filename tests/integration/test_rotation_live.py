@@ -109,7 +109,7 @@ class ConnectLoopTests(LiveCase):
 
     def test_reloads_and_restarts(self) -> None:
         """20 reloads and 20 restarts: nobody is refused or reset, new certificates at once."""
-        service = self.run_service(*UNWATCHED)
+        service = self.run_service(*UNWATCHED, "--handshake-timeout", "60")
         context = self.files.client()
         verdicts = [(0.0, ask(service, context))]
         halves, silent = self._strangers(service, context)
@@ -147,7 +147,7 @@ class ConnectLoopTests(LiveCase):
     ) -> tuple[list[HalfHello], list[socket.socket]]:
         """Return clients in the midst of a ClientHello, and some that have said nothing.
 
-        They outlive every reload and restart; the handshake deadline is the limit.
+        They outlive every reload and restart; only the handshake deadline ends them.
         """
         halves = [HalfHello(service, context) for _ in range(4)]
         silent = [socket.create_connection(service.addresses[0], 10) for _ in range(4)]
