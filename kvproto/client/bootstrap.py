@@ -1,8 +1,8 @@
 """From a connection to one that can be worked on: HELLO, login, bucket.
 
 One asynchronous flow; whoever calls it bounds its time by cancelling, or by the deadline of its
-requests.  Couchbase's servers and memcached are understood: memcached does not know HELLO, and
-then nothing is negotiated.
+requests.  memcached does not know HELLO, and ends a connection on which it was said: it needs
+``SessionSettings(features=())``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
+import txaio
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import ISSLTransport
+from twisted.python.failure import Failure
 
 from kvproto import __version__
 from kvproto.client.errors import BucketError, LoginError, reply_error
@@ -24,6 +26,9 @@ from kvproto.wire.constants import Feature, Opcode, Status
 from kvproto.wire.frames import Response
 from kvproto.wire.hello import decode_features, encode_features
 from kvproto.wire.scram import DIGESTS, ClientExchange, prepare, salted_password
+
+txaio.use_twisted()
+log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
 
 __all__ = [
     "DEFAULT_FEATURES",
@@ -49,9 +54,6 @@ DEFAULT_FEATURES = (
 """What a client can make use of; not 0x0a: values would have to be decompressed."""
 
 PLAIN = b"PLAIN"
-
-_NO_HELLO = frozenset({Status.UNKNOWN_COMMAND, Status.NOT_SUPPORTED, Status.AUTH_ERROR})
-"""What servers without HELLO answer to it: memcached 0x81, and 0x20 where it has logins."""
 
 Derive: TypeAlias = Callable[[str, bytes, bytes, int], Awaitable[bytes]]
 """Runs `kvproto.wire.scram.salted_password`, where it holds nobody up."""
@@ -80,7 +82,7 @@ class SessionSettings:
     Attributes:
         credentials: None for servers without logins, and for those that know us by certificate.
         bucket: To select, ``""`` for none.
-        features: To ask for; with none at all HELLO is not said.
+        features: To ask for; with none at all HELLO is not said, as memcached needs it.
         agent: What the client calls itself, at most 250 bytes.
     """
 
@@ -111,10 +113,8 @@ async def bootstrap(
         UnansweredError: It did not answer in time, or the connection ended.
     """
     credentials = settings.credentials
-    hello, listed = await _begin(protocol, settings, timeout_s)
-    if hello is not None:
-        _negotiate(protocol, settings.features, hello)
-    if credentials is not None and listed is not None:
+    listed = await _begin(protocol, settings, timeout_s)
+    if credentials is not None:
         if listed.status:
             raise LoginError(f"the server offers no login: {reply_error(listed)}")
         mechanism = choose_mechanism(
@@ -131,32 +131,45 @@ async def bootstrap(
 
 async def _begin(
     protocol: KVClientProtocol, settings: SessionSettings, timeout_s: float
-) -> tuple[Response | None, Response | None]:
-    """Say HELLO and ask for mechanisms in one flight: neither needs the other's answer."""
-    hello: Deferred[Any] = succeed(None)
-    listed: Deferred[Any] = succeed(None)
-    if settings.features:
+) -> Response:
+    """Say HELLO and ask for mechanisms, in one flight: neither needs the other's answer.
+
+    Returns:
+        The answer to SASL_LIST; without credentials any answer.
+    """
+    asked = settings.features
+    hello: Deferred[Response] = succeed(Response())
+    if asked:
         hello = protocol.request(
             Opcode.HELLO,
             key=settings.agent.encode(),
-            value=encode_features(settings.features),
+            value=encode_features(asked),
             timeout_s=timeout_s,
         )
+    # memcached 1.6 answers an unknown command that has a body with the next request only, and
+    # never answers that one: so something always follows HELLO, and HELLO's answer is judged first.
+    listed: Deferred[Response] = succeed(Response())
     if settings.credentials is not None:
         listed = protocol.request(Opcode.SASL_LIST, timeout_s=timeout_s)
+    elif asked:
+        listed = protocol.request(Opcode.NOOP, timeout_s=timeout_s)
     try:
-        first, second = await gatherResults([hello, listed], consumeErrors=True)
-    except FirstError as error:
-        error.subFailure.raiseException()
-    return first, second
+        if asked:
+            _negotiate(protocol, asked, await hello)
+        return await listed
+    finally:
+        # Not awaited when HELLO failed; why it failed is told already.
+        listed.addErrback(_log_unwanted)
+
+
+def _log_unwanted(failure: Failure) -> None:
+    log.debug("an answer was not waited for: {why}", why=failure.getErrorMessage())
 
 
 def _negotiate(protocol: KVClientProtocol, asked: Sequence[int], reply: Response) -> None:
     """Note what the server agreed to."""
-    if reply.status in _NO_HELLO:
-        return
     if reply.status:
-        raise LoginError(f"HELLO was refused: {reply_error(reply)}")
+        raise LoginError(f"{reply_error(reply)}; memcached needs features=()")
     features = frozenset(decode_features(reply.value))
     if not features <= frozenset(asked):
         raise RemoteProtocolError("the server agreed to a feature that was not asked for")

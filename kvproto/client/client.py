@@ -111,6 +111,7 @@ class KVClient(Service, ServerOperations):
         self._clock = clock
         self._limits = limits = Limits() if limits is None else limits
         self._waiting = WaitingRoom(limits.max_waiting, limits.max_waiting_bytes)
+        self._waiting.why = "there is no connection yet"
         self._sweep = Sweep(clock, self._waiting.expire)
         self._protocol: KVClientProtocol | None = None
         self._collections: dict[bytes, int] = {}
@@ -183,6 +184,7 @@ class KVClient(Service, ServerOperations):
         """Hear that the connection has ended (called by the connector)."""
         self._protocol = None
         self._collections.clear()
+        self._waiting.why = why
         for exchange in unsent:
             self._enqueue(exchange, why)
 
@@ -193,6 +195,7 @@ class KVClient(Service, ServerOperations):
         cannot be sent, waiting would not help them.
         """
         error = failure.value
+        self._waiting.why = failure.getErrorMessage()
         if isinstance(error, LoginError | LocalProtocolError):
             self._waiting.fail_all(lambda: type(error)(*error.args))
 

@@ -184,25 +184,17 @@ class Connector:
         dialling.addErrback(_bug)
 
     async def _make_ready(self) -> None:
-        made: list[KVClientProtocol] = []
-
-        def make() -> KVClientProtocol:
-            made.append(self._make_protocol())
-            return made[-1]
-
+        factory = Factory.forProtocol(self._make_protocol)
+        protocol: Any = await self._endpoint.connect(factory)
         try:
-            await self._endpoint.connect(Factory.forProtocol(make))
-            await bootstrap(made[-1], self._settings, self._derive, self._dial_timeout_s)
-            if not made[-1].is_open:
-                raise ConnectionFailedError("the connection was lost at once", False)
-            made[-1].on_lost = self._lost
-            self._protocol = made.pop()
-        finally:
-            # Also what an endpoint built beside the one that it gave back.
-            for protocol in made:
-                if protocol.transport is not None:
-                    protocol.abort("the login failed or took too long")
-                    await protocol.when_closed()
+            await bootstrap(protocol, self._settings, self._derive, self._dial_timeout_s)
+            _check_open(protocol)
+        except Exception:
+            protocol.abort("the login failed or took too long")
+            await protocol.when_closed()
+            raise
+        protocol.on_lost = self._lost
+        self._protocol = protocol
 
     def _give_up(self) -> None:
         self._timer = None
@@ -279,6 +271,11 @@ class Connector:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
+
+
+def _check_open(protocol: KVClientProtocol) -> None:
+    if not protocol.is_open:
+        raise ConnectionFailedError("the connection was lost at once", False)
 
 
 def _bug(failure: Failure) -> None:

@@ -30,9 +30,12 @@ class WaitingRoom:
     Args:
         limit: Requests at most.
         limit_bytes: Bytes of values at most; a single request may be larger.
+
+    Attributes:
+        why: Why members wait, for those whose deadline comes meanwhile.
     """
 
-    __slots__ = ("_bytes", "_limit", "_limit_bytes", "_members")
+    __slots__ = ("_bytes", "_limit", "_limit_bytes", "_members", "why")
 
     def __init__(
         self, limit: int = DEFAULT_MAX_WAITING, limit_bytes: int = DEFAULT_MAX_WAITING_BYTES
@@ -42,6 +45,7 @@ class WaitingRoom:
         self._limit = limit
         self._limit_bytes = limit_bytes
         self._bytes = 0
+        self.why = "the connection is busy"
 
     def __len__(self) -> int:
         return len(self._members)
@@ -91,7 +95,7 @@ class WaitingRoom:
                 earliest = exchange.deadline
         for exchange in due:
             self.drop(exchange)
-            exchange.fail(RequestTimeoutError("there was no chance to send it in time", False))
+            exchange.fail(RequestTimeoutError(f"no chance to send it in time: {self.why}", False))
         return earliest
 
 
@@ -106,31 +110,38 @@ class Sweep:
         sweep: Deals with what is due at its argument; returns the next deadline, None for none.
     """
 
-    __slots__ = ("_at", "_call", "_clock", "_sweep")
+    __slots__ = ("_at", "_call", "_clock", "_stopped", "_sweep")
 
     def __init__(self, clock: IReactorTime, sweep: Callable[[float], float | None]) -> None:
         self._clock = clock
         self._sweep = sweep
         self._call: IDelayedCall | None = None
         self._at = 0.0
+        self._stopped = False
 
     def watch(self, deadline: float) -> None:
         """Make sure that there is a sweep when this deadline comes."""
         if self._call is None or deadline < self._at:
-            self.stop()
+            self._cancel()
             self._at = deadline
             delay = max(0.0, deadline - self._clock.seconds())
             self._call = self._clock.callLater(delay, self._fire)
 
     def stop(self) -> None:
-        """Wait for nothing any more."""
+        """Wait for nothing any more, until there is something new to watch."""
+        self._stopped = True
+        self._cancel()
+
+    def _cancel(self) -> None:
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
 
     def _fire(self) -> None:
         self._call = None
+        self._stopped = False
         now = self._clock.seconds()
         upcoming = self._sweep(now)
-        if upcoming is not None:
+        # Whoever hears that a deadline has come may stop us then and there.
+        if upcoming is not None and not self._stopped:
             self.watch(max(upcoming, now + TICK_S))

@@ -22,6 +22,7 @@ from kvproto.client import (
 )
 from kvproto.client.bootstrap import Derive, bootstrap, choose_mechanism, derive_here
 from kvproto.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from kvproto.wire.binary import RequestDecoder
 from kvproto.wire.constants import Feature, Opcode, Status
 from kvproto.wire.frames import Request
 from kvproto.wire.hello import decode_features, encode_features
@@ -108,21 +109,24 @@ class HelloTests(BootstrapTestCase):
         self.assertFalse({Feature.UNORDERED, Feature.SNAPPY} & set(DEFAULT_FEATURES))
 
     def test_memcached(self):
-        """A server without HELLO has no features, and is used all the same."""
-        for status in (Status.UNKNOWN_COMMAND, Status.AUTH_ERROR):
-            ready = self.begin(SessionSettings(), {Opcode.HELLO: refuses(status)})
-            self.successResultOf(ready)
-            self.assertEqual(self.protocol.features, frozenset())
+        """A server that does not know HELLO is told apart, with what to do about it."""
+        answers: Answers = {
+            Opcode.HELLO: refuses(Status.UNKNOWN_COMMAND),
+            Opcode.NOOP: lambda request: None,
+        }
+        ready = self.begin(SessionSettings(), answers)
+        self.assertIn("features=()", str(self.failureResultOf(ready, LoginError).value))
+
+    def test_pushed(self):
+        """A NOOP follows HELLO: memcached answers nothing before."""
+        self.begin(SessionSettings(), {})
+        sent = RequestDecoder().feed(b"".join(self.peer.writes))
+        self.assertEqual([one.opcode for one in sent], [Opcode.HELLO, Opcode.NOOP])
 
     def test_not_said(self):
         """Without features there is no HELLO."""
         self.successResultOf(self.begin(SessionSettings(features=()), {}))
         self.assertEqual(self.peer.writes, [])
-
-    def test_refused(self):
-        """Any other status is a refusal."""
-        ready = self.begin(SessionSettings(), {Opcode.HELLO: refuses(Status.INTERNAL)})
-        self.failureResultOf(ready, LoginError)
 
     def test_more_than_asked(self):
         """A server that agrees to what was not asked for breaks the protocol."""

@@ -76,10 +76,10 @@ class ConnectingTests(ClientTestCase):
         self.client.startService()
         first, second = self.client.get(b"a"), self.client.get(b"b")
         peer = self.endpoint.accept(agrees(Feature.COLLECTIONS))
-        self.assertEqual(len(peer.writes), 1)
+        self.assertEqual(len(peer.writes), 2)
         settle(self.clock)
         self.assertEqual([request.key for request in peer.asked], [b"\0a", b"\0b"])
-        self.assertEqual(len(peer.writes), 2)
+        self.assertEqual(len(peer.writes), 3)
         for request in peer.asked[:]:
             peer.reply(request, **GET_HIT)
         for deferred in (first, second):
@@ -98,6 +98,16 @@ class ConnectingTests(ClientTestCase):
         peer = self.up()
         self.assertEqual(peer.asked, [])
 
+    def test_stopped_by_a_deadline(self):
+        """Whoever hears that time is up may stop the client: no timer is left."""
+        self.client.startService()
+        stopped = self.client.get(b"a", timeout_s=1).addErrback(lambda _: self.client.close())
+        later = self.client.get(b"b", timeout_s=2)
+        self.clock.advance(1)
+        self.successResultOf(stopped)
+        self.unanswered(later, StoppedError, written=False)
+        self.assert_stopped()
+
     def test_cancelled_while_waiting(self):
         """A request that is cancelled before there is a connection is never sent."""
         self.client.startService()
@@ -110,6 +120,7 @@ class ConnectingTests(ClientTestCase):
         """A server that is not there is dialled again; requests wait on."""
         self.client.startService()
         deferred = self.client.get(b"k", timeout_s=60)
+        impatient = self.client.get(b"k", timeout_s=1)
         for failures in (1, 2, 3):
             self.endpoint.refuse(ConnectionRefusedError())
             self.assertIs(self.client.state, ConnectorState.WAITING)
@@ -119,6 +130,8 @@ class ConnectingTests(ClientTestCase):
         peer = self.up()
         peer.reply(peer.asked[0], **GET_HIT)
         self.assertIsNotNone(self.successResultOf(deferred))
+        # Who could not wait so long hears what the matter was.
+        self.assertIn("refused", str(self.failureResultOf(impatient, RequestTimeoutError).value))
 
     def test_dialling_is_bounded(self):
         """An attempt that takes too long is given up, and another one follows."""
