@@ -36,6 +36,7 @@ from twisted.internet.posixbase import PosixReactorBase
 from twisted.python.failure import Failure
 
 from kvproto.listeners.entry import describe_peer
+from kvproto.listeners.hub import hub_for
 from kvproto.listeners.transport import server_transport, unix_server_transport
 
 __all__ = [
@@ -88,6 +89,14 @@ class _Accepting(_PortBase):
     _complained = False
     _silent_until = 0.0
     _resting: IDelayedCall | None = None
+    _hub: Any = None
+
+    @property
+    def hub(self) -> Any:
+        """What tells accepted connections that they are ready; it outlives the port."""
+        if self._hub is None:
+            self._hub = hub_for(self.reactor)
+        return self._hub
 
     def pause_accepting(self) -> None:
         """Let newcomers wait in the kernel's queue; the socket stays open."""
@@ -131,7 +140,7 @@ class _Accepting(_PortBase):
                 accepted.close()
                 return
             number, self.sessionno = self.sessionno, self.sessionno + 1
-            transport = self.transport(accepted, protocol, address, self, number, self.reactor)
+            transport = self.transport(accepted, protocol, address, self, number, self.hub)
             protocol.makeConnection(transport)
         except Exception:
             log.failure("a connection from {address} could not be set up", address=address)

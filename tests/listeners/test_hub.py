@@ -1,0 +1,291 @@
+"""The hub between the reactor and accepted connections, on socket pairs."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable
+from typing import Any
+from unittest import skipIf
+
+from twisted.internet import main
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IHalfCloseableDescriptor, IReactorFDSet, IReadDescriptor
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from kvproto.listeners import hub as under_test
+from kvproto.listeners.hub import TURN, Hub, hub_for
+
+
+class Outer(Clock):
+    """The reactor around a hub."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers: list[Any] = []
+
+    def addReader(self, reader: Any) -> None:
+        self.readers.append(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        self.readers.remove(reader)
+
+
+class Member:
+    """A transport that does what the test says."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        self.socket = ours
+        self.fileno = ours.fileno
+        self.reads = 0
+        self.writes = 0
+        self.lost: list[BaseException | None] = []
+        self.on_read: Callable[[], Any] = lambda: None
+        self.on_write: Callable[[], Any] = lambda: None
+        self.on_lost: Callable[[], Any] = lambda: None
+
+    def doRead(self) -> Any:
+        self.reads += 1
+        return self.on_read()
+
+    def doWrite(self) -> Any:
+        self.writes += 1
+        return self.on_write()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost.append(reason.value)
+        self.on_lost()
+
+
+@implementer(IHalfCloseableDescriptor)
+class HalfCloseable(Member):
+    """A transport whose halves may end apart."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        super().__init__(ours)
+        self.read_lost: list[BaseException | None] = []
+
+    def readConnectionLost(self, reason: Failure) -> None:
+        self.read_lost.append(reason.value)
+
+    def writeConnectionLost(self, reason: Failure) -> None:
+        """Nobody asks."""
+
+
+@skipIf(not hasattr(select, "epoll"), "no epoll here")
+class HubTests(SynchronousTestCase):
+    """What a hub does for its members."""
+
+    def setUp(self) -> None:
+        self.outer = Outer()
+        self.hub = Hub(self.outer)
+
+    def member(self, make: type[Any] = Member) -> tuple[Any, socket.socket]:
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        return make(ours), theirs
+
+    def reader(self, make: type[Any] = Member) -> tuple[Any, socket.socket]:
+        member, theirs = self.member(make)
+        self.hub.addReader(member)
+        return member, theirs
+
+    def test_interfaces(self) -> None:
+        """It is a reactor's set of descriptors, and a descriptor."""
+        self.assertTrue(verifyObject(IReactorFDSet, self.hub))
+        self.assertTrue(verifyObject(IReadDescriptor, self.hub))
+        self.assertEqual(self.hub.logPrefix(), "connections")
+
+    def test_the_reactor_in_everything_else(self) -> None:
+        """Timers are the reactor's."""
+        call = self.hub.callLater(1, lambda: None)
+        self.assertEqual(self.outer.getDelayedCalls(), [call])
+
+    def test_the_reactor_watches_while_there_are_members(self) -> None:
+        """An empty hub is nothing to the reactor: it leaves nothing behind."""
+        self.assertEqual(self.outer.readers, [])
+        one, _ = self.reader()
+        two, _ = self.reader()
+        self.assertEqual(self.outer.readers, [self.hub])
+        self.hub.removeReader(one)
+        self.assertEqual(self.outer.readers, [self.hub])
+        self.hub.removeReader(two)
+        self.assertEqual(self.outer.readers, [])
+
+    def test_adding_and_removing_twice(self) -> None:
+        """The second time is nothing, as with a reactor."""
+        member, _ = self.reader()
+        self.hub.addReader(member)
+        self.hub.removeWriter(member)
+        self.assertEqual(self.hub.getReaders(), [member])
+        self.hub.removeReader(member)
+        self.hub.removeReader(member)
+        self.assertEqual(self.hub.getReaders(), [])
+
+    def test_readers_and_writers(self) -> None:
+        """Each is told what it asked for, until it asks no more."""
+        member, theirs = self.reader()
+        self.hub.doRead()
+        self.assertEqual((member.reads, member.writes), (0, 0))
+        theirs.send(b"x")
+        self.hub.doRead()
+        self.assertEqual((member.reads, member.writes), (1, 0))
+        self.hub.addWriter(member)
+        self.assertEqual(self.hub.getWriters(), [member])
+        self.hub.doRead()
+        self.assertEqual((member.reads, member.writes), (2, 1), "level-triggered")
+        self.hub.removeReader(member)
+        self.hub.doRead()
+        self.assertEqual((member.reads, member.writes), (2, 2))
+        self.hub.removeWriter(member)
+        self.assertEqual(self.outer.readers, [])
+
+    def test_readable_for_the_reactor(self) -> None:
+        """Its descriptor is ready exactly while a member is."""
+        outer = select.epoll()
+        self.addCleanup(outer.close)
+        outer.register(self.hub.fileno(), select.EPOLLIN)
+        _, theirs = self.reader()
+        self.assertEqual(outer.poll(0), [])
+        theirs.send(b"x")
+        self.assertEqual(outer.poll(0), [(self.hub.fileno(), select.EPOLLIN)])
+
+    def test_the_end(self) -> None:
+        """What doRead or doWrite returns ends the connection, with that reason."""
+        for why, expected in (
+            (main.CONNECTION_DONE, ConnectionDone),
+            (main.CONNECTION_LOST, ConnectionLost),
+            (ValueError("odd"), ValueError),
+        ):
+            member, theirs = self.reader()
+            member.on_read = lambda why=why: why
+            theirs.send(b"x")
+            self.hub.doRead()
+            self.assertIsInstance(member.lost[0], expected)
+            member, _ = self.member()
+            self.hub.addWriter(member)
+            member.on_write = lambda why=why: why
+            self.hub.doRead()
+            self.assertIsInstance(member.lost[0], expected)
+        self.assertEqual(self.outer.readers, [])
+
+    def test_one_half(self) -> None:
+        """An orderly end of the input ends the reading half only; of the output, all."""
+        member, theirs = self.reader(HalfCloseable)
+        self.hub.addWriter(member)
+        member.on_read = lambda: main.CONNECTION_DONE
+        theirs.send(b"x")
+        self.hub.doRead()
+        self.assertIsInstance(member.read_lost[0], ConnectionDone)
+        self.assertEqual(member.lost, [])
+        member.on_write = lambda: main.CONNECTION_DONE
+        self.hub.doRead()
+        self.assertEqual(len(member.read_lost), 1)
+        self.assertIsInstance(member.lost[0], ConnectionDone)
+
+    def test_hanging_up(self) -> None:
+        """A peer that is gone ends a connection that does not read; nobody waits for it."""
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listening.close)
+        peer = socket.create_connection(listening.getsockname())
+        ours, _ = listening.accept()
+        self.addCleanup(ours.close)
+        member = Member(ours)
+        self.hub.addWriter(member)
+        ours.shutdown(socket.SHUT_RDWR)
+        peer.close()
+        self.hub.removeReader(member)
+        self.hub.doRead()
+        self.assertEqual(member.writes, 0)
+        self.assertIsInstance(member.lost[0], ConnectionLost)
+
+    def test_an_exception_ends_one_connection(self) -> None:
+        """It is logged, ends the connection it came from, and no other."""
+        bad, bad_peer = self.reader()
+        good, good_peer = self.reader()
+        bad.on_read = lambda: 1 / 0
+        bad_peer.send(b"x")
+        good_peer.send(b"x")
+        self.hub.doRead()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertIsInstance(bad.lost[0], ZeroDivisionError)
+        self.assertEqual((good.reads, good.lost), (1, []))
+
+    def test_an_exception_at_the_end(self) -> None:
+        """A protocol that fails in connectionLost harms nobody else."""
+        bad, bad_peer = self.reader()
+        good, good_peer = self.reader()
+        bad.on_read = lambda: main.CONNECTION_LOST
+        bad.on_lost = lambda: 1 / 0
+        bad_peer.send(b"x")
+        good_peer.send(b"x")
+        self.hub.doRead()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(good.reads, 1)
+        self.assertEqual(self.hub.getReaders(), [good])
+
+    def test_ended_by_a_neighbour(self) -> None:
+        """One that was ended earlier in the same turn is not called any more."""
+        one, one_peer = self.reader()
+        two, two_peer = self.reader()
+        one.on_read = lambda: self.hub.removeReader(two)
+        two.on_read = lambda: self.hub.removeReader(one)
+        one_peer.send(b"x")
+        two_peer.send(b"x")
+        self.hub.doRead()
+        self.assertEqual(one.reads + two.reads, 1)
+
+    def test_not_written_after_it_has_ended(self) -> None:
+        """A connection that ends itself while it reads is not asked to write."""
+        member, theirs = self.reader()
+        self.hub.addWriter(member)
+        member.on_read = lambda: self.hub.removeWriter(member)
+        theirs.send(b"x")
+        self.hub.doRead()
+        self.assertEqual((member.reads, member.writes), (1, 0))
+
+    def test_turns_are_bounded_and_fair(self) -> None:
+        """More ready members than a turn serves are served by turns."""
+        members = []
+        for _ in range(TURN + 1):
+            member, theirs = self.reader()
+            theirs.send(b"x")
+            members.append(member)
+        self.hub.doRead()
+        self.assertEqual(sum(member.reads for member in members), TURN)
+        self.hub.doRead()
+        self.assertTrue(all(member.reads for member in members))
+
+    def test_a_socket_closed_behind_our_back(self) -> None:
+        """Its member can still be removed."""
+        member, _ = self.reader()
+        member.socket.close()
+        self.hub.removeReader(member)
+        self.assertEqual(self.outer.readers, [])
+        self.hub.removeReader(member)
+
+    def test_the_reactors_end(self) -> None:
+        """Every connection hears of it, even behind one that fails."""
+        one, _ = self.reader()
+        two, _ = self.reader()
+        one.on_lost = lambda: 1 / 0
+        reason = Failure(main.CONNECTION_LOST)
+        self.hub.connectionLost(reason)
+        self.assertEqual((one.lost, two.lost), ([reason.value], [reason.value]))
+        self.assertEqual(self.outer.readers, [])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_only_for_epoll(self) -> None:
+        """Other reactors watch connections themselves."""
+        self.assertIs(hub_for(self.outer), self.outer)
+        # Never initialised: nothing to clean up.
+        epoll_reactor = EPollReactor.__new__(EPollReactor)
+        self.assertIsInstance(hub_for(epoll_reactor), Hub)
+        self.patch(under_test, "EPollReactor", None)
+        self.assertIs(hub_for(epoll_reactor), epoll_reactor)
