@@ -23,6 +23,7 @@ from kvproto.dataplane import make_server
 from kvproto.errors import ConfigError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.probe import probe, validate
+from kvproto.nodes import NodeService
 from kvproto.ops.files import fit_open_files
 from kvproto.ops.keylog import KeyLog
 from kvproto.ops.memory import MemoryTrim, glibc_trim
@@ -69,12 +70,11 @@ class KVTLSService(MultiService):
         self._reactor = _reactor_or_global(reactor)
         for description in config.listen:
             validate(self._reactor, description)
-        self.rotation = Rotation(
-            _credential_files(config, self._reactor.seconds()),
-            _server_policy(config),
-            self._reactor,
-            self._in_thread,
-        )
+        if config.nodes is not None:
+            validate(self._reactor, config.nodes.listen, "--node-listen")
+        files = _credential_files(config, self._reactor.seconds())
+        policy = _server_policy(config)
+        self.rotation = Rotation(files, policy, self._reactor, self._in_thread)
         self.server = make_server(config, self._reactor, self._in_thread)
         self.controller = KVController(self.server)
         self.ledger = Ledger(
@@ -87,8 +87,15 @@ class KVTLSService(MultiService):
             ),
         )
         self.acceptors = [self._acceptor(number) for number in range(len(config.listen))]
+        self.nodes = self._node_service(files, policy)
         self.steering = Steering(
-            config, self.ledger, self.acceptors, self.rotation, self._reactor, self._end_process
+            config,
+            self.ledger,
+            self.acceptors,
+            self.rotation,
+            self._reactor,
+            self._end_process,
+            self.nodes,
         )
         self._announced = False
         self._signals = SignalService(
@@ -101,8 +108,11 @@ class KVTLSService(MultiService):
         self._control = ControlService(self.steering, config.state_directory, self._reactor)
         self._control.setServiceParent(self)
         self.rotation.setServiceParent(self)
-        for acceptor in self.acceptors:
-            acceptor.setServiceParent(self)
+        self._listening: list[Any] = [*self.acceptors]
+        if self.nodes is not None:
+            self._listening.append(self.nodes)
+        for service in self._listening:
+            service.setServiceParent(self)
         self._watch: Service | None = None
         if config.watch_interval:
             self._watch = FileWatch(self.rotation, self._reactor, config.watch_interval)
@@ -134,6 +144,26 @@ class KVTLSService(MultiService):
             drain_timeout=config.drain_timeout,
         )
 
+    def _node_service(self, files: CredentialFiles, policy: ServerPolicy) -> NodeService | None:
+        config = self._config
+        if config.nodes is None:
+            return None
+
+        def control(command: str) -> Any:
+            assert self.steering.nodes is not None, "made below, before anybody can ask"
+            return self.steering.nodes.from_node(command)
+
+        return NodeService(
+            config.nodes,
+            files,
+            policy,
+            self.ledger,
+            self._reactor,
+            in_thread=self._in_thread,
+            control=control,
+            watch_interval=config.watch_interval,
+        )
+
     # starting
 
     def probe(self) -> None:
@@ -149,6 +179,8 @@ class KVTLSService(MultiService):
             lock = StateLock(self._config.state_dir)
             lock.acquire()
             lock.release()
+        if self._config.nodes is not None:
+            probe(self._reactor, self._config.nodes.listen, "--node-listen")
         failures: list[ConfigError] = []
         for description in self._config.listen:
             try:
@@ -162,11 +194,11 @@ class KVTLSService(MultiService):
         """Start everything; ``kvtls ready`` is logged when it listens."""
         Service.startService(self)
         for child in self:
-            if child not in self.acceptors and child is not self._control:
+            if child not in self._listening and child is not self._control:
                 child.startService()
         self._start_control()
-        for acceptor in self.acceptors:
-            acceptor.startService().addCallbacks(self._started, self._not_started)
+        for service in self._listening:
+            service.startService().addCallbacks(self._started, self._not_started)
         # Not before the reactor runs and has installed its signal handlers: whoever waits for
         # the announcement may send SIGTERM at once.
         self._reactor.callWhenRunning(self._announce)
@@ -191,7 +223,8 @@ class KVTLSService(MultiService):
     def _announce(self) -> None:
         """Say once that clients can come, and where."""
         addresses = [acceptor.address for acceptor in self.acceptors if acceptor.address]
-        trying = [a for a in self.acceptors if not a.address and not a.status()["error"]]
+        every = [*self.acceptors] if self.nodes is None else [*self.acceptors, self.nodes.acceptor]
+        trying = [a for a in every if not a.address and not a.status()["error"]]
         if self._announced or trying or not addresses or not self.running:
             return
         self._announced = True
@@ -229,7 +262,7 @@ class KVTLSService(MultiService):
         if self._watch is not None:
             self._watch.stopService()
         self._memory.stopService()
-        await DeferredList([maybeDeferred(a.stopService) for a in self.acceptors])
+        await DeferredList([maybeDeferred(service.stopService) for service in self._listening])
         await maybeDeferred(self.rotation.stopService)
         # Last, so that an operator can watch, and ask a second time.
         await maybeDeferred(self._control.stopService)
@@ -246,7 +279,11 @@ def check(config: Config) -> list[str]:
         ConfigError: Something cannot be used.
     """
     service = KVTLSService(config)
-    return list(service.rotation.current.warnings)
+    rotations = [service.rotation]
+    if service.nodes is not None:
+        rotations.append(service.nodes.rotation)
+    warnings = [text for rotation in rotations for text in rotation.current.warnings]
+    return list(dict.fromkeys(warnings))
 
 
 def client_snippet(ca: str, host: str, port: int) -> str:

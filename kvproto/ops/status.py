@@ -74,6 +74,7 @@ def status_report(
     ledger: Mapping[str, Any],
     now: float,
     counters: Mapping[str, int] | None = None,
+    nodes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the answer to ``status``.
 
@@ -85,6 +86,7 @@ def status_report(
         ledger: `kvproto.listeners.Ledger.status`.
         now: Unix seconds.
         counters: Further totals since the start, e.g. requests.
+        nodes: What there is to say of node links; None where there are none.
     """
     limits = ledger["limits"]
     return {
@@ -117,6 +119,7 @@ def status_report(
             "deadline_expired": dict(ledger["deadline_expired_total"]),
             **(counters or {}),
         },
+        **({} if nodes is None else {"nodes": dict(nodes)}),
     }
 
 

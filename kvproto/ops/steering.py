@@ -15,6 +15,7 @@ from kvproto.config import Config, OnRotate
 from kvproto.errors import CommandError
 from kvproto.listeners import AcceptorService, Ledger
 from kvproto.ops.interfaces import IControl
+from kvproto.ops.nodes import INodes, NodeSteering, combined
 from kvproto.ops.status import (
     ServiceFacts,
     ServiceState,
@@ -43,6 +44,7 @@ class Steering:
         rotation: Who owns the serving generation.
         clock: Its seconds are Unix time.
         begin_stop: Begins to end the process; returns at once.
+        nodes: The node part, None where there is none.
 
     Attributes:
         state: Where the process is in its life; the service moves it.
@@ -56,17 +58,26 @@ class Steering:
         rotation: Rotation,
         clock: IReactorTime,
         begin_stop: Callable[[], object],
+        nodes: INodes | None = None,
     ) -> None:
         self.state = ServiceState.STARTING
         self._config = config
         self._ledger = ledger
-        self._acceptors = acceptors
+        self._acceptors = [*acceptors]
         self._rotation = rotation
         self._clock = clock
         self._begin_stop = begin_stop
         self._started = clock.seconds()
         for acceptor in acceptors:
             rotation.subscribe(acceptor.name, self._retirer(acceptor))
+        self.nodes: NodeSteering | None = None
+        self._open = {acceptor.name: acceptor.startService for acceptor in acceptors}
+        self._close: list[Callable[[], Any]] = [acceptor.stopService for acceptor in acceptors]
+        if nodes is not None:
+            self.nodes = NodeSteering(nodes, clock.seconds, self.status, self._reload_data)
+            self._acceptors.append(nodes.acceptor)
+            self._open[nodes.acceptor.name] = nodes.open
+            self._close.append(nodes.close)
 
     # what a new generation means
 
@@ -105,13 +116,17 @@ class Steering:
                 verdict=rotation.last_verdict,
                 verdict_at=rotation.last_verdict_at,
             ),
-            [
-                {**acceptor.status(), "on_rotate": self._config.on_rotate.value}
-                for acceptor in self._acceptors
-            ],
+            [self._listener_status(acceptor) for acceptor in self._acceptors],
             self._ledger.status(),
             now,
+            nodes=None if self.nodes is None else self.nodes.status(),
         )
+
+    def _listener_status(self, acceptor: AcceptorService) -> dict[str, Any]:
+        """Return what one listener says, and what becomes of its connections on rotation."""
+        if self.nodes is not None and acceptor is self.nodes.acceptor:
+            return self.nodes.listener_status()
+        return {**acceptor.status(), "on_rotate": self._config.on_rotate.value}
 
     def connections(self, listener: str | None, limit: int) -> dict[str, Any]:
         """Return the documented list of connections, oldest first."""
@@ -135,6 +150,12 @@ class Steering:
 
     def reload(self, allow_fewer_names: bool = False) -> Deferred[dict[str, Any]]:
         """Read the credential files again and serve them if they are good."""
+        data = self._reload_data(allow_fewer_names)
+        if self.nodes is None:
+            return data
+        return _both(data, self.nodes.reload(allow_fewer_names))
+
+    def _reload_data(self, allow_fewer_names: bool = False) -> Deferred[dict[str, Any]]:
         verdict = self._rotation.reload(allow_fewer_names=allow_fewer_names)
         return verdict.addCallback(verdict_report)
 
@@ -144,7 +165,8 @@ class Steering:
             raise CommandError(
                 "nothing-to-roll-back-to", "nothing was rotated since the service started"
             )
-        return self._rotation.rollback().addCallback(verdict_report)
+        data = self._rotation.rollback().addCallback(verdict_report)
+        return data if self.nodes is None else _both(data, self.nodes.rollback())
 
     # listeners
 
@@ -170,7 +192,7 @@ class Steering:
 
     def _restart_one(self, acceptor: AcceptorService) -> Deferred[Any]:
         if not acceptor.running:
-            return acceptor.startService()
+            return self._open[acceptor.name]()
         return acceptor.restart(OnRotate.KEEP)
 
     # ends
@@ -181,7 +203,7 @@ class Steering:
         living = len(self._ledger)
         before = self._ledger.status()["deadline_expired_total"]
         stopped = DeferredList(
-            [maybeDeferred(acceptor.stopService) for acceptor in self._acceptors],
+            [maybeDeferred(close) for close in self._close],
             consumeErrors=True,
         )
 
@@ -198,3 +220,15 @@ class Steering:
         """Begin to drain and end the process; return at once."""
         self._begin_stop()
         return {"ok": True, "pid": os.getpid()}
+
+
+def _both(data: Deferred[dict[str, Any]], nodes: Deferred[Any]) -> Deferred[dict[str, Any]]:
+    """Return a Deferred of one answer for both parts, which work side by side."""
+
+    def joined(results: list[tuple[bool, Any]]) -> dict[str, Any]:
+        for good, result in results:
+            if not good:
+                result.raiseException()
+        return combined(*(result for _, result in results))
+
+    return DeferredList([data, nodes], consumeErrors=True).addCallback(joined)

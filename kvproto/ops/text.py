@@ -154,6 +154,8 @@ def _status(answer: Answer) -> list[str]:
     lines += _generation(answer["generation"])
     lines += ["", "listeners"]
     lines += _listeners(answer["listeners"])
+    if "nodes" in answer:
+        lines += ["", *_nodes(answer["nodes"])]
     lines += ["", "connections", *_limits(answer)]
     lines += ["", "since the start", *_counters(answer["counters"])]
     return lines
@@ -235,6 +237,44 @@ def _listeners(listeners: Sequence[Answer]) -> list[str]:
     return lines
 
 
+def _nodes(nodes: Answer) -> list[str]:
+    """Show the node part: its certificate, epmd, links, and who is called in vain."""
+    lines = [f"node {_clean(nodes['name'])}"]
+    generation = nodes["generation"]
+    lines += _field(
+        "certificate",
+        f"generation {generation['number']}, {span(generation['expires_in_s'])} left"
+        + (", files DIFFER" if generation["disk_differs"] else ""),
+    )
+    lines += _field("processes", ", ".join(nodes["processes"]))
+    epmd = nodes["epmd"]
+    if epmd is not None:
+        said = (
+            f"knows {epmd['name']} on port {epmd['port']}"
+            if epmd["registered"]
+            else f"NOT REGISTERED {epmd['problem']}"
+        )
+        lines += _field("epmd", said)
+    if not nodes["last_restart"]["ok"]:
+        lines += _field("missing", ", ".join(nodes["last_restart"]["missing"]) or "a listener")
+    rows = [
+        (link["node"] or "-", link["direction"], link["state"], link["generation"],
+         span(link["age_s"]))
+        for link in nodes["links"]
+    ]  # fmt: skip
+    rows += [
+        (connector["node"], "out", connector["state"], "-", "-")
+        for connector in nodes["connectors"]
+        if connector["state"] not in ("linked", "dialling")
+    ]
+    if rows:
+        lines += _table(("LINK", "WAY", "STATE", ">GEN", ">AGE"), rows, {"LINK": 20})
+    for connector in nodes["connectors"]:
+        if connector["problem"] and connector["state"] != "linked":
+            lines += _field("problem", f"{connector['node']}: {connector['problem']}")
+    return lines
+
+
 def _limits(answer: Answer) -> list[str]:
     """Show how much room is left."""
     limits = answer["limits"]
@@ -292,6 +332,8 @@ def _verdict(answer: Answer) -> list[str]:
         lines += _field("warning", warning)
     for listener in answer["listeners"]:
         lines += _field(listener["name"], _policy_result(listener["detail"]))
+    if "nodes" in answer:
+        lines += _field("nodes", _said(answer["nodes"]))
     return lines
 
 
