@@ -108,9 +108,13 @@ class FileTests(SynchronousTestCase):
         """A change that fails half-way changes nothing, and leaves nothing behind."""
         self.add("alice")
         before = self.path.read_text(encoding="utf-8")
-        with self.assertRaises(ZeroDivisionError), change_users(self.path) as users:
-            users.clear()
-            raise ZeroDivisionError
+
+        def fail() -> None:
+            with change_users(self.path) as users:
+                users.clear()
+                raise ZeroDivisionError
+
+        self.assertRaises(ZeroDivisionError, fail)
         self.assertEqual(self.path.read_text(encoding="utf-8"), before)
         self.assertEqual(os.listdir(self.directory), ["users.json"])
 
