@@ -200,8 +200,10 @@ class Steering:
     def drain(self) -> Deferred[dict[str, Any]]:
         """Close the ports and end every connection at a request boundary; go on running."""
         self.state = ServiceState.DRAINING
-        living = len(self._ledger)
-        before = self._ledger.status()["deadline_expired_total"]
+        states = self._ledger.counts()
+        # Those in their handshake have asked nothing: they are neither drained nor cut off.
+        living = states["owned"] + states["closing"]
+        before = self._ledger.expired["closing"]
         stopped = DeferredList(
             [maybeDeferred(close) for close in self._close],
             consumeErrors=True,
@@ -210,8 +212,7 @@ class Steering:
         def report(_: object) -> dict[str, Any]:
             if self.state is ServiceState.DRAINING:
                 self.state = ServiceState.DRAINED
-            after = self._ledger.status()["deadline_expired_total"]
-            aborted = min(living, sum(after.values()) - sum(before.values()))
+            aborted = min(living, self._ledger.expired["closing"] - before)
             return {"ok": True, "drained": living - aborted, "aborted": aborted}
 
         return stopped.addCallback(report)
