@@ -215,8 +215,8 @@ class KVClientProtocol(Protocol):
         """Return the first of as many opaques in a row that no reply can come for."""
         opaque = self._next_opaque
         pending = self._pending
-        while opaque + span > _OPAQUES or any(
-            taken in pending for taken in range(opaque, opaque + span)
+        while opaque + span > _OPAQUES or not pending.keys().isdisjoint(
+            range(opaque, opaque + span)
         ):
             opaque = 1 if opaque + span > _OPAQUES else opaque + 1
         self._next_opaque = opaque + span
@@ -274,15 +274,19 @@ class KVClientProtocol(Protocol):
                 if self._ending():
                     return
         except RemoteProtocolError as error:
-            self.abort(f"the server broke the protocol: {error}")
+            self._broken(error)
         else:
             if self._decoder.error is not None:
-                self.abort(f"the server broke the protocol: {self._decoder.error}")
+                self._broken(self._decoder.error)
                 return
             self._pump()
             self._end_if_drained()
         finally:
             self._uncork()
+
+    def _broken(self, error: RemoteProtocolError) -> None:
+        log.warn("the server broke the protocol: {error}", error=error)
+        self.abort(f"the server broke the protocol: {error}")
 
     def _ending(self) -> bool:
         return self._state is _State.CLOSING or self._state is _State.LOST
@@ -383,8 +387,7 @@ class KVClientProtocol(Protocol):
         if self._state is _State.OPEN:
             self._state = _State.DRAINING
             self._why = why
-            if self._corked is None:
-                self._end_if_drained()
+            self._end_if_drained()
 
     def when_closed(self) -> Deferred[None]:
         """Return a Deferred that fires once the connection has ended."""

@@ -299,6 +299,7 @@ class StoppingTests(ClientTestCase):
         settle(self.clock)
         self.successResultOf(closed)
         self.assertFalse(peer.aborted)
+        self.assertIsNone(self.client.protocol)
         self.assert_stopped()
 
     def test_outstanding(self):
@@ -359,6 +360,24 @@ class StoppingTests(ClientTestCase):
         self.successResultOf(closed)
         self.assertEqual(self.endpoint.cancelled, 1)
         self.assert_stopped()
+
+    def test_by_the_first_step_of_an_attempt(self):
+        """A client that is closed by the very call that connects it ends up closed."""
+        closed: list[Deferred[None]] = []
+
+        class Closing(Endpoint):
+            def connect(self, protocolFactory: Any) -> Deferred[Any]:
+                attempt = super().connect(protocolFactory)
+                closed.append(client.close())
+                self.accept(agrees())
+                return attempt
+
+        client = KVClient(Closing(self.clock), self.clock, SessionSettings(features=()))
+        client.startService()
+        settle(self.clock)
+        self.successResultOf(closed[0])
+        self.assertIs(client.state, ConnectorState.STOPPED)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_while_logging_in(self):
         """A login under way is ended, and its connection is gone before we say so."""
@@ -497,6 +516,17 @@ class CollectionTests(ClientTestCase):
         deferred = self.client.collection("shop", "things").get(b"k", timeout_s=1)
         self.clock.advance(1)
         self.failureResultOf(deferred, RequestTimeoutError)
+
+    def test_no_time_left(self):
+        """A request whose time was up when the id came is not sent."""
+        self.client.startService()
+        peer = self.up(agrees(Feature.COLLECTIONS))
+        deferred = self.client.collection("shop", "things").get(b"k", timeout_s=1)
+        # The id comes in the same turn of the reactor as the deadline, before it.
+        self.clock.rightNow += 1
+        peer.reply(peer.asked[0], extras=collection_id_extras(1, 9))
+        self.unanswered(deferred, RequestTimeoutError, written=False)
+        self.assertEqual(peer.asked, [])
 
     def test_cancelled(self):
         """A request can be cancelled while its collection's id is being asked for."""

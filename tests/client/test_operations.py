@@ -350,6 +350,16 @@ class ServerTests(OperationsTestCase):
         self.failureResultOf(done, NotFoundError)
         self.assertEqual(self.protocol.in_flight, 0)
 
+    def test_stats_wrong_opcode(self):
+        """Statistics that come as something else end the connection."""
+        done = self.ask.stats()
+        request = self.asked(Opcode.STAT)
+        request.opcode = Opcode.GET
+        self.peer.send(encode(request, key=b"a", value=b"1"))
+        self.assertTrue(self.peer.aborted)
+        settle(self.clock)
+        self.failureResultOf(done, ConnectionFailedError)
+
     def test_stats_cancelled(self):
         """The packets of cancelled statistics are thrown away to the last."""
         done, other = self.ask.stats(), self.ask.version()

@@ -368,6 +368,27 @@ class PressureTests(ProtocolTestCase):
         self.peer.empty()
         self.assertEqual([request.key for request in self.peer.asked], [b"a", b"b"])
 
+    def test_nobody_overtakes(self):
+        """A request that a callback makes goes behind those that wait already."""
+        self.get(b"a").addCallback(lambda _: self.get(b"late"))
+        for key in (b"b", b"c"):
+            self.get(key)
+        self.peer.reply(self.peer.asked[0])
+        self.assertEqual([request.key for request in self.peer.asked], [b"b", b"c"])
+
+    def test_values_are_let_go(self):
+        """What has been written is not kept for the time of the answer."""
+        exchange = Exchange(Opcode.SET, lambda reply: reply, key=b"k", value=b"x" * 50)
+        exchange.deadline = 10.0
+        self.protocol.submit(exchange)
+        self.assertEqual(exchange.value, b"")
+
+    def test_transport_wants_no_more(self):
+        """After the transport has asked for no more, nothing is written."""
+        self.peer.producer.stopProducing()
+        self.get()
+        self.assertEqual(self.peer.writes, [])
+
     def test_in_flight(self):
         """No more than so many requests await replies; a reply makes room."""
         for key in (b"a", b"b", b"c"):
@@ -460,6 +481,19 @@ class EndTests(ProtocolTestCase):
         settle(self.clock)
         self.successResultOf(drained)
         self.successResultOf(self.protocol.when_closed())
+
+    def test_drain_sends_nothing_more(self):
+        """What waits to be written when draining begins is not sent any more."""
+        self.protocol._max_in_flight = 2
+        for key in (b"a", b"b"):
+            self.get(key)
+        unwritten = self.get(b"c")
+        self.protocol.start_drain("enough")
+        self.peer.reply(self.peer.asked[0])
+        self.assertEqual([request.key for request in self.peer.asked], [b"b"])
+        self.peer.reply(self.peer.asked[0])
+        settle(self.clock)
+        self.unanswered(unwritten, ConnectionFailedError, written=False)
 
     def test_drain_idle(self):
         """With nothing to wait for, draining closes at once."""
