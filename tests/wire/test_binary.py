@@ -362,4 +362,6 @@ class PartialTests(SynchronousTestCase):
         frame = encode_request(1, key=b"k", value=bytes(200), extras=bytes(8))
         self.assertIsInstance(decoder.feed(frame)[0], Oversized)
         decoder.max_body = 1000
-        self.assertEqual(len(decoder.feed(frame)[0].value), 200)
+        (request,) = decoder.feed(frame)
+        assert isinstance(request, Request)
+        self.assertEqual(len(request.value), 200)
