@@ -400,3 +400,20 @@ class DurabilityTests(SDKTestCase):
             1,
             UpsertOptions(durability=copies),
         )
+
+
+class FullTests(SDKTestCase):
+    """A store that is full and may not evict."""
+
+    options = ("--user", "alice:secret", "--memory-limit", "1MiB", "--refuse-when-full")
+
+    def test_refused(self) -> None:
+        """What finds no room fails at once, what is there stays."""
+        from couchbase.exceptions import TemporaryFailException
+
+        self.collection.upsert(self.key("first"), "x")
+        with self.assertRaises(TemporaryFailException):
+            for number in range(30):
+                self.collection.upsert(self.key(str(number)), "x" * 100_000)
+        self.assertGreater(number, 5)
+        self.assertEqual(self.collection.get(self.key("first")).content_as[str], "x")

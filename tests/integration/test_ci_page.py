@@ -1,0 +1,89 @@
+"""What docs/howto/ci.md tells people to paste, pasted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.integration.sdk import ROOT
+
+PAGE = (ROOT / "docs/howto/ci.md").read_text(encoding="utf-8")
+
+
+def block(language: str, containing: str) -> str:
+    """Return the one block of code with some text in it."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    (found,) = [text for text in blocks if containing in text]
+    return str(found)
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago: the page's own may be in use here."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class PageTests(SynchronousTestCase):
+    """Each block in a directory of its own."""
+
+    def setUp(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="kvtls-ci-"))
+        self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
+
+    def run_shell(self, script: str) -> str:
+        """Run lines of shell; return what they printed."""
+        # What is installed beside this Python is what the page means by kvtls and twistd.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-euc", script],
+            cwd=self.directory,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done.stdout
+
+    def test_script(self) -> None:
+        """The service is ready when ``twistd`` returns, the example runs, and it ends."""
+        start = block("sh", "kvtls status")
+        installing, start = start.split("\n", 1)
+        self.assertIn("pip install", installing)
+        port = free_port()
+        start = start.replace("alice:secret", f"alice:secret -l tcp:{port}:interface=127.0.0.1")
+        example = block("sh", "examples/sdk.py").replace("11207", str(port))
+        example = example.replace("docs/", f"{ROOT}/docs/")
+        stop = f"trap '{re.findall('`(kvtls stop .*?)`', PAGE)[0]}' EXIT\n"
+        self.assertIn(" is ready", self.run_shell(start + stop + example))
+        self.assertFalse((self.directory / "kvtls.pid").exists())
+
+    def test_suite(self) -> None:
+        """A test suite learns port and CA of its service."""
+        program = block("python", "service.stdout")
+        check = (
+            "\nimport socket, ssl\n"
+            "context = ssl.create_default_context(cafile=ca)\n"
+            "plain = socket.create_connection(('127.0.0.1', port))\n"
+            "print(context.wrap_socket(plain, server_hostname='127.0.0.1').version())\n"
+            "service.terminate()\n"
+            "service.communicate(timeout=20)\n"
+        )
+        (self.directory / "suite.py").write_text(program + check, encoding="utf-8")
+        self.assertIn("TLS", self.run_shell("python suite.py"))
+
+    def test_users(self) -> None:
+        """Users of the file are made, and the service accepts the file."""
+        script = block("sh", "kvtls passwd").replace("-n kvtls", "-n kvtls --check")
+        script = script.replace("json alice", "json alice <<< secret")
+        (self.directory / "bobs-password.txt").write_text("bob's\n", encoding="utf-8")
+        self.assertIn("the configuration is good", self.run_shell(script))
