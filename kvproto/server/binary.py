@@ -16,10 +16,11 @@ from kvproto.errors import RemoteProtocolError
 from kvproto.server.buckets import Bucket
 from kvproto.server.documents import holds_json
 from kvproto.server.opcodes import BEFORE_LOGIN, REFUSED, accepts_framing, after_login, is_set
+from kvproto.server.quick import serve_quickly
 from kvproto.server.replies import Reply, when
 from kvproto.server.sasl import Mechanism
 from kvproto.server.shared import KVServer, Peer
-from kvproto.store import Document, IStore, Key, Refusal
+from kvproto.store import Document, IStore, Key, MemoryStore, Refusal
 from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, simple_reply
 from kvproto.wire.collections import unknown_collection_body
 from kvproto.wire.constants import Datatype, Feature, Status
@@ -83,6 +84,7 @@ class BinarySession:
 
     __slots__ = (
         "_decoder",
+        "_plain",
         "_status_of",
         "_table",
         "_traced",
@@ -167,6 +169,7 @@ class BinarySession:
             self.get = bucket.store.get
 
     def _choose_table(self) -> None:
+        self._plain = False
         if self.peer.refused:
             self._table = REFUSED
         elif self.peer.user is None:
@@ -177,6 +180,15 @@ class BinarySession:
                 collections=self.collections,
                 traced=self._traced,
             )
+            options = self.collections or self._traced or self.json or self.tokens
+            # Its exact class: a subclass may answer later.
+            self._plain = not options and getattr(self, "store", None).__class__ is MemoryStore
+
+    def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
+        """Serve what is usual, from the beginning of a read; see `kvproto.server.quick`."""
+        if not self._plain or self._decoder.partial:
+            return 0
+        return serve_quickly(self, data, out, limit, self._decoder.max_body)
 
     def execute(self, request: Request | Oversized) -> Reply:
         """Serve one frame."""

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Handler",
+    "answer",
     "append",
     "counter",
     "delete",
+    "found",
     "get",
     "get_and_touch",
     "get_locked",
@@ -45,6 +47,7 @@ __all__ = [
     "getk_and_touch",
     "holds_json",
     "prepend",
+    "set_refused",
     "storing",
     "touch",
     "unlock",
@@ -98,10 +101,10 @@ def get(session: BinarySession, request: Request) -> Reply:
         return _invalid(session, request)
     document = session.get(key)
     if document.__class__ is not Document:
-        return answer(document, session, request, _found)
+        return answer(document, session, request, found)
     value = document.value
     if len(value) > COPY_LIMIT or document.locked_until:
-        return _found(session, request, document)
+        return found(session, request, document)
     return get_reply(
         request.opcode,
         session.json and holds_json(document),
@@ -112,7 +115,7 @@ def get(session: BinarySession, request: Request) -> Reply:
     )
 
 
-def _found(session: BinarySession, request: Request, document: Document) -> Reply:
+def found(session: BinarySession, request: Request, document: Document) -> Reply:
     """Encode a hit without the key."""
     cas = LOCKED_CAS if document.locked_until else document.cas
     value = document.value
@@ -165,7 +168,7 @@ def _and_touch(encode: Encode) -> Handler:
     return handler
 
 
-get_and_touch = _and_touch(_found)
+get_and_touch = _and_touch(found)
 getk_and_touch = _and_touch(_found_with_key)
 
 
@@ -232,13 +235,13 @@ def storing(method: str, *, is_set: bool = False) -> Handler:
         if outcome.__class__ is Document:
             return _mutated(session, request, outcome)
         if is_set:
-            return when(outcome, _set, session, request)
+            return when(outcome, set_refused, session, request)
         return answer(outcome, session, request, _mutated)
 
     return handler
 
 
-def _set(outcome: Any, session: BinarySession, request: Request) -> Reply:
+def set_refused(outcome: Any, session: BinarySession, request: Request) -> Reply:
     """Answer a SET that was not stored at once."""
     if outcome is Refusal.TOO_BIG:
         return session.set_failed(request, request.key, Status.TOO_BIG)

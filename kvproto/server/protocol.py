@@ -72,6 +72,11 @@ class Session(Protocol):
         """Encode what is said to a peer whose stream is broken, before hanging up."""
 
 
+Quick: TypeAlias = Callable[[bytes, list[bytes], int], int]
+"""What a session may offer beside its feed and execute, as its attribute ``quick``: called with
+(data, out, limit) it serves requests from the beginning of a read while they are of the usual kind
+and less than ``limit`` bytes of replies are in ``out``; it returns how many bytes they were."""
+
 SessionFactory: TypeAlias = Any
 """Called with (server, peer); returns a `Session`."""
 
@@ -106,6 +111,7 @@ class KVServerProtocol(TwistedProtocol):
         self._peer = Peer(server, connection)
         self._session: Session | None = None
         self._feed: Callable[[bytes], list[Any]] = self._first_feed
+        self._quick: Quick | None = None
         self._items: list[Any] = []
         self._at = 0
         self._unread: list[bytes] = []
@@ -139,11 +145,30 @@ class KVServerProtocol(TwistedProtocol):
             return
         self._counters.bytes_read += len(data)
         try:
+            if self._quick is not None:
+                data = self._serve_quickly(self._quick, data)
+                if not data:
+                    return
             self._items = self._feed(data)
             self._at = 0
             self._serve()
         except Exception:
             self._broken()
+
+    def _serve_quickly(self, quick: Quick, data: bytes) -> bytes:
+        """Let the session serve what is usual; return what is left to be served."""
+        out: list[bytes] = []
+        at = quick(data, out, self._turn_limit)
+        if out:
+            self._write(out, sum(map(len, out)))
+        if not at:
+            return data
+        data = data[at:]
+        if data and self._stopped:
+            self._counters.bytes_read -= len(data)  # counted again when it is served
+            self._keep(data)
+            return b""
+        return data
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Let go of everything, whatever was under way."""
@@ -209,6 +234,7 @@ class KVServerProtocol(TwistedProtocol):
         kind = self._kinds[data[0] in BINARY_MAGICS]
         self._session = cast("Session", kind(self._server, self._peer))
         self._feed = self._session.feed
+        self._quick = getattr(self._session, "quick", None)
         return self._feed(data)
 
     def _serve(self) -> None:
@@ -337,6 +363,7 @@ class KVServerProtocol(TwistedProtocol):
                 self._hang_up(b"", "")
                 return
             self._feed = self._feed_last
+            self._quick = None
         if not self._reading:
             self._reading = True
             self.transport.resumeProducing()
