@@ -25,7 +25,6 @@ import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from kvproto.dist.backoff import Backoff
@@ -33,6 +32,7 @@ from kvproto.dist.epmd import Locate
 from kvproto.dist.errors import NodeDownError
 from kvproto.dist.link import NodeLink
 from kvproto.dist.node import Node, NodeEvent
+from kvproto.dist.quiet import QuietFactory
 from kvproto.errors import ConfigError
 
 txaio.use_twisted()
@@ -208,7 +208,7 @@ class Connector(Service):
             )
             return attempt.link
 
-        await self._endpoint(self._host, port).connect(Factory.forProtocol(build))
+        await self._endpoint(self._host, port).connect(QuietFactory.forProtocol(build))
 
     def _reached(self, _result: None, attempt: _Attempt) -> None:
         attempt.reaching = None

@@ -18,10 +18,11 @@ import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from kvproto.dist.backoff import Backoff
+from kvproto.dist.quiet import QuietFactory
 from kvproto.errors import RemoteProtocolError
 
 txaio.use_twisted()
@@ -153,7 +154,7 @@ class EpmdClient:
 
     async def _locate(self, name: str, host: str) -> int | None:
         question = _Question(look_up(name))
-        await self._endpoint(host).connect(Factory.forProtocol(lambda: question))
+        await self._endpoint(host).connect(QuietFactory.forProtocol(lambda: question))
         return read_port(await question.done)
 
 
@@ -274,7 +275,7 @@ class EpmdRegistration(Service):
     def _register(self) -> None:
         self._timer = None
         registrant = _Registrant(self)
-        connecting = self._endpoint.connect(Factory.forProtocol(lambda: registrant))
+        connecting = self._endpoint.connect(QuietFactory.forProtocol(lambda: registrant))
         connecting.addTimeout(ANSWER_TIMEOUT, self._clock)
         self._connecting = connecting
         connecting.addCallbacks(self._connected, self._failed)

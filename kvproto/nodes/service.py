@@ -131,7 +131,9 @@ class NodeService(Service):
         )
         self.node.register(settings.process, BuiltinProcess(reactor, control))
         self._policy = replace(policy, client_auth=ClientAuth.REQUIRED)
-        self.rotation = Rotation(node_files(settings, data), self._policy, reactor, in_thread)
+        self.rotation = Rotation(
+            node_files(settings, data), self._policy, reactor, in_thread, part=self.name
+        )
         self.rotation.subscribe(LISTENER, self._credentials_changed)
         self.acceptor = AcceptorService(
             LISTENER,

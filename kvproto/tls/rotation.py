@@ -91,6 +91,7 @@ class Rotation(Service):
         clock: For dates, retries and deadlines; its seconds are Unix time.
         in_thread: Where generations are built; by default in place, which holds up the
             reactor for some milliseconds, or more with large RSA keys.
+        part: Of what these are the credentials, for the log of a process with several.
 
     Attributes:
         contexts: What `KVTLSFactory` is given; always the serving generation's.
@@ -110,11 +111,13 @@ class Rotation(Service):
         policy: ServerPolicy,
         clock: IReactorTime,
         in_thread: InThread = execute,
+        part: str = "",
     ) -> None:
         self._files = files
         self._policy = policy
         self._clock = clock
         self._in_thread = in_thread
+        self._part = f"{part}: " if part else ""
         first = self._first()
         self._current = first
         self._previous: Generation | None = None
@@ -262,7 +265,7 @@ class Rotation(Service):
         if new is None:
             log.info(
                 "{action}: the files hold what generation {number} serves",
-                action=job.action.value,
+                action=self._said(job),
                 number=self._current.number,
             )
             return self._verdict(job)
@@ -271,7 +274,7 @@ class Rotation(Service):
         self.contexts.current = new
         log.info(
             "{action}: generation {number} serves, certificate {fingerprint}",
-            action=job.action.value,
+            action=self._said(job),
             number=new.number,
             fingerprint=new.fingerprint,
         )
@@ -369,7 +372,7 @@ class Rotation(Service):
     def _refused(self, job: _Job, error: GenerationError) -> Verdict:
         log.error(
             "{action} refused, generation {number} serves on: {stage}: {reason}",
-            action=job.action.value,
+            action=self._said(job),
             number=self._current.number,
             stage=error.stage.value,
             reason=error.reason,
@@ -402,12 +405,21 @@ class Rotation(Service):
 
     def _bug(self, job: _Job, failure: Failure) -> Verdict:
         """Answer those who wait even when we are at fault ourselves."""
-        log.failure("{action} failed", action=job.action.value, failure=failure)
+        log.failure("{action} failed", action=self._said(job), failure=failure)
         return self._verdict(
             job, ok=False, stage=Stage.INTERNAL.value, reason=failure.getErrorMessage()
         )
 
+    def _said(self, job: _Job) -> str:
+        """Return what a job is called in the log."""
+        return f"{self._part}{job.action.value}"
+
     def _warn(self, generation: Generation) -> None:
         for text in generation.warnings:
             # Not named "warning": trial takes such an event for one of Python's warnings.
-            log.warn("generation {number}: {text}", number=generation.number, text=text)
+            log.warn(
+                "{part}generation {number}: {text}",
+                part=self._part,
+                number=generation.number,
+                text=text,
+            )

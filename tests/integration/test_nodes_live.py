@@ -296,6 +296,18 @@ class RotationTests(NodesCase):
         self.check(vm, f"gen_server:call({KVTLS}, ping)", "pong")
         self.clear(vm)
 
+    def test_watched_files(self) -> None:
+        """Without a command, links are made again soon after the files have changed."""
+        service = self.start("--watch-interval", "0.2")
+        (vm,) = self.vms("e1")
+        self.clear(vm)
+        serial = self.rotate()
+        eventually(lambda: len(self.seen(vm)) == 2, 5)
+        self.check(vm, "persistent_term:get(peer_serial)", serial)
+        answer = status(service)
+        self.assertEqual(answer["generation"]["number"], 2)
+        self.assertEqual(answer["nodes"]["generation"]["number"], 2)
+
     def test_own_files(self) -> None:
         """Nodes with files of their own are left alone when the data listener's change."""
         own = CredentialDirectory()
