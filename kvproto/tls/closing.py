@@ -221,9 +221,9 @@ class ClosingTLS(OutgoingTLS):
     def _close_transport(self) -> None:
         self._arm_close()
         gate = self._gate
-        if gate is not None and self._full:
-            # A transport does not close while a producer that it paused is registered; the
-            # application's producer is stopped in connectionLost.
+        if gate is not None:
+            # Sockets wait for a producer that they have paused, other transports (TLS below
+            # this one) for any; the application's producer is stopped in connectionLost.
             self._gate = None
             self.transport.unregisterProducer()
         self.transport.loseConnection()

@@ -53,6 +53,7 @@ class IncomingTLS(ClosingTLS):
     _fast = False  # the short way in dataReceived is open
     _read_paused = False  # by the application
     _transport_paused = False  # by us
+    _gap = False  # something was dropped: what follows it would pass for what is missing
     _leftover = False  # OpenSSL may hold plaintext that a pause left there
     _dirty = False  # OpenSSL may hold output of the TLS layer itself
     _junk = 0
@@ -246,9 +247,12 @@ class IncomingTLS(ClosingTLS):
         """Give plaintext to the application, or keep it, or drop it."""
         if self._read_paused and not self._ended:
             if self.disconnecting:
+                self._gap = True
                 return
             self._held.append(plaintext)
             self._held_size += len(plaintext)
+            return
+        if self._gap:
             return
         try:
             self.wrappedProtocol.dataReceived(plaintext)

@@ -334,6 +334,19 @@ class ClosingTests(SynchronousTestCase):
             wired.flush()
             self.assertEqual(bytes(wired.server_app.received), b"crossing")
 
+    def test_no_gap_after_close(self) -> None:
+        """What follows data that was dropped, paused and closing, is not delivered either."""
+        wired = Wired().handshake()
+        wired.server_app.tls.loseConnection()
+        wired.server_app.tls.pauseProducing()
+        for data in (b"first", b"second"):
+            wired.client_app.tls.write(data)
+            wired.clock.advance(0)
+            wired.pair.client.send()
+            wired.pair.server.receive(1_000_000)
+            wired.server_app.tls.resumeProducing()
+        self.assertEqual(bytes(wired.server_app.received), b"")
+
 
 class PauseTests(SynchronousTestCase):
     """D14: applications that pause."""
