@@ -465,6 +465,17 @@ class RestartsTests(SynchronousTestCase):
         self.assertEqual(self.failureResultOf(report, CommandError).value.code, "cancelled")
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_stop_in_the_first_half(self) -> None:
+        """A restart that is at its first half when the service stops waits for nobody."""
+        self.restarts.begin()
+        report = self.restarts.report()
+        self.node.disconnect("erl@host")
+        self.pair.flush()
+        self.restarts.stop()
+        self.listeners.callback([])
+        self.failureResultOf(report, CommandError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_broken(self) -> None:
         """A restart that fails is an answer, too."""
         first = self.restarts.begin()

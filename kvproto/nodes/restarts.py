@@ -37,6 +37,7 @@ class Restarts:
         self._links = links
         self._returning: set[Deferred[RestartReport]] = set()
         self._waiting: Waiting | None = None
+        self._stopped = False
         self.last = RestartReport()
 
     def begin(self) -> Deferred[tuple[str, ...]]:
@@ -47,12 +48,15 @@ class Restarts:
         """
         waiting: Waiting = []
         self._waiting = waiting
+        self._stopped = False
         log.info("node links are closed, to be made again")
 
         def closed(listeners: tuple[str, ...]) -> tuple[str, ...]:
             returning = self._links.wait_for_return(listeners)
             self._returning.add(returning)
             returning.addBoth(self._ended, waiting, returning)
+            if self._stopped:
+                returning.cancel()
             return listeners
 
         def broke(failure: Failure) -> Failure:
@@ -73,7 +77,8 @@ class Restarts:
         return waiter
 
     def stop(self) -> None:
-        """Wait for nobody any more."""
+        """Wait for nobody any more, until the next restart."""
+        self._stopped = True
         for returning in list(self._returning):
             returning.cancel()
 

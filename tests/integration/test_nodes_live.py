@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from typing import Any
 from twisted.python import log
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.dist.flags import OURS
+from kvproto.dist.framing import frame
 from kvproto.testing.certificates import Authority, root_authority
 from tests.dist.erlang import (
     COOKIE,
@@ -261,6 +264,55 @@ class RotationTests(NodesCase):
         frozen.thaw()
         self.wait_for_return(frozen)
         self.check(frozen, "persistent_term:get(peer_serial)", serial)
+
+    def test_again_and_again(self) -> None:
+        """Five rotations are five nodedowns and five returns, for each node."""
+        service = self.start()
+        nodes = self.vms("e1", "e2")
+        self.clear(*nodes)
+        for number in range(2, 7):
+            self.rotate()
+            answer = self.reload(service)
+            self.assertTrue(answer["ok"], answer)
+            self.assertEqual(answer["nodes"]["generation"], number)
+        for vm in nodes:
+            self.wait_for_return(vm)
+            self.assertEqual([word for word, _ in self.seen(vm)], ["down", "up"] * 5)
+
+    def test_every_stage(self) -> None:
+        """A connection that began before a rotation does not come up after it."""
+        service = self.start()
+        hello = frame(struct.pack(">cQIH", b"N", OURS, 7, 13) + b"raw@localhost")
+        caught: list[socket.socket] = [self.plain() for _ in range(2)]
+        caught[1].sendall(b"\x16\x03\x01\x02\x00\x01\x00")
+        caught += [self.secured() for _ in range(2)]
+        caught[3].sendall(hello)
+        self.assertIn(b"ok", caught[3].recv(100))
+        self.rotate()
+        began = time.monotonic()
+        self.assertTrue(self.reload(service)["ok"])
+        self.assertLess(time.monotonic() - began, 3)
+        for connection in caught:
+            connection.settimeout(1)
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                while connection.recv(4096):
+                    pass
+        self.assertEqual(status(service)["nodes"]["links"], [])
+        self.assertEqual(status(service)["listeners"][1]["connections"]["handshaking"], 0)
+
+    def plain(self) -> socket.socket:
+        """Return a TCP connection to the node listener."""
+        made = socket.create_connection(("127.0.0.1", self.port), 10)
+        self.addCleanup(made.close)
+        return made
+
+    def secured(self) -> ssl.SSLSocket:
+        """Return a TLS connection to it, with a certificate that it accepts."""
+        context = trusting(root_authority())
+        context.load_cert_chain(self.home / "erl.pem", self.home / "erl.key")
+        made = context.wrap_socket(self.plain(), server_hostname="localhost")
+        self.addCleanup(made.close)
+        return made
 
     def test_node_that_does_not_return(self) -> None:
         """The answer names it after thirty seconds; corrected credentials need not wait."""
