@@ -14,9 +14,11 @@ from twisted.internet.interfaces import IReactorTime
 from kvproto.config import Config, Mode, User
 from kvproto.errors import ConfigError, LocalProtocolError
 from kvproto.server import Bucket, KVServer, Manifest, ServerSettings, UserTable, hash_password
-from kvproto.server.users_file import OPTION, UserRecord, read_users
+from kvproto.server.passwords import DEFAULT_ITERATIONS, DIGESTS, Hashes
+from kvproto.server.users_file import OPTION, UserRecord, UsersFile, read_users
 from kvproto.store import MemoryStore
 from kvproto.tls import DEFAULT_RULES, parse_rule, user_of
+from kvproto.wire.scram import decoy_keys
 
 __all__ = ["make_server", "make_users"]
 
@@ -83,11 +85,12 @@ def make_users(config: Config, run: Run | None = None) -> UserTable:
     Raises:
         ConfigError: The users file cannot be used, or an option contradicts it.
     """
-    records = {} if config.users_file is None else read_users(config.users_file)
+    content = UsersFile() if config.users_file is None else read_users(config.users_file)
+    records = content.users
     for user in config.users:
         if user.name in records:
             raise ConfigError("--user", f"{user.name!r} is in the users file as well")
-        records[user.name] = UserRecord(_hashed(user))
+        records[user.name] = UserRecord(_hashed(user, content.secret))
     buckets = {
         name: record.buckets for name, record in records.items() if record.buckets is not None
     }
@@ -100,11 +103,20 @@ def make_users(config: Config, run: Run | None = None) -> UserTable:
             raise ConfigError("--user-buckets", f"there is no user {access.name!r}")
         buckets[access.name] = access.buckets
     hashes = {name: record.hashes for name, record in records.items()}
-    return UserTable.of_hashes(hashes, buckets, run=run)
+    return UserTable.of_hashes(hashes, buckets, run=run, secret=content.secret)
 
 
-def _hashed(user: User) -> Any:
+def _hashed(user: User, secret: bytes) -> Hashes:
+    """Hash a password of the command line.
+
+    With the salt that its name would have if there were no such user: another one at each start
+    would tell that there is.
+    """
+    name = user.name.encode()
+    salts = {
+        digest: decoy_keys(digest, secret, name, DEFAULT_ITERATIONS).salt for digest in DIGESTS
+    }
     try:
-        return hash_password(user.password)
+        return hash_password(user.password, salts=salts)
     except LocalProtocolError as error:
         raise ConfigError("--user", f"the password of {user.name!r}: {error}") from None

@@ -40,6 +40,7 @@ from kvproto.tls import (
     ensure_development_credentials,
 )
 from kvproto.tls.watch import FileWatch
+from kvproto.users_reload import UsersReload
 
 __all__ = ["KVTLSService", "check"]
 
@@ -77,6 +78,8 @@ class KVTLSService(MultiService):
         self.rotation = Rotation(files, policy, self._reactor, self._in_thread)
         self.server = make_server(config, self._reactor, self._in_thread)
         self.controller = KVController(self.server)
+        self.users = UsersReload(config, self.server, self._reactor, self._in_thread)
+        self.users.setServiceParent(self)
         self.ledger = Ledger(
             self._reactor,
             fit_open_files(_limits(config)) if signals else _limits(config),
@@ -96,6 +99,7 @@ class KVTLSService(MultiService):
             self._reactor,
             self._end_process,
             self.nodes,
+            self.users.reload,
         )
         self._announced = False
         self._signals = SignalService(
@@ -261,6 +265,7 @@ class KVTLSService(MultiService):
     async def _stop(self) -> None:
         if self._watch is not None:
             self._watch.stopService()
+        self.users.stopService()
         self._memory.stopService()
         await DeferredList([maybeDeferred(service.stopService) for service in self._listening])
         await maybeDeferred(self.rotation.stopService)

@@ -100,6 +100,24 @@ class DataplaneTests(SynchronousTestCase):
         ):
             self.assertEqual(self.refused(Config(**fields)), option)
 
+    def test_salts_tell_nothing(self) -> None:
+        """Salts are the same at each start, of users and of those that do not exist."""
+        path = self.users_file(alice=None)
+        config = Config(users=(User("bob", "x"),), users_file=path)
+        one, other = make_users(config), make_users(config)
+        for name in (b"alice", b"bob", b"nobody"):
+            for digest in ("sha1", "sha256", "sha512"):
+                keys = one.scram_keys(name, digest)
+                self.assertEqual(keys.salt, other.scram_keys(name, digest).salt)
+
+    def test_user_that_is_gone(self) -> None:
+        """Who was a user at login and is none any more may use no bucket."""
+        table = make_users(Config(users=(User("alice", "x"),)))
+        self.assertTrue(table.may_use("alice", "default"))
+        self.assertFalse(table.may_use("bob", "default"))
+        self.assertIsNone(table.default_bucket("bob", ["default"]))
+        self.assertTrue(table.may_use("", "default"))
+
     def test_hashing_is_elsewhere(self) -> None:
         """Passwords are hashed where the caller says."""
         ran = []

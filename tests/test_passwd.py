@@ -53,7 +53,7 @@ class PasswdTests(SynchronousTestCase):
         return text
 
     def user(self, name: str = "alice") -> UserRecord:
-        return read_users(self.path)[name]
+        return read_users(self.path).users[name]
 
     def test_added_and_changed(self) -> None:
         """The first line of stdin becomes the password, of a new user and of a known one."""
@@ -85,7 +85,7 @@ class PasswdTests(SynchronousTestCase):
         self.good("alice", password="x\n")
         self.good("bob", password="x\n")
         self.good("--delete", "alice")
-        self.assertEqual(set(read_users(self.path)), {"bob"})
+        self.assertEqual(set(read_users(self.path).users), {"bob"})
         self.assertIn("alice", self.refused("--delete", "alice"))
 
     def test_refused(self) -> None:

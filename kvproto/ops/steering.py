@@ -45,6 +45,7 @@ class Steering:
         clock: Its seconds are Unix time.
         begin_stop: Begins to end the process; returns at once.
         nodes: The node part, None where there is none.
+        reload_users: Begins to read the users file again; its outcome is in the log.
 
     Attributes:
         state: Where the process is in its life; the service moves it.
@@ -59,6 +60,7 @@ class Steering:
         clock: IReactorTime,
         begin_stop: Callable[[], object],
         nodes: INodes | None = None,
+        reload_users: Callable[[], object] | None = None,
     ) -> None:
         self.state = ServiceState.STARTING
         self._config = config
@@ -67,6 +69,7 @@ class Steering:
         self._rotation = rotation
         self._clock = clock
         self._begin_stop = begin_stop
+        self._reload_users = reload_users
         self._started = clock.seconds()
         for acceptor in acceptors:
             rotation.subscribe(acceptor.name, self._retirer(acceptor))
@@ -149,7 +152,9 @@ class Steering:
     # credentials
 
     def reload(self, allow_fewer_names: bool = False) -> Deferred[dict[str, Any]]:
-        """Read the credential files again and serve them if they are good."""
+        """Read the credential files again and serve them if they are good; the users file too."""
+        if self._reload_users is not None:
+            self._reload_users()
         data = self._reload_data(allow_fewer_names)
         if self.nodes is None:
             return data

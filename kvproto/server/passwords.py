@@ -50,8 +50,17 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def hash_password(password: str, iterations: int = DEFAULT_ITERATIONS) -> Hashes:
+def hash_password(
+    password: str,
+    iterations: int = DEFAULT_ITERATIONS,
+    salts: Mapping[str, bytes] | None = None,
+) -> Hashes:
     """Make what is kept of a password; milliseconds for each digest.
+
+    Args:
+        password: As the user types it.
+        iterations: Of PBKDF2.
+        salts: By digest; random when None, as they should be where hashes are kept.
 
     Raises:
         LocalProtocolError: It has characters that no password may have (SASLprep).
@@ -59,7 +68,7 @@ def hash_password(password: str, iterations: int = DEFAULT_ITERATIONS) -> Hashes
     prepared = prepare(password)
     made = {}
     for digest in DIGESTS:
-        salt = secrets.token_bytes(SALT_BYTES)
+        salt = secrets.token_bytes(SALT_BYTES) if salts is None else salts[digest]
         salted = salted_password(digest, prepared, salt, iterations)
         made[digest] = derive_keys(digest, salted, salt, iterations)
     return made

@@ -45,16 +45,19 @@ class UserTable:
     Args:
         verifiers: What knows the password of each user.
         buckets: For users that may not use all buckets: which ones, the default one first.
+        secret: What makes the salts of users that do not exist; random when None.  One that
+            outlives the process hides what salts that do would tell.
     """
 
     def __init__(
         self,
         verifiers: Mapping[str, Verifier] | None = None,
         buckets: Mapping[str, Iterable[str]] | None = None,
+        secret: bytes | None = None,
     ) -> None:
         self._verifiers = dict(verifiers or {})
         self._buckets = {name: tuple(names) for name, names in (buckets or {}).items()}
-        self._secret = secrets.token_bytes(32)
+        self._secret = secrets.token_bytes(32) if secret is None else secret
         first = next(iter(self._verifiers.values()), None)
         self._nobody = None if first is None else first.decoy()
 
@@ -88,9 +91,11 @@ class UserTable:
         buckets: Mapping[str, Iterable[str]] | None = None,
         *,
         run: Run | None = None,
+        secret: bytes | None = None,
     ) -> UserTable:
         """Make a table of what a users file has."""
-        return cls({name: HashVerifier(hashes, run) for name, hashes in hashed.items()}, buckets)
+        verifiers = {name: HashVerifier(hashes, run) for name, hashes in hashed.items()}
+        return cls(verifiers, buckets, secret)
 
     def __len__(self) -> int:
         return len(self._verifiers)
@@ -117,11 +122,18 @@ class UserTable:
 
     def may_use(self, name: str, bucket: str) -> bool:
         """Say whether a user may use a bucket; ``""`` is the anonymous user."""
-        return name not in self._buckets or bucket in self._buckets[name]
+        allowed = self._allowed(name)
+        return allowed is None or bucket in allowed
+
+    def _allowed(self, name: str) -> tuple[str, ...] | None:
+        """Return which buckets a user may use, None for all."""
+        if name and name not in self._verifiers:
+            return ()  # it was a user when it logged in
+        return self._buckets.get(name)
 
     def default_bucket(self, name: str, buckets: Iterable[str]) -> str | None:
         """Return which of these buckets a user works in without having selected one."""
-        allowed = self._buckets.get(name)
+        allowed = self._allowed(name)
         there = list(buckets)
         chosen = there if allowed is None else [bucket for bucket in allowed if bucket in there]
         return chosen[0] if chosen else None

@@ -4,6 +4,8 @@ A JSON object, so that other tools can make one: ``{"version": 1, "users": {NAME
 USER has for each of ``sha512``, ``sha256`` and ``sha1`` an object with ``iterations`` and, in
 base64, ``salt``, ``stored_key`` and ``server_key`` (RFC 5802); and perhaps ``buckets``, a list of
 names, the first of which is for clients that select none.  Without ``buckets`` a user may use all.
+Beside ``users`` there may be ``secret``, random bytes in base64: of it the salts of users that do
+not exist are made, which have to be as constant as the others.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,15 @@ from kvproto.errors import ConfigError
 from kvproto.server.passwords import DIGESTS, Hashes
 from kvproto.wire.scram import ScramKeys
 
-__all__ = ["OPTION", "UserRecord", "change_users", "dump_users", "load_users", "read_users"]
+__all__ = [
+    "OPTION",
+    "UserRecord",
+    "UsersFile",
+    "change_users",
+    "dump_users",
+    "load_users",
+    "read_users",
+]
 
 OPTION = "--users"
 
@@ -46,7 +57,24 @@ class UserRecord:
     buckets: tuple[str, ...] | None = None
 
 
-def read_users(path: Path) -> dict[str, UserRecord]:
+def _new_secret() -> bytes:
+    return secrets.token_bytes(32)
+
+
+@dataclass(slots=True)
+class UsersFile:
+    """What a users file holds.
+
+    Attributes:
+        users: By name.
+        secret: Makes the salts of users that do not exist.
+    """
+
+    users: dict[str, UserRecord] = field(default_factory=dict)
+    secret: bytes = field(default_factory=_new_secret, repr=False)
+
+
+def read_users(path: Path) -> UsersFile:
     """Read a users file.
 
     Raises:
@@ -82,9 +110,9 @@ def change_users(path: Path) -> Iterator[dict[str, UserRecord]]:
         raise ConfigError(OPTION, f"{path.parent}: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        users = read_users(path) if path.exists() else {}
-        yield users
-        _replace(path, dump_users(users), lock)
+        content = read_users(path) if path.exists() else UsersFile()
+        yield content.users
+        _replace(path, dump_users(content), lock)
     except OSError as error:
         raise ConfigError(OPTION, f"{path}: {error.strerror}") from error
     finally:
@@ -110,10 +138,11 @@ def _replace(path: Path, text: str, directory: int) -> None:
         raise
 
 
-def dump_users(users: Mapping[str, UserRecord]) -> str:
+def dump_users(content: UsersFile) -> str:
     """Return the text of a users file."""
-    content = {name: _dump_user(user) for name, user in sorted(users.items())}
-    return json.dumps({"version": VERSION, "users": content}, indent=1) + "\n"
+    users = {name: _dump_user(user) for name, user in sorted(content.users.items())}
+    secret = b64encode(content.secret).decode()
+    return json.dumps({"version": VERSION, "secret": secret, "users": users}, indent=1) + "\n"
 
 
 def _dump_user(user: UserRecord) -> dict[str, Any]:
@@ -131,7 +160,7 @@ def _dump_user(user: UserRecord) -> dict[str, Any]:
     return dumped
 
 
-def load_users(text: str) -> dict[str, UserRecord]:
+def load_users(text: str) -> UsersFile:
     """Read the text of a users file.
 
     Raises:
@@ -141,7 +170,9 @@ def load_users(text: str) -> dict[str, UserRecord]:
         content = json.loads(text)
         if content["version"] != VERSION:
             raise ConfigError(OPTION, f"is of version {content['version']!r}, not {VERSION}")
-        return {name: _load_user(user) for name, user in content["users"].items()}
+        users = {name: _load_user(user) for name, user in content["users"].items()}
+        secret = b64decode(content.get("secret", ""), validate=True) or _new_secret()
+        return UsersFile(users, secret)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         # "from None": what is quoted in such errors may be a hash.
         raise ConfigError(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,10 +18,24 @@ from tests.integration.sdk import (
     connect,
     connect_with_certificate,
     short_timeouts,
+    steer,
 )
 from tests.integration.service import KvtlsProcess
 
 SCRAM = ("SCRAM-SHA1", "SCRAM-SHA256", "SCRAM-SHA512")
+
+
+def passwd(users: Path, name: str, *options: str) -> None:
+    """Run ``kvtls passwd``; the password of bob is ``bob's``, and so on."""
+    subprocess.run(
+        [sys.executable, "-m", "kvproto.cli", "passwd", "--users", users, name, *options],
+        cwd=ROOT,
+        input=f"{name}'s\n",
+        text=True,
+        check=True,
+        timeout=20,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 class LoginTests(SDKTestCase):
@@ -37,16 +52,8 @@ class LoginTests(SDKTestCase):
         authority = cls.directory / "client-ca.pem"
         authority.write_bytes(cls.authority.certificate_pem)
         users = cls.directory / "users.json"
-        for name, *buckets in (("bob",), ("carol", "--bucket", "private", "--bucket", "public")):
-            subprocess.run(
-                [sys.executable, "-m", "kvproto.cli", "passwd", "--users", users, name, *buckets],
-                cwd=ROOT,
-                input=f"{name}'s\n",
-                text=True,
-                check=True,
-                timeout=20,
-                stdout=subprocess.DEVNULL,
-            )
+        passwd(users, "bob")
+        passwd(users, "carol", "--bucket", "private", "--bucket", "public")
         cls.service = KvtlsProcess(
             *["--user", "alice:secret", "--user", "a,b=c:d:ü", "--users", str(users)],
             *["--bucket", "default", "--bucket", "private", "--bucket", "public"],
@@ -150,6 +157,39 @@ class LoginTests(SDKTestCase):
             ca=other,
             timeouts=short_timeouts(),
         )
+
+
+class UsersFileTests(SDKTestCase):
+    """A users file that changes while the service runs."""
+
+    options = None
+
+    def may_log_in(self, service: KvtlsProcess, name: str) -> bool:
+        from couchbase.exceptions import AuthenticationException
+
+        try:
+            with closing(connect(service, name, f"{name}'s")):
+                return True
+        except AuthenticationException:
+            return False
+
+    def test_changes(self) -> None:
+        """Users that come and go do so at a reload, or when the file is looked at next."""
+        with tempfile.TemporaryDirectory() as directory:
+            users = Path(directory, "users.json")
+            passwd(users, "bob")
+            for interval in ("0", "0.2"):
+                with KvtlsProcess("--users", str(users), "--watch-interval", interval) as service:
+                    self.assertTrue(self.may_log_in(service, "bob"))
+                    self.assertFalse(self.may_log_in(service, "carol"))
+                    passwd(users, "carol")
+                    passwd(users, "bob", "--delete")
+                    if interval == "0":
+                        steer(service, "reload")
+                    self.until(partial(self.may_log_in, service, "carol"))
+                    self.assertFalse(self.may_log_in(service, "bob"))
+                passwd(users, "bob")
+                passwd(users, "carol", "--delete")
 
 
 class OpenServiceTests(SDKTestCase):

@@ -13,13 +13,14 @@ from kvproto.errors import ConfigError
 from kvproto.server.passwords import HashVerifier, hash_password
 from kvproto.server.users_file import (
     UserRecord,
+    UsersFile,
     change_users,
     dump_users,
     load_users,
     read_users,
 )
 
-HASHES = hash_password("secret", 4096)
+HASHES = hash_password("hunter2", 4096)
 
 
 class TextTests(SynchronousTestCase):
@@ -32,18 +33,19 @@ class TextTests(SynchronousTestCase):
             "bob: or not?": UserRecord(HASHES, ("b", "a")),
             "nobody": UserRecord(HASHES, ()),
         }
-        self.assertEqual(load_users(dump_users(users)), users)
+        written = UsersFile(users)
+        self.assertEqual(load_users(dump_users(written)), written)
 
     def test_password_is_not_in_it(self) -> None:
         """The password cannot be read in the file, and still is the right one."""
-        text = dump_users({"alice": UserRecord(HASHES)})
-        self.assertNotIn("secret", text)
-        verifier = HashVerifier(load_users(text)["alice"].hashes)
-        self.assertEqual((verifier.check(b"secret"), verifier.check(b"Secret")), (True, False))
+        text = dump_users(UsersFile({"alice": UserRecord(HASHES)}))
+        self.assertNotIn("hunter2", text)
+        verifier = HashVerifier(load_users(text).users["alice"].hashes)
+        self.assertEqual((verifier.check(b"hunter2"), verifier.check(b"Hunter2")), (True, False))
 
     def test_malformed(self) -> None:
         """Anything else is refused by the option's name, without repeating what is in it."""
-        good = json.loads(dump_users({"alice": UserRecord(HASHES)}))
+        good = json.loads(dump_users(UsersFile({"alice": UserRecord(HASHES)})))
 
         def changed(**fields: object) -> str:
             user = {**good["users"]["alice"], **fields}
@@ -67,6 +69,7 @@ class TextTests(SynchronousTestCase):
             changed(sha1={**keys, "iterations": "many"}),
             changed(buckets="default"),
             changed(buckets=[1]),
+            '{"version": 1, "users": {}, "secret": 7}',
         ):
             error = self.assertRaises(ConfigError, load_users, text)
             self.assertEqual(error.option, "--users", text)
@@ -91,8 +94,17 @@ class FileTests(SynchronousTestCase):
         self.add("alice")
         self.assertEqual(self.path.stat().st_mode & 0o777, 0o600)
         self.add("bob")
-        self.assertEqual(set(read_users(self.path)), {"alice", "bob"})
+        self.assertEqual(set(read_users(self.path).users), {"alice", "bob"})
         self.assertEqual(os.listdir(self.directory), ["users.json"])
+
+    def test_secret_stays(self) -> None:
+        """The secret outlives changes; a file made by others may do without."""
+        self.add("alice")
+        secret = read_users(self.path).secret
+        self.add("bob")
+        self.assertEqual(read_users(self.path).secret, secret)
+        bare = load_users('{"version": 1, "users": {}}')
+        self.assertGreaterEqual(len(bare.secret), 32)
 
     def test_link_stays(self) -> None:
         """The file behind a symbolic link changes, the link stays one."""
@@ -102,7 +114,7 @@ class FileTests(SynchronousTestCase):
         with change_users(link) as users:
             del users["alice"]
         self.assertTrue(link.is_symlink())
-        self.assertEqual(read_users(self.path), {})
+        self.assertEqual(read_users(self.path).users, {})
 
     def test_failed_change(self) -> None:
         """A change that fails half-way changes nothing, and leaves nothing behind."""
@@ -126,7 +138,7 @@ class FileTests(SynchronousTestCase):
             thread.start()
         for thread in threads:
             thread.join(30)
-        self.assertEqual(set(read_users(self.path)), names)
+        self.assertEqual(set(read_users(self.path).users), names)
 
     def test_cannot_be_read(self) -> None:
         """A file that is missing, or is none of ours, is named in the error."""
