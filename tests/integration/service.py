@@ -18,9 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-__all__ = ["KvtlsProcess", "run_kvtls"]
+__all__ = ["MODES", "KvtlsProcess", "run_kvtls"]
 
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
+
+MODES = (("--mode", "memcached"), ("--mode", "couchbase", "--allow-flush"))
+"""Options of each mode, made alike where clients would notice a default."""
 
 START_SECONDS = 20
 """Far above the promised 3 s: how fast it starts is one test's business, not everybody's."""

@@ -11,7 +11,7 @@ from pymemcache.exceptions import MemcacheError
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.testing.certificates import Authority
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import MODES, KvtlsProcess
 
 
 class BmemcachedTests(SynchronousTestCase):
@@ -25,41 +25,45 @@ class BmemcachedTests(SynchronousTestCase):
 
     def test_everything(self) -> None:
         """Each operation of the client does what it says."""
-        with KvtlsProcess("--mode", "memcached") as service:
-            client = self.client(service)
-            self.addCleanup(client.disconnect_all)
-            self.assertTrue(client.set("text", "vålue"))
-            self.assertEqual(client.get("text"), "vålue")
-            self.assertTrue(client.set("int", 41))
-            self.assertEqual(client.incr("int", 1), 42)
-            self.assertEqual(client.get("int"), 42)
-            self.assertEqual(client.decr("int", 50), 0)
-            self.assertTrue(client.set("list", [1, {"a": 2}]))
-            self.assertEqual(client.get("list"), [1, {"a": 2}])
-            self.assertFalse(client.add("text", "x"))
-            self.assertTrue(client.add("new", "x"))
-            self.assertTrue(client.replace("new", "y"))
-            self.assertFalse(client.replace("absent", "y"))
-            value, cas = client.gets("new")
-            self.assertEqual(value, "y")
-            self.assertTrue(client.cas("new", "z", cas))
-            self.assertFalse(client.cas("new", "q", cas))
-            self.assertTrue(client.delete("new"))
-            self.assertIsNone(client.get("new"))
-            client.set_multi({f"m{i}": str(i) for i in range(500)})
-            got = client.get_multi([f"m{i}" for i in range(500)])
-            self.assertEqual(got, {f"m{i}": str(i) for i in range(500)})
-            self.assertTrue(client.set("late", "x", time=31 * 24 * 3600))
-            self.assertIsNone(client.get("late"))
-            self.assertTrue(client.set("soon", "x", time=1000))
-            self.assertEqual(client.get("soon"), "x")
-            big = "x" * 900_000
-            self.assertTrue(client.set("big", big, compress_level=0))
-            self.assertEqual(client.get("big"), big)
-            statistics = next(iter(client.stats().values()))
-            self.assertEqual(int(statistics["pid"]), service.process.pid)
-            self.assertTrue(client.flush_all())
-            self.assertIsNone(client.get("text"))
+        for options in MODES:
+            with KvtlsProcess(*options) as service:
+                self.everything(service)
+
+    def everything(self, service: KvtlsProcess) -> None:
+        client = self.client(service)
+        self.addCleanup(client.disconnect_all)
+        self.assertTrue(client.set("text", "vålue"))
+        self.assertEqual(client.get("text"), "vålue")
+        self.assertTrue(client.set("int", 41))
+        self.assertEqual(client.incr("int", 1), 42)
+        self.assertEqual(client.get("int"), 42)
+        self.assertEqual(client.decr("int", 50), 0)
+        self.assertTrue(client.set("list", [1, {"a": 2}]))
+        self.assertEqual(client.get("list"), [1, {"a": 2}])
+        self.assertFalse(client.add("text", "x"))
+        self.assertTrue(client.add("new", "x"))
+        self.assertTrue(client.replace("new", "y"))
+        self.assertFalse(client.replace("absent", "y"))
+        value, cas = client.gets("new")
+        self.assertEqual(value, "y")
+        self.assertTrue(client.cas("new", "z", cas))
+        self.assertFalse(client.cas("new", "q", cas))
+        self.assertTrue(client.delete("new"))
+        self.assertIsNone(client.get("new"))
+        client.set_multi({f"m{i}": str(i) for i in range(500)})
+        got = client.get_multi([f"m{i}" for i in range(500)])
+        self.assertEqual(got, {f"m{i}": str(i) for i in range(500)})
+        self.assertTrue(client.set("late", "x", time=31 * 24 * 3600))
+        self.assertIsNone(client.get("late"))
+        self.assertTrue(client.set("soon", "x", time=1000))
+        self.assertEqual(client.get("soon"), "x")
+        big = "x" * 900_000
+        self.assertTrue(client.set("big", big, compress_level=0))
+        self.assertEqual(client.get("big"), big)
+        statistics = next(iter(client.stats().values()))
+        self.assertEqual(int(statistics["pid"]), service.process.pid)
+        self.assertTrue(client.flush_all())
+        self.assertIsNone(client.get("text"))
 
     def test_login(self) -> None:
         """A user logs in with PLAIN; a wrong password is an error."""
@@ -89,36 +93,40 @@ class PymemcacheTests(SynchronousTestCase):
 
     def test_everything(self) -> None:
         """Each operation of the client does what it says."""
-        with KvtlsProcess("--mode", "memcached") as service:
-            client = self.client(service)
-            self.assertTrue(client.set("k", "v", noreply=False))
-            self.assertEqual(client.get("k"), b"v")
-            self.assertFalse(client.add("k", "w", noreply=False))
-            self.assertTrue(client.replace("k", "w", noreply=False))
-            self.assertTrue(client.append("k", "!", noreply=False))
-            self.assertTrue(client.prepend("k", "?", noreply=False))
-            value, cas = client.gets("k")
-            self.assertEqual(value, b"?w!")
-            self.assertTrue(client.cas("k", "x", cas, noreply=False))
-            self.assertFalse(client.cas("k", "y", cas, noreply=False))
-            self.assertIsNone(client.cas("absent", "y", cas, noreply=False))
-            client.set_many({f"m{i}": str(i) for i in range(300)}, noreply=False)
-            got = client.get_many([f"m{i}" for i in range(300)])
-            self.assertEqual(got, {f"m{i}": str(i).encode() for i in range(300)})
-            self.assertEqual(len(client.gets_many(["m1", "m2", "absent"])), 2)
-            self.assertTrue(client.set("n", "10", noreply=False))
-            self.assertEqual(client.incr("n", 5), 15)
-            self.assertEqual(client.decr("n", 20), 0)
-            self.assertIsNone(client.incr("absent", 1))
-            self.assertTrue(client.touch("n", 100, noreply=False))
-            self.assertTrue(client.delete("n", noreply=False))
-            self.assertFalse(client.delete("n", noreply=False))
-            client.set("quiet", "x", noreply=True)
-            self.assertEqual(client.get("quiet"), b"x")
-            self.assertEqual(int(client.stats()[b"pid"]), service.process.pid)
-            self.assertTrue(client.version())
-            self.assertTrue(client.flush_all(noreply=False))
-            self.assertIsNone(client.get("k"))
+        for options in MODES:
+            with KvtlsProcess(*options) as service:
+                self.everything(service)
+
+    def everything(self, service: KvtlsProcess) -> None:
+        client = self.client(service)
+        self.assertTrue(client.set("k", "v", noreply=False))
+        self.assertEqual(client.get("k"), b"v")
+        self.assertFalse(client.add("k", "w", noreply=False))
+        self.assertTrue(client.replace("k", "w", noreply=False))
+        self.assertTrue(client.append("k", "!", noreply=False))
+        self.assertTrue(client.prepend("k", "?", noreply=False))
+        value, cas = client.gets("k")
+        self.assertEqual(value, b"?w!")
+        self.assertTrue(client.cas("k", "x", cas, noreply=False))
+        self.assertFalse(client.cas("k", "y", cas, noreply=False))
+        self.assertIsNone(client.cas("absent", "y", cas, noreply=False))
+        client.set_many({f"m{i}": str(i) for i in range(300)}, noreply=False)
+        got = client.get_many([f"m{i}" for i in range(300)])
+        self.assertEqual(got, {f"m{i}": str(i).encode() for i in range(300)})
+        self.assertEqual(len(client.gets_many(["m1", "m2", "absent"])), 2)
+        self.assertTrue(client.set("n", "10", noreply=False))
+        self.assertEqual(client.incr("n", 5), 15)
+        self.assertEqual(client.decr("n", 20), 0)
+        self.assertIsNone(client.incr("absent", 1))
+        self.assertTrue(client.touch("n", 100, noreply=False))
+        self.assertTrue(client.delete("n", noreply=False))
+        self.assertFalse(client.delete("n", noreply=False))
+        client.set("quiet", "x", noreply=True)
+        self.assertEqual(client.get("quiet"), b"x")
+        self.assertEqual(int(client.stats()[b"pid"]), service.process.pid)
+        self.assertTrue(client.version())
+        self.assertTrue(client.flush_all(noreply=False))
+        self.assertIsNone(client.get("k"))
 
     def test_too_large(self) -> None:
         """A value over the limit is refused with memcached's words."""

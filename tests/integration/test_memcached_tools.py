@@ -8,7 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.peers import require
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import MODES, KvtlsProcess
 from tests.integration.stunnel import Stunnel
 
 TOOLS = "libmemcached-tools"
@@ -30,15 +30,19 @@ def run(program: str, *arguments: str) -> str:
 
 
 class MemccapableTests(SynchronousTestCase):
-    """Every test of memccapable passes in memcached mode."""
+    """Every test of memccapable passes, in both modes."""
 
     def test_binary_and_text(self) -> None:
         """Both protocols: no line says FAIL, and there is one pass for each test."""
-        with KvtlsProcess("--mode", "memcached") as service, Stunnel(service) as tunnel:
-            for protocol, tests in (("-b", 27), ("-a", 20)):
-                report = run("memccapable", "-h", "127.0.0.1", "-p", str(tunnel.port), protocol)
-                self.assertNotIn("[FAIL]", report)
-                self.assertGreaterEqual(report.count("[pass]"), tests, report)
+        for options in MODES:
+            with KvtlsProcess(*options) as service, Stunnel(service) as tunnel:
+                self.both_protocols(tunnel.port)
+
+    def both_protocols(self, port: int) -> None:
+        for protocol, tests in (("-b", 27), ("-a", 20)):
+            report = run("memccapable", "-h", "127.0.0.1", "-p", str(port), protocol)
+            self.assertNotIn("[FAIL]", report)
+            self.assertGreaterEqual(report.count("[pass]"), tests, report)
 
 
 class ToolTests(SynchronousTestCase):
@@ -46,21 +50,25 @@ class ToolTests(SynchronousTestCase):
 
     def test_tools(self) -> None:
         """A file goes in and comes out again, binary and text."""
-        with KvtlsProcess("--mode", "memcached") as service, Stunnel(service) as tunnel:
-            server = f"--servers=127.0.0.1:{tunnel.port}"
-            path = Path(self.mktemp())
-            path.write_text("from a file\n", encoding="ascii")
-            for options in ((server, "--binary"), (server,)):
-                run("memccp", *options, str(path))
-                self.assertIn("from a file", run("memccat", *options, path.name))
-                run("memcexist", *options, path.name)
-                run("memctouch", *options, "--expire=100", path.name)
-                run("memcping", server)
-                self.assertIn("pid", run("memcstat", *options))
-                run("memcrm", *options, path.name)
-                run("memcflush", *options)
-            run("memcdump", server)
-            self.assertIn("from a file", _copied(server, path))
+        for options in MODES:
+            with KvtlsProcess(*options) as service, Stunnel(service) as tunnel:
+                self.tools(tunnel.port)
+
+    def tools(self, port: int) -> None:
+        server = f"--servers=127.0.0.1:{port}"
+        path = Path(self.mktemp())
+        path.write_text("from a file\n", encoding="ascii")
+        for options in ((server, "--binary"), (server,)):
+            run("memccp", *options, str(path))
+            self.assertIn("from a file", run("memccat", *options, path.name))
+            run("memcexist", *options, path.name)
+            run("memctouch", *options, "--expire=100", path.name)
+            run("memcping", server)
+            self.assertIn("pid", run("memcstat", *options))
+            run("memcrm", *options, path.name)
+            run("memcflush", *options)
+        run("memcdump", server)
+        self.assertIn("from a file", _copied(server, path))
 
 
 def _copied(server: str, path: Path) -> str:

@@ -179,6 +179,12 @@ class DocumentTests(SDKTestCase):
         self.assertEqual(states, {"ok"})
 
 
+class MemcachedModeTests(DocumentTests):
+    """The same in memcached mode, whose habits the SDK does not mind."""
+
+    options = ("--user", "alice:secret", "--mode", "memcached")
+
+
 class ExpiryTests(SDKTestCase):
     """Documents that vanish."""
 

@@ -222,6 +222,25 @@ class SizeTests(SDKTestCase):
         self.assertEqual(peers(self.service), before)
 
 
+class CrowdedTests(SDKTestCase):
+    """A service that has as many connections as it may."""
+
+    options = ("--user", "alice:secret", "--max-connections", "2")
+
+    def test_one_too_many(self) -> None:
+        """Who comes too late hears so at once; who was there goes on, and leaves room."""
+        from couchbase.exceptions import CouchbaseException
+
+        with closing(connect(self.service)) as cluster:
+            collection = cluster.bucket("default").default_collection()
+            began = time.monotonic()
+            self.assertRaises(CouchbaseException, connect, self.service)
+            self.assertLess(time.monotonic() - began, 2)
+            collection.upsert(self.key(), 1)
+        self.until(lambda: not peers(self.service))
+        self.collection.upsert(self.key(), 2)
+
+
 class CostTests(SDKTestCase):
     """What it costs."""
 
