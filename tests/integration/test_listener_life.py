@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import ssl
 import struct
 import threading
@@ -35,6 +36,17 @@ SLACK = 2.0
 """Seconds for a busy machine; a missing deadline would be far longer."""
 
 V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+
+
+ACTIVATE = """
+import os, sys
+os.dup2({descriptor}, 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="kvtls.socket")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""What systemd does: the socket becomes number 3, LISTEN_PID is that of the service.
+
+Not in shell: Debian's knows descriptors of one digit only."""
 
 
 class LifeCase(SynchronousTestCase):
@@ -230,12 +242,10 @@ class DoorTests(LifeCase):
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))
             listening.listen()
-            # LISTEN_PID has to be that of the service, and the socket number 3.
-            variables = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=kvtls.socket"
-            program = f'export {variables}; exec "$@" 3<&{listening.fileno()}'
+            program = ACTIVATE.format(descriptor=listening.fileno())
             service = self.start(
                 *("--listen", "systemd:domain=INET:index=0"),
-                before=("sh", "-c", program, "activated"),
+                before=(sys.executable, "-c", program),
                 pass_fds=(listening.fileno(),),
             )
             address = listening.getsockname()
