@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 import ssl
 import struct
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
