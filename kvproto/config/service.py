@@ -1,218 +1,35 @@
-"""What an operator decides, as one value that checks itself.
-
-Text becomes these values once, in ``kvproto.tap``; nothing downstream checks
-again.  The values know nothing of files' contents or sockets: whether a
-certificate can be used is `kvproto.tls`'s to say, whether a port is free the
-kernel's.
-"""
+"""Everything that an operator decides, as one value."""
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from kvproto.config.nodes import NodeConfig
+from kvproto.config.values import (
+    DEFAULT_BUCKET,
+    DEFAULT_LISTEN,
+    DEFAULT_STATE_DIR,
+    MIB,
+    ClientAuth,
+    Collection,
+    Mode,
+    OnRotate,
+    User,
+    UserBuckets,
+    endpoint_is_local,
+)
 from kvproto.errors import ConfigError
 
-__all__ = [
-    "DEFAULT_BUCKET",
-    "DEFAULT_LISTEN",
-    "DEFAULT_STATE_DIR",
-    "ClientAuth",
-    "Collection",
-    "Config",
-    "Mode",
-    "NodeAddress",
-    "NodeConfig",
-    "OnRotate",
-    "User",
-    "UserBuckets",
-    "endpoint_is_local",
-    "parse_collection",
-    "parse_epmd",
-    "parse_node_address",
-    "parse_seconds",
-    "parse_size",
-    "parse_user",
-    "parse_user_buckets",
-]
-
-DEFAULT_STATE_DIR = Path("kvtls-state")
-
-DEFAULT_LISTEN = "tcp:11207:interface=127.0.0.1"
-"""11207 is the port on which Couchbase serves KV over TLS; loopback because of development."""
-
-DEFAULT_BUCKET = "default"
-"""What the examples of every Couchbase client open."""
-
-MIB = 1024 * 1024
+__all__ = ["Config"]
 
 SMALLEST_STORE = 64 * 1024
 """A smaller limit is a mistake: memcached's ``-m 64`` means MiB, ours is in bytes."""
 
-_SIZE = re.compile(r"(\d+)\s*(|[kmg])(?:i?b)?", re.IGNORECASE)
-_SIZE_FACTOR = {"": 1, "k": 1024, "m": MIB, "g": 1024 * MIB}
-
 _BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
 """What Couchbase lets a bucket be called."""
-
-_NODE_NAME = re.compile(r"[^@\s]+@[^@\s]+")
-
-DEFAULT_EPMD = ("127.0.0.1", 4369)
-"""Where every Erlang node of a machine looks for its epmd."""
-
-_LOOPBACK = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}|::1|localhost")
-
-
-class Mode(enum.Enum):
-    """Which product's habits the service follows where the two differ."""
-
-    COUCHBASE = "couchbase"
-    MEMCACHED = "memcached"
-
-    @property
-    def max_value(self) -> int:
-        """The largest value by default, in bytes."""
-        return 20 * MIB if self is Mode.COUCHBASE else MIB
-
-    @property
-    def max_connections(self) -> int:
-        """How many connections at once by default; memcached's own is 1024."""
-        return 10_000 if self is Mode.COUCHBASE else 1024
-
-
-class ClientAuth(enum.Enum):
-    """Whether clients are asked for a certificate."""
-
-    NONE = "none"
-    OPTIONAL = "optional"
-    REQUIRED = "required"
-
-
-class OnRotate(enum.Enum):
-    """What happens to established connections when credentials rotate."""
-
-    KEEP = "keep"
-    RECHECK = "recheck"
-    DRAIN = "drain"
-    DISCONNECT = "disconnect"
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """One user and the password that logs in as that user."""
-
-    name: str
-    password: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class UserBuckets:
-    """Which buckets a user may use.
-
-    Attributes:
-        name: The user, with or without a password of its own among `Config.users`.
-        buckets: The first is the one for clients that select none.
-    """
-
-    name: str
-    buckets: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Collection:
-    """A collection that exists.
-
-    Attributes:
-        scope: Name of its scope.
-        name: Its own.
-        bucket: Where it exists; None for every bucket.
-    """
-
-    scope: str
-    name: str
-    bucket: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NodeAddress:
-    """Another node, to be linked with.
-
-    Attributes:
-        name: ``NAME@HOST``.
-        port: Where it listens; None: its epmd knows.
-    """
-
-    name: str
-    port: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeConfig:
-    """How the service takes part in an Erlang cluster.
-
-    Every file that is None is the data listener's.
-
-    Attributes:
-        listen: Twisted server endpoint description; TLS is put on top.
-        name: What the node is called, ``NAME@HOST``.
-        cookie_file: Holds the cluster's secret; only its owner may read it.
-        certificate: PEM chain, leaf first, shown to nodes that call and that are called.
-        private_key: PEM key; None with ``certificate``: it is in the certificate's file.
-        key_passphrase_file: File whose first line opens an encrypted key.
-        ca: PEM trust anchors of other nodes' certificates, which are always asked for.
-        crl: PEM revocation lists of these.
-        epmd: Host and port of the epmd to register with; others are asked for on the same
-            port of their hosts.  None: nobody is asked.
-        connect: Nodes to call, and to call again when a link is lost.
-        process: Name of the process that answers calls.
-    """
-
-    listen: str
-    name: str
-    cookie_file: Path
-    certificate: Path | None = None
-    private_key: Path | None = None
-    key_passphrase_file: Path | None = None
-    ca: Path | None = None
-    crl: Path | None = None
-    epmd: tuple[str, int] | None = DEFAULT_EPMD
-    connect: tuple[NodeAddress, ...] = ()
-    process: str = "kvtls"
-
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` where options contradict one another."""
-        if not _NODE_NAME.fullmatch(self.name) or len(self.name.encode()) > 255:
-            raise ConfigError("--node-name", f"{self.name!r} is not NAME@HOST")
-        if not 0 < len(self.process) <= 255 or self.process == "net_kernel":
-            raise ConfigError("--node-process", f"{self.process!r} cannot be a process's name")
-        if self.certificate is None:
-            for option, value in (
-                ("--node-key", self.private_key),
-                ("--node-key-passphrase-file", self.key_passphrase_file),
-            ):
-                if value is not None:
-                    raise ConfigError(option, "needs --node-certificate as well")
-        if self.crl is not None and self.ca is None:
-            raise ConfigError("--node-crl", "needs --node-ca as well")
-        names = [address.name for address in self.connect]
-        for address in self.connect:
-            if names.count(address.name) > 1:
-                raise ConfigError("--node-connect", f"{address.name!r} is given twice")
-            if address.name == self.name:
-                raise ConfigError("--node-connect", f"{address.name!r} is this node itself")
-            if address.port is None and self.epmd is None:
-                raise ConfigError(
-                    "--node-connect",
-                    f"{address.name!r} needs a port with --epmd none: write {address.name}:PORT",
-                )
-
-    @property
-    def has_own_credentials(self) -> bool:
-        """Whether any credential file is not the data listener's."""
-        return self.certificate is not None or self.ca is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -458,123 +275,3 @@ class Config:
     def connection_limit(self) -> int:
         """How many connections at once, defaults applied."""
         return self.mode.max_connections if self.max_connections is None else self.max_connections
-
-
-def endpoint_is_local(description: str) -> bool:
-    """Tell whether an endpoint description can be reached from this machine only.
-
-    Args:
-        description: A Twisted server endpoint string.
-    """
-    kind, *arguments = re.split(r"(?<!\\):", description)
-    if kind == "unix":
-        return True
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name == "interface":
-            return _LOOPBACK.fullmatch(value.replace("\\:", ":").lower()) is not None
-    return False
-
-
-def parse_size(option: str, text: str) -> int:
-    """Turn ``"64MiB"``, ``"1g"`` or ``"1048576"`` into bytes.
-
-    Raises:
-        ConfigError: It is no size.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(option, f"{text!r} is no size: write bytes, or 512KiB, 64MiB, 2GiB")
-    return int(match[1]) * _SIZE_FACTOR[match[2].lower()]
-
-
-def parse_seconds(option: str, text: str) -> float:
-    """Turn ``"10"`` or ``"0.5"`` into seconds.
-
-    Raises:
-        ConfigError: It is no number, or not a finite one, or negative.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ConfigError(option, f"{text!r} is no number of seconds")
-    return value
-
-
-def parse_user(text: str) -> User:
-    """Turn ``"NAME:PASSWORD"`` into a user; the password may hold further colons.
-
-    Raises:
-        ConfigError: A part is missing.
-    """
-    name, colon, password = text.partition(":")
-    if not name or not colon or not password:
-        raise ConfigError("--user", "must be NAME:PASSWORD, neither of them empty")
-    return User(name, password)
-
-
-def parse_user_buckets(text: str) -> UserBuckets:
-    """Turn ``"NAME:BUCKET,BUCKET"`` into what a user may use.
-
-    Raises:
-        ConfigError: A part is missing.
-    """
-    name, colon, buckets = text.rpartition(":")
-    found = tuple(dict.fromkeys(buckets.split(",")))
-    if not name or not colon or "" in found:
-        raise ConfigError("--user-buckets", f"{text!r} should be NAME:BUCKET or NAME:BUCKET,BUCKET")
-    return UserBuckets(name, found)
-
-
-def parse_collection(text: str) -> Collection:
-    """Turn ``"SCOPE.NAME"`` or ``"BUCKET:SCOPE.NAME"`` into a collection.
-
-    Raises:
-        ConfigError: A part is missing, or there is one too many.
-    """
-    bucket, colon, path = text.rpartition(":")
-    names = path.split(".")
-    if len(names) != 2 or not all(names) or (colon and not bucket):
-        raise ConfigError("--collection", f"{text!r} should be SCOPE.NAME or BUCKET:SCOPE.NAME")
-    return Collection(names[0], names[1], bucket or None)
-
-
-def parse_node_address(text: str) -> NodeAddress:
-    """Turn ``"NAME@HOST"`` or ``"NAME@HOST:PORT"`` into a node to link with.
-
-    A literal IPv6 host with a port behind it is written in brackets; alone it need not be.
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    option = "--node-connect"
-    name, at, host = text.partition("@")
-    port = None
-    if host.startswith("[") or host.count(":") == 1:
-        host, port = _host_and_port(option, text, host)
-    if not at or not _NODE_NAME.fullmatch(f"{name}@{host}"):
-        raise ConfigError(option, f"{text!r} is not NAME@HOST or NAME@HOST:PORT")
-    return NodeAddress(f"{name}@{host}", port)
-
-
-def parse_epmd(text: str) -> tuple[str, int] | None:
-    """Turn ``"HOST:PORT"`` into these two, ``"none"`` into None.
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    return None if text == "none" else _host_and_port("--epmd", text, text)
-
-
-def _host_and_port(option: str, whole: str, text: str) -> tuple[str, int]:
-    """Split ``HOST:PORT`` or ``[HOST]:PORT``."""
-    host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(option, f"{whole!r} should end with HOST:PORT")
-    return host, int(port)

@@ -1,0 +1,57 @@
+"""What an operator decides, as one value that checks itself.
+
+Text becomes these values once, in ``kvproto.tap``; nothing downstream checks
+again.  The values know nothing of files' contents or sockets: whether a
+certificate can be used is `kvproto.tls`'s to say, whether a port is free the
+kernel's.
+"""
+
+from __future__ import annotations
+
+from kvproto.config.nodes import NodeConfig
+from kvproto.config.parsing import (
+    parse_collection,
+    parse_epmd,
+    parse_node_address,
+    parse_seconds,
+    parse_size,
+    parse_user,
+    parse_user_buckets,
+)
+from kvproto.config.service import Config
+from kvproto.config.values import (
+    DEFAULT_BUCKET,
+    DEFAULT_LISTEN,
+    DEFAULT_STATE_DIR,
+    ClientAuth,
+    Collection,
+    Mode,
+    NodeAddress,
+    OnRotate,
+    User,
+    UserBuckets,
+    endpoint_is_local,
+)
+
+__all__ = [
+    "DEFAULT_BUCKET",
+    "DEFAULT_LISTEN",
+    "DEFAULT_STATE_DIR",
+    "ClientAuth",
+    "Collection",
+    "Config",
+    "Mode",
+    "NodeAddress",
+    "NodeConfig",
+    "OnRotate",
+    "User",
+    "UserBuckets",
+    "endpoint_is_local",
+    "parse_collection",
+    "parse_epmd",
+    "parse_node_address",
+    "parse_seconds",
+    "parse_size",
+    "parse_user",
+    "parse_user_buckets",
+]

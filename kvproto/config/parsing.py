@@ -1,0 +1,125 @@
+"""From the text of one option to its value."""
+
+from __future__ import annotations
+
+import re
+
+from kvproto.config.values import MIB, NODE_NAME, Collection, NodeAddress, User, UserBuckets
+from kvproto.errors import ConfigError
+
+__all__ = [
+    "parse_collection",
+    "parse_epmd",
+    "parse_node_address",
+    "parse_seconds",
+    "parse_size",
+    "parse_user",
+    "parse_user_buckets",
+]
+
+_SIZE = re.compile(r"(\d+)\s*(|[kmg])(?:i?b)?", re.IGNORECASE)
+_SIZE_FACTOR = {"": 1, "k": 1024, "m": MIB, "g": 1024 * MIB}
+
+
+def parse_size(option: str, text: str) -> int:
+    """Turn ``"64MiB"``, ``"1g"`` or ``"1048576"`` into bytes.
+
+    Raises:
+        ConfigError: It is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(option, f"{text!r} is no size: write bytes, or 512KiB, 64MiB, 2GiB")
+    return int(match[1]) * _SIZE_FACTOR[match[2].lower()]
+
+
+def parse_seconds(option: str, text: str) -> float:
+    """Turn ``"10"`` or ``"0.5"`` into seconds.
+
+    Raises:
+        ConfigError: It is no number, or not a finite one, or negative.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ConfigError(option, f"{text!r} is no number of seconds")
+    return value
+
+
+def parse_user(text: str) -> User:
+    """Turn ``"NAME:PASSWORD"`` into a user; the password may hold further colons.
+
+    Raises:
+        ConfigError: A part is missing.
+    """
+    name, colon, password = text.partition(":")
+    if not name or not colon or not password:
+        raise ConfigError("--user", "must be NAME:PASSWORD, neither of them empty")
+    return User(name, password)
+
+
+def parse_user_buckets(text: str) -> UserBuckets:
+    """Turn ``"NAME:BUCKET,BUCKET"`` into what a user may use.
+
+    Raises:
+        ConfigError: A part is missing.
+    """
+    name, colon, buckets = text.rpartition(":")
+    found = tuple(dict.fromkeys(buckets.split(",")))
+    if not name or not colon or "" in found:
+        raise ConfigError("--user-buckets", f"{text!r} should be NAME:BUCKET or NAME:BUCKET,BUCKET")
+    return UserBuckets(name, found)
+
+
+def parse_collection(text: str) -> Collection:
+    """Turn ``"SCOPE.NAME"`` or ``"BUCKET:SCOPE.NAME"`` into a collection.
+
+    Raises:
+        ConfigError: A part is missing, or there is one too many.
+    """
+    bucket, colon, path = text.rpartition(":")
+    names = path.split(".")
+    if len(names) != 2 or not all(names) or (colon and not bucket):
+        raise ConfigError("--collection", f"{text!r} should be SCOPE.NAME or BUCKET:SCOPE.NAME")
+    return Collection(names[0], names[1], bucket or None)
+
+
+def parse_node_address(text: str) -> NodeAddress:
+    """Turn ``"NAME@HOST"`` or ``"NAME@HOST:PORT"`` into a node to link with.
+
+    A literal IPv6 host with a port behind it is written in brackets; alone it need not be.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    option = "--node-connect"
+    name, at, host = text.partition("@")
+    port = None
+    if host.startswith("[") or host.count(":") == 1:
+        host, port = _host_and_port(option, text, host)
+    if not at or not NODE_NAME.fullmatch(f"{name}@{host}"):
+        raise ConfigError(option, f"{text!r} is not NAME@HOST or NAME@HOST:PORT")
+    return NodeAddress(f"{name}@{host}", port)
+
+
+def parse_epmd(text: str) -> tuple[str, int] | None:
+    """Turn ``"HOST:PORT"`` into these two, ``"none"`` into None.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    return None if text == "none" else _host_and_port("--epmd", text, text)
+
+
+def _host_and_port(option: str, whole: str, text: str) -> tuple[str, int]:
+    """Split ``HOST:PORT`` or ``[HOST]:PORT``."""
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(option, f"{whole!r} should end with HOST:PORT")
+    return host, int(port)
