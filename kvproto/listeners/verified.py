@@ -10,7 +10,7 @@ from zope.interface import implementer
 from kvproto.interfaces import ISecuredTransport, IVerifiedConnection
 from kvproto.listeners.entry import Entry
 from kvproto.listeners.ledger import Ledger
-from kvproto.listeners.states import State
+from kvproto.listeners.states import Event, State
 
 __all__ = ["VerifiedConnection"]
 
@@ -26,6 +26,7 @@ class VerifiedConnection:
     entry: Entry
     transport: Any  # a KVTLSProtocol, a socket, an in-memory pair: asked what it provides
     _ledger: Ledger
+    _ended_by: Event
     _notable = False  # whether its end is worth a line in a production service's log
 
     @property
@@ -66,7 +67,11 @@ class VerifiedConnection:
         self._ledger.authenticated(self.entry, user)
 
     def note_error(self, reason: str) -> None:
-        """Remember why the owner is about to close; the first reason is kept."""
-        if not self.entry.reason:
+        """Remember why the owner is about to close; the first reason is kept.
+
+        An owner that hears of the peer's loss says what that meant, which tells more than
+        how the transport ended: a reset, a connection without goodbye.
+        """
+        if not self._notable and (not self.entry.reason or self._ended_by is Event.PEER_LOST):
             self.entry.reason = reason
             self._notable = True

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.logger import ILogObserver, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
@@ -525,6 +525,26 @@ class LogTests(SynchronousTestCase):
             "\n".join(self.lines),
             "info: connection 1 from 192.0.2.1:4711 on data ended while owned: unknown magic 0x47",
         )
+
+    def test_error_noted_at_the_end(self) -> None:
+        """What an owner makes of the loss is told, however rudely the peer has gone."""
+
+        class Interrupted(Owner):
+            handoff: Any
+
+            def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+                self.handoff.note_error("in the middle of a request")
+
+        for end in (ConnectionDone(), ConnectionLost()):
+            owner = Interrupted()
+            owner.handoff, transport = Bench(owner).connect()
+            owner.handoff.handshakeCompleted()
+            self.lines.clear()
+            transport.lose(end)
+            self.assertEqual(
+                [line.partition(" ended ")[2] for line in self.lines],
+                ["while owned: in the middle of a request"],
+            )
 
     def test_failed_handshake_is_told_by_tls(self) -> None:
         """What a TLS layer of ours has told is not told again."""
