@@ -19,6 +19,7 @@ Source: SSL_read(3), SSL_write(3), BIO_s_mem(3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from OpenSSL import SSL
@@ -84,6 +85,27 @@ class HandleEngine(Engine):
             self.connection._raise_ssl_error(self._ssl, got)
         plaintext: bytes = _view[:got]
         return plaintext
+
+    def open_all(self, data: bytes, ends: Sequence[int]) -> tuple[bytes, int, SSL.Error | None]:
+        """Feed whole records and open them, one after the other."""
+        into_ssl, ssl = self._into_ssl, self._ssl
+        source = _from_buffer(data)
+        at = size = 0
+        for end in ends:
+            if size > _SIZE - RECORD_SIZE:
+                break
+            if _BIO_write(into_ssl, source + at, end - at) != end - at:
+                break
+            at = end
+            got = _SSL_read(ssl, _buffer + size, RECORD_SIZE)
+            if got <= 0:
+                plaintext = _view[:size]
+                try:
+                    self.connection._raise_ssl_error(ssl, got)
+                except SSL.Error as error:
+                    return plaintext, at, error.with_traceback(None)
+            size += got
+        return _view[:size], at, None
 
     def read(self) -> bytes:
         """Return the plaintext of the next record."""

@@ -8,6 +8,7 @@ methods and the same meaning.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from OpenSSL.SSL import Connection, Error, WantReadError
@@ -68,6 +69,32 @@ class Engine:
             raise WantReadError
         plaintext: bytes = connection.recv(size)
         return plaintext
+
+    def open_all(self, data: bytes, ends: Sequence[int]) -> tuple[bytes, int, Error | None]:
+        """Feed whole records and open them, one after the other.
+
+        Args:
+            data: Ciphertext that begins with the records.
+            ends: Where each ends.
+
+        Returns:
+            Their plaintext joined, how many bytes were fed, and what OpenSSL raised at the last
+            one that was fed; None when all were opened, or when no more fit at once.
+        """
+        view = memoryview(data)
+        pieces: list[bytes] = []
+        at = 0
+        try:
+            for end in ends:
+                at += (taken := self.feed(view[at:end]))
+                if at != end:
+                    # Whatever a bounded BIO has of this record is not to be read yet.
+                    return b"".join(pieces), at, None if taken else WantReadError()
+                pieces.append(self.read())
+        except Error as error:
+            # Without its frames: they would keep this call's caller, and the connection.
+            return b"".join(pieces), at, error.with_traceback(None)
+        return b"".join(pieces), at, None
 
     def read(self) -> bytes:
         """Return the plaintext of the next record."""

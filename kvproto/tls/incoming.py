@@ -3,7 +3,8 @@
 Owns: the order of feeding and reading, the application's pause, and the budgets for
 traffic that carries nothing.  The rules:
 
-* One whole small record, the usual request, takes the short way in ``dataReceived``.
+* One whole small record, the usual request, takes the short way in ``dataReceived``; so do
+  several whole records, a large value, which are given to the application in one piece.
   Everything else goes through ``_drive``, slice by slice.
 * OpenSSL is asked for as many records as the input can hold (``records``) and no more; where
   boundaries are unclear it is asked until it says WANT_READ.
@@ -18,6 +19,7 @@ Source: SSL_read(3), RFC 8446 section 6.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import txaio
@@ -26,7 +28,13 @@ from OpenSSL.SSL import Error, WantReadError, WantWriteError, ZeroReturnError
 from kvproto.tls.closing import ClosingTLS
 from kvproto.tls.outbox import RECORD_SIZE
 from kvproto.tls.reasons import BudgetExceeded
-from kvproto.tls.records import APPLICATION_DATA, HEADER_SIZE, UNKNOWN, RecordCounter
+from kvproto.tls.records import (
+    APPLICATION_DATA,
+    HEADER_SIZE,
+    UNKNOWN,
+    RecordCounter,
+    leading_records,
+)
 
 txaio.use_twisted()
 
@@ -73,13 +81,42 @@ class IncomingTLS(ClosingTLS):
             or data[0] != APPLICATION_DATA
             or (data[3] << 8 | data[4]) != size - HEADER_SIZE
         ):
-            self._receive(data)
+            ends = leading_records(data) if self._fast and not self._reading else ()
+            if ends:
+                self._receive_records(data, ends)
+            else:
+                self._receive(data)
             return
         try:
             plaintext = self._engine.open(data)
         except Error as error:
             self._receive_odd(error, size)
             return
+        self._hand_over(plaintext)
+        # Exactly one record came and it was application data: OpenSSL has nothing to say.
+        if self._unfed:
+            self._drive()
+        elif self._outbox.pieces or self._retry is not None:
+            self._flush()
+
+    def _receive_records(self, data: bytes, ends: Sequence[int]) -> None:
+        """Take whole records at once; what is behind them, or odd, takes the long way."""
+        plaintext, fed, error = self._engine.open_all(data, ends)
+        if fed < len(data):
+            self._unfed.append(memoryview(data)[fed:])
+        if plaintext:
+            self._hand_over(plaintext)
+        if isinstance(error, WantWriteError):
+            self._leftover = True
+        elif error is not None and not self._deaf():
+            self._nothing_read(error, 0 if plaintext else fed)
+        if self._unfed or error is not None:
+            self._drive()
+        elif self._outbox.pieces or self._retry is not None:
+            self._flush()
+
+    def _hand_over(self, plaintext: bytes) -> None:
+        """Give the application what the short way has decrypted."""
         self._junk = 0
         self._reading = True
         try:
@@ -90,11 +127,6 @@ class IncomingTLS(ClosingTLS):
             raise
         finally:
             self._reading = False
-        # Exactly one record came and it was application data: OpenSSL has nothing to say.
-        if self._unfed:
-            self._drive()
-        elif self._outbox.pieces or self._retry is not None:
-            self._flush()
 
     def _receive(self, data: bytes) -> None:
         """Take ciphertext on the long way."""

@@ -15,7 +15,14 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["APPLICATION_DATA", "HEADER_SIZE", "UNKNOWN", "RecordCounter"]
+__all__ = [
+    "APPLICATION_DATA",
+    "BATCH_SIZE",
+    "HEADER_SIZE",
+    "UNKNOWN",
+    "RecordCounter",
+    "leading_records",
+]
 
 HEADER_SIZE: Final = 5
 """Bytes before a record's body: type, version (2), length (2)."""
@@ -27,8 +34,31 @@ _KNOWN_TYPES: Final = frozenset((CHANGE_CIPHER_SPEC, 21, 22, APPLICATION_DATA))
 _MAX_BODY: Final = 16384 + 2048
 """Longest body that RFC 5246 allows; longer is for OpenSSL to refuse."""
 
+BATCH_SIZE: Final = 128 * 1024
+"""Most ciphertext that is decrypted before the application gets any of it."""
+
 UNKNOWN: Final = 1 << 30
 """More records than any piece can hold: ask until there is no more."""
+
+
+def leading_records(data: bytes) -> list[int]:
+    """Return where the whole records of application data end that `data` begins with.
+
+    No more than `BATCH_SIZE` bytes of them: what is taken at once is given at once.
+
+    Args:
+        data: Ciphertext that begins with a record; what follows them may be anything.
+    """
+    ends: list[int] = []
+    size = len(data)
+    last = min(size, BATCH_SIZE) - HEADER_SIZE
+    at = 0
+    while at <= last and data[at] == APPLICATION_DATA and data[at + 1] == 3:
+        at += HEADER_SIZE + (data[at + 3] << 8 | data[at + 4])
+        if at > size:
+            break
+        ends.append(at)
+    return ends
 
 
 class RecordCounter:

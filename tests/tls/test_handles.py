@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from itertools import accumulate
 from typing import Any
 
 from OpenSSL import SSL
@@ -13,6 +14,7 @@ from kvproto.tls import _handles
 from kvproto.tls._handles import HandleEngine, engine_for
 from kvproto.tls._openssl import Engine
 from tests.tls import test_defects_data, test_defects_handshake, test_protocol
+from tests.tls.wired import Wired
 
 RECORD = 16384
 
@@ -86,6 +88,37 @@ class PublicEngineTests(_Engines):
         self.assertEqual(self.engine.read(), b"a" * RECORD)
         self.assertEqual(self.engine.read(), b"b")
         self.assertRaises(SSL.WantReadError, self.engine.read)
+
+    def opened(self, said: list[bytes]) -> tuple[bytes, int, SSL.Error | None]:
+        """Open records of the client at once."""
+        ends = list(accumulate(map(len, said)))
+        return self.engine.open_all(b"".join(said) + b"tail", ends)
+
+    def test_several_records(self) -> None:
+        """Their plaintext is joined; what is behind them is not touched."""
+        said = [self._said(bytes([number]) * RECORD) for number in range(5)]
+        plaintext, fed, error = self.opened(said)
+        self.assertEqual(plaintext, b"".join(bytes([number]) * RECORD for number in range(5)))
+        self.assertEqual((fed, error), (sum(map(len, said)), None))
+
+    def test_records_up_to_one_that_is_odd(self) -> None:
+        """What precedes it is given; the error has no frames that keep anything alive."""
+        said = [self._said(b"a"), self._said(b"b"), self._said(b"c")]
+        broken = bytearray(said[1])
+        broken[-1] ^= 1
+        plaintext, fed, error = self.opened([said[0], bytes(broken), said[2]])
+        self.assertEqual((plaintext, fed), (b"a", len(said[0]) + len(said[1])))
+        self.assertIn("bad record mac", str(error))
+        assert error is not None
+        self.assertIsNone(error.__traceback__)
+
+    def test_records_and_the_end(self) -> None:
+        """A close_notify among them is told after what precedes it."""
+        said = [self._said(b"a")]
+        self.client.shutdown()
+        plaintext, _, error = self.opened([*said, self._sent()])
+        self.assertEqual(plaintext, b"a")
+        self.assertIsInstance(error, SSL.ZeroReturnError)
 
     def test_a_write_is_fetched(self) -> None:
         """What is encrypted can be decrypted; afterwards nothing is left."""
@@ -190,13 +223,91 @@ def _without_handles(case: type[Any]) -> type[Any]:
 
     class WithoutHandles(case):
         def setUp(self) -> None:
-            super().setUp()
             self.patch(_handles, "AVAILABLE", False)
+            super().setUp()
 
     WithoutHandles.__name__ = WithoutHandles.__qualname__ = f"Public{case.__name__}"
     return WithoutHandles
 
 
+class ManyRecordsTests(SynchronousTestCase):
+    """Several records in one read, through the protocol."""
+
+    def setUp(self) -> None:
+        self.wired = Wired(chunk=1 << 20, window=1 << 20).handshake()
+        self.server = self.wired.server
+        self.pieces: list[bytes] = []
+        self.wired.server_app.on_data = self.pieces.append
+
+    def _said(self, *pieces: bytes) -> list[bytes]:
+        """Return the client's ciphertext, a record for each piece."""
+        engine = self.wired.client._engine
+        return [(engine.write(piece), engine.drain())[1] for piece in pieces]
+
+    def test_whole_records_in_one_piece(self) -> None:
+        """They are given at once, and answered with one write."""
+        said = self._said(b"a" * RECORD, b"b" * RECORD, b"c")
+        self.wired.server_app.on_data = lambda data: self.wired.server_app.tls.write(b"yes")
+        before = self.wired.client_app.received[:]
+        self.server.dataReceived(b"".join(said))
+        self.assertEqual(self.wired.server_app.pieces, [2 * RECORD + 1])
+        self.wired.flush()
+        self.assertEqual(self.wired.client_app.received[len(before) :], b"yes")
+
+    def test_cut_anywhere(self) -> None:
+        """However the records are cut, every byte arrives once and in order."""
+        expected = b"".join((b"a" * RECORD, b"b" * 100, b"c" * RECORD, b"d"))
+        for cut in range(1, 500, 37):
+            data = b"".join(self._said(b"a" * RECORD, b"b" * 100, b"c" * RECORD, b"d"))
+            self.pieces.clear()
+            self.server.dataReceived(data[:-cut])
+            self.server.dataReceived(data[-cut:])
+            self.assertEqual(b"".join(self.pieces), expected, cut)
+
+    def test_a_pause_holds(self) -> None:
+        """Half a record behind whole ones is not given to an application that paused on them."""
+        first, second = self._said(b"a")[0], b"".join(self._said(b"c", b"d"))
+        self.wired.server_app.on_data = lambda data: self.wired.server_app.tls.pauseProducing()
+        middle = len(second) - 10
+        self.server.dataReceived(first + second[:middle])
+        self.server.dataReceived(second[middle:])
+        given = bytes(self.wired.server_app.received)
+        self.assertFalse(given.endswith(b"d"))
+        self.wired.server_app.on_data = lambda data: None
+        self.wired.server_app.tls.resumeProducing()
+        self.assertTrue(bytes(self.wired.server_app.received).endswith(b"d"))
+
+    def test_a_failing_application(self) -> None:
+        """It is given nothing more, not even what came in the same read."""
+        data = b"".join(self._said(b"a", b"b"))
+        self.wired.server_app.on_data = lambda piece: 1 / 0
+        self.assertRaises(ZeroDivisionError, self.server.dataReceived, data + data[:10])
+        self.assertEqual(len(self.wired.server_app.pieces), 1)
+        self.server.dataReceived(data[10:])
+        self.assertEqual(len(self.wired.server_app.pieces), 1)
+
+    def test_a_goodbye_behind_them(self) -> None:
+        """Data in front of a close_notify in the same read is delivered, then the end."""
+        said = self._said(b"a", b"b")
+        engine = self.wired.client._engine
+        engine.shutdown()
+        self.server.dataReceived(b"".join(said) + engine.drain())
+        self.assertEqual(b"".join(self.pieces), b"ab")
+        self.wired.flush()
+        self.assertEqual(len(self.wired.server_app.reasons), 1)
+
+    def test_a_record_that_was_changed(self) -> None:
+        """What precedes it is delivered, what follows is not, and the peer is told."""
+        said = self._said(b"a", b"b", b"c")
+        broken = bytearray(said[1])
+        broken[-1] ^= 1
+        self.server.dataReceived(said[0] + bytes(broken) + said[2])
+        self.assertEqual(self.pieces, [b"a"])
+        self.wired.flush()
+        self.assertIn("bad record mac", str(self.wired.server_app.reasons[0].value))
+
+
+PublicManyRecordsTests = _without_handles(ManyRecordsTests)
 PublicWritingTests = _without_handles(test_protocol.WritingTests)
 PublicAggregationTests = _without_handles(test_defects_data.AggregationTests)
 PublicClosingTests = _without_handles(test_defects_data.ClosingTests)

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE, Outbox
 from kvproto.tls.progress import unsent_bytes
 from kvproto.tls.reasons import describe_error, explained, explanation, represents_eof
-from kvproto.tls.records import UNKNOWN, RecordCounter
+from kvproto.tls.records import BATCH_SIZE, UNKNOWN, RecordCounter, leading_records
 
 
 def record(size: int, kind: int = 23) -> bytes:
@@ -60,6 +60,27 @@ class RecordCounterTests(SynchronousTestCase):
         self.assertFalse(counter.aligned)
         self.assertEqual(counter.count(record(5)[9:]), 1)
         self.assertTrue(counter.aligned)
+
+
+class LeadingRecordsTests(SynchronousTestCase):
+    """Which records can be taken at once."""
+
+    def test_whole_ones(self) -> None:
+        """Whole records of application data, up to the first that is anything else."""
+        one = b"\x17\x03\x03\0\x02ab"
+        self.assertEqual(leading_records(b""), [])
+        self.assertEqual(leading_records(one[:4]), [])
+        self.assertEqual(leading_records(one), [7])
+        self.assertEqual(leading_records(one * 3), [7, 14, 21])
+        self.assertEqual(leading_records(one + one[:6]), [7])
+        self.assertEqual(leading_records(one + b"\x15" + one[1:]), [7])
+        self.assertEqual(leading_records(one + b"\x17\x02" + one[2:]), [7])
+
+    def test_bounded(self) -> None:
+        """Not more than a batch, however much is there."""
+        one = b"\x17\x03\x03\x40\0" + bytes(16384)
+        self.assertLessEqual(leading_records(one * 20)[-1], BATCH_SIZE + len(one))
+        self.assertEqual(leading_records(one * 20)[:2], [len(one), 2 * len(one)])
 
 
 class OutboxTests(SynchronousTestCase):
