@@ -104,10 +104,12 @@ class CollectionTests(SDKTestCase):
 
     def test_not_there(self) -> None:
         """What Couchbase serves over HTTP is not there, and the SDK says so instead of waiting."""
+        import couchbase.subdocument as SD
         from couchbase.exceptions import (
             FeatureUnavailableException,
             ServiceUnavailableException,
         )
+        from couchbase.kv_range_scan import PrefixScan
 
         bucket = self.cluster.bucket("default")
         for call in (
@@ -118,8 +120,11 @@ class CollectionTests(SDKTestCase):
             began = time.monotonic()
             self.assertRaises(ServiceUnavailableException, call)
             self.assertLess(time.monotonic() - began, 2)
-        with self.assertRaises(FeatureUnavailableException):
-            self.collection.lookup_in_any_replica(self.key(), [])
+        for call in (
+            lambda: self.collection.lookup_in_any_replica(self.key(), [SD.exists("a")]),
+            lambda: list(self.collection.scan(PrefixScan("a"))),
+        ):
+            self.assertRaises(FeatureUnavailableException, call)
 
 
 class ConfigurationTests(SDKTestCase):

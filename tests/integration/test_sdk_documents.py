@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import timedelta
+from typing import Any
 
 from tests.integration.sdk import SDKTestCase
 
@@ -173,6 +175,8 @@ class DocumentTests(SDKTestCase):
 
     def test_ping(self) -> None:
         """The SDK finds the key-value service alive, and believes in no other."""
+        self.cluster.bucket("default")
+        self.cluster.wait_until_ready(timedelta(seconds=5))
         result = self.cluster.ping()
         self.assertEqual([kind.value for kind in result.endpoints], ["key_value"])
         states = {point.state.value for points in result.endpoints.values() for point in points}
@@ -423,3 +427,79 @@ class FullTests(SDKTestCase):
                 self.collection.upsert(self.key(str(number)), "x" * 100_000)
         self.assertGreater(number, 5)
         self.assertEqual(self.collection.get(self.key("first")).content_as[str], "x")
+
+
+class TransactionTests(SDKTestCase):
+    """The SDK's own transactions, which are made of sub-documents and durability."""
+
+    def run_transaction(self, work: Any) -> None:
+        from couchbase.options import TransactionOptions
+
+        self.cluster.transactions.run(work, TransactionOptions(timeout=timedelta(seconds=10)))
+
+    def test_committed(self) -> None:
+        """Documents are made, changed and removed together, and seen by others only then."""
+        documents, keys = self.collection, [self.key(name) for name in ("new", "old", "gone")]
+        new, old, gone = keys
+        documents.upsert(old, {"n": 1})
+        documents.upsert(gone, {"n": 1})
+        seen: list[object] = []
+
+        def work(transaction: Any) -> None:
+            transaction.insert(documents, new, {"n": 1})
+            transaction.replace(transaction.get(documents, old), {"n": 2})
+            transaction.remove(transaction.get(documents, gone))
+            seen.extend(documents.exists(key).exists for key in keys)
+            seen.append(documents.get(old).content_as[dict])
+
+        self.run_transaction(work)
+        self.assertEqual(seen, [False, True, True, {"n": 1}])
+        self.assertEqual([documents.exists(key).exists for key in keys], [True, True, False])
+        self.assertEqual(documents.get(old).content_as[dict], {"n": 2})
+
+    def test_rolled_back(self) -> None:
+        """What fails half-way leaves nothing behind."""
+        from couchbase.exceptions import TransactionFailed
+
+        documents, new, old = self.collection, self.key("new"), self.key("old")
+        documents.upsert(old, {"n": 1})
+
+        def work(transaction: Any) -> None:
+            transaction.insert(documents, new, {"n": 1})
+            transaction.replace(transaction.get(documents, old), {"n": 2})
+            raise ZeroDivisionError
+
+        self.assertRaises(TransactionFailed, self.run_transaction, work)
+        self.assertFalse(documents.exists(new).exists)
+        self.assertEqual(documents.get(old).content_as[dict], {"n": 1})
+        documents.insert(new, {})
+
+    def test_in_each_others_way(self) -> None:
+        """Of transactions that change one document at once, each is made as a whole or fails."""
+        from couchbase.exceptions import TransactionFailed
+
+        documents, key = self.collection, self.key()
+        documents.upsert(key, {"n": 0})
+
+        def work(transaction: Any) -> None:
+            found = transaction.get(documents, key)
+            transaction.replace(found, {"n": found.content_as[dict]["n"] + 1})
+
+        made: list[bool] = []
+
+        def several() -> None:
+            for _ in range(5):
+                try:
+                    self.run_transaction(work)
+                    made.append(True)
+                except TransactionFailed:  # the SDK leaves repeating to the application
+                    made.append(False)
+
+        threads = [threading.Thread(target=several) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(len(made), 3 * 5)
+        self.assertGreaterEqual(made.count(True), 1)
+        self.assertEqual(documents.get(key).content_as[dict], {"n": made.count(True)})
