@@ -110,6 +110,7 @@ class KVTLSService(MultiService):
             self._signals.setServiceParent(self)
             self._memory.setServiceParent(self)
         self._control = ControlService(self.steering, config.state_directory, self._reactor)
+        self._control.check_path()
         self._control.setServiceParent(self)
         self.rotation.setServiceParent(self)
         self._listening: list[Any] = [*self.acceptors]

@@ -152,9 +152,9 @@ class Config:
             if self.development and not endpoint_is_local(description):
                 raise ConfigError(
                     "--listen",
-                    f"{description!r} is not a loopback address, and without --certificate only "
-                    "a development certificate is served: give --certificate and --private-key, "
-                    "or add :interface=127.0.0.1",
+                    f"{description!r} does not name a loopback address, and without --certificate "
+                    "only a development certificate is served: write for example "
+                    "tcp:11207:interface=127.0.0.1, or give --certificate and --private-key",
                 )
 
     def _check_credentials(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from typing import Any, NoReturn
 
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
@@ -22,7 +23,14 @@ __all__ = ["probe", "validate"]
 
 MAX_PORT = 65535
 
+MAX_UNIX_PATH = 107
+"""Bytes: ``sun_path`` of Linux without the zero at its end."""
+
 SECURED_ALREADY = frozenset({"ssl", "tls", "kvtls"})
+
+
+NOT_LISTENING = frozenset({"stdio"})
+"""Endpoints that Twisted calls servers and that have no port."""
 
 
 class _BindAndLetGo:
@@ -56,11 +64,19 @@ class _BindAndLetGo:
         wantPID: bool = False,
     ) -> None:
         """See whether a Unix socket could be made there."""
+        _check_unix_path(address)
         directory = os.path.dirname(os.path.abspath(address))
         if not os.access(directory, os.W_OK | os.X_OK):
             missing = not os.path.isdir(directory)
             self._refuse(address, errno.ENOENT if missing else errno.EACCES)
-        if os.path.lexists(address) and self._answers(address):
+        if not os.path.lexists(address):
+            return
+        if not stat.S_ISSOCK(os.lstat(address).st_mode):
+            # Twisted removes what an earlier process left behind, but nothing else.
+            raise CannotListenError(
+                address, None, OSError(errno.EEXIST, "what is there is no socket")
+            )
+        if self._answers(address):
             self._refuse(address, errno.EADDRINUSE)
 
     @staticmethod
@@ -89,7 +105,17 @@ class _Nowhere(_BindAndLetGo):
         mode: int = 0o666,
         wantPID: bool = False,
     ) -> None:
-        """Do nothing."""
+        """Look at the length of the path."""
+        _check_unix_path(address)
+
+
+def _check_unix_path(address: str | bytes) -> None:
+    """See whether the kernel could take a path: it has a fixed number of bytes for one."""
+    if len(os.fsencode(address)) > MAX_UNIX_PATH:
+        error = OSError(
+            errno.ENAMETOOLONG, f"the path of a Unix socket has at most {MAX_UNIX_PATH} bytes"
+        )
+        raise CannotListenError(address, None, error)
 
 
 def _check_port(interface: str, port: int) -> None:
@@ -157,6 +183,8 @@ def _listen(reactor: Any, description: str, option: str) -> None:
         # Such a socket listens already; an endpoint that is tried closes what it was passed.
         _check_passed(endpoint.fileno, description, option)
         return
+    if kind in NOT_LISTENING:
+        raise ConfigError(option, f"{description!r} does not listen: use tcp: or unix:")
     failures: list[Any] = []
     endpoint.listen(Factory()).addErrback(failures.append)
     if failures:

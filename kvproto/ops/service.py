@@ -36,6 +36,9 @@ LOCK_FILE = "control.lock"
 
 OPTION = "--state-dir"
 
+MAX_UNIX_PATH = 107
+"""Bytes: ``sun_path`` of Linux without the zero at its end."""
+
 
 class StateLock:
     """The right to serve from a state directory, held by one process at a time.
@@ -107,6 +110,19 @@ class ControlService(Service):
         self._port: IListeningPort | None = None
         self._ending = False
         self._ended: list[Deferred[None]] = []
+
+    def check_path(self) -> None:
+        """See whether the kernel could take the socket's path.
+
+        Raises:
+            ConfigError: It is too long.
+        """
+        if len(os.fsencode(self.path)) > MAX_UNIX_PATH:
+            raise ConfigError(
+                OPTION,
+                f"{self._directory} is too long a name: the path of the control socket in it may "
+                f"have {MAX_UNIX_PATH} bytes, a shorter or a relative one will do",
+            )
 
     def startService(self) -> None:
         """Make the socket.

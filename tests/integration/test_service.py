@@ -9,6 +9,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import tempfile
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -260,6 +261,24 @@ class BadOptionTests(SynchronousTestCase):
     def test_bad_endpoint(self) -> None:
         """An endpoint that Twisted does not know is named."""
         self.assertIn("nosuch:1", self.refused("--listen", "nosuch:1:interface=127.0.0.1"))
+
+    def test_address_without_kind(self) -> None:
+        """What people write out of habit is answered with what to write."""
+        text = self.refused("--listen", "127.0.0.1:11207")
+        self.assertIn("tcp:11207:interface=127.0.0.1", text)
+
+    def test_paths_too_long_for_sockets(self) -> None:
+        """They are refused when the options are looked at, not by the kernel after that."""
+        for option, value in (("--state-dir", "x" * 120), ("--listen", f"unix:{'x' * 120}")):
+            for check in ([], ["--check"]):
+                text = self.refused(option, value, *check)
+                self.assertIn(option, text)
+                self.assertIn("107 bytes", text)
+
+    def test_file_where_the_socket_should_be(self) -> None:
+        """A file in the way of a Unix socket is not taken for another server."""
+        with tempfile.NamedTemporaryFile() as file:
+            self.assertIn("is no socket", self.refused("--listen", f"unix:{file.name}"))
 
     def test_check(self) -> None:
         """``--check`` says that a good configuration is good, and starts nothing."""

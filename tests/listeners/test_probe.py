@@ -55,6 +55,21 @@ class ProbeTests(SynchronousTestCase):
             probe(self.reactor, f"unix:{path}")
             self.assertIn("No such file", self.refused(f"unix:{directory}/nowhere/kv.sock"))
 
+    def test_what_cannot_be_a_socket(self) -> None:
+        """A path that holds something else is said to, and one that is too long to be."""
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "file").write_text("precious")
+            for path in (Path(directory, "file"), Path(directory)):
+                self.assertIn("is no socket", self.refused(f"unix:{path}"))
+            long = f"unix:{directory}/{'x' * 120}"
+            self.assertIn("at most 107 bytes", self.refused(long))
+            error = self.assertRaises(ConfigError, validate, self.reactor, long)
+            self.assertIn("at most 107 bytes", str(error))
+
+    def test_standard_input(self) -> None:
+        """What Twisted calls a server but has no port is refused."""
+        self.assertIn("does not listen", self.refused("stdio:"))
+
     def test_nonsense(self) -> None:
         """What makes no sense is refused with an example of what does."""
         for description in ("nonsense", "tcp:many", "tcp:1:2:3:4:5", ""):
