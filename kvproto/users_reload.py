@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_IRGRP, S_IROTH
 from typing import Any
 
 import txaio
@@ -64,6 +65,7 @@ class UsersReload(Service):
     def startService(self) -> None:
         """Begin to look for changes, unless the operator wants no watching."""
         super().startService()
+        self._warn_of_readers()
         self._look_later()
 
     def stopService(self) -> None:
@@ -85,6 +87,12 @@ class UsersReload(Service):
         reading = self._run(make_users, self._config, self._run)
         reading.addCallbacks(self._replace, self._keep)
         reading.addCallback(self._done)
+
+    def _warn_of_readers(self) -> None:
+        """Say so if others can read the hashes: weak passwords can be found out from them."""
+        path = self._config.users_file
+        if path is not None and path.exists() and path.stat().st_mode & (S_IRGRP | S_IROTH):
+            log.warn("{path} can be read by others than its owner", path=str(path))
 
     def _stamp(self) -> Stamp:
         path: Path | None = self._config.users_file

@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.config import Config
@@ -105,6 +106,20 @@ class UsersReloadTests(SynchronousTestCase):
         self.add("bob")
         self.clock.advance(2)
         self.assertEqual(self.known("bob"), ["bob"])
+
+    def test_readable(self) -> None:
+        """Hashes that everybody can read are worth a warning."""
+        self.assertEqual(self.warnings(), [])
+        self.path.chmod(0o644)
+        (warning,) = self.warnings()
+        self.assertIn("can be read by others", warning)
+
+    def warnings(self) -> list[str]:
+        """Return what is said at a start."""
+        self.users.stopService()
+        with capturedLogs() as events:
+            self.users.startService()
+        return [str(formatEvent(event)) for event in events]
 
     def test_stops(self) -> None:
         """Nothing is looked at any more once the service has stopped."""

@@ -128,6 +128,12 @@ class SDKTestCase(SynchronousTestCase):
 
     # what follows runs in the child
 
+    def tearDown(self) -> None:
+        """Whatever the client has seen, the service must not have stumbled."""
+        service = getattr(type(self), "service", None)
+        if SDKTestCase.here and service is not None:
+            self.assertNotIn("Traceback", service.output)
+
     @classmethod
     def start(cls) -> None:
         """Start the service; before the first test of the class."""
