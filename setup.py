@@ -36,6 +36,7 @@ setup(
             "towncrier>=24.8",
         ],
         "docs": ["sphinx>=8", "myst-parser>=4"],
+        "bench": ["matplotlib>=3.8"],
     },
     # "" -> "." makes an editable install a plain .pth line, so twistd finds twisted/plugins.
     package_dir={"": "."},

@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.plots import ratios
 from benchmarks.servers import SERVERS, Running, start
 
 HERE = Path(__file__).resolve().parent
@@ -49,6 +50,8 @@ WORKS = (
     Work("handshake", ("-m", "handshake")),
 )
 
+COLUMNS = [*(work.name for work in WORKS), "idle KiB/conn"]
+
 
 def build(directory: Path) -> Path:
     """Compile the load generator."""
@@ -60,12 +63,21 @@ def build(directory: Path) -> Path:
 
 
 def load(
-    program: Path, server: Running, seconds: float, options: Sequence[str]
+    program: Path, server: Running, seconds: float, options: Sequence[str], connections: int = 16
 ) -> tuple[float, dict[str, str]]:
     """Run one load; return CPU microseconds per operation and the generator's own figures."""
     before, began = server.cpu_seconds(), time.monotonic()
     done = subprocess.run(
-        [str(program), "-p", str(server.port), "-c", "16", "-t", f"{seconds:g}", *options],
+        [
+            str(program),
+            "-p",
+            str(server.port),
+            "-c",
+            str(connections),
+            "-t",
+            f"{seconds:g}",
+            *options,
+        ],
         capture_output=True,
         text=True,
         timeout=seconds + 60,
@@ -141,7 +153,7 @@ def measure(servers: Sequence[str], seconds: float, rounds: int) -> dict[str, di
 
 def markdown(table: dict[str, dict[str, float]]) -> str:
     """Return the table, figures with the ratio to the first server."""
-    columns = [*(work.name for work in WORKS), "idle KiB/conn"]
+    columns = COLUMNS
     base = next(iter(table.values()))
     lines = ["| CPU us per op | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in table.items():
@@ -157,11 +169,14 @@ def main() -> None:
     )
     parser.add_argument("-t", "--seconds", type=float, default=3)
     parser.add_argument("-n", "--rounds", type=int, default=3)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios, e.g. as .svg")
     parser.add_argument("servers", nargs="*", choices=[[], *SERVERS], metavar="SERVER")
     arguments = parser.parse_args()
     table = measure(arguments.servers or list(SERVERS), arguments.seconds, arguments.rounds)
     print()
     print(markdown(table))
+    if arguments.plot is not None:
+        ratios(table, COLUMNS, arguments.plot)
 
 
 if __name__ == "__main__":

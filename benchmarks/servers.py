@@ -29,15 +29,21 @@ SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
 
 @dataclass(slots=True)
 class Workplace:
-    """A directory with the certificate files that all servers use."""
+    """A directory with the certificate files that all servers use.
+
+    Attributes:
+        directory: Where the files are.
+        certificate_size: Bytes of DER of the server's certificate; 0 for the smallest.
+    """
 
     directory: Path
+    certificate_size: int = 0
     chain: Path = field(init=False)
     key: Path = field(init=False)
     both: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        identity = server_identity()
+        identity = server_identity(self.certificate_size)
         self.chain = self._write("chain.pem", identity.chain_pem)
         self.key = self._write("key.pem", identity.key_pem)
         self.both = self._write("both.pem", identity.key_pem + identity.chain_pem)
@@ -242,9 +248,9 @@ def installed(commands: list[list[str]]) -> bool:
 
 
 @contextmanager
-def start(name: str, directory: Path) -> Iterator[Running | None]:
+def start(name: str, directory: Path, certificate_size: int = 0) -> Iterator[Running | None]:
     """Start a server by name, wait until it accepts, end it afterwards; None: not installed."""
-    place, port = Workplace(directory), free_port()
+    place, port = Workplace(directory, certificate_size), free_port()
     commands = SERVERS[name](port, place)
     if not installed(commands):
         yield None
