@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,12 @@ class LoginTests(SDKTestCase):
             *["--user-buckets", "alice:default,public", "--client-ca", str(authority)],
             *["--cert-user", "san.dns:suffix=.example", "--cert-user", "subject.cn"],
         )
+
+    @classmethod
+    def stop(cls) -> None:
+        """Stop the service, and remove the files it was given."""
+        super().stop()
+        shutil.rmtree(cls.directory, ignore_errors=True)
 
     def credential(self, identity: Identity) -> tuple[Path, Path]:
         """Return files of a certificate and its key."""
