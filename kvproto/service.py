@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.threads import deferToThreadPool
 
 from kvproto.config import Config
-from kvproto.dataplane import make_server
+from kvproto.dataplane import UsersReload, make_server
 from kvproto.errors import ConfigError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.probe import probe, validate
@@ -40,7 +40,6 @@ from kvproto.tls import (
     ensure_development_credentials,
 )
 from kvproto.tls.watch import FileWatch
-from kvproto.users_reload import UsersReload
 
 __all__ = ["KVTLSService", "check"]
 

@@ -15,7 +15,6 @@ FLOORS = {
     "cli": 6,
     "service": 5,
     "passwd": 5,
-    "users_reload": 4,
     "dataplane": 3,
     "ops": 4,
     "nodes": 4,

@@ -13,10 +13,9 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.config import Config
-from kvproto.dataplane import make_server
+from kvproto.dataplane import UsersReload, make_server
 from kvproto.server import hash_password
 from kvproto.server.users_file import UserRecord, change_users
-from kvproto.users_reload import UsersReload
 
 HASHES = hash_password("secret", 4096)
 

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from kvproto.config import Config
-from kvproto.dataplane import make_users
+from kvproto.dataplane.compose import make_users
 from kvproto.errors import ConfigError
 from kvproto.server import KVServer, UserTable
 

@@ -1,0 +1,11 @@
+"""The key-value side of the service, as `kvproto.nodes` is its node-to-node side.
+
+Builds what all sessions share out of the configuration, and renews its users while it runs.
+"""
+
+from __future__ import annotations
+
+from kvproto.dataplane.compose import make_server, make_users
+from kvproto.dataplane.users_reload import UsersReload
+
+__all__ = ["UsersReload", "make_server", "make_users"]
