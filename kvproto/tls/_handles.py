@@ -61,6 +61,8 @@ class HandleEngine(Engine):
 
     __slots__ = ("_from_ssl", "_into_ssl", "_ssl")
 
+    seals = True
+
     def __init__(self, connection: SSL.Connection) -> None:
         super().__init__(connection)
         self._ssl = self.connection._ssl
@@ -122,6 +124,18 @@ class HandleEngine(Engine):
         if sent <= 0:
             self.connection._raise_ssl_error(self._ssl, sent)
         return sent
+
+    def seal(self, data: bytes | memoryview) -> bytes:
+        """Encrypt all of `data`, and return all ciphertext that waits."""
+        source = data if data.__class__ is bytes else _from_buffer(data)
+        sent = _SSL_write(self._ssl, source, len(data))
+        if sent <= 0:
+            self.connection._raise_ssl_error(self._ssl, sent)
+        size = _BIO_read(self._from_ssl, _buffer, _SIZE)
+        if 0 < size < _SIZE:
+            ciphertext: bytes = _view[:size]
+            return ciphertext
+        return (_view[:size] if size > 0 else b"") + self.drain()
 
     def fetch(self, plaintext_size: int) -> bytes:
         """Return all ciphertext that waits after `plaintext_size` bytes were encrypted."""

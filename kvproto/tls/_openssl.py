@@ -41,6 +41,9 @@ class Engine:
 
     __slots__ = ("bounded", "connection", "unfed")
 
+    seals = False
+    """Whether there is a `seal`: an encryption that is whole or not at all."""
+
     def __init__(self, connection: Connection) -> None:
         # Any: tests and programs put other objects with the same methods here.
         self.connection: Any = connection
@@ -105,6 +108,10 @@ class Engine:
         """Encrypt, and return how many bytes of `data` that covered."""
         sent: int = self.connection.send(data)
         return sent
+
+    def seal(self, data: bytes | memoryview) -> bytes:
+        """Encrypt all of `data`, and return all ciphertext that waits."""
+        raise NotImplementedError
 
     def fetch(self, plaintext_size: int) -> bytes:
         """Return all ciphertext that waits after `plaintext_size` bytes were encrypted."""

@@ -58,7 +58,6 @@ class IncomingTLS(ClosingTLS):
     _unfed: list[bytes | memoryview]  # input that OpenSSL has not been given
     _held: list[bytes]  # plaintext for an application that has paused
 
-    _fast = False  # the short way in dataReceived is open
     _read_paused = False  # by the application
     _transport_paused = False  # by us
     _gap = False  # something was dropped: what follows it would pass for what is missing
@@ -92,12 +91,21 @@ class IncomingTLS(ClosingTLS):
         except Error as error:
             self._receive_odd(error, size)
             return
-        self._hand_over(plaintext)
+        self._junk = 0
+        self._reading = True
+        try:
+            self.wrappedProtocol.dataReceived(plaintext)
+        except BaseException:
+            self._app_failed = True
+            self._fast = False
+            raise
+        finally:
+            self._reading = False
         # Exactly one record came and it was application data: OpenSSL has nothing to say.
         if self._unfed:
             self._drive()
         elif self._outbox.pieces or self._retry is not None:
-            self._flush()
+            self._flush_quickly()
 
     def _receive_records(self, data: bytes, ends: Sequence[int]) -> None:
         """Take whole records at once; what is behind them, or odd, takes the long way."""

@@ -25,7 +25,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 
 from kvproto.tls._openssl import Engine
 from kvproto.tls.gate import OutputGate
-from kvproto.tls.outbox import PIECE_SIZE, Outbox
+from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE, Outbox
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -68,6 +68,7 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
     _mute = False  # the application may write no more
     _full = False  # the transport has asked for a pause
     _watching = False  # the gate stays registered for the rest of the connection
+    _fast = False  # the short way in dataReceived is open
     _half_closed = False  # the application will read on after our close_notify
     _peer_done = False  # the peer's close_notify has arrived
     _retry: bytes | memoryview | None = None  # refused by OpenSSL; goes first, unchanged
@@ -210,6 +211,41 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
         if self._peer_done:
             return True
         return self._producer is None and bool(self.disconnecting or self._half_closed)
+
+    def _flush_quickly(self) -> None:
+        """Send what one read has been answered with: `_flush` by its shortest way, if it is open.
+
+        While input takes its short way the connection is neither closing nor lost nor paused.
+        """
+        outbox, engine = self._outbox, self._engine
+        if (
+            not (self._fast and engine.seals)
+            or outbox.size > RECORD_SIZE
+            or self._full
+            or self._flushing
+            or self._half_closed
+            or self._retry is not None
+        ):
+            self._flush()
+            return
+        piece = outbox.take()
+        try:
+            ciphertext = engine.seal(piece)
+        except (WantReadError, WantWriteError):
+            # The identical call is repeated there, and what follows from its answer is done.
+            self._retry = piece
+            self._flush()
+            return
+        except Error as error:
+            self._openssl_failed(error)
+            return
+        self._flushing = True
+        try:
+            self._transmit(ciphertext)
+        finally:
+            self._flushing = False
+        if outbox.pieces:
+            self._flush()
 
     def _ended_meanwhile(self) -> bool:
         """Return whether a callback has ended TLS (a call, so that nobody assumes the answer)."""

@@ -180,6 +180,33 @@ class HandleEngineTests(PublicEngineTests):
     make = HandleEngine
 
 
+class SealTests(_Engines):
+    """Encrypting and fetching in one step, which only handles can."""
+
+    make = HandleEngine
+
+    def test_all_or_nothing(self) -> None:
+        """Whatever its size, a piece is encrypted whole, and all ciphertext is returned."""
+        for size in (1, RECORD, 5 * RECORD, 10 * RECORD):
+            data = bytes(range(256)) * (size // 256) or b"x"
+            self.client.bio_write(self.engine.seal(memoryview(data)))
+            got = b""
+            while len(got) < len(data):
+                got += self.client.recv(RECORD)
+            self.assertEqual(got, data)
+        self.assertEqual(self.engine.drain(), b"")
+
+    def test_errors(self) -> None:
+        """What OpenSSL refuses is raised as by pyOpenSSL."""
+        self.engine.shutdown()
+        self.assertRaises(SSL.Error, self.engine.seal, b"x")
+
+    def test_only_handles(self) -> None:
+        """The public way can be refused in the middle, so it has no such step."""
+        self.assertFalse(Engine.seals)
+        self.assertRaises(NotImplementedError, Engine(self.client).seal, b"x")
+
+
 class HandleEngine12Tests(PublicEngineTests):
     """The same with pyOpenSSL's handles and TLS 1.2."""
 
@@ -307,6 +334,111 @@ class ManyRecordsTests(SynchronousTestCase):
         self.assertIn("bad record mac", str(self.wired.server_app.reasons[0].value))
 
 
+class AnswerTests(SynchronousTestCase):
+    """Answers to one read, by the short way where it is open."""
+
+    def wired(self, **options: Any) -> Wired:
+        wired = Wired(**options).handshake()
+        wired.server_app.echo()
+        return wired
+
+    def test_in_one_write(self) -> None:
+        """Several writes leave as one record."""
+        wired = self.wired()
+        tls = wired.server_app.tls
+        wired.server_app.on_data = lambda data: [tls.write(b"a"), tls.writeSequence([b"b", b"c"])]
+        wired.client_app.tls.write(b"x")
+        wired.flush()
+        self.assertEqual(wired.client_app.pieces, [3])
+
+    def test_for_a_full_transport(self) -> None:
+        """Nothing is encrypted for a transport that has enough; it waits, in order."""
+        wired = self.wired()
+        wired.server.transport_full()
+        wired.client_app.tls.write(b"one")
+        wired.flush()
+        wired.client_app.tls.write(b"two")
+        wired.flush()
+        self.assertEqual(wired.client_app.received, b"")
+        wired.server.transport_ready()
+        wired.flush()
+        self.assertEqual(wired.client_app.received, b"onetwo")
+
+    def test_and_a_goodbye(self) -> None:
+        """An answer before a close, of both halves or one, arrives before it."""
+        for close in ("loseConnection", "loseWriteConnection"):
+            wired = Wired().handshake()
+
+            def answer(data: bytes, wired: Wired = wired, close: str = close) -> None:
+                wired.server_app.tls.write(b"bye")
+                getattr(wired.server_app.tls, close)()
+
+            wired.server_app.on_data = answer
+            wired.client_app.tls.write(b"x")
+            wired.flush()
+            self.assertEqual(wired.client_app.received, b"bye")
+            self.assertEqual(len(wired.client_app.reasons), 1, close)
+
+    def test_on_a_transport_that_answers_at_once(self) -> None:
+        """What is written from within the transport's write follows, once and in order."""
+        wired = self.wired()
+        server, transport = wired.server, wired.server.transport
+        write = transport.write
+        more = [b"2", b"3"]
+
+        def answered(data: bytes) -> None:
+            write(data)
+            if more:
+                server.write(more.pop(0))
+
+        transport.write = answered
+        wired.client_app.tls.write(b"1")
+        wired.flush()
+        wired.clock.advance(1)
+        wired.flush()
+        self.assertEqual(wired.client_app.received, b"123")
+
+    def test_large(self) -> None:
+        """More than a record is no matter for the short way, and arrives."""
+        wired = Wired().handshake()
+        large = bytes(range(256)) * 1000
+        wired.server_app.on_data = lambda data: wired.server_app.tls.write(large)
+        wired.client_app.tls.write(b"x")
+        wired.flush()
+        self.assertEqual(bytes(wired.client_app.received), large)
+
+    def test_that_cannot_be_encrypted(self) -> None:
+        """OpenSSL's error ends the connection, and the application hears of it."""
+        wired = self.wired()
+        wired.server._engine.connection.shutdown()
+        wired.client_app.tls.write(b"x")
+        wired.flush()
+        self.assertEqual(len(wired.server_app.reasons), 1)
+
+    def test_while_openssl_wants_to_read(self) -> None:
+        """A refusal for the moment is answered by the identical call, later."""
+        wired = self.wired(version=TLS12)
+        engine = wired.server._engine
+        asked = []
+
+        class Reluctant(HandleEngine):
+            def seal(self, data: bytes | memoryview) -> bytes:
+                asked.append(bytes(data))
+                raise SSL.WantReadError
+
+            def write(self, data: bytes | memoryview) -> int:
+                asked.append(bytes(data))
+                return super().write(data)
+
+        reluctant = Reluctant(engine.connection)
+        wired.server._engine = reluctant
+        wired.client_app.tls.write(b"x")
+        wired.flush()
+        self.assertEqual(asked, [b"x", b"x"])
+        self.assertEqual(wired.client_app.received, b"x")
+
+
+PublicAnswerTests = _without_handles(AnswerTests)
 PublicManyRecordsTests = _without_handles(ManyRecordsTests)
 PublicWritingTests = _without_handles(test_protocol.WritingTests)
 PublicAggregationTests = _without_handles(test_defects_data.AggregationTests)
