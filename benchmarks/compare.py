@@ -124,7 +124,11 @@ def measure(servers: Sequence[str], seconds: float, rounds: int) -> dict[str, di
         for name in servers:
             directory = scratch / name.replace(" ", "")
             directory.mkdir()
-            server = stack.enter_context(start(name, directory))
+            try:
+                server = stack.enter_context(start(name, directory))
+            except RuntimeError as error:
+                print(f"{name}: does not start, left out: {error}")
+                continue
             if server is None:
                 print(f"{name}: not installed, left out")
             else:
