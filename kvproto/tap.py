@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -340,13 +341,33 @@ def _fail(message: str) -> NoReturn:
     sys.exit(USAGE_STATUS)
 
 
+def _anchored(config: Config) -> Config:
+    """Return a configuration whose files stay the same when twistd changes its directory.
+
+    That happens between the first look at them and the opening of the control socket; a
+    reload would look for other files than the start.
+    """
+    files = _absolute_paths(config) | {"state_dir": config.state_directory.absolute()}
+    if config.nodes is not None:
+        files["nodes"] = replace(config.nodes, **_absolute_paths(config.nodes))
+    return replace(config, **files)
+
+
+def _absolute_paths(config: Config | NodeConfig) -> dict[str, Any]:
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: path.absolute() for name, path in values.items() if isinstance(path, Path)}
+
+
 def makeService(options: Options) -> IService:
     """Build the service that ``twistd kvtls`` runs."""
     from kvproto.service import KVTLSService
 
     assert options.kvtls_config is not None, "parseOptions() makes the configuration"
+    config = options.kvtls_config
+    if options.parent is not None and options.parent.get("rundir", ".") != ".":
+        config = _anchored(config)
     try:
-        service = KVTLSService(options.kvtls_config, signals=True)
+        service = KVTLSService(config, signals=True)
         service.probe()
     except ConfigError as error:
         _fail(str(error))

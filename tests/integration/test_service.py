@@ -13,6 +13,9 @@ import tempfile
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.ops.client import call
+from kvproto.ops.vocabulary import CONTROL_SOCKET
+from tests.integration import service as service_module
 from tests.integration.service import KvtlsProcess, run_kvtls
 from tests.integration.wire_client import packet, read_answer, read_answers, sasl_plain
 
@@ -285,6 +288,19 @@ class BadOptionTests(SynchronousTestCase):
         done = run_kvtls("--check")
         self.assertEqual((done.returncode, "ready" in done.stdout), (0, False), done.stderr)
         self.refused("--check", "--certificate", "/nonexistent/chain.pem")
+
+
+class RunDirectoryTests(SynchronousTestCase):
+    """``twistd --rundir`` changes the directory after the options have been looked at."""
+
+    def test_files_stay_where_they_are(self) -> None:
+        """Credentials, their reload and the control socket are where the names said at first."""
+        with tempfile.TemporaryDirectory() as elsewhere:
+            self.patch(service_module, "TWISTD", [*service_module.TWISTD, f"--rundir={elsewhere}"])
+            with KvtlsProcess("--state-dir", "state") as service:
+                verdict = call(service.state_dir / CONTROL_SOCKET, "reload", {"wait": True})
+                self.assertTrue(verdict["ok"], verdict)
+                self.assertEqual(os.listdir(elsewhere), [])
 
 
 class TLSVersionTests(SynchronousTestCase):
