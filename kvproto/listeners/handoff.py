@@ -164,11 +164,17 @@ class Handoff(VerifiedConnection, Protocol):
         if move.state is not before or move.deadline is not None:
             self._ledger.enter(entry, move.state, move.deadline, within)
         if (before, event) in PEER_FAULTS:
-            # A TLS layer of ours has told about its handshake, better than we could.
-            told = event is Event.HANDSHAKE_FAILED and ISecuredTransport.providedBy(self.transport)
-            self._notable = not told
+            self._notable = event is not Event.HANDSHAKE_FAILED or not self._told_by_tls()
         for action in move.actions:
             _ACTIONS[action](self)
+
+    def _told_by_tls(self) -> bool:
+        """Return whether a TLS layer of ours has told about its handshake, better than we could.
+
+        It is silent about what ended the connection below it: a bad PROXY header.
+        """
+        below = self._lost is not None and self._lost.check(HandoffError) is not None
+        return ISecuredTransport.providedBy(self.transport) and not below
 
     def _offer(self) -> None:
         """Ask the controller for an owner."""

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
+from OpenSSL.SSL import Error
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -550,8 +551,19 @@ class LogTests(SynchronousTestCase):
         """What a TLS layer of ours has told is not told again."""
         bench = Bench()
         _, transport = bench.connect()
-        transport.lose(HandoffError("no shared cipher"))
+        transport.lose(Error([("SSL routines", "", "no shared cipher")]))
         self.assertEqual(self.lines, [])
+
+    def test_end_below_tls_is_told(self) -> None:
+        """What ended a connection below TLS is told here: TLS knows nothing of it."""
+        bench = Bench()
+        _, transport = bench.connect()
+        transport.lose(HandoffError("no PROXY header"))
+        self.assertEqual(
+            "\n".join(self.lines),
+            "info: connection 1 from 192.0.2.1:4711 on data ended while handshaking: "
+            "no PROXY header",
+        )
 
     def test_ordinary_ends(self) -> None:
         """Clients that come and go are not worth a line."""
