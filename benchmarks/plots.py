@@ -18,7 +18,8 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
     mpl.use("svg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    drawn: tuple[Any, Any] = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    return drawn
 
 
 def ratios(table: Mapping[str, Mapping[str, float]], columns: Sequence[str], path: Path) -> None:
