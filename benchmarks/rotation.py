@@ -28,8 +28,16 @@ def rotate(directory: Path, authority: Authority) -> None:
     (directory / "chain.pem").write_bytes(identity.chain_pem)
     (directory / "key.pem").write_bytes(identity.key_pem)
     subprocess.run(
-        [sys.executable, "-m", "kvproto.cli", "--state-dir", str(directory / "state")]
-        + ["reload", "--wait", "--allow-fewer-names"],
+        [
+            sys.executable,
+            "-m",
+            "kvproto.cli",
+            "--state-dir",
+            str(directory / "state"),
+            "reload",
+            "--wait",
+            "--allow-fewer-names",
+        ],
         check=True,
         stdout=subprocess.DEVNULL,
     )
