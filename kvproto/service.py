@@ -284,6 +284,8 @@ def check(config: Config) -> list[str]:
         ConfigError: Something cannot be used.
     """
     service = KVTLSService(config)
+    for description in config.listen:
+        probe(_reactor_or_global(None), description, may_be_taken=True)
     rotations = [service.rotation]
     if service.nodes is not None:
         rotations.append(service.nodes.rotation)

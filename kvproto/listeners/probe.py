@@ -133,13 +133,22 @@ def validate(reactor: Any, description: str, option: str = "--listen") -> None:
     _listen(_Nowhere(reactor), description, option)
 
 
-def probe(reactor: Any, description: str, option: str = "--listen") -> None:
+def probe(
+    reactor: Any, description: str, option: str = "--listen", *, may_be_taken: bool = False
+) -> None:
     """Check that an endpoint description makes sense and that its address is free.
+
+    Args:
+        reactor: For what the endpoint's parser asks of one.
+        description: As for `twisted.internet.endpoints.serverFromString`.
+        option: What the operator calls it.
+        may_be_taken: Whether an address on which somebody listens is good as well, e.g. the
+            service whose next configuration is being tried.
 
     Raises:
         ConfigError: It does not, or is not; says why.
     """
-    _listen(_BindAndLetGo(reactor), description, option)
+    _listen(_BindAndLetGo(reactor), description, option, may_be_taken=may_be_taken)
 
 
 _NOT_PASSED = (
@@ -161,7 +170,12 @@ def _check_passed(descriptor: int, description: str, option: str) -> None:
     raise ConfigError(option, f"{description!r}: the socket that was passed does not listen")
 
 
-def _listen(reactor: Any, description: str, option: str) -> None:
+def _is_taken(failure: Any) -> bool:
+    cause = getattr(failure.value, "socketError", None)
+    return getattr(cause, "errno", None) == errno.EADDRINUSE
+
+
+def _listen(reactor: Any, description: str, option: str, *, may_be_taken: bool = False) -> None:
     kind = description.partition(":")[0]
     if kind in SECURED_ALREADY:
         raise ConfigError(
@@ -187,5 +201,5 @@ def _listen(reactor: Any, description: str, option: str) -> None:
         raise ConfigError(option, f"{description!r} does not listen: use tcp: or unix:")
     failures: list[Any] = []
     endpoint.listen(Factory()).addErrback(failures.append)
-    if failures:
+    if failures and not (may_be_taken and _is_taken(failures[0])):
         raise ConfigError(option, f"{description!r}: {why_not_listening(failures[0])}")

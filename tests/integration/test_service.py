@@ -288,6 +288,14 @@ class BadOptionTests(SynchronousTestCase):
         done = run_kvtls("--check")
         self.assertEqual((done.returncode, "ready" in done.stdout), (0, False), done.stderr)
         self.refused("--check", "--certificate", "/nonexistent/chain.pem")
+        self.refused("--check", "--listen", "unix:/nonexistent/kv.sock")
+
+    def test_check_beside_the_service(self) -> None:
+        """What is served already can be tried: its port is not in the way."""
+        with KvtlsProcess() as service:
+            listen = f"tcp:{service.port}:interface=127.0.0.1"
+            done = run_kvtls("--check", "--listen", listen)
+            self.assertEqual(done.returncode, 0, done.stderr)
 
 
 class RunDirectoryTests(SynchronousTestCase):

@@ -44,6 +44,14 @@ class ProbeTests(SynchronousTestCase):
             self.assertIn("the address is in use", self.refused(description))
             validate(self.reactor, description)
 
+    def test_taken_by_the_service_itself(self) -> None:
+        """A configuration can be tried while it is served; an address of nobody is no good."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            description = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            probe(self.reactor, description, may_be_taken=True)
+        for description in ("tcp:0:interface=192.0.2.1", "unix:/nonexistent/kv.sock"):
+            self.assertRaises(ConfigError, probe, self.reactor, description, may_be_taken=True)
+
     def test_unix_sockets(self) -> None:
         """A socket that somebody serves is taken, one that was left behind is not."""
         with tempfile.TemporaryDirectory() as directory:
