@@ -33,7 +33,7 @@ from kvproto.testing.certificates import root_authority
 from kvproto.tls import CredentialFiles, ServerPolicy
 from kvproto.tls.files import Purpose
 from tests.dist.pairs import Pair, make_node
-from tests.listeners.support import FakeEndpoint
+from tests.listeners.support import FakeEndpoint, LivelyTransport
 
 OK = RestartReport()
 NEEDED: dict[str, Any] = {
@@ -382,6 +382,21 @@ class NodeServiceTests(ServiceCase):
         self.assertEqual((verdict.generation, report), (2, OK))
         self.assertEqual(service.acceptor.status()["state"], "stopped")
         self.assertIs(self.successResultOf(service.open()), True)
+        self.stop(service)
+
+    def test_rotated_while_it_leaves(self) -> None:
+        """New credentials wait for the links that a stop is still ending."""
+        service = self.start()
+        transport = LivelyTransport(self.reactor)
+        service.acceptor._binding._port.connect(transport)
+        closed = service.close()
+        self.write()
+        rotated = service.rotate()
+        self.assertNoResult(rotated)
+        self.reactor.advance(0)
+        self.assertTrue(transport.gone)
+        self.successResultOf(closed)
+        self.assertEqual(self.successResultOf(rotated)[1], OK)
         self.stop(service)
 
     def test_calls_with_the_serving_generation(self) -> None:

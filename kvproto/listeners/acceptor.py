@@ -258,8 +258,9 @@ class AcceptorService(Service):
         self._cancel_retry()
         self._answer_waiting(False)
         self._binding.pause()
-        self._settle_live()
+        # In the queue before anybody hears of it: what they ask for then comes after the end.
         stopped: Deferred[None] = self._serial.run("stop", self._stop)
+        self._settle_live()
         return stopped
 
     def _settle_live(self) -> None:

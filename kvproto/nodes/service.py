@@ -336,11 +336,13 @@ class NodeService(Service):
         return self._restarts.begin().addCallback(_restarted)
 
     async def _restart_listener(self) -> list[str]:
-        """Restart the listener, and so end what it accepted; return its name if it is down."""
-        if not self.acceptor.running:
-            return []
+        """Restart the listener, and so end what it accepted; return its name if it is down.
+
+        Where the listener is being stopped, this waits until all it accepted is gone.
+        """
         result = await self.acceptor.restart(OnRotate.DISCONNECT)
-        return [] if result["state"] == "listening" else [LISTENER]
+        wanted = bool(self.acceptor.running)
+        return [LISTENER] if wanted and result["state"] != "listening" else []
 
     # seeing
 

@@ -328,6 +328,28 @@ class StopTests(AcceptorCase):
         self.successResultOf(stopped)
         self.assert_nothing_left()
 
+    def test_restart_asked_for_by_who_is_stopped(self) -> None:
+        """Whoever asks for a restart on hearing of the stop waits until all are gone."""
+        self.start()
+        asked: list[Deferred[Any]] = []
+
+        class Asking(DrainableOwner):
+            def drain(owner) -> Deferred[None]:
+                asked.append(self.acceptor.restart(OnRotate.DISCONNECT))
+                return super().drain()
+
+        self.controller.answer = Asking()
+        first = self.connect()
+        self.controller.answer = DrainableOwner()
+        second = self.connect()
+        stopped = self.acceptor.stopService()
+        first.lose()
+        self.assertNoResult(asked[0])
+        second.lose()
+        self.successResultOf(stopped)
+        self.assertEqual(self.successResultOf(asked[0])["state"], "stopped")
+        self.assert_nothing_left()
+
     def test_stop_cuts_a_drain_short(self) -> None:
         """A stop during a long drain takes the time of a stop, not of the drain."""
         self.start(drain_timeout=3.0)
