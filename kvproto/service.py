@@ -133,6 +133,7 @@ class KVTLSService(MultiService):
             factory: Any = KVTLSFactory(self.rotation.contexts, False, handoffs, self._reactor)
             factory.handshake_timeout = config.handshake_timeout
             factory.close_timeout = config.close_timeout
+            factory.serves = True
             secured: IProtocolFactory = factory
             return secured
 

@@ -281,7 +281,10 @@ class ClosingTLS(OutgoingTLS):
             return
         self._ended = self._mute = True
         clean = self._lostTLSConnection or self._handshakeDone
-        if not (self._lostTLSConnection or self._aborted or self._app_failed):
+        # After a reset OpenSSL has nothing to say about how it ended, and while input takes its
+        # short way it holds none: then there is nothing to ask it for.
+        nothing_left = self._fast and reason.check(ConnectionLost)
+        if not (self._lostTLSConnection or self._aborted or self._app_failed or nothing_left):
             self._read_last()
         self._lostTLSConnection = True
         self._cancel_calls()

@@ -168,12 +168,13 @@ class KVTLSProtocol(IncomingTLS):
         if failure is not None:
             self._abort_transport()
             return
-        self._reading = True
-        try:
-            self._handshake(first=True)
-        finally:
-            self._reading = False
-        self._is_client = self._given > 0
+        if not getattr(self.factory, "serves", False):
+            self._reading = True
+            try:
+                self._handshake(first=True)
+            finally:
+                self._reading = False
+            self._is_client = self._given > 0
         if self._unfed or self._outbox.pieces:
             self._drive()
 
@@ -255,6 +256,10 @@ class KVTLSFactory(TLSMemoryBIOFactory):
     """
 
     protocol = KVTLSProtocol
+
+    serves = False
+    """Whether all its connections are a server's; set by who knows.  Then OpenSSL is not asked
+    before the peer's first bytes whether they are there."""
 
     def buildProtocol(self, addr: IAddress) -> KVTLSProtocol | None:  # type: ignore[override]
         """Wrap the inner factory's protocol; None, to refuse the connection, stays None."""

@@ -7,7 +7,12 @@ from itertools import accumulate
 from typing import Any
 
 from OpenSSL import SSL
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.main import CONNECTION_LOST
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import directlyProvides
 
 from kvproto.testing.contexts import TLS12, TLS13, client_context, server_context
 from kvproto.tls import _handles
@@ -332,6 +337,61 @@ class ManyRecordsTests(SynchronousTestCase):
         self.assertEqual(self.pieces, [b"a"])
         self.wired.flush()
         self.assertIn("bad record mac", str(self.wired.server_app.reasons[0].value))
+
+
+class CountingContext:
+    """Makes server connections that count how often they are asked to shake hands."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def serverConnectionForTLS(self, protocol: object) -> Any:
+        counting = self
+
+        class Counted(SSL.Connection):
+            def do_handshake(self) -> None:
+                counting.asked += 1
+                super().do_handshake()
+
+        connection = Counted(server_context(), None)
+        connection.set_accept_state()
+        return connection
+
+
+class ServesTests(SynchronousTestCase):
+    """Factories that know that they serve."""
+
+    def test_openssl_is_asked_when_there_is_something(self) -> None:
+        """Not at the connection, but with the first bytes; the handshake ends all the same."""
+        for serves, asked in ((False, 1), (True, 0)):
+            context = CountingContext()
+            directlyProvides(context, IOpenSSLServerConnectionCreator)
+            wired = Wired(server_tls=context)
+            wired.server_factory.serves = serves  # type: ignore[attr-defined]
+            wired.connect()
+            self.assertEqual(context.asked, asked)
+            wired.flush()
+            self.assertEqual(wired.server_app.handshakes, 1)
+            wired.server_app.echo()
+            wired.client_app.tls.write(b"x")
+            wired.flush()
+            self.assertEqual(wired.client_app.received, b"x")
+
+    def test_its_deadline_runs(self) -> None:
+        """A peer that says nothing is dropped all the same."""
+        wired = Wired()
+        wired.server_factory.serves = True  # type: ignore[attr-defined]
+        wired.connect()
+        wired.pair.client.unsent.clear()
+        wired.clock.advance(10)
+        self.assertTrue(wired.pair.server.aborted)
+
+    def test_a_reset_after_the_last_record(self) -> None:
+        """With nothing left to decrypt it is a lost connection, told once."""
+        wired = Wired().handshake()
+        wired.server.connectionLost(Failure(CONNECTION_LOST))
+        self.assertIsInstance(wired.server_app.reasons[0].value, ConnectionLost)
+        self.assertEqual(len(wired.server_app.reasons), 1)
 
 
 class AnswerTests(SynchronousTestCase):
