@@ -8,6 +8,7 @@ memcached whose CPU time counts as well.
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,8 @@ __all__ = ["SERVERS", "Running", "Workplace", "start"]
 
 START_SECONDS = 10
 TICKS = os.sysconf("SC_CLK_TCK")
+FRONTED_CONNECTIONS = min(25_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100)
+"""A front needs two descriptors for each; HAProxy does not start without them."""
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
 
 
@@ -147,7 +150,7 @@ def haproxy(port: int, place: Workplace) -> list[list[str]]:
     """HAProxy in front of memcached."""
     back = free_port()
     text = f"""global
- maxconn 25000
+ maxconn {FRONTED_CONNECTIONS}
  nbthread 1
 defaults
  mode tcp
