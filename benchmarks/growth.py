@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.compare import build, load
 from benchmarks.plots import curves
-from benchmarks.servers import start
+from benchmarks.servers import Running, start
 
 SERVERS = ("memcached TLS", "kvtls")
 
@@ -75,6 +75,24 @@ SERIES = {
 }
 
 
+def _steady(
+    program: Path, server: Running, seconds: float, options: Sequence[str], connections: int
+) -> float:
+    """Return the cost per operation once everybody is connected.
+
+    The difference between a longer and a shorter load: both begin with the same handshakes, which
+    for thousands of connections are most of the work of some seconds.
+    """
+    short = 3 + connections // 400
+    totals = []
+    for duration in (short, short + max(3, round(seconds))):
+        before = server.cpu_seconds()
+        _, figures = load(program, server, duration, options, connections)
+        totals.append((server.cpu_seconds() - before, float(figures["ops/s"]) * duration))
+    (less, few), (more, many) = totals
+    return (more - less) / (many - few) * 1e6
+
+
 def measure(series: Series, program: Path, seconds: float) -> dict[str, list[tuple[float, float]]]:
     """Return server -> points (size, microseconds per operation)."""
     points: dict[str, list[tuple[float, float]]] = {}
@@ -100,10 +118,13 @@ def _at_size(series: Series, size: int, program: Path, seconds: float) -> dict[s
                 running.append(server)
                 if series.prepare:
                     load(program, server, 1, series.prepare.format(size).split())
+        options = series.options.format(size).split()
         for _ in range(2):
             for server in running:
-                options = series.options.format(size).split()
-                cost, _ = load(program, server, seconds, options, connections)
+                if series.connections is None:
+                    cost = _steady(program, server, seconds, options, connections)
+                else:
+                    cost, _ = load(program, server, seconds, options, connections)
                 costs.setdefault(server.name, []).append(cost)
     return {name: min(found) for name, found in costs.items()}
 
