@@ -286,7 +286,7 @@ def check(config: Config) -> list[str]:
     """
     service = KVTLSService(config)
     for description in config.listen:
-        probe(_reactor_or_global(None), description, may_be_taken=True)
+        probe(service._reactor, description, may_be_taken=True)
     rotations = [service.rotation]
     if service.nodes is not None:
         rotations.append(service.nodes.rotation)
