@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Callable
 
 from kvproto.store.document import Document, Key, Refusal
-from kvproto.store.shelf import Shelf
+from kvproto.store.expiry import deadline
+from kvproto.store.shelf import ITEM_OVERHEAD, Shelf
 
 __all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "Rules"]
 
@@ -20,6 +21,8 @@ DEFAULT_MEMORY_LIMIT = 64 << 20
 
 DEFAULT_MAX_VALUE = 20 << 20
 """Bytes of one value; Couchbase's ``max_item_size``."""
+
+_new = object.__new__
 
 
 class Rules(Shelf):
@@ -39,13 +42,17 @@ class Rules(Shelf):
         self.uuid = secrets.randbits(48) if uuid is None else uuid
         self._max_item = memory_limit if max_item is None else max_item
         self._max_value = max_value
+        self._plain_size = min(max_value, self._max_item)
         self._cas = 0
+        self._cas_until = 0.0
 
     # -- reading --------------------------------------------------------------
 
     def get(self, key: Key) -> Document | None:
         """Read a document; see `IStore.get`."""
-        document = self._find(key)
+        # The interpreter calls locals sooner than what an instance keeps.
+        find = self._find
+        document = find(key)
         if document is None:
             self._get_misses += 1
             return None
@@ -60,7 +67,8 @@ class Rules(Shelf):
             if document.locked_until and document.locked_until <= now:
                 document.locked_until = 0.0
         self._get_hits += 1
-        self._use(key)
+        use = self._use
+        use(key)
         return document
 
     # -- the rules that operations share --------------------------------------
@@ -87,10 +95,16 @@ class Rules(Shelf):
         So a CAS grows even when the clock does not, tells when a document changed, and is not
         repeated by the next process.  Source: kv_engine's hybrid logical clock.
         """
-        cas = int(now * 1e9) & 0x7FFFFFFF_FFFF0000
+        nanoseconds = now * 1e9
+        if nanoseconds < self._cas_until:
+            # The clock has not moved on by 65536 since: spare the arithmetic of large numbers.
+            self._cas = cas = self._cas + 1
+            return cas
+        cas = int(nanoseconds) & 0x7FFFFFFF_FFFF0000
         if cas <= self._cas:
             cas = self._cas + 1
         self._cas = cas
+        self._cas_until = float((cas | 0xFFFF) + 1)
         return cas
 
     def _change(
@@ -141,6 +155,67 @@ class Rules(Shelf):
                     self._no_memory += 1
                 return refusal
         self._seqno += 1
+        return document
+
+    def _set_plainly(
+        self, key: bytes, value: bytes, flags: int, expiry: int, datatype: int
+    ) -> Document | None:
+        """Store where nothing is in the way, as nearly always; it takes half of the time.
+
+        The same as `_live`, `_commit`, `_keep` and `_put` one after the other, less what they
+        do in other cases.
+
+        Returns:
+            None when there is more to consider; nothing has been changed then.
+        """
+        find, clock = self._find, self._now
+        now = clock()
+        old = find(key)
+        expires_at = deadline(expiry, now) if expiry else 0.0
+        size = len(value)
+        item_size = size + len(key)
+        if old is None:
+            growth = item_size + ITEM_OVERHEAD
+        elif (
+            old.locked_until or old.xattrs is not None or (old.expires_at and old.expires_at <= now)
+        ):
+            return None
+        else:
+            growth = size - len(old.value)
+        if (
+            item_size > self._plain_size
+            or self._used + growth > self._limit
+            or self._due.first <= now
+            or self._garbage
+            or self._sweeping
+            or self._tombstones
+            or (expires_at and expires_at <= now)
+        ):
+            return None
+        self._cmd_set += 1
+        self._total_items += 1
+        self._used += growth
+        self._seqno += 1
+        # What ``Document(...)`` does, in 0.6 of the time.
+        document = _new(Document)
+        document.value = value
+        document.flags = flags
+        document.cas = self._next_cas(now)
+        document.expires_at = expires_at
+        document.locked_until = 0.0
+        document.seqno = self._seqno
+        document.datatype = datatype
+        document.due = document.kind = 0
+        document.xattrs = None
+        document.deleted = False
+        if old is not None:
+            if value is old.value:
+                document.kind = old.kind
+            use = self._use
+            use(key)
+        self._items[key] = document
+        if expires_at:
+            self._schedule(key, document, old)
         return document
 
     def _entomb(

@@ -1,0 +1,201 @@
+"""The short way of SET does what the general way does, to the last counter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.store import (
+    DocFlag,
+    Document,
+    Key,
+    MemoryStore,
+    MutationSpec,
+    PathFlag,
+    PathOp,
+    Refusal,
+)
+from kvproto.store.jsontext import Kind
+from kvproto.store.shelf import ITEM_OVERHEAD
+from tests.store.test_stateful import START, check_books
+
+keys: st.SearchStrategy[Key] = st.sampled_from([b"a", b"a", b"b", b"long" * 20, (8, b"a")])
+values = st.sampled_from([b"", b"1", bytes(300), bytes(301), bytes(2000)])
+expiries = st.sampled_from([0, 0, 1, 1, 5, int(START) - 1])
+WITH_XATTR = [MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b"1")]
+
+
+class Careful(MemoryStore):
+    """A store without the short way."""
+
+    def _set_plainly(self, *_: Any) -> None:
+        return None
+
+
+class Pair(RuleBasedStateMachine):
+    """Asks a store with the short way and one without the same, and compares everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.clock.rightNow = START
+
+    @initialize(
+        limit=st.sampled_from([3 * ITEM_OVERHEAD, 10_000, 1 << 30]),
+        evict=st.booleans(),
+        max_item=st.sampled_from([None, 302, 500]),
+        max_value=st.sampled_from([300, 1 << 20]),
+    )
+    def make(self, limit: int, evict: bool, max_item: int | None, max_value: int) -> None:
+        self.stores = [
+            kind(self.clock.seconds, limit, evict, max_item, max_value=max_value, uuid=1)
+            for kind in (MemoryStore, Careful)
+        ]
+
+    def both(self, ask: Callable[[MemoryStore], Any]) -> Any:
+        """Ask both stores; return the one answer."""
+        answers = [ask(store) for store in self.stores]
+        assert answers[0] == answers[1]
+        return answers[0]
+
+    @rule(key=keys, value=values, expiry=expiries, flags=st.integers(0, 1), kind=st.integers(0, 1))
+    def set_plainly(self, key: Key, value: bytes, expiry: int, flags: int, kind: int) -> None:
+        self.both(lambda store: store.set(key, value, flags, expiry, datatype=kind))
+
+    @rule(key=keys, expiry=expiries, keep=st.booleans())
+    def set_what_is_there(self, key: Key, expiry: int, keep: bool) -> None:
+        """The very same value keeps what is known of it."""
+
+        def ask(store: MemoryStore) -> Any:
+            found = store.get(key)
+            if found is None:
+                return None
+            found.kind = Kind.JSON
+            return store.set(key, found.value, 0, expiry, preserve_expiry=keep)
+
+        self.both(ask)
+
+    @rule(key=keys, value=values, right=st.booleans())
+    def set_with_cas(self, key: Key, value: bytes, right: bool) -> None:
+        def ask(store: MemoryStore) -> Any:
+            found = store.get(key)
+            return store.set(key, value, cas=found.cas if found and right else 7)
+
+        self.both(ask)
+
+    @rule(key=keys)
+    def add_attribute(self, key: Key) -> None:
+        self.both(lambda store: store.mutate_in(key, WITH_XATTR, DocFlag.MKDOC))
+
+    @rule(key=keys)
+    def delete(self, key: Key) -> None:
+        self.both(lambda store: store.delete(key))
+
+    @rule(key=keys, expiry=expiries)
+    def touch(self, key: Key, expiry: int) -> None:
+        self.both(lambda store: store.touch(key, expiry))
+
+    @rule(key=keys, what=st.sampled_from(["lock", "flush", "flush later", "drop"]))
+    def seldom(self, key: Key, what: str) -> None:
+        asked: dict[str, Callable[[MemoryStore], Any]] = {
+            "lock": lambda store: store.get_and_lock(key, 1),
+            "flush": lambda store: store.flush(0),
+            "flush later": lambda store: store.flush(1),
+            "drop": lambda store: store.drop_collection(8),
+        }
+        self.both(asked[what])
+
+    @rule(seconds=st.sampled_from([1e-6, 0.25, 1.0, 1.0, 1.0, 2.0, 4 * 86400.0, -0.5]))
+    def wait(self, seconds: float) -> None:
+        self.clock.rightNow += seconds
+
+    @invariant()
+    def everything_is_the_same(self) -> None:
+        if not hasattr(self, "stores"):
+            return
+        for store in self.stores:
+            check_books(store)
+        self.both(everything_in)
+
+
+def everything_in(store: MemoryStore) -> Any:
+    """Return all that a store keeps, order of use included."""
+    plain = {name: value for name, value in vars(store).items() if type(value) in {int, float}}
+    tables = [store._items, store._tombstones, *store._garbage]
+    return (
+        plain,
+        [[(key, asdict(document)) for key, document in table.items()] for table in tables],
+        store._due._keys,
+        store._collections,
+        store._sweeping,
+        store._dropped,
+    )
+
+
+class PlainTests(SynchronousTestCase):
+    """`MemoryStore.set` with and without its short way."""
+
+    def test_same(self) -> None:
+        """Any sequence of operations, with time passing, leaves both stores the same."""
+        Pair.TestCase.settings = settings(
+            max_examples=400,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        )
+        case = Pair.TestCase()
+        case.runTest()
+
+    def test_it_is_taken(self) -> None:
+        """New and known keys, with expiry and without, go the short way."""
+
+        class Short(MemoryStore):
+            def _keep(self, *_: Any) -> Any:
+                raise AssertionError("the general way")
+
+        store = Short(lambda: START)
+        for _ in range(2):
+            for expiry in (0, 10):
+                self.assertIsInstance(store.set(b"a", b"1", 5, expiry, datatype=1), Document)
+                store.set(b"b", b"")
+        self.assertRaises(AssertionError, store.set, (8, b"a"), b"")
+
+    def test_it_gives_up_before_it_changes_anything(self) -> None:
+        """What is refused is counted once, by the general way."""
+        store = MemoryStore(lambda: START, max_value=10)
+        self.assertIs(store.set(b"a", bytes(11)), Refusal.TOO_BIG)
+        store.set(b"a", b"")
+        store.get_and_lock(b"a", 10)
+        self.assertIs(store.set(b"a", b""), Refusal.LOCKED)
+        stats = store.stats()
+        self.assertEqual([stats["cmd_set"], stats["total_items"]], [3, 1])
+
+    def test_the_expired(self) -> None:
+        """A document that has expired is no old one, also in the second before chores find it."""
+        clock = Clock()
+        clock.rightNow = START
+        for wait, reclaimed in ((1.0, 1), (2.0, 2)):
+            store = MemoryStore(clock.seconds)
+            store.set(b"a", b"1", 0, 1)
+            store.set(b"b", b"1", 0, 1)
+            clock.advance(wait)
+            store.set(b"a", b"1")
+            self.assertEqual(store.stats()["reclaimed"], reclaimed)
+
+    @settings(deadline=None)
+    @given(st.lists(st.floats(0, 2e9) | st.floats(1.7e9, 1.7e9 + 1e-3), max_size=50))
+    def test_cas(self, moments: list[float]) -> None:
+        """A CAS is the clock's nanoseconds less their low 16 bits, or the last one and one."""
+        store = MemoryStore(lambda: 0.0)
+        last = 0
+        for moment in moments:
+            cas = store._next_cas(moment)
+            self.assertEqual(cas, max(last + 1, int(moment * 1e9) & 0x7FFFFFFF_FFFF0000))
+            last = cas
