@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -223,7 +223,9 @@ class Running:
             pid = todo.pop()
             yield pid
             for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                todo += [int(child) for child in task.read_text(encoding="ascii").split()]
+                # stunnel's threads come and go with their connections.
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    todo += [int(child) for child in task.read_text(encoding="ascii").split()]
 
     def cpu_seconds(self) -> float:
         """User and system time of all its processes so far."""
