@@ -56,7 +56,7 @@ class MemoryStore(Partial):
     ) -> Document | Refusal:
         """Store whatever was there before; see `IStore.set`."""
         if not cas and not preserve_expiry and key.__class__ is bytes:
-            document = self._set_plainly(key, value, flags, expiry, datatype)
+            document = self.set_plainly(key, value, flags, expiry, datatype)
             if document is not None:
                 return document
         self._cmd_set += 1

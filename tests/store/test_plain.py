@@ -26,7 +26,7 @@ from kvproto.store.jsontext import Kind
 from kvproto.store.shelf import ITEM_OVERHEAD
 from tests.store.test_stateful import START, check_books
 
-keys: st.SearchStrategy[Key] = st.sampled_from([b"a", b"a", b"b", b"long" * 20, (8, b"a")])
+keys: st.SearchStrategy[Key] = st.sampled_from([b"a", b"a", b"b" * 80, (8, b"a"), (8, b"b")])
 values = st.sampled_from([b"", b"1", bytes(300), bytes(301), bytes(2000)])
 expiries = st.sampled_from([0, 0, 1, 1, 5, int(START) - 1])
 WITH_XATTR = [MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b"1")]
@@ -35,7 +35,7 @@ WITH_XATTR = [MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b"1")]
 class Careful(MemoryStore):
     """A store without the short way."""
 
-    def _set_plainly(self, *_: Any) -> None:
+    def set_plainly(self, *_: Any) -> None:
         return None
 
 
@@ -102,7 +102,7 @@ class Pair(RuleBasedStateMachine):
     def touch(self, key: Key, expiry: int) -> None:
         self.both(lambda store: store.touch(key, expiry))
 
-    @rule(key=keys, what=st.sampled_from(["lock", "flush", "flush later", "drop"]))
+    @rule(key=keys, what=st.sampled_from(["lock", "flush", "flush later", "drop", "drop"]))
     def seldom(self, key: Key, what: str) -> None:
         asked: dict[str, Callable[[MemoryStore], Any]] = {
             "lock": lambda store: store.get_and_lock(key, 1),
@@ -154,17 +154,18 @@ class PlainTests(SynchronousTestCase):
         case.runTest()
 
     def test_it_is_taken(self) -> None:
-        """New and known keys, with expiry and without, go the short way."""
+        """New and known keys, with expiry and without, go the short way, in a full store too."""
 
         class Short(MemoryStore):
             def _keep(self, *_: Any) -> Any:
                 raise AssertionError("the general way")
 
-        store = Short(lambda: START)
+        store = Short(lambda: START, 2 * ITEM_OVERHEAD)
         for _ in range(2):
             for expiry in (0, 10):
                 self.assertIsInstance(store.set(b"a", b"1", 5, expiry, datatype=1), Document)
                 store.set(b"b", b"")
+        self.assertNotEqual(store.stats()["evictions"], 0)
         self.assertRaises(AssertionError, store.set, (8, b"a"), b"")
 
     def test_it_gives_up_before_it_changes_anything(self) -> None:

@@ -278,6 +278,7 @@ def check_books(store: MemoryStore) -> None:
 
     tables = [store._items, store._tombstones, *store._garbage]
     assert store._used == sum(_footprint(*item) for table in tables for item in table.items())
+    assert not store._items.keys() & store._tombstones.keys()
     named = {key for key in store._items if isinstance(key, tuple)}
     indexed = {key for index in store._collections.values() for key in index}
     swept = {key for _, index in store._sweeping for key in index}
