@@ -131,7 +131,8 @@ class KVTLSService(MultiService):
 
         def with_tls(handoffs: IProtocolFactory) -> IProtocolFactory:
             factory: Any = KVTLSFactory(self.rotation.contexts, False, handoffs, self._reactor)
-            factory.handshake_timeout = config.handshake_timeout
+            # The ledger has the deadline, and counts from accept() on.
+            factory.handshake_timeout = None
             factory.close_timeout = config.close_timeout
             factory.serves = True
             secured: IProtocolFactory = factory

@@ -100,6 +100,10 @@ class Entry:
     rank: Rank = Rank.SILENT
     counted: bool = False
 
+    def describe_peer(self) -> str:
+        """Return the peer as logs show it."""
+        return describe_peer(self.peer)
+
 
 def host_of(peer: IAddress | None) -> str:
     """Return the peer's address without its port, ``""`` when it has none."""

@@ -26,6 +26,7 @@ from twisted.internet.interfaces import (
     ISystemHandle,
     ITCPTransport,
 )
+from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -42,6 +43,12 @@ __all__ = ["Handoff", "HandoffFactory"]
 
 txaio.use_twisted()
 log = txaio.make_logger()  # type: ignore[attr-defined]
+
+_LEFT = (ConnectionDone, ConnectionLost, ConnectionAborted)
+"""How peers go away without a fault of the handshake."""
+
+_LOST_WORDS = " ".join(str(CONNECTION_LOST).split())
+"""How most connections end; Twisted would put the words together anew each time."""
 
 _BEFORE_CLIENT_HELLO = b"before SSL initialization"
 """OpenSSL's name for a server that has not seen a whole ClientHello yet."""
@@ -96,7 +103,7 @@ class Handoff(VerifiedConnection, Protocol):
             return
         transport = self.transport
         peer = transport.getPeer()
-        if peer != entry.peer:
+        if peer is not entry.peer and peer != entry.peer:
             self._ledger.moved_behind_proxy(entry, peer)
         if ISecuredTransport.providedBy(transport):
             entry.generation = transport.generation
@@ -138,10 +145,10 @@ class Handoff(VerifiedConnection, Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Hear that the transport is gone, whosever wish it was."""
         self._lost = reason
-        left = reason.check(ConnectionDone, ConnectionLost, ConnectionAborted)
-        if self.entry.state is State.HANDSHAKING and not left:
-            self.fire(Event.HANDSHAKE_FAILED, _explain(reason))
-        self.fire(Event.PEER_LOST, _explain(reason))
+        why = _explain(reason)
+        if self.entry.state is State.HANDSHAKING and not isinstance(reason.value, _LEFT):
+            self.fire(Event.HANDSHAKE_FAILED, why)
+        self.fire(Event.PEER_LOST, why)
 
     # the machine
 
@@ -156,13 +163,14 @@ class Handoff(VerifiedConnection, Protocol):
         entry = self.entry
         before = entry.state
         move = TABLE[before][event]
-        if before in LIVE_STATES and move.state not in LIVE_STATES:
+        after = move.state
+        if after is not before and before in LIVE_STATES and after not in LIVE_STATES:
             self._ended_by = event
             entry.reason = entry.reason or reason
         if event is Event.DRAIN:
             self._drain_within = within
-        if move.state is not before or move.deadline is not None:
-            self._ledger.enter(entry, move.state, move.deadline, within)
+        if after is not before or move.deadline is not None:
+            self._ledger.enter(entry, after, move.deadline, within)
         if (before, event) in PEER_FAULTS:
             self._notable = event is not Event.HANDSHAKE_FAILED or not self._told_by_tls()
         for action in move.actions:
@@ -183,7 +191,8 @@ class Handoff(VerifiedConnection, Protocol):
         except Exception:
             self._claim_failed(Failure())
             return
-        if isinstance(answer, Deferred):
+        # Not isinstance: Deferred is an abstract class as well, and asks at length.
+        if Deferred in type(answer).__mro__:
             self._claim = answer
             answer.addCallbacks(self._claimed, self._claim_failed)
             answer.addErrback(self._report)
@@ -345,15 +354,23 @@ class Handoff(VerifiedConnection, Protocol):
                 self._report(Failure())
         # After the owner: who waits for the ledger to be empty finds everybody told.
         self._ledger.remove(entry, self._ended_by.value)
-        tell = log.info if self._notable else log.debug
-        tell(
-            "connection {id} from {peer} on {listener} ended while {stage}: {reason}",
-            id=entry.id,
-            peer=describe_peer(entry.peer),
-            listener=entry.listener,
-            stage=entry.stage.value,
-            reason=entry.reason or "closed",
-        )
+        if self._notable:
+            log.info(
+                "connection {id} from {peer} on {listener} ended while {stage}: {reason}",
+                id=entry.id,
+                peer=describe_peer(entry.peer),
+                listener=entry.listener,
+                stage=entry.stage.value,
+                reason=entry.reason or "closed",
+            )
+        else:
+            # Nothing is put into words for a log that nobody keeps.
+            log.debug(
+                "connection {entry.id} from {peer()} on {entry.listener} ended while "
+                "{entry.stage.value}: {entry.reason}",
+                entry=entry,
+                peer=entry.describe_peer,
+            )
 
     def _report(self, failure: Failure) -> None:
         """Log a failure of somebody else's code."""
@@ -381,10 +398,13 @@ _ACTIONS: dict[Action, Callable[[Handoff], None]] = {
 
 def _explain(reason: Failure) -> str:
     """Say why a transport went away, in one line; nothing for an ordinary goodbye."""
-    if reason.check(ConnectionDone):
+    error = reason.value
+    if error is CONNECTION_LOST:
+        return _LOST_WORDS
+    if isinstance(error, ConnectionDone):
         return ""
-    text = " ".join(str(reason.value).split())
-    return text or type(reason.value).__name__
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
 
 
 def _ignore(_data: bytes) -> None:

@@ -16,7 +16,6 @@ Only for `EPollReactor`; `hub_for` gives any other reactor back as it is.
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from typing import Any, Final
 
 import txaio
@@ -126,8 +125,10 @@ class Hub:
             self._poller.modify(fd, rest)
             self._masks[fd] = rest
             return
-        with suppress(OSError):
+        try:  # noqa: SIM105 - a context manager for each connection costs more than it says
             self._poller.unregister(fd)
+        except OSError:
+            pass  # the kernel has forgotten it already
         del self._members[fd], self._masks[fd]
         if not self._members:
             self._reactor.removeReader(self)
@@ -169,13 +170,13 @@ class Hub:
     def _end(self, member: Any, why: BaseException, reading: bool) -> None:
         """Tell a transport that its connection, or one half of it, is over."""
         try:
-            self.removeReader(member)
             reason = _REASONS.get(why.__class__) or Failure(why)
             orderly = reading and why is CONNECTION_DONE
             if orderly and IHalfCloseableDescriptor.providedBy(member):
+                self.removeReader(member)
                 member.readConnectionLost(reason)
                 return
-            self.removeWriter(member)
+            self._remove(member, EPOLLIN | EPOLLOUT)
             member.connectionLost(reason)
         except BaseException:
             log.failure("a connection's protocol failed at its end")

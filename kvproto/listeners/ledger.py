@@ -84,8 +84,8 @@ class Ledger:
         self._entries: dict[int, Entry] = {}
         self._strangers = Strangers()
         self._verified = 0
-        self._verified_on: Counter[str] = Counter()
-        self._verified_from: Counter[str] = Counter()
+        self._verified_on: dict[str, int] = {}
+        self._verified_from: dict[str, int] = {}
         self._deadlines: Deadlines[Entry] = Deadlines(clock, self._expire)
         self._watchers: list[tuple[set[int], Deferred[None]]] = []
 
@@ -120,9 +120,8 @@ class Ledger:
         self.accepted += 1
         entry = Entry(self.accepted, listener, peer, accepted, since=now, born=now)
         entry.host = host_of(peer)
-        displaced = self._strangers.in_the_way(entry.host, self._strangers_allowed())
-        if displaced is not None:
-            displaced.accepted.fire(Event.DISPLACED, "made room for a newcomer")
+        if len(self._strangers.everybody) >= self.limits.unauthenticated:
+            self._make_room(entry.host)
         self._entries[entry.id] = entry
         self._strangers.add(entry)
         self._deadlines.set(entry, now + self.timeouts.handshake)
@@ -146,29 +145,26 @@ class Ledger:
         Returns:
             ``""`` when it has a place now, else the reason for the peer.
         """
-        checks: tuple[tuple[int, int, str, Callable[[Entry], bool]], ...] = (
-            (
-                self.limits.connections,
-                self._verified,
-                "too many connections",
-                lambda other: True,
-            ),
-            (
-                listener_limit,
-                self._verified_on[entry.listener],
-                "too many connections on this listener",
-                lambda other: other.listener == entry.listener,
-            ),
-            (
-                self.limits.per_peer if entry.host else 0,
-                self._verified_from[entry.host],
-                "too many connections from this address",
-                lambda other: other.host == entry.host,
-            ),
-        )
-        for limit, taken, reason, alike in checks:
-            if limit and taken >= limit and not self._displace_idler(alike):
-                return reason
+        limits, listener, host = self.limits, entry.listener, entry.host
+        if (
+            limits.connections
+            and self._verified >= limits.connections
+            and not self._displace_idler(lambda other: True)
+        ):
+            return "too many connections"
+        if (
+            listener_limit
+            and self._verified_on.get(listener, 0) >= listener_limit
+            and not self._displace_idler(lambda other: other.listener == listener)
+        ):
+            return "too many connections on this listener"
+        if (
+            limits.per_peer
+            and host
+            and self._verified_from.get(host, 0) >= limits.per_peer
+            and not self._displace_idler(lambda other: other.host == host)
+        ):
+            return "too many connections from this address"
         entry.rank = Rank.VERIFIED
         entry.counted = True
         self._count(entry, 1)
@@ -205,7 +201,8 @@ class Ledger:
             entry.stage = state
         elif state is not State.CLOSING:
             self._give_up_place(entry)
-        self._deadlines.set(entry, when)
+        if when is not None or entry.deadline is not None:
+            self._deadlines.set(entry, when)
 
     def remove(self, entry: Entry, ending: str) -> None:
         """Strike out a connection that is gone.
@@ -216,9 +213,12 @@ class Ledger:
         """
         del self._entries[entry.id]
         self._give_up_place(entry)
-        self._deadlines.set(entry, None)
+        if entry.deadline is not None:
+            self._deadlines.set(entry, None)
         self.endings[ending] += 1
         entry.accepted = GONE
+        if not self._watchers:
+            return
         for watcher in [w for w in self._watchers if entry.id in w[0]]:
             remaining, done = watcher
             remaining.discard(entry.id)
@@ -227,6 +227,12 @@ class Ledger:
                 done.callback(None)
 
     # making room
+
+    def _make_room(self, host: str) -> None:
+        """Displace somebody who has not logged in, if there are too many with the next one."""
+        displaced = self._strangers.in_the_way(host, self._strangers_allowed())
+        if displaced is not None:
+            displaced.accepted.fire(Event.DISPLACED, "made room for a newcomer")
 
     def _strangers_allowed(self) -> int:
         """Return how large the pool may be now: its own size, and what nobody else uses."""
@@ -254,13 +260,15 @@ class Ledger:
     def _count(self, entry: Entry, change: int) -> None:
         """Change the numbers of verified connections."""
         self._verified += change
-        for counter, key in (
+        for counts, key in (
             (self._verified_on, entry.listener),
             (self._verified_from, entry.host),
         ):
-            counter[key] += change
-            if not counter[key]:
-                del counter[key]
+            count = counts.get(key, 0) + change
+            if count:
+                counts[key] = count
+            else:
+                del counts[key]
 
     # deadlines
 

@@ -45,6 +45,9 @@ MAX_PARTS: Final = 512
 
 _LATER: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.ENOBUFS, errno.EINTR})
 
+_GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET})
+"""The peer has closed: whoever reads from such a socket is told so by its next read."""
+
 _buffer = bytearray(READ_SIZE)
 _read_into = memoryview(_buffer)
 
@@ -64,6 +67,10 @@ class _SendsAtOnce(_ServerBase):
     """The sending half, for Twisted's stream server transports."""
 
     socket: socket
+    _reads = False
+    _writes = False
+    _send_failed = False
+    _peer_gone = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,7 +82,35 @@ class _SendsAtOnce(_ServerBase):
         self.TLS = False
         self._aborting = False
         self._writeDisconnected = False
-        self._send_failed = False
+
+    def _getLogPrefix(self, applicationObject: object) -> str:
+        # What Twisted puts together for every connection is for its own loop's log lines.
+        return type(applicationObject).__name__
+
+    def startReading(self) -> None:
+        """Be told what can be read."""
+        self._reads = True
+        self.reactor.addReader(self)
+
+    def stopReading(self) -> None:
+        """Be told no more."""
+        self._reads = False
+        self.reactor.removeReader(self)
+        if self._peer_gone and self.connected:
+            self.startWriting()  # or nobody would be told
+
+    def startWriting(self) -> None:
+        """Be told when there is room, or why there will be none."""
+        if self._peer_gone and self._reads:
+            return  # the next read says it, and needs no change of what is watched
+        self._writes = True
+        self.reactor.addWriter(self)
+
+    def stopWriting(self) -> None:
+        """Be told no more."""
+        if self._writes:
+            self._writes = False
+            self.reactor.removeWriter(self)
 
     def _must_queue(self) -> bool:
         """Tell whether a write has to take the usual way."""
@@ -135,6 +170,7 @@ class _SendsAtOnce(_ServerBase):
         """
         if error.errno not in _LATER:
             self._send_failed = True
+            self._peer_gone = error.errno in _GONE
         return 0
 
     def _isSendBufferFull(self) -> bool:
@@ -149,14 +185,28 @@ class _SendsAtOnce(_ServerBase):
 class DirectServer(_SendsAtOnce, tcp.Server):
     """An accepted TCP connection."""
 
+    _peer: Any = None
+
+    def getPeer(self) -> Any:
+        """Return where it comes from, one object for all who ask."""
+        if self._peer is None:
+            self._peer = super().getPeer()
+        return self._peer
+
     def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]
         """Read what is there, once, and give it to the protocol."""
         try:
             size = self.socket.recv_into(_buffer)
         except OSError as error:
-            return None if error.errno in _LATER else CONNECTION_LOST
+            if error.errno in _LATER:
+                return None
+            self._shouldShutdown = False  # there is nothing left to shut down
+            return CONNECTION_LOST
         if not size:
-            return CONNECTION_LOST if self._send_failed else CONNECTION_DONE
+            if not self._send_failed:
+                return CONNECTION_DONE
+            self._shouldShutdown = False
+            return CONNECTION_LOST
         self.protocol.dataReceived(_read_into[:size].tobytes())
         return None
 

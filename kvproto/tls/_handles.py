@@ -32,7 +32,10 @@ __all__ = ["AVAILABLE", "HandleEngine", "engine_for"]
 _SIZE: Final = PIECE_SIZE + 4 * RECORD_SIZE
 """Room for a flush, encrypted, with much to spare."""
 
-_CALLS: Final = ("BIO_read", "BIO_write", "SSL_read", "SSL_write", "SSL_clear_mode")
+_CALLS: Final = (
+    *("BIO_get_mem_data", "BIO_read", "BIO_write", "SSL_clear_mode", "SSL_do_handshake"),
+    *("SSL_get_error", "SSL_pending", "SSL_read", "SSL_write"),
+)
 
 lib: Any
 ffi: Any
@@ -51,6 +54,9 @@ AVAILABLE: Final = (
 if AVAILABLE:
     _BIO_read, _BIO_write = lib.BIO_read, lib.BIO_write
     _SSL_read, _SSL_write = lib.SSL_read, lib.SSL_write
+    _SSL_do_handshake, _SSL_get_error = lib.SSL_do_handshake, lib.SSL_get_error
+    _SSL_pending, _BIO_get_mem_data = lib.SSL_pending, lib.BIO_get_mem_data
+    _WANT_READ, _NULL = lib.SSL_ERROR_WANT_READ, ffi.NULL
     _from_buffer = ffi.from_buffer
     _buffer = ffi.new("char[]", _SIZE)
     _view = ffi.buffer(_buffer, _SIZE)
@@ -136,6 +142,24 @@ class HandleEngine(Engine):
             ciphertext: bytes = _view[:size]
             return ciphertext
         return (_view[:size] if size > 0 else b"") + self.drain()
+
+    def handshake(self) -> bool:
+        """Go on with the handshake; return whether it has ended, or waits for the peer."""
+        ssl = self._ssl
+        result = _SSL_do_handshake(ssl)
+        if result == 1:
+            return True
+        # A callback that has raised makes OpenSSL fail: pyOpenSSL need not be asked about those.
+        if _SSL_get_error(ssl, result) != _WANT_READ:
+            self.connection._raise_ssl_error(ssl, result)
+        return False
+
+    def may_hold_input(self) -> bool:
+        """Return whether there is ciphertext that was fed and has not been looked at.
+
+        OpenSSL takes record after record out of the BIO, and none before it is asked for more.
+        """
+        return _BIO_get_mem_data(self._into_ssl, _NULL) > 0 or _SSL_pending(self._ssl) > 0
 
     def fetch(self, plaintext_size: int) -> bytes:
         """Return all ciphertext that waits after `plaintext_size` bytes were encrypted."""

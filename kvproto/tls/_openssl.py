@@ -137,9 +137,17 @@ class Engine:
             return b"".join(pieces)
         return b"".join(pieces)
 
-    def handshake(self) -> None:
-        """Go on with the handshake; returning means that it has ended."""
-        self.connection.do_handshake()
+    def handshake(self) -> bool:
+        """Go on with the handshake; return whether it has ended, or waits for the peer."""
+        try:
+            self.connection.do_handshake()
+        except WantReadError:
+            return False
+        return True
+
+    def may_hold_input(self) -> bool:
+        """Return whether there may be ciphertext that was fed and has not been looked at."""
+        return True
 
     def shutdown(self) -> bool:
         """Send close_notify; return whether the peer's has arrived as well."""

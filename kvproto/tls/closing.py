@@ -283,7 +283,7 @@ class ClosingTLS(OutgoingTLS):
         clean = self._lostTLSConnection or self._handshakeDone
         # After a reset OpenSSL has nothing to say about how it ended, and while input takes its
         # short way it holds none: then there is nothing to ask it for.
-        nothing_left = self._fast and reason.check(ConnectionLost)
+        nothing_left = self._fast and isinstance(reason.value, ConnectionLost)
         if not (self._lostTLSConnection or self._aborted or self._app_failed or nothing_left):
             self._read_last()
         self._lostTLSConnection = True
@@ -312,14 +312,16 @@ class ClosingTLS(OutgoingTLS):
         known, self._reason = self._reason, None
         if known is not None:
             return known
-        if not clean and reason.check(ConnectionDone, ConnectionLost):
+        if not clean and isinstance(reason.value, (ConnectionDone, ConnectionLost)):
             return Failure(HandshakeInterrupted("the peer went away during the TLS handshake"))
         return reason
 
     def _cancel_calls(self) -> None:
-        for name in ("_handshake_call", "_close_call", "_flush_call"):
-            call: IDelayedCall | None = getattr(self, name)
-            setattr(self, name, None)
+        calls = self._handshake_call, self._close_call, self._flush_call
+        if calls == (None, None, None):
+            return
+        self._handshake_call = self._close_call = self._flush_call = None
+        for call in calls:
             if call is not None and call.active():
                 call.cancel()
 
@@ -328,20 +330,25 @@ class ClosingTLS(OutgoingTLS):
         self.wrappedProtocol = None  # type: ignore[assignment]
         self._outbox.clear()
         self._retry = None
+        self._fast = False
         self.__dict__.pop("_engine", None)
-        self._input_rules_changed()
 
     def _report(self, reason: Failure) -> None:
         """Write the one line about how this connection ended."""
         error = reason.value
         self.close_reason = explanation(error)
-        log_at = log.warn if self._is_worth_a_warning(error) else log.debug
-        log_at(
-            "TLS connection with {peer} ended ({stage}): {reason}",
-            peer=self._peer_name(),
-            stage=getattr(error, "stage", self.stage),
-            reason=self.close_reason,
-        )
+        if self._is_worth_a_warning(error):
+            log.warn(
+                "TLS connection with {peer} ended ({stage}): {reason}",
+                peer=self._peer_name(),
+                stage=getattr(error, "stage", self.stage),
+                reason=self.close_reason,
+            )
+        else:
+            # Nothing is put into words for a log that nobody keeps.
+            log.debug(
+                "TLS connection with {peer()} ended: {error}", peer=self._peer_name, error=error
+            )
 
     def _is_worth_a_warning(self, error: BaseException | None) -> bool:
         """Return whether a server's operator wants to know; a client's program hears anyway."""

@@ -140,10 +140,35 @@ class IncomingTLS(ClosingTLS):
         """Take ciphertext on the long way."""
         if not data or self._deaf():
             return
-        if not self._handshakeDone and len(self._first_bytes) < 8:
-            self._first_bytes = (self._first_bytes + data[:8])[:8]
+        if not self._handshakeDone:
+            if len(self._first_bytes) < 8:
+                self._first_bytes = (self._first_bytes + data[:8])[:8]
+            if not (self._unfed or self._reading or len(data) > SLICE_SIZE):
+                self._shake_hands(data)
+                return
         self._unfed.append(data)
         if not self._reading:
+            self._drive()
+
+    def _shake_hands(self, data: bytes) -> None:
+        """Take one read during the handshake: what `_drive` does, where that is all there is."""
+        engine = self._engine
+        more = False
+        self._reading = True
+        try:
+            taken = engine.feed(data)
+            if taken != len(data):
+                self._unfed.append(memoryview(data)[taken:])
+                data = data[:taken]
+            self._records.count(data)
+            if self._handshake():
+                more = bool(self._outbox.pieces) or self.disconnecting
+                if not self._deaf() and engine.may_hold_input():
+                    more = True
+                    self._read(UNKNOWN, taken)
+        finally:
+            self._reading = False
+        if more or self._unfed:
             self._drive()
 
     def _receive_odd(self, error: Error, size: int) -> None:
@@ -204,7 +229,8 @@ class IncomingTLS(ClosingTLS):
                     return False
             else:
                 self._records.count(piece)
-                records = UNKNOWN if self._handshake() and not self._deaf() else 0
+                ended = self._handshake() and not self._deaf()
+                records = UNKNOWN if ended and self._engine.may_hold_input() else 0
             if records:
                 self._read(records, taken)
             else:

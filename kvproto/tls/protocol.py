@@ -18,14 +18,13 @@ from OpenSSL.SSL import (
     OP_NO_RENEGOTIATION,
     Connection,
     Error,
-    WantReadError,
     WantWriteError,
 )
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import BaseProtocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
-from zope.interface import directlyProvides, implementer, providedBy
+from zope.interface import directlyProvides, implementedBy, implementer, providedBy
 
 from kvproto.interfaces import ISecuredTransport
 from kvproto.tls._handles import engine_for
@@ -55,6 +54,9 @@ LIMITS: Final = (
 """Attributes of the protocol class that a factory's attribute of the same name replaces."""
 
 _INHERIT: Final = object()
+
+_DECLARATIONS: dict[tuple[type, type], Any] = {}
+"""What a protocol of one class provides on a transport of another: declared once for each pair."""
 
 
 @implementer(ISecuredTransport)
@@ -127,10 +129,10 @@ class KVTLSProtocol(IncomingTLS):
         if connection is None or not self._handshakeDone:
             return ()
         leaf = connection.get_peer_certificate(as_cryptography=True)
-        chain: list[x509.Certificate] = (
-            connection.get_peer_cert_chain(as_cryptography=True) or [] if leaf is not None else []
-        )
-        if leaf is not None and leaf not in chain[:1]:
+        if leaf is None:
+            return ()
+        chain: list[x509.Certificate] = connection.get_peer_cert_chain(as_cryptography=True) or []
+        if leaf not in chain[:1]:
             # On servers OpenSSL leaves the leaf out of the chain.
             chain.insert(0, leaf)
         return tuple(one.public_bytes(Encoding.DER) for one in chain)
@@ -146,7 +148,7 @@ class KVTLSProtocol(IncomingTLS):
 
     def makeConnection(self, transport: Any) -> None:
         """Begin TLS on a transport, and connect the wrapped protocol to us."""
-        directlyProvides(self, providedBy(transport))
+        self._provide_what(transport)
         self._clock = self.factory._clock
         self.transport = transport
         failure = self._create_connection()
@@ -178,6 +180,18 @@ class KVTLSProtocol(IncomingTLS):
         if self._unfed or self._outbox.pieces:
             self._drive()
 
+    def _provide_what(self, transport: Any) -> None:
+        """Provide what the transport provides, as Twisted's own TLS does."""
+        provided = providedBy(transport)
+        kind = self.__class__, transport.__class__
+        if provided is not implementedBy(transport.__class__):
+            directlyProvides(self, provided)
+        elif kind in _DECLARATIONS:
+            self.__provides__ = _DECLARATIONS[kind]
+        else:
+            directlyProvides(self, provided)
+            _DECLARATIONS[kind] = self.__provides__
+
     def _create_connection(self) -> Failure | None:
         """Make the OpenSSL connection; return why that failed."""
         factory: Any = self.factory
@@ -204,15 +218,13 @@ class KVTLSProtocol(IncomingTLS):
         done = False
         self._in_openssl = True
         try:
-            while not done:
+            while True:
                 try:
-                    engine.handshake()
-                    done = True
+                    done = engine.handshake()
+                    break
                 except WantWriteError:
                     if not self._make_room():
                         break
-        except WantReadError:
-            done = False
         except Error as error:
             self._in_openssl = False
             self._openssl_failed(error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from OpenSSL.SSL import Error, SysCallError
 from twisted.internet.error import ConnectionAborted, ConnectionLost, TimeoutError
+from twisted.internet.main import CONNECTION_LOST
 
 from kvproto.errors import RemoteProtocolError
 
@@ -68,8 +69,14 @@ def explained(error: Error, reason: str, stage: str) -> Error:
     return said
 
 
+_LOST_WORDS = str(CONNECTION_LOST)
+"""How most connections end; Twisted would put the words together anew each time."""
+
+
 def explanation(error: BaseException | None) -> str:
     """Return the phrase for people that comes with any reason of ``connectionLost``."""
+    if error is CONNECTION_LOST:
+        return _LOST_WORDS
     return str(getattr(error, "reason", "") or error)
 
 

@@ -267,6 +267,14 @@ class SendingTests(_Transports):
         self.transport.unregisterProducer()
 
 
+def _write_one(transport: Any) -> None:
+    transport.write(b"x")
+
+
+def _write_two(transport: Any) -> None:
+    transport.writeSequence([b"x", b"y"])
+
+
 class EndingTests(_Transports):
     """How connections end."""
 
@@ -312,22 +320,46 @@ class EndingTests(_Transports):
         self.assertEqual(self.protocol.lost, [])
 
     def test_a_failed_send_ends_the_connection_later(self) -> None:
-        """Not within write(): the reactor's next turn says so, and says that it was lost."""
+        """Not within write(): the next read says so, and says that it was lost."""
         for number in (errno.ECONNRESET, errno.EPIPE):
-            transport = self._broken(number)
-            transport.write(b"x")
+            for write in (_write_one, _write_two):
+                transport = self._broken(number)
+                write(transport)
+                self.assertEqual(self.protocol.lost, [])
+                self.assertIn(transport, self.reactor.readers)
+                self.assertNotIn(transport, self.reactor.writers)
+                self.assertIs(transport.doRead(), main.CONNECTION_LOST)
+
+    def test_a_failed_send_ends_a_connection_that_does_not_read(self) -> None:
+        """Who has paused before or afterwards hears of it as a writer."""
+        for write in (_write_one, _write_two):
+            for before in (True, False):
+                transport = self._broken(errno.EPIPE)
+                if before:
+                    transport.pauseProducing()
+                write(transport)
+                if not before:
+                    transport.pauseProducing()
+                self.assertEqual(self.protocol.lost, [])
+                self.reactor.turn()
+                self.assertIsInstance(self.protocol.lost.pop().value, error.ConnectionLost)
+
+    def test_other_failures_to_send_need_no_read(self) -> None:
+        """The kernel may go on receiving after them: the reactor's next turn ends it."""
+        for write in (_write_one, _write_two):
+            transport = self._broken(errno.EHOSTUNREACH)
+            write(transport)
             self.assertEqual(self.protocol.lost, [])
-            self.assertIn(transport, self.reactor.writers)
             self.reactor.turn()
             self.assertIsInstance(self.protocol.lost.pop().value, error.ConnectionLost)
 
-    def test_a_failed_sequence_ends_the_connection_later(self) -> None:
-        """The same for several pieces at once."""
+    def test_who_is_lost_is_not_watched(self) -> None:
+        """After the end nothing waits in the reactor."""
         transport = self._broken(errno.EPIPE)
-        transport.writeSequence([b"x", b"y"])
-        self.assertEqual(self.protocol.lost, [])
-        self.reactor.turn()
-        self.assertIsInstance(self.protocol.lost.pop().value, error.ConnectionLost)
+        transport.write(b"x")
+        transport.connectionLost(Failure(main.CONNECTION_LOST))
+        self.assertNotIn(transport, self.reactor.readers)
+        self.assertNotIn(transport, self.reactor.writers)
 
     def test_the_end_after_a_failed_send_is_no_goodbye(self) -> None:
         """The kernel told the send about the reset; the read that follows sees an orderly end."""

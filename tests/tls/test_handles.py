@@ -167,6 +167,39 @@ class PublicEngineTests(_Engines):
         ended = self.assertRaises(SSL.SysCallError, self.engine.read)
         self.assertEqual(ended.args, (-1, "Unexpected EOF"))
 
+    def test_a_handshake_in_pieces(self) -> None:
+        """It waits for the peer until the last byte is there, and is over once."""
+        connection = SSL.Connection(server_context(self.version), None)
+        connection.set_accept_state()
+        engine = self.make(connection)
+        client = SSL.Connection(client_context(self.version), None)
+        client.set_connect_state()
+        ended = False
+        while not ended:
+            self._step(client.do_handshake)
+            for byte in client.bio_read(1 << 16):
+                self.assertFalse(ended, "nothing is left after the end")
+                engine.feed(bytes([byte]))
+                ended = engine.handshake()
+                if said := engine.drain():
+                    client.bio_write(said)
+
+    def test_a_handshake_that_cannot_be(self) -> None:
+        """What OpenSSL refuses is an error, and the alert waits."""
+        connection = SSL.Connection(server_context(self.version), None)
+        connection.set_accept_state()
+        engine = self.make(connection)
+        engine.feed(b"GET / HTTP/1.1\r\n\r\n")
+        self.assertIn("http request", str(self.assertRaises(SSL.Error, engine.handshake)))
+
+    def test_input_that_waits(self) -> None:
+        """A whole record that was fed is seen; whoever cannot look says that there may be one."""
+        self.engine.feed(self._said(b"early"))
+        self.assertTrue(self.engine.may_hold_input())
+        self.assertEqual(self.engine.read(), b"early")
+        if self.make is HandleEngine:
+            self.assertFalse(self.engine.may_hold_input())
+
     def test_a_write_after_our_goodbye(self) -> None:
         """Writing after close_notify is an error, not a loss."""
         self.assertFalse(self.engine.shutdown())
