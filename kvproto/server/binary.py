@@ -186,7 +186,7 @@ class BinarySession:
 
     def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
         """Serve what is usual, from the beginning of a read; see `kvproto.server.quick`."""
-        if not self._plain or self._decoder.partial:
+        if not self._plain or self._decoder.held:
             return 0
         return serve_quickly(self, data, out, limit, self._decoder.max_body)
 

@@ -145,30 +145,25 @@ class KVServerProtocol(TwistedProtocol):
             return
         self._counters.bytes_read += len(data)
         try:
-            if self._quick is not None:
-                data = self._serve_quickly(self._quick, data)
-                if not data:
+            quick = self._quick
+            if quick is not None:
+                out: list[bytes] = []
+                at = quick(data, out, self._turn_limit)
+                if out:
+                    self._write(out, sum(map(len, out)) if len(out) > 1 else len(out[0]))
+                if at == len(data):
                     return
+                if at:
+                    data = data[at:]
+                    if self._stopped:
+                        self._counters.bytes_read -= len(data)  # counted again when it is served
+                        self._keep(data)
+                        return
             self._items = self._feed(data)
             self._at = 0
             self._serve()
         except Exception:
             self._broken()
-
-    def _serve_quickly(self, quick: Quick, data: bytes) -> bytes:
-        """Let the session serve what is usual; return what is left to be served."""
-        out: list[bytes] = []
-        at = quick(data, out, self._turn_limit)
-        if out:
-            self._write(out, sum(map(len, out)))
-        if not at:
-            return data
-        data = data[at:]
-        if data and self._stopped:
-            self._counters.bytes_read -= len(data)  # counted again when it is served
-            self._keep(data)
-            return b""
-        return data
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Let go of everything, whatever was under way."""

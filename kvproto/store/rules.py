@@ -95,15 +95,11 @@ class Rules(Shelf):
         So a CAS grows even when the clock does not, tells when a document changed, and is not
         repeated by the next process.  Source: kv_engine's hybrid logical clock.
         """
-        nanoseconds = now * 1e9
-        if nanoseconds < self._cas_until:
-            # The clock has not moved on by 65536 since: spare the arithmetic of large numbers.
-            self._cas = cas = self._cas + 1
-            return cas
-        cas = int(nanoseconds) & 0x7FFFFFFF_FFFF0000
+        cas = int(now * 1e9) & 0x7FFFFFFF_FFFF0000
         if cas <= self._cas:
             cas = self._cas + 1
         self._cas = cas
+        # Until then the clock cannot be ahead: who is in a hurry may count up without asking here.
         self._cas_until = float((cas | 0xFFFF) + 1)
         return cas
 
@@ -162,8 +158,8 @@ class Rules(Shelf):
     ) -> Document | None:
         """Do as `set` where nothing unusual is in the way, in half of its time.
 
-        It is `_live`, `_commit`, `_keep` and `_put` one after the other, less what they do in
-        other cases; `set` comes here first, and so may who calls `set` often.
+        It is `_live`, `_next_cas`, `_commit`, `_keep` and `_put` in one, less what they do in other
+        cases; `set` comes here first, and so may who calls `set` often.
 
         Returns:
             None when there is more to consider, so that only `set` will do; nothing has happened
@@ -202,11 +198,16 @@ class Rules(Shelf):
         self._total_items += 1
         self._used += growth
         self._seqno = seqno = self._seqno + 1
+        nanoseconds = now * 1e9
+        if nanoseconds < self._cas_until:
+            self._cas = cas = self._cas + 1
+        else:
+            cas = self._next_cas(now)
         # What ``Document(...)`` does, in 0.6 of the time.
         document = _new(Document)
         document.value = value
         document.flags = flags
-        document.cas = self._next_cas(now)
+        document.cas = cas
         document.expires_at = expires_at
         document.locked_until = 0.0
         document.seqno = seqno

@@ -77,16 +77,17 @@ class _Decoder(Generic[_FrameT]):
     Attributes:
         max_body: As given; a new value holds for the frames whose headers are still to come.
         error: Why the stream cannot be read any further, None while it can.
+        held: Whether the next bytes continue something: part of a frame, or a broken stream.
     """
 
     __slots__ = (
         "_frame",
-        "_held",
         "_max_key",
         "_missing",
         "_pieces",
         "_tail",
         "error",
+        "held",
         "max_body",
     )
 
@@ -100,8 +101,8 @@ class _Decoder(Generic[_FrameT]):
     def __init__(self, max_body: int = DEFAULT_MAX_BODY, max_key: int = MAX_KEY) -> None:
         self.max_body = max_body
         self._max_key = max_key + MAX_COLLECTION_PREFIX
-        # True when anything below is set: the usual read, whole frames only, looks at one flag.
-        self._held = False
+        # True when anything below is set: the usual read, whole frames only, looks at this alone.
+        self.held = False
         self._tail = b""
         self._frame: Request | Response | Oversized | None = None
         self._pieces: Pieces | None = None
@@ -116,7 +117,7 @@ class _Decoder(Generic[_FrameT]):
     @property
     def partial(self) -> bool:
         """Whether the stream, not broken, has stopped in the middle of a frame."""
-        return self._held and self.error is None
+        return self.held and self.error is None
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[_FrameT]:
         """Decode what was read.
@@ -138,10 +139,10 @@ class _Decoder(Generic[_FrameT]):
             data = bytes(data)
         frames: list[Any] = []
         at = 0
-        if self._held:
+        if self.held:
             if self.error is not None:
                 raise self.error
-            self._held = False
+            self.held = False
             if self._frame is not None:
                 at = self._continue(data, frames)
             else:
@@ -246,7 +247,7 @@ class _Decoder(Generic[_FrameT]):
         if stop <= end:
             frames.append(frame)
             return stop
-        self._held = True
+        self.held = True
         self._frame = frame
         self._missing = stop - end
         if not isinstance(frame, Oversized):
@@ -259,7 +260,7 @@ class _Decoder(Generic[_FrameT]):
         size = len(data)
         pieces = self._pieces
         if size < self._missing:
-            self._held = True
+            self.held = True
             self._missing -= size
             if pieces is not None:
                 pieces.add(data)
@@ -275,7 +276,7 @@ class _Decoder(Generic[_FrameT]):
 
     def _keep(self, tail: bytes) -> int:
         """Keep the head of a frame that is not complete."""
-        self._held = True
+        self.held = True
         self._tail = tail
         return -1
 
@@ -283,7 +284,7 @@ class _Decoder(Generic[_FrameT]):
         self, reason: str, status: int | None = None, opcode: int = 0, opaque: int = 0
     ) -> int:
         """Note that the peer broke the stream: the one place where a decoder blames anybody."""
-        self._held = True
+        self.held = True
         self.error = FrameError(reason, status, opcode, opaque)
         return -1
 

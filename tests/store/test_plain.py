@@ -194,9 +194,12 @@ class PlainTests(SynchronousTestCase):
     @given(st.lists(st.floats(0, 2e9) | st.floats(1.7e9, 1.7e9 + 1e-3), max_size=50))
     def test_cas(self, moments: list[float]) -> None:
         """A CAS is the clock's nanoseconds less their low 16 bits, or the last one and one."""
-        store = MemoryStore(lambda: 0.0)
+        clock = Clock()
+        store = MemoryStore(clock.seconds)
         last = 0
-        for moment in moments:
-            cas = store._next_cas(moment)
-            self.assertEqual(cas, max(last + 1, int(moment * 1e9) & 0x7FFFFFFF_FFFF0000))
-            last = cas
+        for clock.rightNow in moments:
+            document = store.set(b"a", b"")
+            assert isinstance(document, Document)
+            expected = max(last + 1, int(clock.rightNow * 1e9) & 0x7FFFFFFF_FFFF0000)
+            self.assertEqual(document.cas, expected)
+            last = document.cas
