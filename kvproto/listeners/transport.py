@@ -71,6 +71,7 @@ class _SendsAtOnce(_ServerBase):
     _writes = False
     _send_failed = False
     _peer_gone = False
+    _sendmsgQueue: Any = ()  # descriptors that wait; only Unix sockets have any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -123,11 +124,23 @@ class _SendsAtOnce(_ServerBase):
             or self._writeDisconnected
             # A pull producer is asked for more when the queue has become empty.
             or (self.producer is not None and not self.streamingProducer)
+            or self._sendmsgQueue
         )
 
     def write(self, data: bytes) -> None:
         """Send bytes, now if nothing waits; what the socket does not take is queued."""
-        if data.__class__ is not bytes or self._must_queue():
+        # `_must_queue`, spelled out: every answer comes through here.
+        if (
+            data.__class__ is not bytes
+            or self.dataBuffer
+            or self._tempDataBuffer
+            or not self.connected
+            or self.TLS
+            or self._aborting
+            or self._writeDisconnected
+            or (self.producer is not None and not self.streamingProducer)
+            or self._sendmsgQueue
+        ):
             super().write(data)
             return
         try:
@@ -213,9 +226,6 @@ class DirectServer(_SendsAtOnce, tcp.Server):
 
 class DirectUNIXServer(_SendsAtOnce, unix.Server):
     """An accepted Unix connection; reading, with descriptors in it, stays Twisted's."""
-
-    def _must_queue(self) -> bool:
-        return bool(self._sendmsgQueue) or super()._must_queue()
 
     def doRead(self) -> Any:
         """Read as Twisted does."""

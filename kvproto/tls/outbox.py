@@ -22,8 +22,8 @@ class Outbox:
 
     Attributes:
         size: Bytes that wait.
-        pieces: The writes themselves, oldest first; changed only by this class, but
-            read for its truth on hot paths.
+        pieces: The writes themselves, oldest first; changed only by this class, and on the
+            short way out (`kvproto.tls.outgoing`), where `size` has to follow.
     """
 
     __slots__ = ("pieces", "size")

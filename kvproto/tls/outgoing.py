@@ -228,7 +228,12 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
         ):
             self._flush()
             return
-        piece = outbox.take()
+        pieces = outbox.pieces
+        if len(pieces) == 1:
+            piece = pieces.popleft()
+            outbox.size = 0
+        else:
+            piece = outbox.take()
         try:
             ciphertext = engine.seal(piece)
         except (WantReadError, WantWriteError):
@@ -239,12 +244,15 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
         except Error as error:
             self._openssl_failed(error)
             return
+        given = self._given = self._given + len(ciphertext)
         self._flushing = True
         try:
-            self._transmit(ciphertext)
+            if given > WATCH_AFTER and not self._watching:
+                self._watch()
+            self.transport.write(ciphertext)
         finally:
             self._flushing = False
-        if outbox.pieces:
+        if pieces:
             self._flush()
 
     def _ended_meanwhile(self) -> bool:
