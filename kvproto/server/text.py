@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 
 from kvproto.errors import RemoteProtocolError
 from kvproto.server.buckets import Bucket
+from kvproto.server.quick_text import serve_text_quickly
 from kvproto.server.replies import COPY_LIMIT, Hangup, Reply, when
 from kvproto.server.shared import KVServer, Peer
 from kvproto.server.statistics import Report, report
-from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, IStore, Refusal
+from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, IStore, MemoryStore, Refusal
 from kvproto.wire import text as wire
 from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
 
@@ -54,7 +55,7 @@ class TextSession:
         peer: Who the other side is.
     """
 
-    __slots__ = ("_decoder", "_failed_keys", "bucket", "feed", "peer", "server", "store")
+    __slots__ = ("_decoder", "_failed_keys", "_plain", "bucket", "feed", "peer", "server", "store")
 
     store: IStore
 
@@ -78,6 +79,12 @@ class TextSession:
     def partial(self) -> bool:
         """Whether a command has been received in part."""
         return self._decoder.partial
+
+    def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
+        """Serve what is usual, from the beginning of a read; see `kvproto.server.quick_text`."""
+        if not self._plain or self._failed_keys or self._decoder.partial:
+            return 0
+        return serve_text_quickly(self, data, out, limit, self._decoder.max_value)
 
     def execute(self, item: TextCommand | TextRefusal) -> Reply:
         """Serve one command."""
@@ -104,6 +111,22 @@ class TextSession:
         self._failed_keys = True
         return _REFUSED[refusal]
 
+    def not_stored(
+        self, refusal: Refusal, command: TextCommand, refused: dict[Refusal, bytes] = _REFUSED
+    ) -> Reply:
+        """Answer what was not stored; as memcached does, let nobody read a stale value.
+
+        Args:
+            refusal: What the store said.
+            command: What it was asked.
+            refused: Words for refusals.
+        """
+        line = b"" if command.noreply else refused[refusal]
+        no_room = refusal is Refusal.TOO_BIG or refusal is Refusal.NO_MEMORY
+        if no_room and command.verb == "set" and self.server.settings.oversized_set_deletes:
+            return when(self.store.discard(command.key), lambda _: line)
+        return line
+
     def last_words(self, error: RemoteProtocolError) -> bytes:
         """Say nothing more: what there is to say to a wrong line has been said."""
         return b""
@@ -119,11 +142,14 @@ class TextSession:
 
     def _update_rights(self) -> None:
         user = self.peer.user
+        self._plain = False
         if user is not None:
             self._decoder.max_value = self.server.settings.value_limit
             self.bucket = self.server.default_bucket(user)
             if self.bucket is not None:
                 self.store = self.bucket.store
+                # Its exact class: a subclass may answer later.
+                self._plain = self.store.__class__ is MemoryStore
 
     def _stranger(self, item: TextCommand | TextRefusal) -> Reply:
         """Take a login, in the form of a set, or a goodbye; nothing else."""
@@ -220,11 +246,7 @@ def _stored(
 ) -> Reply:
     if outcome.__class__ is Document:
         return b"" if command.noreply else wire.STORED
-    line = b"" if command.noreply else refused[outcome]
-    no_room = outcome is Refusal.TOO_BIG or outcome is Refusal.NO_MEMORY
-    if no_room and command.verb == "set" and session.server.settings.oversized_set_deletes:
-        return when(session.store.discard(command.key), lambda _: line)
-    return line
+    return session.not_stored(outcome, command, refused)
 
 
 # Other operations on a document

@@ -1,0 +1,194 @@
+"""The short way through a text session says what the usual way says, byte for byte."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.config import Mode
+from kvproto.server.replies import COPY_LIMIT
+from kvproto.server.text import TextSession
+from kvproto.store import MemoryStore
+from tests.server.support import FakeTransport, Link
+
+KEYS = st.sampled_from(
+    [b"a", b"b", b"k" * 250, b"k" * 251, b"", b"a b", b"\x7f", b"\xc3\xa9", b"a\r"]
+)
+NUMBERS = st.sampled_from(
+    [b"0", b"0", b"1", b"00", b"-1", b"4294967295", b"4294967296", b"999999999", b"x", b"1x", b""]
+)
+VALUES = st.sampled_from(
+    [b"", b"1", b"a\r\nb", b"get a\r\n", bytes(100), bytes(COPY_LIMIT), bytes(COPY_LIMIT + 1)]
+)
+ENDS = st.sampled_from([b"\r\n", b"\r\n", b"\r\n", b"\n", b" \r\n", b"\r\r\n"])
+OTHERS = st.sampled_from(
+    [
+        *(b"gets a\r\n", b"get\r\n", b"GET a\r\n", b" get a\r\n", b"add a 0 0 1\r\n1\r\n"),
+        *(b"incr a 1\r\n", b"delete a\r\n", b"nonsense\r\n", b"touch a 1\r\n", b"\r\n"),
+        *(b"get a", b"set a 0 0 100\r\nhalf", b"quit\r\n", b"get " + b"k" * 3000 + b"\r\n"),
+    ]
+)
+
+
+@st.composite
+def gets(draw: st.DrawFn) -> bytes:
+    """Draw a get, mostly plain."""
+    return b"get " + draw(KEYS) + draw(ENDS)
+
+
+@st.composite
+def sets(draw: st.DrawFn) -> bytes:
+    """Draw a set, mostly plain, whose size is mostly right."""
+    value = draw(VALUES)
+    size = draw(st.sampled_from([len(value)] * 4 + [len(value) + 1, max(0, len(value) - 1)]))
+    words = [b"set", draw(KEYS), draw(NUMBERS), draw(NUMBERS), b"%d" % size]
+    words += draw(st.sampled_from([[], [], [b"noreply"], [b"other"]]))
+    return b" ".join(words) + draw(ENDS) + value + b"\r\n"
+
+
+STREAMS = st.lists(st.one_of(gets(), sets(), sets(), OTHERS), max_size=20).map(b"".join)
+
+
+class Usual(TextSession):
+    """A session without the short way."""
+
+    quick = None  # type: ignore[assignment]
+
+
+def link(session: Any = TextSession, **options: Any) -> Link:
+    """Return a link whose text sessions are of a kind."""
+    made = Link(**options)
+    made.protocol._kinds = (session, made.protocol._kinds[1])
+    return made
+
+
+class SameTests(SynchronousTestCase):
+    """Both ways, side by side."""
+
+    @settings(max_examples=400, deadline=None)
+    @given(
+        STREAMS,
+        st.integers(1, 40_000),
+        st.integers(1000, 200_000),
+        st.booleans(),
+        st.integers(1, 100_000),
+    )
+    def test_any_stream(
+        self, data: bytes, size: int, limit: int, memcached: bool, take: int
+    ) -> None:
+        """Replies, documents and counters are the same, whatever comes, however it is cut."""
+        ends = []
+        for session in (TextSession, Usual):
+            made = link(
+                session,
+                transport=FakeTransport(reads=False),
+                unsent_limit=limit,
+                max_value=COPY_LIMIT,
+                mode=Mode.MEMCACHED if memcached else Mode.COUCHBASE,
+            )
+            made.transport.send(b"version\r\n" + data, read_size=size)
+            while made.transport.unsent:
+                made.transport.read(take)
+            documents = {key: asdict(found) for key, found in made.store._items.items()}
+            ends.append(
+                (
+                    made.take(),
+                    list(documents.items()),
+                    made.store.stats(),
+                    asdict(made.server.counters),
+                    made.transport.closed,
+                    made.transport.reading,
+                )
+            )
+        self.assertEqual(*ends)
+
+
+class QuickTextTests(SynchronousTestCase):
+    """What the short way takes, and what it leaves."""
+
+    def taken(self, data: bytes, made: Link | None = None) -> int:
+        """Return how many bytes the short way deals with, in a session that has begun."""
+        made = made or Link()
+        made.ask(b"version\r\n")
+        session: Any = made.protocol._session
+        return int(session.quick(data, [], 1 << 30))
+
+    def test_plain_commands(self) -> None:
+        """Hits, misses, what is stored and what is refused are served this way."""
+        data = (
+            b"get a\r\nset a 1 0 5\r\nhel\r\n\r\nget a\r\nset a 0 0 1 noreply\r\n1\r\n"
+            b"set b 0 0 200\r\n" + bytes(200) + b"\r\n"
+        )
+        made = Link(max_value=200, memory_limit=600)
+        self.assertEqual(self.taken(data, made), len(data))
+
+    def test_the_rest(self) -> None:
+        """The first command of another kind ends it, and so does half a command."""
+        get = b"get a\r\n"
+        for odd in (
+            b"gets a\r\n",
+            b"get a b\r\n",
+            b"get a\n",
+            b"get " + b"k" * 251 + b"\r\n",
+            b"get a",
+            b"g",
+            b"set a 0 0 1\r\n1",
+            b"set a 0 0 1\r\n12\r\n",
+            b"set a 0 -1 1\r\n1\r\n",
+            b"set a 4294967296 0 1\r\n1\r\n",
+            b"set a 0 0 1 other\r\n1\r\n",
+            b"set a 0 0 99999999\r\n",
+            b"\xff",
+        ):
+            self.assertEqual(self.taken(get + odd), len(get), odd)
+
+    def test_no_more_than_asked_for(self) -> None:
+        """It stops where so many bytes of replies are reached."""
+        made = Link()
+        made.ask(b"version\r\n")
+        session: Any = made.protocol._session
+        out: list[bytes] = []
+        self.assertEqual(session.quick(b"get a\r\n" * 10, out, 11), 3 * 7)
+        self.assertEqual(out, [b"END\r\n"] * 3)
+
+    def test_strangers(self) -> None:
+        """Before a login nothing is served."""
+        self.assertEqual(self.taken(b"get a\r\n", Link(users={"alice": "secret"})), 0)
+
+    def test_after_a_login(self) -> None:
+        """Whoever has logged in is served this way."""
+        made = Link(users={"alice": "secret"})
+        self.assertEqual(made.ask(b"set x 0 0 12\r\nalice secret\r\n"), b"STORED\r\n")
+        session: Any = made.protocol._session
+        self.assertEqual(session.quick(b"get a\r\n", [], 100), 7)
+
+    def test_other_stores(self) -> None:
+        """A store that may answer later is asked the usual way only."""
+
+        class Other(MemoryStore):
+            """Somebody's own."""
+
+        made = Link()
+        bucket = next(iter(made.server.buckets.values()))
+        object.__setattr__(bucket, "store", Other(lambda: made.time))
+        self.assertEqual(self.taken(b"get a\r\n", made), 0)
+
+    def test_a_defect_of_ours(self) -> None:
+        """A store that raises is reported, its client told; what was served before is not lost."""
+        made = Link()
+        made.ask(b"set a 0 0 1\r\n1\r\n")
+
+        def broken(key: bytes) -> Any:
+            if key == b"x":
+                raise ZeroDivisionError
+            return MemoryStore.get(made.store, key)
+
+        made.store.get = broken
+        answers = made.ask(b"get a\r\nget x\r\nget a\r\n")
+        hit = b"VALUE a 0 1\r\n1\r\nEND\r\n"
+        self.assertEqual(answers, hit + b"SERVER_ERROR internal error\r\n" + hit)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
