@@ -1,8 +1,29 @@
 """Packaging that keeps ``twistd kvtls`` visible in every kind of install."""
 
+import os
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+
+class BuildIfPossible(build_ext):
+    """Says what is missing where the compiled code cannot be built; the package goes without."""
+
+    def build_extension(self, ext):
+        """Build, or tell why not; setuptools goes on, since the extension is optional."""
+        try:
+            super().build_extension(ext)
+        except Exception:
+            self.warn(
+                f"{ext.name} is left out, kvproto will use Python code in its place: compiling it "
+                "needs a C compiler and Python's headers (Debian: gcc libc6-dev python3-dev)"
+            )
+            raise
+
+
+pure = os.environ.get("KVPROTO_PURE_PYTHON") == "1"
+quick = Extension("kvproto.server._quick", ["kvproto/server/_quick.pyx"], optional=True)
 
 setup(
     name="kvproto",
@@ -42,7 +63,9 @@ setup(
     package_dir={"": "."},
     # twisted/plugins has no __init__.py, on purpose, so it is named by hand.
     packages=[*find_packages(include=["kvproto", "kvproto.*"]), "twisted.plugins"],
-    package_data={"kvproto": ["py.typed"]},
+    package_data={"kvproto": ["py.typed"], "kvproto.server": ["_quick.pyi"]},
+    ext_modules=[] if pure else [quick],
+    cmdclass={"build_ext": BuildIfPossible},
     entry_points={"console_scripts": ["kvtls = kvproto.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

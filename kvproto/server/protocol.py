@@ -153,17 +153,21 @@ class KVServerProtocol(TwistedProtocol):
                     self._write(out, sum(map(len, out)) if len(out) > 1 else len(out[0]))
                 if at == len(data):
                     return
-                if at:
-                    data = data[at:]
-                    if self._stopped:
-                        self._counters.bytes_read -= len(data)  # counted again when it is served
-                        self._keep(data)
-                        return
+                if at and not (data := self._left_over(data[at:])):
+                    return
             self._items = self._feed(data)
             self._at = 0
             self._serve()
         except Exception:
             self._broken()
+
+    def _left_over(self, data: bytes) -> bytes:
+        """Return what is left of a read to be served now: nothing when the transport has enough."""
+        if not self._stopped:
+            return data
+        self._counters.bytes_read -= len(data)  # counted again when it is served
+        self._keep(data)
+        return b""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Let go of everything, whatever was under way."""

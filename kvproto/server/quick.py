@@ -5,16 +5,22 @@ no frame object, no table, one loop.  The first request that is anything else en
 what follows it take the usual way, so that nothing is decided here that is not decided there too.
 
 Only for sessions whose replies have no options (no collections, durations, datatypes or mutation
-tokens), and for `MemoryStore`, which answers at once.  Measured for 32 GETs in one read: 0.5
-microseconds each in place of 0.85.
+tokens), and for `MemoryStore`, which answers at once.
+
+There are two of it that do the same: `serve_in_python`, which is the reference, and a compiled one,
+``kvproto.server._quick``, where the installation had a C compiler.  Measured for 32 GETs in one
+read, microseconds each: the usual way 0.85, Python's 0.6, the compiled one 0.2.
 
 Source: memcached ``protocol_binary.h``.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from kvproto.server.documents import answer, found, set_refused
 from kvproto.server.replies import COPY_LIMIT
@@ -26,7 +32,9 @@ from kvproto.wire.frames import Request
 if TYPE_CHECKING:
     from kvproto.server.binary import BinarySession
 
-__all__ = ["serve_quickly"]
+__all__ = ["COMPILED", "serve_in_python", "serve_quickly"]
+
+Serve: TypeAlias = "Callable[[BinarySession, bytes, list[bytes], int, int], int]"
 
 _unpack_header = Struct(">HHHHIIQ").unpack_from
 """Magic and opcode, key length, lengths of extras and datatype, vbucket, body, opaque, CAS."""
@@ -40,7 +48,7 @@ _EXTRAS_SIZE: Final = 8
 _SET_EXTRAS: Final = _EXTRAS_SIZE << 8
 
 
-def serve_quickly(
+def serve_in_python(
     session: BinarySession, data: bytes, out: list[bytes], limit: int, max_body: int
 ) -> int:
     """Serve plain requests from the beginning of a read.
@@ -55,7 +63,8 @@ def serve_quickly(
     Returns:
         How many bytes of `data` have been dealt with.
     """
-    get, store = session.get, session.store.set
+    store: Any = session.store
+    get, set_plainly = session.get, store.set_plainly
     at = size = 0
     reply: Any
     end = len(data)
@@ -82,8 +91,11 @@ def serve_quickly(
                 key_at = body_at + _EXTRAS_SIZE
                 value_at = key_at + key_size
                 key = data[key_at:value_at]
+                value = data[value_at:stop]
                 flags, expiry = _unpack_extras(data, body_at)
-                document = store(key, data[value_at:stop], flags, expiry, cas)
+                document = None if cas else set_plainly(key, value, flags, expiry, 0)
+                if document is None:
+                    document = store.set(key, value, flags, expiry, cas)
                 if document.__class__ is Document:
                     reply = simple_reply(1, 0, opaque, document.cas)
                 else:
@@ -102,3 +114,19 @@ def serve_quickly(
         # A defect of ours.  The usual way meets it again, tells about it, and the client.
         return at
     return at
+
+
+def _choose() -> Serve:
+    """Return the compiled one where it was built and is wanted."""
+    if os.environ.get("KVPROTO_PURE_PYTHON") != "1":
+        with suppress(ImportError):
+            from kvproto.server._quick import serve_quickly as compiled
+
+            return compiled
+    return serve_in_python
+
+
+serve_quickly = _choose()
+
+COMPILED = serve_quickly is not serve_in_python
+"""Whether sessions use compiled code."""

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from twisted.internet.defer import Deferred
 
 from kvproto import __version__
+from kvproto.server.quick import COMPILED
 from kvproto.server.shared import KVServer
 from kvproto.store import IStore
 
@@ -80,6 +81,7 @@ def _general(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Rep
             "time": int(now),
             "version": settings.version,
             "kvproto_version": __version__,
+            "kvproto_compiled": "yes" if COMPILED else "no",
             "pointer_size": 64,
             "rusage_user": f"{usage.ru_utime:.6f}",
             "rusage_system": f"{usage.ru_stime:.6f}",

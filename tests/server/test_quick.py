@@ -1,22 +1,37 @@
-"""The short way through a session says what the usual way says, byte for byte."""
+"""The short way through a session says what the usual way says, byte for byte.
+
+There are two of it, one in Python and one compiled; whatever is tested here is tested of both.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
+import sys
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+from unittest import SkipTest, mock
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.config import Mode
+from kvproto.server import binary, quick
 from kvproto.server.binary import BinarySession
+from kvproto.server.quick import serve_in_python
 from kvproto.server.replies import COPY_LIMIT
 from kvproto.store import MemoryStore, Refusal
 from kvproto.wire.binary import encode_request
 from kvproto.wire.constants import Feature, Opcode, Status
 from tests.server.support import FakeTransport, Link
 from tests.server.test_properties import requests
+from tests.store.test_plain import everything_in
+
+Serve = Callable[[Any, bytes, list[bytes], int, int], int]
 
 KEYS = st.sampled_from([b"a", b"b", b"k" * 250, b"k" * 251, b""])
 VALUES = st.sampled_from([b"", b"1", b"{}", bytes(100), bytes(COPY_LIMIT), bytes(COPY_LIMIT + 1)])
@@ -47,6 +62,41 @@ LOCK = st.just(encode_request(Opcode.GET_LOCKED, key=b"a"))
 STREAMS = st.lists(st.one_of(plain(), plain(), plain(), ODD, LOCK), max_size=20).map(b"".join)
 
 
+def compiled_twin() -> Serve:
+    """Return the compiled one, asked for or not.
+
+    Raises:
+        SkipTest: It was not built, and CI did not say that it must be there.
+    """
+    try:
+        from kvproto.server._quick import serve_quickly
+    except ImportError as e:
+        if os.environ.get("KVPROTO_REQUIRE_PEERS") == "1":
+            raise
+        raise SkipTest(f"the compiled code was not built: {e}") from e
+    return serve_quickly
+
+
+class Twin:
+    """Lets all sessions of a test take one of the short ways."""
+
+    patch: Callable[[object, str, object], object]
+
+    def setUp(self) -> None:
+        self.serve = self.twin()
+        self.patch(binary, "serve_quickly", self.serve)
+
+    def twin(self) -> Serve:
+        return serve_in_python
+
+
+class Compiled(Twin):
+    """Lets them take the compiled one."""
+
+    def twin(self) -> Serve:
+        return compiled_twin()
+
+
 class Usual(BinarySession):
     """A session without the short way."""
 
@@ -60,10 +110,15 @@ def link(session: Any, **options: Any) -> Link:
     return made
 
 
-class SameTests(SynchronousTestCase):
+class PythonSameTests(Twin, SynchronousTestCase):
     """Both ways, side by side."""
 
-    @settings(max_examples=300, deadline=None)
+    # Two cases inherit this test; they share nothing that a repetition could depend on.
+    @settings(
+        max_examples=300,
+        deadline=None,
+        suppress_health_check=[HealthCheck.differing_executors],
+    )
     @given(
         STREAMS,
         st.integers(1, 40_000),
@@ -111,7 +166,11 @@ class SameTests(SynchronousTestCase):
         self.assertEqual(*ends)
 
 
-class QuickTests(SynchronousTestCase):
+class CompiledSameTests(Compiled, PythonSameTests):
+    """The usual way and the compiled one."""
+
+
+class PythonQuickTests(Twin, SynchronousTestCase):
     """What the short way takes, and what it leaves."""
 
     def taken(self, data: bytes, made: Link) -> int:
@@ -228,3 +287,188 @@ class QuickTests(SynchronousTestCase):
         self.assertIs(made.store.set(b"a", b"2"), Refusal.LOCKED)
         refused = made.call(Opcode.SET, key=b"a", value=b"2", extras=bytes(8))
         self.assertEqual(refused.status, Status.TEMPORARY_FAILURE)
+
+
+class CompiledQuickTests(Compiled, PythonQuickTests):
+    """What the compiled one takes, and what it leaves."""
+
+
+@st.composite
+def hostile(draw: st.DrawFn) -> bytes:
+    """Draw a stream with some of its bytes changed, lengths before others, and its end cut off."""
+    data = bytearray(draw(STREAMS))
+    starts = [at for at, byte in enumerate(data) if byte == 0x80]
+    for _ in range(draw(st.integers(0, 3))):
+        if not data:
+            break
+        at = draw(st.sampled_from(starts or [0])) + draw(st.integers(0, 31))
+        new = draw(st.sampled_from([b"\0", b"\1", b"\xff", b"\0\0\0\0", b"\xff\xff\xff\xff"]))
+        data[at : at + len(new)] = new
+    return bytes(data[: len(data) - draw(st.integers(0, 40))])
+
+
+class TwinsTests(SynchronousTestCase):
+    """Python's and the compiled one, side by side."""
+
+    def setUp(self) -> None:
+        self.twins = serve_in_python, compiled_twin()
+
+    @settings(max_examples=500, deadline=None)
+    @given(
+        st.one_of(hostile(), hostile(), st.binary(max_size=200)),
+        st.sampled_from([0, 1, 24, 1000, 1 << 30]),
+        st.sampled_from([0, 9, 100, 1 << 20]),
+        st.booleans(),
+        st.booleans(),
+    )
+    def test_any_bytes(
+        self, data: bytes, limit: int, max_body: int, memcached: bool, locked: bool
+    ) -> None:
+        """The same bytes get the same replies, are left at the same place, and store the same."""
+        ends = []
+        for serve in self.twins:
+            made = Link(
+                mode=Mode.MEMCACHED if memcached else Mode.COUCHBASE, max_value=COPY_LIMIT + 1
+            )
+            made.ask(encode_request(Opcode.NOOP))
+            made.store.set(b"a", bytes(COPY_LIMIT + 1))
+            made.store.set(b"b", b"there", 0xFFFFFFFF)
+            if locked:
+                made.store.get_and_lock(b"a", 1)
+            out: list[bytes] = []
+            session: Any = made.protocol._session
+            at = serve(session, data, out, limit, max_body)
+            ends.append((at, b"".join(out), everything_in(made.store)))
+        self.assertEqual(*ends)
+
+    def test_one_part(self) -> None:
+        """The compiled one joins ordinary replies, and keeps others in their places."""
+        made = Link(max_value=COPY_LIMIT + 1)
+        made.ask(encode_request(Opcode.NOOP))
+        made.store.set(b"a", b"1")
+        made.store.set(b"b", bytes(COPY_LIMIT + 1))
+        a, b, c = (encode_request(Opcode.GET, key=key) for key in (b"a", b"b", b"c"))
+        out: list[bytes] = []
+        data = a * 3 + b + a + c + a
+        self.assertEqual(self.twins[1](made.protocol._session, data, out, 1 << 30, 100), len(data))
+        self.assertEqual(
+            [len(part) for part in out], [3 * 29, 28, COPY_LIMIT + 1, 29, 24 + len("Not found"), 29]
+        )
+
+    def test_odd_documents(self) -> None:
+        """Whatever a program of ours has put into a store comes out the same, or fails the same."""
+        get = encode_request(Opcode.GET, key=b"a")
+        for name, odd in (
+            ("value", bytearray(b"abc")),
+            ("value", memoryview(b"abc")),
+            ("value", "text"),
+            ("value", None),
+            ("flags", -1),
+            ("flags", 1 << 32),
+            ("cas", -1),
+            ("cas", 1 << 64),
+            ("locked_until", 1e12),
+        ):
+            ends = []
+            for serve in self.twins:
+                made = Link()
+                made.ask(encode_request(Opcode.NOOP))
+                made.store.set(b"a", b"1")
+                made.store.set(b"b", b"1")
+                setattr(made.store._items[b"b"], name, odd)
+                out: list[bytes] = []
+                data = get + get.replace(b"a", b"b") + get
+                session: Any = made.protocol._session
+                at = serve(session, data, out, 1 << 30, 100)
+                ends.append((at, b"".join(out)))
+            self.assertEqual(ends[0], ends[1], (name, odd))
+
+    def test_what_it_is_given(self) -> None:
+        """Nothing but bytes is looked at, and nothing but a list filled."""
+        session = Link().protocol._session
+        for data, out in ((bytearray(24), []), (None, []), (b"", None), (b"", ())):
+            self.assertRaises(TypeError, self.twins[1], session, data, out, 1, 1)
+
+
+class LeakTests(SynchronousTestCase):
+    """Ten thousand rounds leave no more behind than one."""
+
+    def grown(self, round_: Callable[[], object]) -> int:
+        """Return the bytes that 10,000 rounds have left behind."""
+        for _ in range(100):
+            round_()
+        gc.collect()
+        tracemalloc.start()
+        try:
+            round_()
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(10_000):
+                round_()
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+
+    def test_no_leak(self) -> None:
+        """Hits, misses, refusals, large values, half requests, and defects."""
+        serve = compiled_twin()
+        made = Link(max_value=COPY_LIMIT + 1)
+        made.ask(encode_request(Opcode.NOOP))
+        session: Any = made.protocol._session
+        made.store.set(b"large", bytes(COPY_LIMIT + 1))
+        made.store.set(b"locked", b"1")
+        made.store.get_and_lock(b"locked", 30)
+        get = [encode_request(Opcode.GET, key=key) for key in (b"a", b"none", b"large", b"locked")]
+        put = [
+            encode_request(Opcode.SET, key=key, value=bytes(300), extras=bytes(8), cas=cas)
+            for key, cas in ((b"a", 0), (b"locked", 0), (b"a", 7))
+        ]
+        usual = b"".join(get + put)
+
+        def once() -> None:
+            serve(session, usual, [], 1 << 30, 1000)
+
+        self.assertLess(self.grown(once), 20_000)
+        for odd in (b"\x80", put[0][:-1], put[0].replace(b"\0\0\1", b"\xff\xff\xff")):
+            usual = get[0] + put[0] + odd
+            self.assertLess(self.grown(once), 20_000)
+
+        def broken(key: bytes) -> Any:
+            raise error
+
+        usual, session.get = put[0] + get[0], broken
+        error: type[BaseException] = ZeroDivisionError
+        self.assertLess(self.grown(once), 20_000)
+        error = KeyboardInterrupt
+
+        def interrupted() -> None:
+            with contextlib.suppress(KeyboardInterrupt):
+                once()
+
+        self.assertLess(self.grown(interrupted), 20_000)
+
+
+class ChoiceTests(SynchronousTestCase):
+    """Which of the two sessions use."""
+
+    def test_compiled(self) -> None:
+        """Where there is a compiled one it is used."""
+        self.patch(os, "environ", {})
+        self.assertIs(quick._choose(), compiled_twin())
+
+    def test_asked_for_python(self) -> None:
+        """Python's is used when the environment says so."""
+        self.patch(os, "environ", {"KVPROTO_PURE_PYTHON": "1"})
+        self.assertIs(quick._choose(), serve_in_python)
+
+    def test_none_built(self) -> None:
+        """Python's is used where there is no other."""
+        self.patch(os, "environ", {})
+        with mock.patch.dict(sys.modules, {"kvproto.server._quick": None}):
+            self.assertIs(quick._choose(), serve_in_python)
+
+    def test_statistics(self) -> None:
+        """Operators can see which it is."""
+        answers = Link().responses(encode_request(Opcode.STAT))
+        found = {answer.key: answer.value for answer in answers}
+        self.assertEqual(found[b"kvproto_compiled"], b"yes" if quick.COMPILED else b"no")
