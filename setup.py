@@ -23,7 +23,10 @@ class BuildIfPossible(build_ext):
 
 
 pure = os.environ.get("KVPROTO_PURE_PYTHON") == "1"
-quick = Extension("kvproto.server._quick", ["kvproto/server/_quick.pyx"], optional=True)
+compiled = [
+    Extension(name, [f"{name.replace('.', '/')}.pyx"], optional=True)
+    for name in ("kvproto.server._quick", "kvproto.tls._native")
+]
 
 setup(
     name="kvproto",
@@ -57,14 +60,14 @@ setup(
             "towncrier>=24.8",
         ],
         "docs": ["sphinx>=8", "myst-parser>=4"],
-        "bench": ["matplotlib>=3.8"],
+        "bench": ["matplotlib>=3.8", "pyperf>=2.7"],
     },
     # "" -> "." makes an editable install a plain .pth line, so twistd finds twisted/plugins.
     package_dir={"": "."},
     # twisted/plugins has no __init__.py, on purpose, so it is named by hand.
     packages=[*find_packages(include=["kvproto", "kvproto.*"]), "twisted.plugins"],
     package_data={"kvproto": ["py.typed"], "kvproto.server": ["_quick.pyi"]},
-    ext_modules=[] if pure else [quick],
+    ext_modules=[] if pure else compiled,
     cmdclass={"build_ext": BuildIfPossible},
     entry_points={"console_scripts": ["kvtls = kvproto.cli:main"]},
     classifiers=[

@@ -28,6 +28,7 @@ FLOORS = {
     "wire": 1,
     "config": 0,
     "interfaces": 0,
+    "compiled": 0,
     "errors": -1,
 }
 """Floor of each room; a room may import from lower floors, and from itself."""

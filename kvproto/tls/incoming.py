@@ -162,7 +162,7 @@ class IncomingTLS(ClosingTLS):
                 data = data[:taken]
             self._records.count(data)
             if self._handshake():
-                more = bool(self._outbox.pieces) or self.disconnecting
+                more = bool(self._outbox.pieces or self.disconnecting)
                 if not self._deaf() and engine.may_hold_input():
                     more = True
                     self._read(UNKNOWN, taken)

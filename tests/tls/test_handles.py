@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import socket
+import weakref
 from itertools import accumulate
 from typing import Any
 
@@ -14,14 +18,24 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
+from kvproto.compiled import PURE_PYTHON
 from kvproto.testing.contexts import TLS12, TLS13, client_context, server_context
 from kvproto.tls import _handles
-from kvproto.tls._handles import HandleEngine, engine_for
+from kvproto.tls._handles import HandleEngine, NativeEngine, engine_for
 from kvproto.tls._openssl import Engine
+from tests.compiled import require_compiled
 from tests.tls import test_defects_data, test_defects_handshake, test_protocol
 from tests.tls.wired import Wired
 
 RECORD = 16384
+
+
+def require_native(case: SynchronousTestCase) -> Any:
+    """Let a test use the compiled code, wanted at run time or not, and return it."""
+    native = require_compiled("kvproto.tls._native")
+    case.patch(_handles, "_native", native)
+    case.assertTrue(_handles._use(native))
+    return native
 
 
 class _Engines(SynchronousTestCase):
@@ -197,7 +211,7 @@ class PublicEngineTests(_Engines):
         self.engine.feed(self._said(b"early"))
         self.assertTrue(self.engine.may_hold_input())
         self.assertEqual(self.engine.read(), b"early")
-        if self.make is HandleEngine:
+        if self.make is not Engine:
             self.assertFalse(self.engine.may_hold_input())
 
     def test_a_write_after_our_goodbye(self) -> None:
@@ -216,6 +230,26 @@ class HandleEngineTests(PublicEngineTests):
     """The same with pyOpenSSL's handles."""
 
     make = HandleEngine
+
+
+class _Native(_Engines):
+    """A server's engine whose usual steps are compiled."""
+
+    make = NativeEngine
+
+    def setUp(self) -> None:
+        require_native(self)
+        super().setUp()
+
+
+class NativeEngineTests(_Native, PublicEngineTests):
+    """The same compiled."""
+
+
+class NativeEngine12Tests(_Native, PublicEngineTests):
+    """The same compiled, with TLS 1.2."""
+
+    version = TLS12
 
 
 class SealTests(_Engines):
@@ -239,6 +273,12 @@ class SealTests(_Engines):
         self.engine.shutdown()
         self.assertRaises(SSL.Error, self.engine.seal, b"x")
 
+    def test_what_is_no_buffer(self) -> None:
+        """It is refused, and the connection goes on."""
+        self.assertRaises(TypeError, self.engine.seal, "text")
+        self.client.bio_write(self.engine.seal(b"x"))
+        self.assertEqual(self.client.recv(1), b"x")
+
     def test_only_handles(self) -> None:
         """The public way can be refused in the middle, so it has no such step."""
         self.assertFalse(Engine.seals)
@@ -257,8 +297,21 @@ class ChoiceTests(SynchronousTestCase):
 
     def test_handles_where_they_are(self) -> None:
         """Those of pyOpenSSL itself: its own connections with memory BIOs."""
+        best = NativeEngine if _handles.NATIVE else HandleEngine
         connection = SSL.Connection(server_context(), None)
-        self.assertIs(engine_for(connection).__class__, HandleEngine)
+        self.assertIs(engine_for(connection).__class__, best)
+
+    def test_compiled_where_it_was_built(self) -> None:
+        """Nothing but its absence, or the operator's word, keeps it from being used."""
+        require_native(self)
+        wanted = os.environ.get(PURE_PYTHON) != "1"
+        self.assertEqual(_handles.NATIVE, wanted)
+
+    def test_other_functions_are_not_called(self) -> None:
+        """Where OpenSSL's functions are not what they are taken for, Python calls them."""
+        native = require_native(self)
+        self.patch(_handles, "_TRANSFER_TYPES", set())
+        self.assertFalse(_handles._use(native))
 
     def test_public_methods_elsewhere(self) -> None:
         """Subclasses, stand-ins, and connections on sockets keep their own methods."""
@@ -283,16 +336,52 @@ class ChoiceTests(SynchronousTestCase):
         self.assertIs(engine_for(connection).__class__, Engine)
 
 
-def _without_handles(case: type[Any]) -> type[Any]:
-    """Return a test case that runs on public methods only."""
+class PipeTests(SynchronousTestCase):
+    """What the compiled code refuses to be made of."""
 
-    class WithoutHandles(case):
+    def test_an_address_is_missing(self) -> None:
+        """Nowhere is nowhere: an error in Python, not a crash."""
+        native = require_native(self)
+        for addresses in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
+            self.assertRaises(ValueError, native.Pipe, *addresses, None, None)
+
+    def test_it_is_freed_with_its_connection(self) -> None:
+        """No circle: what nobody holds any more is gone at once."""
+        require_native(self)
+        connection = SSL.Connection(server_context(), None)
+        connection.set_accept_state()
+        engine = NativeEngine(connection)
+        engine.feed(b"GET / HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(SSL.Error):
+            engine.read()
+        gone = weakref.ref(connection)
+        gc.disable()
+        self.addCleanup(gc.enable)
+        del connection, engine
+        self.assertIsNone(gone())
+
+
+def _on(name: str, case: type[Any], **patches: Any) -> type[Any]:
+    """Return a test case that runs with other values in `kvproto.tls._handles`."""
+
+    class Other(case):
         def setUp(self) -> None:
-            self.patch(_handles, "AVAILABLE", False)
+            for attribute, value in patches.items():
+                self.patch(_handles, attribute, value)
             super().setUp()
 
-    WithoutHandles.__name__ = WithoutHandles.__qualname__ = f"Public{case.__name__}"
-    return WithoutHandles
+    Other.__name__ = Other.__qualname__ = f"{name}{case.__name__}"
+    return Other
+
+
+def _without_handles(case: type[Any]) -> type[Any]:
+    """Return a test case that runs on public methods only."""
+    return _on("Public", case, AVAILABLE=False)
+
+
+def _in_python(case: type[Any]) -> type[Any]:
+    """Return a test case that runs without compiled code."""
+    return _on("Python", case, _best_engine=HandleEngine)
 
 
 class ManyRecordsTests(SynchronousTestCase):
@@ -531,6 +620,11 @@ class AnswerTests(SynchronousTestCase):
         self.assertEqual(wired.client_app.received, b"x")
 
 
+PythonAnswerTests = _in_python(AnswerTests)
+PythonManyRecordsTests = _in_python(ManyRecordsTests)
+PythonWritingTests = _in_python(test_protocol.WritingTests)
+PythonClosingTests = _in_python(test_defects_data.ClosingTests)
+PythonLargeFlightTests = _in_python(test_defects_handshake.LargeFlightTests)
 PublicAnswerTests = _without_handles(AnswerTests)
 PublicManyRecordsTests = _without_handles(ManyRecordsTests)
 PublicWritingTests = _without_handles(test_protocol.WritingTests)
