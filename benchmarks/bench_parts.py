@@ -1,27 +1,27 @@
-"""What the parts of one request cost, each by itself: microseconds, best of several runs.
+"""What the parts of one request cost, each by itself.
 
-``python -m benchmarks.bench_parts [NAME ...]``.  The best, because everything else on the machine
-only ever adds.  `benchmarks.bench_session` measures decoder, session and store together.
+``python -m benchmarks.bench_parts [--fast] [WORD ...]``.  `benchmarks.bench_session` measures
+decoder, session and store together.
 """
 
 from __future__ import annotations
 
 import socket
-import sys
 import time
-import timeit
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 
+from benchmarks.micro import Bench, run
 from kvproto.listeners.transport import DirectServer
 from kvproto.store import MemoryStore
 from kvproto.testing.contexts import client_context, server_context
-from kvproto.tls._handles import AVAILABLE, HandleEngine
+from kvproto.tls._handles import AVAILABLE, NATIVE, HandleEngine, NativeEngine
 from kvproto.tls._openssl import Engine
 from kvproto.wire.binary import RequestDecoder, encode_request, get_reply
 from kvproto.wire.constants import Opcode
@@ -29,10 +29,6 @@ from kvproto.wire.text import TextDecoder
 
 KEY = b"key:0000000001"
 LARGE = bytes(65536)
-REPEAT = 7
-
-Bench = tuple[Callable[[], Any], int]
-"""What to time, and how many operations one call is."""
 
 
 def decoders() -> dict[str, Bench]:
@@ -89,11 +85,14 @@ def _pair(make: type[Engine]) -> tuple[Engine, Engine]:
 
 
 def tls() -> dict[str, Bench]:
-    """Encrypting and decrypting, by pyOpenSSL's public methods and by its handles."""
+    """Encrypting and decrypting: pyOpenSSL's public methods, its handles, compiled code."""
     found: dict[str, Bench] = {}
-    for name, make in (("public", Engine), ("handles", HandleEngine)):
-        if make is HandleEngine and not AVAILABLE:
-            continue
+    engines: dict[str, type[Engine]] = {"public": Engine}
+    if AVAILABLE:
+        engines["handles"] = HandleEngine
+    if NATIVE:
+        engines["compiled"] = NativeEngine
+    for name, make in engines.items():
         here, there = _pair(make)
 
         def small(here: Engine = here, there: Engine = there) -> None:
@@ -148,21 +147,13 @@ def transports() -> dict[str, Bench]:
     return found
 
 
-def cost(bench: Bench) -> float:
-    """Return microseconds per operation."""
-    call, operations = bench
-    once = max(timeit.timeit(call, number=10) / 10, 1e-7)
-    number = max(10, int(0.02 / once))
-    return min(timeit.repeat(call, number=number, repeat=REPEAT)) / number / operations * 1e6
+GROUPS: tuple[Callable[[], dict[str, Bench]], ...] = (decoders, stores, tls, transports)
 
 
-def main(wanted: list[str]) -> None:
-    """Print the table, or the rows whose names contain one of `wanted`."""
-    for group in (decoders, stores, tls, transports):
-        for name, bench in group().items():
-            if not wanted or any(word in name for word in wanted):
-                print(f"{name:40} {cost(bench):8.3f} us")
+def main() -> None:
+    """Time what the command line names."""
+    run({name: partial(group().__getitem__, name) for group in GROUPS for name in group()})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

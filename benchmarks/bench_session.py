@@ -1,14 +1,14 @@
 """What one request costs in Python: decode, dispatch, store, encode, on a transport that is a list.
 
-Run it with ``python -m benchmarks.bench_session``.  Prints microseconds per request; the best of
-several runs, because everything else on the machine only ever adds.
+``python -m benchmarks.bench_session [--fast] [WORD ...]``
 """
 
 from __future__ import annotations
 
 import time
-import timeit
+from functools import partial
 
+from benchmarks.micro import Bench, run
 from kvproto.server import KVServer, KVServerFactory
 from kvproto.server.features import FEATURES
 from kvproto.store import MemoryStore
@@ -34,8 +34,8 @@ class Sink:
         """Never pause it."""
 
 
-def cost(data: bytes, requests: int, value: bytes, hello: bytes = b"") -> float:
-    """Return microseconds per request when all of `data` comes in one read.
+def session(data: bytes, requests: int, value: bytes, hello: bytes = b"") -> Bench:
+    """Return the work of a session that gets all of `data` in one read.
 
     Args:
         data: The requests.
@@ -47,36 +47,39 @@ def cost(data: bytes, requests: int, value: bytes, hello: bytes = b"") -> float:
     store.set(KEY, value)
     protocol = KVServerFactory(KVServer(store)).buildProtocol(None)
     protocol.makeConnection(Sink())
-    if hello:
-        protocol.dataReceived(hello)
-    number = max(1, 20_000 // requests)
-    best = min(timeit.repeat(lambda: protocol.dataReceived(data), number=number, repeat=7))
-    return best / number / requests * 1e6
+    protocol.dataReceived(hello or data)
+    return partial(protocol.dataReceived, data), requests
 
 
 def main() -> None:
-    """Print the table."""
+    """Time what the command line names."""
     value = bytes(100)
     get = encode_request(Opcode.GET, key=KEY)
     put = encode_request(Opcode.SET, key=KEY, value=value, extras=bytes(8))
-    for name, data, requests in (
-        ("binary GET, one in a read", get, 1),
-        ("binary GET, 32 in a read", get * 32, 32),
-        ("binary GETQ missing, 32 in a read", encode_request(Opcode.GETQ, key=b"-") * 32, 32),
-        ("binary SET, one in a read", put, 1),
-        ("binary SET, 32 in a read", put * 32, 32),
-        ("text get, one in a read", b"get %b\r\n" % KEY, 1),
-        ("text get, 32 in a read", b"get %b\r\n" % KEY * 32, 32),
-        ("text get of 32 keys", b"get%b\r\n" % (b" " + KEY) * 32, 32),
-        ("text set, one in a read", b"set %b 0 0 100\r\n%b\r\n" % (KEY, value), 1),
-    ):
-        print(f"{name:36} {cost(data, requests, value):7.2f} us")
+    missing = encode_request(Opcode.GETQ, key=b"-")
+    of_sdk = encode_request(Opcode.GET, key=b"\0" + KEY)
     hello = encode_request(Opcode.HELLO, value=b"".join(map(_two_bytes, FEATURES)))
-    for name, data, requests in (
-        ("GET of an SDK, one in a read", encode_request(Opcode.GET, key=b"\0" + KEY), 1),
-        ("GET of an SDK, 32 in a read", encode_request(Opcode.GET, key=b"\0" + KEY) * 32, 32),
-    ):
-        print(f"{name:36} {cost(data, requests, value, hello):7.2f} us")
+    text_get = b"get %b\r\n" % KEY
+    text_set = b"set %b 0 0 100\r\n%b\r\n" % (KEY, value)
+    work: dict[str, tuple[bytes, int, bytes]] = {
+        "binary GET, one in a read": (get, 1, b""),
+        "binary GET, 32 in a read": (get * 32, 32, b""),
+        "binary GETQ missing, 32 in a read": (missing * 32, 32, b""),
+        "binary SET, one in a read": (put, 1, b""),
+        "binary SET, 32 in a read": (put * 32, 32, b""),
+        "text get, one in a read": (text_get, 1, b""),
+        "text get, 32 in a read": (text_get * 32, 32, b""),
+        "text get of 32 keys": (b"get%b\r\n" % (b" %b" % KEY * 32), 32, b""),
+        "text set, one in a read": (text_set, 1, b""),
+        "GET of an SDK, one in a read": (of_sdk, 1, hello),
+        "GET of an SDK, 32 in a read": (of_sdk * 32, 32, hello),
+    }
+    run(
+        {
+            name: partial(session, data, requests, value, greeting)
+            for name, (data, requests, greeting) in work.items()
+        }
+    )
 
 
 def _two_bytes(number: int) -> bytes:
