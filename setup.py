@@ -66,7 +66,7 @@ setup(
     package_dir={"": "."},
     # twisted/plugins has no __init__.py, on purpose, so it is named by hand.
     packages=[*find_packages(include=["kvproto", "kvproto.*"]), "twisted.plugins"],
-    package_data={"kvproto": ["py.typed"], "kvproto.server": ["_quick.pyi"]},
+    package_data={"": ["*.pyi"], "kvproto": ["openssl.cnf", "py.typed"]},
     ext_modules=[] if pure else compiled,
     cmdclass={"build_ext": BuildIfPossible},
     entry_points={"console_scripts": ["kvtls = kvproto.cli:main"]},

@@ -34,6 +34,7 @@ from kvproto.config import (
     parse_user_buckets,
 )
 from kvproto.errors import ConfigError
+from kvproto.openssl import load_openssl
 
 __all__ = ["Options", "makeService"]
 
@@ -360,6 +361,7 @@ def _absolute_paths(config: Config | NodeConfig) -> dict[str, Any]:
 
 def makeService(options: Options) -> IService:
     """Build the service that ``twistd kvtls`` runs."""
+    load_openssl()
     from kvproto.service import KVTLSService
 
     assert options.kvtls_config is not None, "parseOptions() makes the configuration"

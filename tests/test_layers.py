@@ -29,6 +29,7 @@ FLOORS = {
     "config": 0,
     "interfaces": 0,
     "compiled": 0,
+    "openssl": 0,
     "errors": -1,
 }
 """Floor of each room; a room may import from lower floors, and from itself."""
