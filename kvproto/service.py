@@ -104,7 +104,7 @@ class KVTLSService(MultiService):
         self._signals = SignalService(
             self.steering.reload, self._end_process, self._end_at_once, self._reactor
         )
-        self._memory = MemoryTrim(self.ledger.__len__, self._reactor, glibc_trim())
+        self._memory = MemoryTrim(self.ledger.steps, self._reactor, glibc_trim())
         if signals:
             self._signals.setServiceParent(self)
             self._memory.setServiceParent(self)

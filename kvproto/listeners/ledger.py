@@ -94,6 +94,10 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def steps(self) -> int:
+        """Return how many steps those who are here have taken: coming, being verified."""
+        return len(self._entries) + self._verified
+
     def entries(self, listener: str | None = None) -> list[Entry]:
         """Return the connections of one listener, or of all, oldest first."""
         if listener is None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.listeners.acceptor import AcceptorService
@@ -220,6 +222,17 @@ class StatusTests(SynchronousTestCase):
             ("owned", "TLSv1.3", "alice", "Owner", None),
         )
         self.assertEqual(list(bench.ledger.snapshot("other")), [])
+
+    def test_steps(self) -> None:
+        """Coming is one, being verified another; who goes takes both along."""
+        bench = Bench()
+        first, _ = bench.connect(peer(0))
+        bench.connect(peer(1))
+        self.assertEqual(bench.ledger.steps(), 2)
+        first.handshakeCompleted()
+        self.assertEqual(bench.ledger.steps(), 3)
+        first.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(bench.ledger.steps(), 1)
 
     def test_totals(self) -> None:
         """The totals are plain and say which deadlines expired."""

@@ -23,11 +23,11 @@ class MemoryTrimTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.living = 0
+        self.steps = 0
         self.trims = 0
         self.resident = 50_000_000
         self.freed = 0
-        self.service = MemoryTrim(lambda: self.living, self.clock, self.trim, lambda: self.resident)
+        self.service = MemoryTrim(lambda: self.steps, self.clock, self.trim, lambda: self.resident)
         self.service.startService()
 
     def trim(self) -> None:
@@ -36,25 +36,25 @@ class MemoryTrimTests(SynchronousTestCase):
 
     def test_growth(self) -> None:
         """Enough new connections are worth one call, a few are not."""
-        self.living = WORTH - 1
+        self.steps = WORTH - 1
         self.clock.advance(INTERVAL)
         self.assertEqual(self.trims, 0)
-        self.living = WORTH
+        self.steps = WORTH
         self.clock.advance(INTERVAL)
         self.clock.advance(INTERVAL)
         self.assertEqual(self.trims, 1)
 
     def test_shrinking(self) -> None:
         """When many have left, their memory goes back as well."""
-        self.living = 10 * WORTH
+        self.steps = 10 * WORTH
         self.clock.advance(INTERVAL)
-        self.living = 0
+        self.steps = 0
         self.clock.advance(INTERVAL)
         self.assertEqual(self.trims, 2)
 
     def come_and_go(self) -> None:
         """A few connections, seen once and gone at the next look."""
-        for self.living in (3, 0):
+        for self.steps in (3, 0):
             self.clock.advance(INTERVAL)
 
     def test_few_that_leave_much(self) -> None:
@@ -84,7 +84,7 @@ class MemoryTrimTests(SynchronousTestCase):
         self.service.stopService()
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.service.startService()
-        self.living = WORTH
+        self.steps = WORTH
         self.clock.advance(INTERVAL)
         self.assertEqual(self.trims, 1)
 
