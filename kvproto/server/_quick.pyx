@@ -8,7 +8,7 @@ the Python twin asks too: nothing is decided here that is not decided there.
 Sizes.  Neither C nor Cython checks any bounds here, so the code does: a header is read where 24
 bytes are left, a body where all of it is.  The lengths that a peer sends, of 16 and 32 bits, are
 compared with what is left before anything is added to them.  The buffer holds less than `limit`
-bytes and one reply, which is at most `COPY_LIMIT` and 28 bytes; it lives as long as one call.
+bytes and one reply, which is at most `COPY_LIMIT` and 31 bytes; it lives as long as one call.
 
 Source: memcached ``protocol_binary.h``.
 """
@@ -18,7 +18,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from kvproto.server import documents, replies
+from kvproto.server import documents, replies, wrappers
 from kvproto.store import Document as _StoreDocument
 from kvproto.wire import constants, frames
 
@@ -29,17 +29,23 @@ cdef object Document = _StoreDocument
 cdef object Request = frames.Request
 cdef object answer = documents.answer
 cdef object found = documents.found
+cdef object holds_json = documents.holds_json
 cdef object set_refused = documents.set_refused
+cdef object duration = wrappers.duration
+cdef object stamped = wrappers.stamped
 cdef size_t COPY_LIMIT = replies.COPY_LIMIT
 cdef size_t MAX_KEY = constants.MAX_KEY
 cdef uint16_t GET = constants.Magic.REQUEST << 8 | constants.Opcode.GET
 cdef uint16_t SET = constants.Magic.REQUEST << 8 | constants.Opcode.SET
+cdef uint16_t JSON = constants.Datatype.JSON
 cdef uint8_t RESPONSE = constants.Magic.RESPONSE
+cdef uint8_t FLEX_RESPONSE = constants.Magic.FLEX_RESPONSE
 
 cdef enum:
     HEADER_SIZE = 24
     GET_REPLY_EXTRAS = 4
     SET_EXTRAS = 8
+    TOKEN_SIZE = 16
 
 
 cdef struct Buffer:
@@ -47,19 +53,6 @@ cdef struct Buffer:
     uint8_t *start
     size_t size
     size_t room
-
-
-cdef uint8_t *reserve(Buffer *buffer, size_t size) except NULL:
-    """Return where `size` bytes can be written; adding them to ``buffer.size`` is the caller's."""
-    cdef size_t room
-    cdef void *start
-    if buffer.room - buffer.size < size:
-        room = 2 * (buffer.size + size)
-        start = PyMem_Realloc(buffer.start, room)
-        if start is NULL:
-            raise MemoryError
-        buffer.start, buffer.room = <uint8_t *>start, room
-    return buffer.start + buffer.size
 
 
 cdef int hand_over(Buffer *buffer, list out) except -1:
@@ -98,22 +91,64 @@ cdef inline void write_32(uint8_t *to, uint32_t number) noexcept:
     to[3] = number & 0xFF
 
 
-cdef inline void write_header(
-    uint8_t *to, const uint8_t *request, uint8_t extras_size, uint32_t body_size, uint64_t cas
-) noexcept:
-    """Write the header of a success without a key; opcode and opaque are the request's."""
-    to[0] = RESPONSE
+cdef inline void write_64(uint8_t *to, uint64_t number) noexcept:
+    write_32(to, <uint32_t>(number >> 32))
+    write_32(to + 4, <uint32_t>number)
+
+
+cdef uint8_t *begin(
+    Buffer *buffer,
+    const uint8_t *request,
+    bytes framing,
+    uint8_t extras_size,
+    uint8_t datatype,
+    size_t value_size,
+    uint64_t cas,
+) except NULL:
+    """Begin the reply to a request that succeeded; make room for its extras and value.
+
+    Args:
+        buffer: Where it goes; the reply counts from now on.
+        request: Gives opcode and opaque.
+        framing: Encoded framing extras, ``b""`` for none.
+        extras_size: Bytes of extras.
+        datatype: The value's.
+        value_size: Bytes of the value.
+        cas: The document's.
+
+    Returns:
+        Where the extras must be written, and the value behind them.
+    """
+    cdef size_t framing_size = PyBytes_GET_SIZE(framing)
+    cdef size_t body_size = framing_size + extras_size + value_size
+    cdef size_t room
+    cdef void *start
+    cdef uint8_t *to
+    if buffer.room - buffer.size < HEADER_SIZE + body_size:
+        room = 2 * (buffer.size + HEADER_SIZE + body_size)
+        start = PyMem_Realloc(buffer.start, room)
+        if start is NULL:
+            raise MemoryError
+        buffer.start, buffer.room = <uint8_t *>start, room
+    to = buffer.start + buffer.size
+    buffer.size += HEADER_SIZE + body_size
+    to[0] = FLEX_RESPONSE if framing_size else RESPONSE
     to[1] = request[1]
-    to[2] = to[3] = 0
+    to[2] = <uint8_t>framing_size
+    to[3] = 0
     to[4] = extras_size
-    to[5] = to[6] = to[7] = 0
-    write_32(to + 8, body_size)
+    to[5] = datatype
+    to[6] = to[7] = 0
+    write_32(to + 8, <uint32_t>body_size)
     memcpy(to + 12, request + 12, 4)
-    write_32(to + 16, <uint32_t>(cas >> 32))
-    write_32(to + 20, <uint32_t>cas)
+    write_64(to + 16, cas)
+    memcpy(to + HEADER_SIZE, PyBytes_AS_STRING(framing), framing_size)
+    return to + HEADER_SIZE + framing_size
 
 
-cdef bint write_hit(Buffer *buffer, const uint8_t *request, document) except -1:
+cdef bint write_hit(
+    Buffer *buffer, const uint8_t *request, bytes framing, bint json, document
+) except -1:
     """Write the reply to a GET if it is an ordinary one; return whether it is."""
     cdef uint32_t flags
     cdef size_t size
@@ -121,24 +156,32 @@ cdef bint write_hit(Buffer *buffer, const uint8_t *request, document) except -1:
     if type(document) is not Document or document.locked_until:
         return False
     value = document.value
-    if type(value) is not bytes or <size_t>PyBytes_GET_SIZE(value) > COPY_LIMIT:
+    if type(value) is not bytes:
+        return False
+    size = PyBytes_GET_SIZE(value)
+    if size > COPY_LIMIT:
         return False
     flags = document.flags
-    size = GET_REPLY_EXTRAS + PyBytes_GET_SIZE(value)
-    to = reserve(buffer, HEADER_SIZE + size)
-    write_header(to, request, GET_REPLY_EXTRAS, <uint32_t>size, document.cas)
-    write_32(to + HEADER_SIZE, flags)
-    memcpy(
-        to + HEADER_SIZE + GET_REPLY_EXTRAS, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)
-    )
-    buffer.size += HEADER_SIZE + size
+    json = json and holds_json(document)
+    to = begin(buffer, request, framing, GET_REPLY_EXTRAS, json, size, document.cas)
+    write_32(to, flags)
+    memcpy(to + GET_REPLY_EXTRAS, PyBytes_AS_STRING(value), size)
     return True
 
 
-cdef int write_stored(Buffer *buffer, const uint8_t *request, document) except -1:
-    """Write the reply to a SET that was stored."""
-    write_header(reserve(buffer, HEADER_SIZE), request, 0, 0, document.cas)
-    buffer.size += HEADER_SIZE
+cdef int write_stored(
+    Buffer *buffer, const uint8_t *request, bytes framing, bint token, store, document
+) except -1:
+    """Write the reply to a SET that was stored, with its mutation token or without."""
+    cdef uint64_t uuid, seqno
+    cdef uint8_t *to
+    if token:
+        uuid, seqno = store.uuid, document.seqno
+        to = begin(buffer, request, framing, TOKEN_SIZE, 0, 0, document.cas)
+        write_64(to, uuid)
+        write_64(to + 8, seqno)
+    else:
+        begin(buffer, request, framing, 0, 0, 0, document.cas)
     return 0
 
 
@@ -152,11 +195,17 @@ def serve_quickly(
     cdef const char *text
     cdef Py_ssize_t size = 0
     cdef size_t at = 0, end = PyBytes_GET_SIZE(data), key_size, body_size, written
-    cdef uint16_t kind, layout
+    cdef size_t prefix = bool(session.collections)
+    cdef uint16_t kind, layout, datatype
     cdef uint64_t cas
+    cdef bint json = session.json, tokens = session.tokens
+    cdef double started = 0, ended = 0
+    cdef bytes framing = b""
     cdef Buffer buffer = Buffer(NULL, 0, 0)
-    store = session.store
+    store, timer = session.store, session.timer
     get, set_plainly = session.get, store.set_plainly
+    if timer is not None:
+        started = timer()
     try:
         try:
             while size < limit and end - at >= HEADER_SIZE:
@@ -164,43 +213,52 @@ def serve_quickly(
                 body = request + HEADER_SIZE
                 kind, key_size = read_16(request), read_16(request + 2)
                 layout, body_size = read_16(request + 4), read_32(request + 8)
-                if body_size > end - at - HEADER_SIZE or not 0 < key_size <= MAX_KEY:
+                if body_size > end - at - HEADER_SIZE or not prefix < key_size <= prefix + MAX_KEY:
                     break
-                written = buffer.size
-                reply = None
                 if kind == GET and layout == 0 and key_size == body_size:
-                    document = get(PyBytes_FromStringAndSize(<const char *>body, key_size))
-                    if not write_hit(&buffer, request, document):
-                        plain = Request(opaque=read_32(request + 12))
-                        reply = answer(document, session, plain, found)
+                    text = <const char *>body
+                    if prefix and text[0]:
+                        break
+                    document = get(PyBytes_FromStringAndSize(text + prefix, key_size - prefix))
                 elif (
                     kind == SET
-                    and layout == SET_EXTRAS << 8
+                    and layout | JSON == SET_EXTRAS << 8 | JSON
                     and body_size >= SET_EXTRAS + key_size
                 ):
-                    if body_size > max_body:
-                        break
                     text = <const char *>body + SET_EXTRAS
-                    key = PyBytes_FromStringAndSize(text, key_size)
+                    if body_size > max_body or (prefix and text[0]):
+                        break
+                    key = PyBytes_FromStringAndSize(text + prefix, key_size - prefix)
                     value = PyBytes_FromStringAndSize(
                         text + key_size, body_size - SET_EXTRAS - key_size
                     )
                     flags, expiry, cas = read_32(body), read_32(body + 4), read_64(request + 16)
-                    document = None if cas else set_plainly(key, value, flags, expiry, 0)
+                    datatype = layout & JSON
+                    document = None if cas else set_plainly(key, value, flags, expiry, datatype)
                     if document is None:
-                        document = store.set(key, value, flags, expiry, cas)
+                        document = store.set(key, value, flags, expiry, cas, datatype=datatype)
+                else:
+                    break
+                if timer is not None:
+                    ended = timer()
+                    framing = duration(ended - started)
+                written = buffer.size
+                reply = None
+                if kind == SET:
                     if type(document) is Document:
-                        write_stored(&buffer, request, document)
+                        write_stored(&buffer, request, framing, tokens, store, document)
                     else:
                         plain = Request(opcode=1, key=key, opaque=read_32(request + 12))
                         reply = set_refused(document, session, plain)
-                else:
-                    break
+                elif not write_hit(&buffer, request, framing, json, document):
+                    plain = Request(opaque=read_32(request + 12))
+                    reply = answer(document, session, plain, found)
                 if reply is None:
                     size += buffer.size - written
                 else:
                     hand_over(&buffer, out)
-                    size += take(reply, out)
+                    size += take(reply if timer is None else stamped(reply, ended - started), out)
+                started = ended
                 at += HEADER_SIZE + body_size
         except Exception:
             # A defect of ours.  The usual way meets it again, tells about it, and the client.

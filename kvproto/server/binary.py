@@ -77,6 +77,7 @@ class BinarySession:
         collections: Whether keys begin with the id of their collection.
         json: Whether responses say what is JSON.
         tokens: Whether mutations answer with a mutation token.
+        timer: The server's timer where replies say how long they took, otherwise None.
         preserve_expiry: Whether the request that is being served says so.
         mechanism: The login under way.
         mechanism_name: Its name.
@@ -87,7 +88,6 @@ class BinarySession:
         "_plain",
         "_status_of",
         "_table",
-        "_traced",
         "bucket",
         "collections",
         "feed",
@@ -101,6 +101,7 @@ class BinarySession:
         "selected",
         "server",
         "store",
+        "timer",
         "tokens",
     )
 
@@ -159,7 +160,7 @@ class BinarySession:
         self.collections = Feature.COLLECTIONS in features
         self.json = Feature.JSON in features
         self.tokens = Feature.MUTATION_SEQNO in features
-        self._traced = Feature.TRACING in features
+        self.timer = self.server.timer if Feature.TRACING in features else None
         self._status_of = _STATUS_OF if Feature.XERROR in features else _PLAIN_STATUS_OF
 
     def _use(self, bucket: Bucket | None, *, selected: bool) -> None:
@@ -178,11 +179,10 @@ class BinarySession:
             self._table = after_login(
                 has_bucket=self.bucket is not None,
                 collections=self.collections,
-                traced=self._traced,
+                traced=self.timer is not None,
             )
-            options = self.collections or self._traced or self.json or self.tokens
             # Its exact class: a subclass may answer later.
-            self._plain = not options and getattr(self, "store", None).__class__ is MemoryStore
+            self._plain = getattr(self, "store", None).__class__ is MemoryStore
 
     def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
         """Serve what is usual, from the beginning of a read; see `kvproto.server.quick`."""

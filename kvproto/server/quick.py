@@ -4,8 +4,9 @@ Most requests are these two, without options.  Here they are served straight fro
 no frame object, no table, one loop.  The first request that is anything else ends the loop; it and
 what follows it take the usual way, so that nothing is decided here that is not decided there too.
 
-Only for sessions whose replies have no options (no collections, durations, datatypes or mutation
-tokens), and for `MemoryStore`, which answers at once.
+What a session's HELLO can change is the same here as there: the id of the default collection in
+front of keys (a key of any other collection is unusual), and replies with datatypes, mutation
+tokens and durations.  Only for `MemoryStore`, which answers at once.
 
 There are two of it that do the same: `serve_in_python`, which is the reference, and a compiled one,
 ``kvproto.server._quick``, where the installation had a C compiler.  Measured for 32 GETs in one
@@ -16,17 +17,17 @@ Source: memcached ``protocol_binary.h``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from kvproto.compiled import compiled
 from kvproto.server.documents import answer, found, set_refused
 from kvproto.server.replies import COPY_LIMIT
+from kvproto.server.wrappers import stamped
 from kvproto.store import Document
-from kvproto.wire.constants import HEADER_SIZE, MAX_KEY, Magic, Opcode
-from kvproto.wire.encoding import get_reply, simple_reply
+from kvproto.wire.constants import HEADER_SIZE, MAX_KEY, Datatype, Magic, Opcode
+from kvproto.wire.encoding import get_reply, mutation_reply, simple_reply
 from kvproto.wire.frames import Request
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _SET: Final = Magic.REQUEST << 8 | Opcode.SET
 _NO_EXTRAS: Final = 0
 _EXTRAS_SIZE: Final = 8
 _SET_EXTRAS: Final = _EXTRAS_SIZE << 8
+_JSON: Final = int(Datatype.JSON)
 
 
 def serve_in_python(
@@ -54,7 +56,7 @@ def serve_in_python(
     """Serve plain requests from the beginning of a read.
 
     Args:
-        session: Whose requests they are; its replies must have no options.
+        session: Whose requests they are.
         data: What was read, beginning with a header.
         out: Takes the replies.
         limit: Bytes of replies after which the rest is left.
@@ -65,6 +67,8 @@ def serve_in_python(
     """
     store: Any = session.store
     get, set_plainly = session.get, store.set_plainly
+    prefix, timer = int(session.collections), session.timer
+    started = timer() if timer is not None else 0.0
     at = size = 0
     reply: Any
     end = len(data)
@@ -73,36 +77,43 @@ def serve_in_python(
             kind, key_size, layout, _, body_size, opaque, cas = _unpack_header(data, at)
             body_at = at + HEADER_SIZE
             stop = body_at + body_size
-            if stop > end or not 0 < key_size <= MAX_KEY:
+            if stop > end or not prefix < key_size <= prefix + MAX_KEY:
                 break
             if kind == _GET and key_size == body_size and layout == _NO_EXTRAS:
-                document = get(data[body_at:stop])
+                if prefix and data[body_at]:
+                    break
+                document = get(data[body_at + prefix : stop])
                 if (
                     document.__class__ is Document
                     and len(value := document.value) <= COPY_LIMIT
                     and not document.locked_until
                 ):
-                    reply = get_reply(0, 0, opaque, document.cas, document.flags, value)
+                    datatype = session.json and session.datatype(document)
+                    reply = get_reply(0, datatype, opaque, document.cas, document.flags, value)
                 else:
                     reply = answer(document, session, Request(opaque=opaque), found)
-            elif kind == _SET and layout == _SET_EXTRAS and body_size >= key_size + _EXTRAS_SIZE:
-                if body_size > max_body:
-                    break
+            elif (
+                kind == _SET
+                and layout | _JSON == _SET_EXTRAS | _JSON
+                and body_size >= key_size + _EXTRAS_SIZE
+            ):
                 key_at = body_at + _EXTRAS_SIZE
+                if body_size > max_body or (prefix and data[key_at]):
+                    break
                 value_at = key_at + key_size
-                key = data[key_at:value_at]
-                value = data[value_at:stop]
+                key, value = data[key_at + prefix : value_at], data[value_at:stop]
                 flags, expiry = _unpack_extras(data, body_at)
-                document = None if cas else set_plainly(key, value, flags, expiry, 0)
+                datatype = layout & _JSON
+                document = None if cas else set_plainly(key, value, flags, expiry, datatype)
                 if document is None:
-                    document = store.set(key, value, flags, expiry, cas)
-                if document.__class__ is Document:
-                    reply = simple_reply(1, 0, opaque, document.cas)
-                else:
-                    request = Request(opcode=1, key=key, opaque=opaque)
-                    reply = set_refused(document, session, request)
+                    document = store.set(key, value, flags, expiry, cas, datatype=datatype)
+                reply = _stored(document, session, key, opaque)
             else:
                 break
+            if timer is not None:
+                ended = timer()
+                reply = stamped(reply, ended - started)
+                started = ended
             at = stop
             if reply.__class__ is bytes:
                 out.append(reply)
@@ -116,17 +127,18 @@ def serve_in_python(
     return at
 
 
-def _choose() -> Serve:
-    """Return the compiled one where it was built and is wanted."""
-    if os.environ.get("KVPROTO_PURE_PYTHON") != "1":
-        with suppress(ImportError):
-            from kvproto.server._quick import serve_quickly as compiled
+def _stored(outcome: Any, session: BinarySession, key: bytes, opaque: int) -> Any:
+    """Encode the outcome of a SET."""
+    if outcome.__class__ is not Document:
+        return set_refused(outcome, session, Request(opcode=1, key=key, opaque=opaque))
+    if session.tokens:
+        return mutation_reply(1, opaque, outcome.cas, session.store.uuid, outcome.seqno)
+    return simple_reply(1, 0, opaque, outcome.cas)
 
-            return compiled
-    return serve_in_python
 
+_quick = compiled("kvproto.server._quick")
 
-serve_quickly = _choose()
-
-COMPILED = serve_quickly is not serve_in_python
+COMPILED = _quick is not None
 """Whether sessions use compiled code."""
+
+serve_quickly: Serve = _quick.serve_quickly if COMPILED else serve_in_python

@@ -20,7 +20,14 @@ from kvproto.wire.framing import encode_server_duration
 if TYPE_CHECKING:
     from kvproto.server.binary import BinarySession
 
-__all__ = ["in_collections", "quiet", "quiet_on_miss", "with_duration"]
+__all__ = [
+    "duration",
+    "in_collections",
+    "quiet",
+    "quiet_on_miss",
+    "stamped",
+    "with_duration",
+]
 
 
 def _silencing(silent: bytes) -> Callable[[Handler], Handler]:
@@ -74,27 +81,31 @@ def with_duration(handler: Handler) -> Handler:
         if reply.__class__ is bytes:
             return _stamp(reply, timer() - started) if reply else reply
         if isinstance(reply, Deferred):
-            return reply.addCallback(_stamp_later, timer, started)
-        return _stamp_later(reply, timer, started)
+            return reply.addCallback(lambda fired: stamped(fired, timer() - started))
+        return stamped(reply, timer() - started)
 
     return timed_handler
 
 
-def _stamp_later(reply: Reply, timer: Callable[[], float], started: float) -> Reply:
+def stamped(reply: Reply, seconds: float) -> Reply:
+    """Put a duration into an encoded reply, into the first response if there are several."""
     if isinstance(reply, bytes):
-        return _stamp(reply, timer() - started)
+        return _stamp(reply, seconds)
     if isinstance(reply, list):
-        return [_stamp(reply[0], timer() - started), *reply[1:]]
+        return [_stamp(reply[0], seconds), *reply[1:]]
     return reply
 
 
+def duration(seconds: float) -> bytes:
+    """Return the framing extras that tell a duration: 3 bytes."""
+    micros = int(seconds * 1e6)
+    return _DURATIONS[micros] if micros < _LONGEST_TABLED_US else encode_server_duration(micros)
+
+
 def _stamp(reply: bytes, seconds: float) -> bytes:
-    """Put a duration into an encoded response (the first one, if there are several)."""
     if not reply or reply[2]:  # a key of more than 255 bytes leaves no room for framing
         return reply
-    micros = int(seconds * 1e6)
-    frequent = micros < _LONGEST_TABLED_US
-    framing = _DURATIONS[micros] if frequent else encode_server_duration(micros)
+    framing = duration(seconds)
     body = int.from_bytes(reply[8:12]) + len(framing)
     return b"".join(
         (

@@ -7,43 +7,48 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
-from unittest import SkipTest, mock
+from unittest import mock
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto import server
 from kvproto.config import Mode
 from kvproto.server import binary, quick
 from kvproto.server.binary import BinarySession
 from kvproto.server.quick import serve_in_python
 from kvproto.server.replies import COPY_LIMIT
 from kvproto.store import MemoryStore, Refusal
-from kvproto.wire.binary import encode_request
-from kvproto.wire.constants import Feature, Opcode, Status
+from kvproto.wire.binary import ResponseDecoder, encode_request
+from kvproto.wire.constants import Datatype, Feature, Opcode, Status
+from kvproto.wire.framing import decode_response_framing
+from tests.compiled import require_compiled
 from tests.server.support import FakeTransport, Link
 from tests.server.test_properties import requests
 from tests.store.test_plain import everything_in
 
 Serve = Callable[[Any, bytes, list[bytes], int, int], int]
 
-KEYS = st.sampled_from([b"a", b"b", b"k" * 250, b"k" * 251, b""])
+KEYS = st.sampled_from([b"a", b"a", b"b", b"k" * 250, b"k" * 251, b"", b"\x08a"])
 VALUES = st.sampled_from([b"", b"1", b"{}", bytes(100), bytes(COPY_LIMIT), bytes(COPY_LIMIT + 1)])
 EXTRAS = st.sampled_from([bytes(8), bytes(8), b"\0\0\0\1\0\0\0\5", b"\0\0\0\1\xff\0\0\0", bytes(4)])
 CAS = st.sampled_from([0, 0, 0, 1])
 
 
 @st.composite
-def plain(draw: st.DrawFn) -> bytes:
-    """Draw a GET or a SET, mostly plain."""
+def plain(draw: st.DrawFn, prefix: bytes) -> bytes:
+    """Draw a GET or a SET, mostly plain, with something before its key."""
     opaque = draw(st.integers(0, 2**32 - 1))
-    key, cas = draw(KEYS), draw(CAS)
+    key, cas = prefix + draw(KEYS), draw(CAS)
     if draw(st.booleans()):
         return encode_request(Opcode.GET, key=key, opaque=opaque, vbucket=draw(st.integers(0, 9)))
     return encode_request(
@@ -58,23 +63,26 @@ def plain(draw: st.DrawFn) -> bytes:
 
 
 ODD = requests().map(lambda made: made[1])
-LOCK = st.just(encode_request(Opcode.GET_LOCKED, key=b"a"))
-STREAMS = st.lists(st.one_of(plain(), plain(), plain(), ODD, LOCK), max_size=20).map(b"".join)
+LOCK = st.sampled_from([b"a", b"\0a"]).map(lambda key: encode_request(Opcode.GET_LOCKED, key=key))
+SDK = [Feature.COLLECTIONS, Feature.JSON, Feature.MUTATION_SEQNO, Feature.TRACING, Feature.XERROR]
+FEATURES: st.SearchStrategy[list[Feature]] = st.one_of(
+    st.just([]), st.sampled_from(SDK).map(lambda one: [one]), st.just(SDK)
+)
+
+
+def streams(prefix: bytes) -> st.SearchStrategy[bytes]:
+    """Draw requests of sessions that put something before their keys."""
+    usual = plain(prefix)
+    return st.lists(st.one_of(usual, usual, usual, ODD, LOCK), max_size=20).map(b"".join)
+
+
+STREAMS = st.one_of(streams(b""), streams(b"\0"))
 
 
 def compiled_twin() -> Serve:
-    """Return the compiled one, asked for or not.
-
-    Raises:
-        SkipTest: It was not built, and CI did not say that it must be there.
-    """
-    try:
-        from kvproto.server._quick import serve_quickly
-    except ImportError as e:
-        if os.environ.get("KVPROTO_REQUIRE_PEERS") == "1":
-            raise
-        raise SkipTest(f"the compiled code was not built: {e}") from e
-    return serve_quickly
+    """Return the compiled one, asked for or not."""
+    serve: Serve = require_compiled("kvproto.server._quick").serve_quickly
+    return serve
 
 
 class Twin:
@@ -103,6 +111,11 @@ class Usual(BinarySession):
     quick = None  # type: ignore[assignment]
 
 
+def hello(features: list[Feature]) -> bytes:
+    """Return the HELLO that asks for features."""
+    return encode_request(Opcode.HELLO, value=b"".join(one.to_bytes(2) for one in features))
+
+
 def link(session: Any, **options: Any) -> Link:
     """Return a link whose sessions are of a kind."""
     made = Link(**options)
@@ -123,7 +136,7 @@ class PythonSameTests(Twin, SynchronousTestCase):
         STREAMS,
         st.integers(1, 40_000),
         st.integers(1000, 200_000),
-        st.sampled_from([[], [Feature.JSON], [Feature.MUTATION_SEQNO], [Feature.XERROR]]),
+        FEATURES,
         st.booleans(),
         st.integers(1, 100_000),
     )
@@ -138,7 +151,6 @@ class PythonSameTests(Twin, SynchronousTestCase):
     ) -> None:
         """Replies, documents and counters are the same, whatever comes, however it is cut."""
         ends = []
-        hello = encode_request(Opcode.HELLO, value=b"".join(f.to_bytes(2) for f in features))
         for session in (BinarySession, Usual):
             made = link(
                 session,
@@ -147,8 +159,9 @@ class PythonSameTests(Twin, SynchronousTestCase):
                 max_value=COPY_LIMIT,
                 mode=Mode.MEMCACHED if memcached else Mode.COUCHBASE,
             )
+            made.server.timer = lambda: 0.0
             if features:
-                made.transport.send(hello)
+                made.transport.send(hello(features))
             made.transport.send(data, read_size=size)
             while made.transport.unsent:
                 made.transport.read(take)
@@ -205,27 +218,49 @@ class PythonQuickTests(Twin, SynchronousTestCase):
             encode_request(Opcode.GET, key=b"k" * 251),
             encode_request(Opcode.GET, key=b"a", framing=b"\x50", magic=0x08),
             encode_request(Opcode.SET, key=b"a", extras=bytes(4)),
-            encode_request(Opcode.SET, key=b"a", extras=bytes(8), datatype=1),
+            encode_request(Opcode.SET, key=b"a", extras=bytes(8), datatype=2),
             get[:-1],
             get[:20],
         ):
             self.assertEqual(self.taken(get + odd, Link()), len(get), odd)
 
-    def test_sessions_with_options(self) -> None:
-        """Whoever asked for more in replies gets it, the usual way."""
-        get = encode_request(Opcode.GET, key=b"a")
-        for feature in (
-            Feature.JSON,
-            Feature.MUTATION_SEQNO,
-            Feature.COLLECTIONS,
-            Feature.TRACING,
-        ):
-            made = Link()
-            made.call(Opcode.HELLO, value=feature.to_bytes(2))
-            self.assertEqual(self.taken(get, made), 0, feature)
+    def test_sessions_of_an_sdk(self) -> None:
+        """What HELLO has enabled shows in the replies; what is JSON is told in a SET, too."""
         made = Link()
-        made.call(Opcode.HELLO, value=Feature.XERROR.to_bytes(2))
-        self.assertEqual(self.taken(get, made), len(get))
+        made.ask(hello(SDK))
+        made.store.set(b"b", b"")
+        put = encode_request(Opcode.SET, key=b"\0a", value=b"{}", extras=bytes(8), datatype=1)
+        get = encode_request(Opcode.GET, key=b"\0a")
+        session: Any = made.protocol._session
+        ticks = itertools.count(0, 0.001)
+        session.timer = lambda: next(ticks)
+        out: list[bytes] = []
+        self.assertEqual(session.quick(put + get, out, 1 << 30), len(put + get))
+        replies: list[Any] = ResponseDecoder().feed(b"".join(out))
+        stored, found = replies
+        self.assertEqual(made.store.get(b"a").datatype, 1)
+        self.assertEqual(stored.extras, made.store.uuid.to_bytes(8) + (2).to_bytes(8))
+        self.assertEqual((found.datatype, found.value), (Datatype.JSON, b"{}"))
+        for reply in stored, found:
+            took = decode_response_framing(reply.framing).server_duration_us
+            self.assertIn(took, range(970, 1031))
+
+    def test_collections(self) -> None:
+        """Keys of the default collection only are taken this way, where keys name collections."""
+        get = encode_request(Opcode.GET, key=b"\0a")
+        for odd in (b"\x08a", b"\0", b"a", b"\x80\0a", b"\0" + b"k" * 251):
+            for request in (
+                encode_request(Opcode.GET, key=odd),
+                encode_request(Opcode.SET, key=odd, extras=bytes(8)),
+            ):
+                made = Link()
+                made.ask(hello([Feature.COLLECTIONS]))
+                self.assertEqual(self.taken(get + request, made), len(get), odd)
+        made = Link()
+        made.ask(hello([Feature.COLLECTIONS]))
+        longest = encode_request(Opcode.SET, key=b"\0" + b"k" * 250, extras=bytes(8))
+        self.assertEqual(self.taken(longest, made), len(longest))
+        self.assertEqual(list(made.store._items), [b"k" * 250])
 
     def test_strangers(self) -> None:
         """Before a login nothing is served."""
@@ -318,11 +353,18 @@ class TwinsTests(SynchronousTestCase):
         st.one_of(hostile(), hostile(), st.binary(max_size=200)),
         st.sampled_from([0, 1, 24, 1000, 1 << 30]),
         st.sampled_from([0, 9, 100, 1 << 20]),
+        FEATURES,
         st.booleans(),
         st.booleans(),
     )
     def test_any_bytes(
-        self, data: bytes, limit: int, max_body: int, memcached: bool, locked: bool
+        self,
+        data: bytes,
+        limit: int,
+        max_body: int,
+        features: list[Feature],
+        memcached: bool,
+        locked: bool,
     ) -> None:
         """The same bytes get the same replies, are left at the same place, and store the same."""
         ends = []
@@ -330,9 +372,10 @@ class TwinsTests(SynchronousTestCase):
             made = Link(
                 mode=Mode.MEMCACHED if memcached else Mode.COUCHBASE, max_value=COPY_LIMIT + 1
             )
-            made.ask(encode_request(Opcode.NOOP))
+            made.server.timer = itertools.count(0, 0.001).__next__
+            made.ask(hello(features))
             made.store.set(b"a", bytes(COPY_LIMIT + 1))
-            made.store.set(b"b", b"there", 0xFFFFFFFF)
+            made.store.set(b"b", b"{}", 0xFFFFFFFF)
             if locked:
                 made.store.get_and_lock(b"a", 1)
             out: list[bytes] = []
@@ -413,7 +456,7 @@ class LeakTests(SynchronousTestCase):
         """Hits, misses, refusals, large values, half requests, and defects."""
         serve = compiled_twin()
         made = Link(max_value=COPY_LIMIT + 1)
-        made.ask(encode_request(Opcode.NOOP))
+        made.ask(hello([Feature.JSON, Feature.MUTATION_SEQNO, Feature.TRACING]))
         session: Any = made.protocol._session
         made.store.set(b"large", bytes(COPY_LIMIT + 1))
         made.store.set(b"locked", b"1")
@@ -451,21 +494,30 @@ class LeakTests(SynchronousTestCase):
 class ChoiceTests(SynchronousTestCase):
     """Which of the two sessions use."""
 
+    def loaded(self) -> Any:
+        """Load the module anew; return what sessions would use."""
+        self.patch(server, "quick", quick)  # importing changes it: let it be restored
+        with mock.patch.dict(sys.modules):
+            del sys.modules["kvproto.server.quick"]
+            return import_module("kvproto.server.quick")
+
     def test_compiled(self) -> None:
         """Where there is a compiled one it is used."""
         self.patch(os, "environ", {})
-        self.assertIs(quick._choose(), compiled_twin())
+        self.assertIs(self.loaded().serve_quickly, compiled_twin())
 
     def test_asked_for_python(self) -> None:
         """Python's is used when the environment says so."""
         self.patch(os, "environ", {"KVPROTO_PURE_PYTHON": "1"})
-        self.assertIs(quick._choose(), serve_in_python)
+        made = self.loaded()
+        self.assertIs(made.serve_quickly, made.serve_in_python)
 
     def test_none_built(self) -> None:
         """Python's is used where there is no other."""
         self.patch(os, "environ", {})
         with mock.patch.dict(sys.modules, {"kvproto.server._quick": None}):
-            self.assertIs(quick._choose(), serve_in_python)
+            made = self.loaded()
+        self.assertIs(made.serve_quickly, made.serve_in_python)
 
     def test_statistics(self) -> None:
         """Operators can see which it is."""
