@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -345,7 +346,8 @@ class Handoff(VerifiedConnection, Protocol):
         entry = self.entry
         owner, self._owner = self._owner, None
         self._kept.clear()
-        self.__dict__.pop("dataReceived", None)  # the owner's; let go of it
+        with suppress(AttributeError):
+            del self.dataReceived  # the owner's; let go of it
         if owner is not None and entry.owner:
             reason = self._lost or Failure(HandoffError("the transport did not close"))
             try:

@@ -237,8 +237,9 @@ class ClosingTLS(OutgoingTLS):
             )
 
     def _disarm_handshake(self) -> None:
-        call, self._handshake_call = self._handshake_call, None
+        call = self._handshake_call
         if call is not None:
+            self._handshake_call = None
             call.cancel()
 
     def _handshake_overdue(self) -> None:
@@ -331,7 +332,7 @@ class ClosingTLS(OutgoingTLS):
         self._outbox.clear()
         self._retry = None
         self._fast = False
-        self.__dict__.pop("_engine", None)
+        self._engine = None  # type: ignore[assignment]
 
     def _report(self, reason: Failure) -> None:
         """Write the one line about how this connection ended."""
@@ -373,7 +374,7 @@ class ClosingTLS(OutgoingTLS):
     # --- what the other parts of the protocol add -----------------------------------------
 
     def _lost_transport(self) -> bool:
-        return self._ended or "_engine" not in self.__dict__
+        return self._ended or self._engine is None
 
     def _read_last(self) -> None:
         """Deliver what can still be decrypted; the transport is gone."""

@@ -200,7 +200,7 @@ class IncomingTLS(ClosingTLS):
                     break
         finally:
             self._reading = False
-            if not self._held:
+            if self._held_size and not self._held:
                 self._held_size = 0
         self._input_rules_changed()
         self._flush()
@@ -282,7 +282,8 @@ class IncomingTLS(ClosingTLS):
         except Error as error:
             self._nothing_read(error, 0 if got else size)
         else:
-            self._dirty = self._dirty or got < records
+            if got < records:
+                self._dirty = True
         if got:
             self._junk = 0
 

@@ -55,7 +55,7 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
     junk_budget: int
 
     transport: Any  # whatever the program puts below: asked for what it can do
-    _engine: Engine
+    _engine: Engine = None  # type: ignore[assignment]  # from the beginning to the end only
     _outbox: Outbox
     _clock: IReactorTime
     _gate: OutputGate | None = None

@@ -89,15 +89,16 @@ class KVTLSProtocol(IncomingTLS):
     def __init__(
         self, factory: TLSMemoryBIOFactory, wrappedProtocol: IProtocol, _connectWrapped: bool = True
     ) -> None:
+        # An instance of up to 30 attributes shares their names with all others, and CPython finds
+        # them without a dictionary: what most connections never change is the class's.
         super().__init__(factory, wrappedProtocol, _connectWrapped)
-        self._connect_wrapped = _connectWrapped
         self._outbox = Outbox()
         self._records = RecordCounter()
         self._unfed = []
         self._held = []
         for name in LIMITS:
             value = getattr(factory, name, _INHERIT)
-            if value is not _INHERIT:
+            if value is not _INHERIT and value != getattr(self, name):
                 setattr(self, name, value)
 
     # --- who is there ---------------------------------------------------------------------
@@ -105,7 +106,7 @@ class KVTLSProtocol(IncomingTLS):
     @property
     def _tlsConnection(self) -> Any:
         """The OpenSSL connection under the name that Twisted's code and tests use."""
-        engine = self.__dict__.get("_engine")
+        engine = self._engine
         return None if engine is None else engine.connection
 
     @_tlsConnection.setter
@@ -160,7 +161,7 @@ class KVTLSProtocol(IncomingTLS):
         else:
             self._reason = failure
             self._aborted = self._lostTLSConnection = self._mute = True
-        if self._connect_wrapped:
+        if self._connectWrapped:
             try:
                 self.wrappedProtocol.makeConnection(self)
             except BaseException:
@@ -242,7 +243,8 @@ class KVTLSProtocol(IncomingTLS):
 
     def _handshake_ended(self) -> None:
         self._handshakeDone = True
-        self._cipher_changes = self._records.cipher_changes
+        if self._records.cipher_changes:
+            self._cipher_changes = self._records.cipher_changes
         self._disarm_handshake()
         self._input_rules_changed()
         if not self.disconnecting and IHandshakeListener.providedBy(self.wrappedProtocol):
