@@ -9,7 +9,13 @@ run.  What to look for: a line that bends upwards more than memcached's does.
 from __future__ import annotations
 
 import argparse
+import math
+import re
+import socket
+import ssl
+import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -80,17 +86,39 @@ def _steady(
 ) -> float:
     """Return the cost per operation once everybody is connected.
 
-    The difference between a longer and a shorter load: both begin with the same handshakes, which
-    for thousands of connections are most of the work of some seconds.
+    Looked at from outside while the load runs: handshakes of thousands of connections are most of
+    the work of its first seconds.
     """
-    short = 3 + connections // 400
-    totals = []
-    for duration in (short, short + max(3, round(seconds))):
-        before = server.cpu_seconds()
-        _, figures = load(program, server, duration, options, connections)
-        totals.append((server.cpu_seconds() - before, float(figures["ops/s"]) * duration))
-    (less, few), (more, many) = totals
-    return (more - less) / (many - few) * 1e6
+    ramp_up = 2 + connections / 400
+    command = [str(program), "-p", str(server.port), "-c", str(connections), *options]
+    generator = subprocess.Popen(
+        [*command, "-t", str(math.ceil(ramp_up + seconds + 2))], stdout=subprocess.DEVNULL
+    )
+    try:
+        time.sleep(ramp_up)
+        began, few = server.cpu_seconds(), reads_so_far(server.port)
+        time.sleep(max(3, seconds))
+        ended, many = server.cpu_seconds(), reads_so_far(server.port)
+    finally:
+        generator.wait(60)
+    return (ended - began) / (many - few) * 1e6
+
+
+def reads_so_far(port: int) -> int:
+    """Return how many reads a server has counted (memcached's ``stats``)."""
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+        trusting.wrap_socket(plain) as client,
+    ):
+        client.sendall(b"stats\r\n")
+        said = b""
+        while not said.endswith(b"END\r\n"):
+            said += client.recv(65536)
+    found = re.search(rb"STAT cmd_get (\d+)", said)
+    assert found is not None, said
+    return int(found[1])
 
 
 def measure(series: Series, program: Path, seconds: float) -> dict[str, list[tuple[float, float]]]:
