@@ -37,7 +37,7 @@ from twisted.python.failure import Failure
 
 from kvproto.listeners.entry import describe_peer
 from kvproto.listeners.hub import hub_for
-from kvproto.listeners.transport import server_transport, unix_server_transport
+from kvproto.listeners.transport import DirectServer, server_transport, unix_server_transport
 
 __all__ = [
     "BACKLOG",
@@ -90,6 +90,7 @@ class _Accepting(_PortBase):
     _silent_until = 0.0
     _resting: IDelayedCall | None = None
     _hub: Any = None
+    _kind: tuple[int, int, int] | None = None  # family, type and protocol of the socket
 
     @property
     def hub(self) -> Any:
@@ -115,7 +116,7 @@ class _Accepting(_PortBase):
             if self._paused or self.disconnecting or not self.connected:
                 return  # what was just accepted made somebody stop us
             try:
-                accepted, address = self.socket.accept()
+                accepted, address = self._accept()
             except BlockingIOError:
                 self._recovered()
                 return
@@ -128,6 +129,20 @@ class _Accepting(_PortBase):
                 continue
             self._accepted(accepted, address)
 
+    def _accept(self) -> tuple[socket.socket, Any]:
+        """Accept as `socket.socket.accept` does, without what that asks for each time anew.
+
+        Family and type as enumerations, and two timeouts: together as long as the system call.
+        ``_accept`` is CPython's own name for the call.
+        """
+        listening = self.socket
+        if not hasattr(listening, "_accept"):
+            return listening.accept()
+        descriptor, address = listening._accept()
+        if self._kind is None:
+            self._kind = int(listening.family), int(listening.type), listening.proto
+        return socket.socket(*self._kind, descriptor), address
+
     def _accepted(self, accepted: socket.socket, address: Any) -> None:
         """Put protocol and transport on one new socket."""
         if isinstance(address, tuple) and len(address) == 4 and address[3]:
@@ -135,12 +150,15 @@ class _Accepting(_PortBase):
             address = (socket.getnameinfo(address, numeric)[0], *address[1:])
         transport = None
         try:
-            protocol = self.factory.buildProtocol(self._buildAddr(address))
+            peer = self._buildAddr(address)
+            protocol = self.factory.buildProtocol(peer)
             if protocol is None:
                 accepted.close()
                 return
             number, self.sessionno = self.sessionno, self.sessionno + 1
             transport = self.transport(accepted, protocol, address, self, number, self.hub)
+            if isinstance(transport, DirectServer):
+                transport.came_from(peer)
             protocol.makeConnection(transport)
         except Exception:
             log.failure("a connection from {address} could not be set up", address=address)

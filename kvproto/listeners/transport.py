@@ -200,6 +200,10 @@ class DirectServer(_SendsAtOnce, tcp.Server):
 
     _peer: Any = None
 
+    def came_from(self, peer: Any) -> None:
+        """Hear from the port, which has told the protocol, where this connection comes from."""
+        self._peer = peer
+
     def getPeer(self) -> Any:
         """Return where it comes from, one object for all who ask."""
         if self._peer is None:

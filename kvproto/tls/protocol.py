@@ -16,6 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL.SSL import (
     OP_NO_RENEGOTIATION,
+    TLS1_2_VERSION,
+    TLS1_3_VERSION,
     Connection,
     Error,
     WantWriteError,
@@ -54,6 +56,9 @@ LIMITS: Final = (
 """Attributes of the protocol class that a factory's attribute of the same name replaces."""
 
 _INHERIT: Final = object()
+
+_VERSIONS: Final = {TLS1_2_VERSION: "TLSv1.2", TLS1_3_VERSION: "TLSv1.3"}
+"""OpenSSL's own names, which it gives out as C strings."""
 
 _DECLARATIONS: dict[tuple[type, type], Any] = {}
 """What a protocol of one class provides on a transport of another: declared once for each pair."""
@@ -143,7 +148,8 @@ class KVTLSProtocol(IncomingTLS):
         connection = self._tlsConnection
         if connection is None or not self._handshakeDone:
             return ""
-        return str(connection.get_protocol_version_name())
+        number = connection.get_protocol_version()
+        return _VERSIONS.get(number) or str(connection.get_protocol_version_name())
 
     # --- the beginning --------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import struct
 from typing import Any, cast
 
 from twisted.internet import error, main, tcp, unix
+from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock
@@ -443,6 +444,19 @@ class UNIXTests(_Transports):
         self.peer.send(b"x")
         self.assertIsNone(self.transport.doRead())
         self.assertEqual(self.protocol.heard, [b"x"])
+
+
+class PeerTests(_Transports):
+    """Where a connection comes from."""
+
+    def test_one_object_for_all_who_ask(self) -> None:
+        """It is made once; who was told by the port is told nothing else."""
+        first = self.transport.getPeer()
+        self.assertEqual((first.host, first.port), ("127.0.0.1", 7))
+        self.assertIs(self.transport.getPeer(), first)
+        known = IPv4Address("TCP", "192.0.2.1", 4711)
+        self.transport.came_from(known)
+        self.assertIs(self.transport.getPeer(), known)
 
 
 class LargeReadTests(_Transports):
