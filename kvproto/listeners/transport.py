@@ -17,7 +17,10 @@ them is missing, `DIRECT` is False and Twisted's own transports are used.
 from __future__ import annotations
 
 import errno
+import socket as sockets
 from collections.abc import Iterable
+from contextlib import suppress
+from socket import IPPROTO_TCP
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import tcp, unix
@@ -47,6 +50,9 @@ _LATER: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.ENOBUFS, errno
 
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET})
 """The peer has closed: whoever reads from such a socket is told so by its next read."""
+
+QUICKACK: Final[int | None] = getattr(sockets, "TCP_QUICKACK", None)
+"""Linux' option; None elsewhere."""
 
 _buffer = bytearray(READ_SIZE)
 _read_into = memoryview(_buffer)
@@ -209,6 +215,12 @@ class DirectServer(_SendsAtOnce, tcp.Server):
         if self._peer is None:
             self._peer = super().getPeer()
         return self._peer
+
+    def acknowledge(self) -> None:
+        """Tell the peer's kernel now, not with the next answer, what has arrived."""
+        if QUICKACK is not None and self.connected:
+            with suppress(OSError):
+                self.socket.setsockopt(IPPROTO_TCP, QUICKACK, 1)
 
     def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]
         """Read what is there, once, and give it to the protocol."""

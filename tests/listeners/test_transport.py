@@ -399,6 +399,13 @@ class ReadingTests(_Transports):
         self.peer.close()
         self.assertIs(self.transport.doRead(), main.CONNECTION_DONE)
 
+    def test_acknowledging(self) -> None:
+        """It can be asked for at any time, whatever the socket is."""
+        self.transport.acknowledge()
+        self.transport.connectionLost(Failure(main.CONNECTION_DONE))
+        self.transport.acknowledge()
+        self.assertEqual(len(self.protocol.lost), 1)
+
     def test_a_reset(self) -> None:
         """A reset is a lost connection."""
         listening = socket.create_server(("127.0.0.1", 0))
