@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -183,6 +184,27 @@ class Link:
         new = bytes(self.transport.received[self._taken :])
         self._taken += len(new)
         return new
+
+    def read_all(self, at_once: int) -> tuple[Any, ...]:
+        """Let the peer read until nothing waits; return all that can be told about the outcome.
+
+        Args:
+            at_once: Bytes that the peer takes at a time.
+
+        Returns:
+            What it has read, the documents in order of use, the statistics of store and server,
+            whether the connection is closed, and whether it is read from.
+        """
+        while self.transport.unsent:
+            self.transport.read(at_once)
+        return (
+            self.take(),
+            [(key, asdict(found)) for key, found in self.store._items.items()],
+            self.store.stats(),
+            asdict(self.server.counters),
+            self.transport.closed,
+            self.transport.reading,
+        )
 
     def ask(self, data: bytes) -> bytes:
         """Send bytes; return what comes back at once."""

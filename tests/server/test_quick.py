@@ -12,7 +12,6 @@ import os
 import sys
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 from unittest import mock
@@ -163,19 +162,7 @@ class PythonSameTests(Twin, SynchronousTestCase):
             if features:
                 made.transport.send(hello(features))
             made.transport.send(data, read_size=size)
-            while made.transport.unsent:
-                made.transport.read(take)
-            documents = {key: asdict(found) for key, found in made.store._items.items()}
-            ends.append(
-                (
-                    made.take(),
-                    list(documents.items()),
-                    made.store.stats(),
-                    asdict(made.server.counters),
-                    made.transport.closed,
-                    made.transport.reading,
-                )
-            )
+            ends.append(made.read_all(take))
         self.assertEqual(*ends)
 
 

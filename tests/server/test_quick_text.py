@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from hypothesis import given, settings
@@ -91,19 +90,7 @@ class SameTests(SynchronousTestCase):
                 mode=Mode.MEMCACHED if memcached else Mode.COUCHBASE,
             )
             made.transport.send(b"version\r\n" + data, read_size=size)
-            while made.transport.unsent:
-                made.transport.read(take)
-            documents = {key: asdict(found) for key, found in made.store._items.items()}
-            ends.append(
-                (
-                    made.take(),
-                    list(documents.items()),
-                    made.store.stats(),
-                    asdict(made.server.counters),
-                    made.transport.closed,
-                    made.transport.reading,
-                )
-            )
+            ends.append(made.read_all(take))
         self.assertEqual(*ends)
 
 
