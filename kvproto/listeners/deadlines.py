@@ -53,6 +53,8 @@ class Deadlines(Generic[T]):
 
     def set(self, item: T, when: float | None) -> None:
         """Give an item a new deadline, None for no deadline."""
+        if when is None and item.deadline is None:
+            return
         self._watched += (when is not None) - (item.deadline is not None)
         item.deadline = when
         if when is not None:

@@ -124,6 +124,7 @@ class Ledger:
         self.accepted += 1
         entry = Entry(self.accepted, listener, peer, accepted, since=now, born=now)
         entry.host = host_of(peer)
+        # Up to the pool's own size nobody has to go, however much is lent to it.
         if len(self._strangers.everybody) >= self.limits.unauthenticated:
             self._make_room(entry.host)
         self._entries[entry.id] = entry
@@ -205,8 +206,7 @@ class Ledger:
             entry.stage = state
         elif state is not State.CLOSING:
             self._give_up_place(entry)
-        if when is not None or entry.deadline is not None:
-            self._deadlines.set(entry, when)
+        self._deadlines.set(entry, when)
 
     def remove(self, entry: Entry, ending: str) -> None:
         """Strike out a connection that is gone.
@@ -217,8 +217,7 @@ class Ledger:
         """
         del self._entries[entry.id]
         self._give_up_place(entry)
-        if entry.deadline is not None:
-            self._deadlines.set(entry, None)
+        self._deadlines.set(entry, None)
         self.endings[ending] += 1
         entry.accepted = GONE
         if not self._watchers:
