@@ -148,6 +148,20 @@ class FakeConnection:
         self.errors.append(reason)
 
 
+def link_with(*, binary: Any = None, text: Any = None, **options: Any) -> Link:
+    """Return a link whose sessions are of other kinds.
+
+    Args:
+        binary: Makes sessions of the binary protocol in place of the usual one.
+        text: The same of the text protocol.
+        options: For `Link`.
+    """
+    made = Link(**options)
+    usual_text, usual_binary = made.protocol._kinds
+    made.protocol._kinds = text or usual_text, binary or usual_binary
+    return made
+
+
 class Link:
     """One client and the server's end of its connection.
 

@@ -31,7 +31,7 @@ from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Datatype, Feature, Opcode, Status
 from kvproto.wire.framing import decode_response_framing
 from tests.compiled import require_compiled
-from tests.server.support import FakeTransport, Link
+from tests.server.support import FakeTransport, Link, link_with
 from tests.server.test_properties import requests
 from tests.store.test_plain import everything_in
 
@@ -115,13 +115,6 @@ def hello(features: list[Feature]) -> bytes:
     return encode_request(Opcode.HELLO, value=b"".join(one.to_bytes(2) for one in features))
 
 
-def link(session: Any, **options: Any) -> Link:
-    """Return a link whose sessions are of a kind."""
-    made = Link(**options)
-    made.protocol._kinds = (made.protocol._kinds[0], session)
-    return made
-
-
 class PythonSameTests(Twin, SynchronousTestCase):
     """Both ways, side by side."""
 
@@ -151,8 +144,8 @@ class PythonSameTests(Twin, SynchronousTestCase):
         """Replies, documents and counters are the same, whatever comes, however it is cut."""
         ends = []
         for session in (BinarySession, Usual):
-            made = link(
-                session,
+            made = link_with(
+                binary=session,
                 transport=FakeTransport(reads=False),
                 unsent_limit=limit,
                 max_value=COPY_LIMIT,

@@ -12,7 +12,7 @@ from kvproto.config import Mode
 from kvproto.server.replies import COPY_LIMIT
 from kvproto.server.text import TextSession
 from kvproto.store import MemoryStore
-from tests.server.support import FakeTransport, Link
+from tests.server.support import FakeTransport, Link, link_with
 
 KEYS = st.sampled_from(
     [b"a", b"b", b"k" * 250, b"k" * 251, b"", b"a b", b"\x7f", b"\xc3\xa9", b"a\r"]
@@ -58,13 +58,6 @@ class Usual(TextSession):
     quick = None  # type: ignore[assignment]
 
 
-def link(session: Any = TextSession, **options: Any) -> Link:
-    """Return a link whose text sessions are of a kind."""
-    made = Link(**options)
-    made.protocol._kinds = (session, made.protocol._kinds[1])
-    return made
-
-
 class SameTests(SynchronousTestCase):
     """Both ways, side by side."""
 
@@ -82,8 +75,8 @@ class SameTests(SynchronousTestCase):
         """Replies, documents and counters are the same, whatever comes, however it is cut."""
         ends = []
         for session in (TextSession, Usual):
-            made = link(
-                session,
+            made = link_with(
+                text=session,
                 transport=FakeTransport(reads=False),
                 unsent_limit=limit,
                 max_value=COPY_LIMIT,
