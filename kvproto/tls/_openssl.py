@@ -37,9 +37,10 @@ class Engine:
         bounded: Whether its output is bounded, as a WANT_WRITE has shown: then output comes
             in pieces of any size, and `drain` asks until it is refused.
         unfed: The rest of a record that `open` could not feed.
+        busy: Whether a call to `handshake` is on the stack, callbacks included; set by its caller.
     """
 
-    __slots__ = ("bounded", "connection", "unfed")
+    __slots__ = ("bounded", "busy", "connection", "unfed")
 
     seals = False
     """Whether there is a `seal`: an encryption that is whole or not at all."""
@@ -48,7 +49,7 @@ class Engine:
         # Any: tests and programs put other objects with the same methods here.
         self.connection: Any = connection
         self.unfed: memoryview | None = None
-        self.bounded = False
+        self.bounded = self.busy = False
 
     def feed(self, data: bytes | memoryview) -> int:
         """Give ciphertext to OpenSSL and return how many bytes it took."""

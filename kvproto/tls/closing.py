@@ -63,10 +63,8 @@ class ClosingTLS(OutgoingTLS):
     _reason: Failure | None = None
     _first_bytes = b""
     _ended = False
-    _registered = False
     _is_client = False  # we spoke first
     _app_failed = False  # the application raised: it is given nothing more
-    _in_openssl = False  # a handshake call is on the stack, callbacks included
     _shutdown_sent = False
     _taken = 0
     _handshake_call: IDelayedCall | None = None
@@ -109,7 +107,7 @@ class ClosingTLS(OutgoingTLS):
         self.disconnecting = True
         self._outbox.clear()
         self._input_rules_changed()
-        if self._in_openssl:
+        if self._engine is not None and self._engine.busy:
             # Called from a verification callback: OpenSSL has to return first.
             return
         self._shutdownTLS()
@@ -289,7 +287,7 @@ class ClosingTLS(OutgoingTLS):
             self._read_last()
         self._lostTLSConnection = True
         self._cancel_calls()
-        self.connected = False
+        registered, self.connected = self.connected, False
         reason = self._final_reason(reason, clean)
         try:
             self._report(reason)
@@ -301,7 +299,7 @@ class ClosingTLS(OutgoingTLS):
             if gate is not None:
                 gate.stopProducing()
                 gate.close()
-            if self._registered:
+            if registered:
                 self.factory.unregisterProtocol(self)
         finally:
             try:
@@ -310,8 +308,9 @@ class ClosingTLS(OutgoingTLS):
                 self._release()
 
     def _final_reason(self, reason: Failure, clean: bool) -> Failure:
-        known, self._reason = self._reason, None
+        known = self._reason
         if known is not None:
+            self._reason = None
             return known
         if not clean and isinstance(reason.value, (ConnectionDone, ConnectionLost)):
             return Failure(HandshakeInterrupted("the peer went away during the TLS handshake"))

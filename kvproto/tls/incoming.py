@@ -66,7 +66,6 @@ class IncomingTLS(ClosingTLS):
     _junk = 0
     _held_size = 0
     _refusals = 0
-    _cipher_changes = 0
 
     # --- from the transport ---------------------------------------------------------------
 
@@ -224,8 +223,7 @@ class IncomingTLS(ClosingTLS):
                 piece = piece[:taken]
             if self._handshakeDone:
                 records = self._records.count(piece) if taken else UNKNOWN
-                changed = self._records.cipher_changes != self._cipher_changes
-                if changed and not self._renegotiated():
+                if self._records.cipher_changes and not self._renegotiated():
                     return False
             else:
                 self._records.count(piece)
@@ -245,9 +243,8 @@ class IncomingTLS(ClosingTLS):
 
     def _renegotiated(self) -> bool:
         """Count a renegotiation that is about to end; return whether it is within the limit."""
-        done = self._records.cipher_changes - self._cipher_changes
-        self._cipher_changes += done
-        self.renegotiation_limit -= done
+        self.renegotiation_limit -= self._records.cipher_changes
+        self._records.cipher_changes = 0
         # A renegotiation that is granted may carry large certificates.
         self._junk = 0
         if self.renegotiation_limit >= 0:

@@ -57,7 +57,6 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
     transport: Any  # whatever the program puts below: asked for what it can do
     _engine: Engine = None  # type: ignore[assignment]  # from the beginning to the end only
     _outbox: Outbox
-    _clock: IReactorTime
     _gate: OutputGate | None = None
     _handshakeDone = False
     _lostTLSConnection = False
@@ -78,6 +77,11 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
     _unread = 0  # ... of these, while it was full
     _drained = False  # the transport became empty since the flag was last cleared
     _flush_call: IDelayedCall | None = None
+
+    @property
+    def _clock(self) -> IReactorTime:
+        clock: IReactorTime = self.factory._clock
+        return clock
 
     # --- for the application --------------------------------------------------------------
 

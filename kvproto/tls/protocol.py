@@ -94,13 +94,26 @@ class KVTLSProtocol(IncomingTLS):
     def __init__(
         self, factory: TLSMemoryBIOFactory, wrappedProtocol: IProtocol, _connectWrapped: bool = True
     ) -> None:
-        # An instance of up to 30 attributes shares their names with all others, and CPython finds
-        # them without a dictionary: what most connections never change is the class's.
-        super().__init__(factory, wrappedProtocol, _connectWrapped)
-        self._outbox = Outbox()
-        self._records = RecordCounter()
+        # CPython keeps up to 30 attributes side by side, without a dictionary for each instance,
+        # if it has seen all of their names while there were few instances.  So everything that
+        # most connections set while they live is set here, what a request needs first, since that
+        # then shares lines of the processor's cache; what few connections change is the class's.
+        self._fast = self._reading = self._flushing = self._full = False
+        self._engine = None  # type: ignore[assignment]  # from makeConnection on
+        self.wrappedProtocol = wrappedProtocol
         self._unfed = []
+        self._outbox = Outbox()
+        self._junk = self._given = 0
+        self._mute = self._watching = False
+        self.transport = None
+        self._gate = self._producer = None
+        super().__init__(factory, wrappedProtocol, _connectWrapped)
+        self._records = RecordCounter()
         self._held = []
+        self.connected = self._handshakeDone = self._lostTLSConnection = self._ended = False
+        self._dirty = False
+        self._first_bytes = b""
+        self.close_reason = ""
         for name in LIMITS:
             value = getattr(factory, name, _INHERIT)
             if value is not _INHERIT and value != getattr(self, name):
@@ -156,12 +169,10 @@ class KVTLSProtocol(IncomingTLS):
     def makeConnection(self, transport: Any) -> None:
         """Begin TLS on a transport, and connect the wrapped protocol to us."""
         self._provide_what(transport)
-        self._clock = self.factory._clock
         self.transport = transport
         failure = self._create_connection()
         BaseProtocol.makeConnection(self, transport)
         self.factory.registerProtocol(self)
-        self._registered = True
         if failure is None:
             self._arm_handshake()
         else:
@@ -223,7 +234,7 @@ class KVTLSProtocol(IncomingTLS):
             return False
         engine = self._engine
         done = False
-        self._in_openssl = True
+        engine.busy = True
         try:
             while True:
                 try:
@@ -233,11 +244,11 @@ class KVTLSProtocol(IncomingTLS):
                     if not self._make_room():
                         break
         except Error as error:
-            self._in_openssl = False
+            engine.busy = False
             self._openssl_failed(error)
             return False
         finally:
-            self._in_openssl = False
+            engine.busy = False
         # Stand-ins that are done at once may have nothing to fetch from.
         spoke = (done and first) or self._drain()
         if self._deaf():
@@ -261,8 +272,7 @@ class KVTLSProtocol(IncomingTLS):
 
     def _handshake_ended(self) -> None:
         self._handshakeDone = True
-        if self._records.cipher_changes:
-            self._cipher_changes = self._records.cipher_changes
+        self._records.cipher_changes = 0
         self._disarm_handshake()
         self._input_rules_changed()
         if not self.disconnecting and IHandshakeListener.providedBy(self.wrappedProtocol):

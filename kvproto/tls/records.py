@@ -67,7 +67,7 @@ class RecordCounter:
     Attributes:
         aligned: Whether the stream ends at the end of a record.
         lost: Whether a header made no sense; stays true.
-        cipher_changes: ChangeCipherSpec records begun so far.
+        cipher_changes: ChangeCipherSpec records begun since it was last set to 0.
     """
 
     __slots__ = ("_head", "_missing", "aligned", "cipher_changes", "lost")
