@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from zope.interface import Attribute, Interface
 
-__all__ = ["IController", "IDrainable", "ISecuredTransport", "IVerifiedConnection"]
+__all__ = [
+    "IAnswers",
+    "IController",
+    "IDrainable",
+    "ISecuredTransport",
+    "IShortcutTransport",
+    "IVerifiedConnection",
+]
 
 
 class ISecuredTransport(Interface):
@@ -87,3 +94,31 @@ class IDrainable(Interface):
             A Deferred that fires with None once the connection is closed.  The
             caller bounds the wait and aborts.
         """
+
+
+class IAnswers(Interface):
+    """A protocol that can give the answer to a read back, instead of writing it."""
+
+    def answer(data, replies):  # type: ignore[no-untyped-def]
+        """Answer requests from the beginning of a read, as long as that needs nothing else.
+
+        It does not touch the transport, and does not raise.
+
+        Args:
+            data: What was read, as for ``dataReceived``.
+            replies: A list of bytes; takes the replies, in order.
+
+        Returns:
+            How many bytes of `data` have been dealt with.  The rest is given to
+            ``dataReceived`` after the replies were written.
+        """
+
+
+class IShortcutTransport(Interface):
+    """A transport that can take a read past its protocol (`kvproto.tls.shortcut`)."""
+
+    shortcut = Attribute(
+        "Callable[[bytes], bytes | None] or None: called with a read in place of the protocol's "
+        "``dataReceived``; returns what to send.  When it returns None the protocol gets the "
+        "read.  Set to None by whoever has set it, as soon as something else is under way."
+    )

@@ -70,6 +70,9 @@ class Handoff(VerifiedConnection, Protocol):
     factory: HandoffFactory
     transport: Any
 
+    answer: Callable[[bytes, list[bytes]], int] | None = None
+    """The owner's, of `kvproto.interfaces.IAnswers`."""
+
     def __init__(self, factory: HandoffFactory, address: IAddress | None) -> None:
         self.factory = factory
         self._ledger = factory.ledger
@@ -263,6 +266,7 @@ class Handoff(VerifiedConnection, Protocol):
         kept, self._kept = b"".join(self._kept), []
         self._owner_reads = True
         self.dataReceived = owner.dataReceived  # type: ignore[method-assign]
+        self.answer = getattr(owner, "answer", None)
         if kept:
             owner.dataReceived(kept)
 
@@ -322,6 +326,7 @@ class Handoff(VerifiedConnection, Protocol):
         """
         if self._lost is None and self.transport is not None:
             self.dataReceived = _ignore  # type: ignore[method-assign, assignment]
+            self.answer = None
             # A transport waits with its goodbye for a producer, and the owner, who is one,
             # does not know yet.
             unregister = getattr(self.transport, "unregisterProducer", None)
@@ -348,6 +353,7 @@ class Handoff(VerifiedConnection, Protocol):
         self._kept.clear()
         with suppress(AttributeError):
             del self.dataReceived  # the owner's; let go of it
+        self.answer = None
         if owner is not None and entry.owner:
             reason = self._lost or Failure(HandoffError("the transport did not close"))
             try:

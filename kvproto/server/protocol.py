@@ -32,7 +32,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvproto.errors import RemoteProtocolError
-from kvproto.interfaces import IDrainable, ISecuredTransport
+from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
 from kvproto.server.binary import BinarySession
 from kvproto.server.replies import Hangup, Reply
 from kvproto.server.shared import KVServer, Peer
@@ -81,7 +81,7 @@ SessionFactory: TypeAlias = Any
 """Called with (server, peer); returns a `Session`."""
 
 
-@implementer(IPushProducer, IDrainable)
+@implementer(IPushProducer, IAnswers, IDrainable)
 class KVServerProtocol(TwistedProtocol):
     """One connection of a key-value client, on any transport.
 
@@ -160,6 +160,16 @@ class KVServerProtocol(TwistedProtocol):
             self._serve()
         except Exception:
             self._broken()
+
+    def answer(self, data: bytes, replies: list[bytes]) -> int:
+        """Answer what the session serves by its short way; see `kvproto.interfaces.IAnswers`."""
+        quick = self._quick
+        if quick is None or self._stopped or self._serving:
+            return 0
+        at = quick(data, replies, self._turn_limit)
+        self._counters.bytes_read += at
+        self._counters.bytes_written += sum(map(len, replies))
+        return at
 
     def _left_over(self, data: bytes) -> bytes:
         """Return what is left of a read to be served now: nothing when the transport has enough."""

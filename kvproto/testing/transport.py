@@ -8,7 +8,7 @@ Nothing happens by itself: bytes move in `MemoryPair.pump` and `MemoryPair.flush
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
@@ -23,6 +23,8 @@ from twisted.internet.interfaces import (
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from kvproto.interfaces import IShortcutTransport
 
 __all__ = ["MemoryAddress", "MemoryPair", "MemoryTransport"]
 
@@ -41,7 +43,7 @@ class MemoryAddress:
         return f"MemoryAddress({self.name!r})"
 
 
-@implementer(ITransport, IConsumer, IPushProducer)
+@implementer(ITransport, IConsumer, IPushProducer, IShortcutTransport)
 class MemoryTransport:
     """One end of a wire in memory.
 
@@ -60,6 +62,7 @@ class MemoryTransport:
         paused: Whether the protocol has asked for no more data.
         connected: False once ``connectionLost`` has been called.
         aborted: Whether the protocol called ``abortConnection``.
+        shortcut: Asked before the protocol is given a read; see `IShortcutTransport`.
     """
 
     peer: MemoryTransport
@@ -83,6 +86,7 @@ class MemoryTransport:
         self.connected = True
         self.disconnecting = False
         self.aborted = False
+        self.shortcut: Callable[[bytes], bytes | None] | None = None
         self.producer: Any = None
         self.streamingProducer = False
         self.most_unsent = 0
@@ -222,7 +226,11 @@ class MemoryTransport:
             data = bytes(wire[:chunk])
             del wire[:chunk]
             try:
-                self.protocol.dataReceived(data)
+                reply = None if self.shortcut is None else self.shortcut(data)
+                if reply is None:
+                    self.protocol.dataReceived(data)
+                elif reply:
+                    self.write(reply)
             except Exception as error:
                 # As a reactor does it: the connection is lost by the error.
                 self.lose(Failure(error))

@@ -21,7 +21,7 @@ Source: SSL_read(3), SSL_write(3), BIO_s_mem(3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from OpenSSL import SSL
 from kvproto.compiled import compiled
 from kvproto.tls._openssl import Engine
 from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE
+from kvproto.tls.shortcut import Answer, Shortcut
 
 __all__ = ["AVAILABLE", "NATIVE", "HandleEngine", "NativeEngine", "engine_for"]
 
@@ -171,6 +172,10 @@ class HandleEngine(Engine):
         """
         return bool(_BIO_get_mem_data(self._into_ssl, _NULL) or _SSL_pending(self._ssl))
 
+    def shortcut(self, owner: Any, answer: Answer) -> Callable[[bytes], bytes | None]:
+        """Return a shortcut through this engine; see `kvproto.tls.shortcut`."""
+        return Shortcut(self, owner, answer)
+
     def fetch(self, plaintext_size: int) -> bytes:
         """Return all ciphertext that waits after `plaintext_size` bytes were encrypted."""
         return self.drain()
@@ -191,13 +196,13 @@ class NativeEngine(HandleEngine):
     """The same; what every request needs is compiled."""
 
     # These three are methods of a `kvproto.tls._native.Pipe`, found on the instance.
-    __slots__ = ("drain", "open", "seal")
+    __slots__ = ("_pipe", "drain", "open", "seal")
 
     def __init__(self, connection: SSL.Connection) -> None:
         super().__init__(connection)
         ssl = self._ssl
         # It knows the connection, which does not know it: no circle.
-        pipe = _native.Pipe(
+        self._pipe = pipe = _native.Pipe(
             _address(ssl),
             _address(self._into_ssl),
             _address(self._from_ssl),
@@ -205,6 +210,11 @@ class NativeEngine(HandleEngine):
             partial(connection._raise_ssl_error, ssl),
         )
         self.open, self.seal, self.drain = pipe.open, pipe.seal, pipe.drain  # type: ignore[method-assign]
+
+    def shortcut(self, owner: Any, answer: Answer) -> Callable[[bytes], bytes | None]:
+        """Return a shortcut, compiled as well."""
+        made: Callable[[bytes], bytes | None] = _native.Shortcut(self._pipe, owner, answer)
+        return made
 
 
 def _address(pointer: Any) -> int:

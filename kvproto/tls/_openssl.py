@@ -8,12 +8,15 @@ methods and the same meaning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from OpenSSL.SSL import Connection, Error, WantReadError
 
 from kvproto.tls.outbox import RECORD_SIZE
+
+if TYPE_CHECKING:
+    from kvproto.tls.shortcut import Answer
 
 __all__ = ["Engine"]
 
@@ -37,10 +40,11 @@ class Engine:
         bounded: Whether its output is bounded, as a WANT_WRITE has shown: then output comes
             in pieces of any size, and `drain` asks until it is refused.
         unfed: The rest of a record that `open` could not feed.
+        armed: Whether the transport has been offered a shortcut; set by who offers it.
         busy: Whether a call to `handshake` is on the stack, callbacks included; set by its caller.
     """
 
-    __slots__ = ("bounded", "busy", "connection", "unfed")
+    __slots__ = ("armed", "bounded", "busy", "connection", "unfed")
 
     seals = False
     """Whether there is a `seal`: an encryption that is whole or not at all."""
@@ -49,7 +53,7 @@ class Engine:
         # Any: tests and programs put other objects with the same methods here.
         self.connection: Any = connection
         self.unfed: memoryview | None = None
-        self.bounded = self.busy = False
+        self.armed = self.bounded = self.busy = False
 
     def feed(self, data: bytes | memoryview) -> int:
         """Give ciphertext to OpenSSL and return how many bytes it took."""
@@ -112,6 +116,10 @@ class Engine:
 
     def seal(self, data: bytes | memoryview) -> bytes:
         """Encrypt all of `data`, and return all ciphertext that waits."""
+        raise NotImplementedError
+
+    def shortcut(self, owner: Any, answer: Answer) -> Callable[[bytes], bytes | None]:
+        """Return a `kvproto.tls.shortcut.Shortcut`, where there is a `seal`."""
         raise NotImplementedError
 
     def fetch(self, plaintext_size: int) -> bytes:

@@ -153,6 +153,7 @@ class ClosingTLS(OutgoingTLS):
         if self._mute or not self.connected:
             return
         self._half_closed = True
+        self._close_shortcut()
         self._mute = self._producer is None
         self._flush()
 
@@ -331,6 +332,7 @@ class ClosingTLS(OutgoingTLS):
         self._outbox.clear()
         self._retry = None
         self._fast = False
+        self._close_shortcut()
         self._engine = None  # type: ignore[assignment]
 
     def _report(self, reason: Failure) -> None:

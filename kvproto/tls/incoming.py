@@ -106,6 +106,25 @@ class IncomingTLS(ClosingTLS):
         elif self._outbox.pieces or self._retry is not None:
             self._flush_quickly()
 
+    def _go_on(self, replies: list[bytes], rest: bytes) -> None:
+        """Go on where the shortcut of a read has ended.
+
+        Args:
+            replies: What it has been answered with so far.
+            rest: What the application has not dealt with yet.
+        """
+        self._reading = True
+        try:
+            self.writeSequence(replies)
+        finally:
+            self._reading = False
+        if rest:
+            self._hand_over(rest)
+        if self._unfed:
+            self._drive()
+        elif self._outbox.pieces or self._retry is not None:
+            self._flush_quickly()
+
     def _receive_records(self, data: bytes, ends: Sequence[int]) -> None:
         """Take whole records at once; what is behind them, or odd, takes the long way."""
         plaintext, fed, error = self._engine.open_all(data, ends)
@@ -387,6 +406,7 @@ class IncomingTLS(ClosingTLS):
         )
 
     def _input_rules_changed(self) -> None:
+        self._close_shortcut()
         paused = self._holds_input()
         self._fast = not (
             paused

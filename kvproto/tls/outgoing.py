@@ -23,6 +23,7 @@ from OpenSSL.SSL import Error, WantReadError, WantWriteError
 from twisted.internet._producer_helpers import _PullToPush  # the one way to serve pull producers
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 
+from kvproto.interfaces import IShortcutTransport
 from kvproto.tls._openssl import Engine
 from kvproto.tls.gate import OutputGate
 from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE, Outbox
@@ -153,6 +154,7 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
             self._watching = True
         if not self._watching:
             self._gate = None
+            self._close_shortcut()
             self.transport.unregisterProducer()
         if self.disconnecting or self._half_closed:
             self._mute = True
@@ -163,6 +165,7 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
     def transport_full(self) -> None:
         """Hear that the transport holds as much as it wants to."""
         self._full = True
+        self._close_shortcut()
 
     def transport_ready(self) -> None:
         """Hear that the transport has given away all it held."""
@@ -175,6 +178,7 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
 
     def _plan_flush(self) -> None:
         """Flush now what is much, soon what is little."""
+        self._close_shortcut()
         if self._outbox.size > FLUSH_SIZE:
             self._flush()
         elif self._flush_call is None and not self._full:
@@ -258,6 +262,32 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
             self._flushing = False
         if pieces:
             self._flush()
+        elif not engine.armed:
+            self._offer_shortcut()
+
+    def _offer_shortcut(self) -> None:
+        """Let the reads to come go past us while nothing else is under way.
+
+        With a gate only: what goes past us is not counted, so the transport has to tell us when it
+        is full.  Whatever may make us keep something back closes the shortcut.
+        """
+        answer = getattr(self.wrappedProtocol, "answer", None)
+        if (
+            answer is not None
+            and self._fast
+            and self._gate is not None
+            and not (self._full or self._mute or self._outbox.pieces)
+            and IShortcutTransport.providedBy(self.transport)
+        ):
+            self._engine.armed = True
+            self.transport.shortcut = self._engine.shortcut(self, answer)
+
+    def _close_shortcut(self) -> None:
+        """Have all reads given to us."""
+        engine = self._engine
+        if engine is not None and engine.armed:
+            engine.armed = False
+            self.transport.shortcut = None
 
     def _ended_meanwhile(self) -> bool:
         """Return whether a callback has ended TLS (a call, so that nobody assumes the answer)."""

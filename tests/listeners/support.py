@@ -204,6 +204,14 @@ class Owner(Protocol):
         self.lost.append(reason)
 
 
+class AnsweringOwner(Owner):
+    """An owner that answers in place."""
+
+    def answer(self, data: bytes, replies: list[bytes]) -> int:
+        replies.append(data)
+        return len(data)
+
+
 @implementer(IDrainable)
 class DrainableOwner(Owner):
     """An owner that finishes when the test says so."""

@@ -21,7 +21,7 @@ from kvproto.errors import HandoffError
 from kvproto.interfaces import IVerifiedConnection
 from kvproto.listeners.ledger import Limits
 from kvproto.listeners.states import Event, State
-from tests.listeners.support import PEER, Bench, DrainableOwner, Owner
+from tests.listeners.support import PEER, AnsweringOwner, Bench, DrainableOwner, Owner
 
 
 class OfferTests(SynchronousTestCase):
@@ -55,6 +55,18 @@ class OfferTests(SynchronousTestCase):
         handoff, _ = bench.connect()
         handoff.handshakeCompleted()
         self.assertEqual(handoff.dataReceived, bench.controller.owners[0].dataReceived)
+
+    def test_owner_that_answers_in_place(self) -> None:
+        """It is asked directly, until it has to go; nobody is asked where there is none."""
+        bench = Bench(AnsweringOwner())
+        handoff, _ = bench.connect()
+        self.assertIsNone(handoff.answer)
+        handoff.handshakeCompleted()
+        self.assertEqual(handoff.answer, bench.controller.owners[0].answer)
+        handoff.fire(Event.GENERATION_RETIRED, "revoked")
+        self.assertIsNone(handoff.answer)
+        other, _ = Bench().bring_to(State.OWNED)
+        self.assertIsNone(other.answer)
 
     def test_layer_that_kept_the_method(self) -> None:
         """A layer below that remembers the method from before reaches the owner as well."""

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.internet import error, main, tcp, unix
@@ -17,7 +18,9 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
+from zope.interface.verify import verifyObject
 
+from kvproto.interfaces import IShortcutTransport
 from kvproto.listeners import transport as under_test
 from kvproto.listeners.transport import (
     MAX_PARTS,
@@ -417,6 +420,40 @@ class ReadingTests(_Transports):
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
         self.assertIs(transport.doRead(), main.CONNECTION_LOST)
+
+
+class ShortcutTests(_Transports):
+    """Reads that a shortcut takes past the protocol."""
+
+    def ask(self, shortcut: Callable[[bytes], bytes | None]) -> None:
+        """Let a request arrive while the transport has this shortcut."""
+        self.assertTrue(verifyObject(IShortcutTransport, self.transport))
+        self.transport.shortcut = shortcut
+        self.peer.sendall(b"request")
+        self.assertIsNone(self.transport.doRead())
+
+    def test_answer(self) -> None:
+        """What it returns is sent; the protocol hears nothing."""
+        self.ask(bytes.upper)
+        self.assertEqual(self.peer.recv(100), b"REQUEST")
+        self.assertEqual(self.protocol.heard, [])
+
+    def test_no_answer(self) -> None:
+        """Nothing to send sends nothing."""
+        self.ask(lambda _: b"")
+        self.assertRaises(BlockingIOError, self.peer.recv, 1)
+        self.assertEqual(self.protocol.heard, [])
+
+    def test_not_for_it(self) -> None:
+        """The protocol gets what it leaves."""
+        self.ask(lambda _: None)
+        self.assertEqual(self.protocol.heard, [b"request"])
+
+    def test_behind_a_queue(self) -> None:
+        """An answer does not overtake what waits."""
+        self.transport.write(MUCH)
+        self.ask(bytes.upper)
+        self.assertEqual(self._received(), MUCH + b"REQUEST")
 
 
 class UNIXSendingTests(SendingTests):

@@ -23,7 +23,12 @@ class FakeTransport:
     Args:
         high_water: Bytes above which the producer is paused, as Twisted's own transports do.
         reads: Whether the peer reads whatever is written at once.
+
+    Attributes:
+        in_place: Whether it asks for answers in place first, as TLS does.
     """
+
+    in_place = False
 
     def __init__(self, high_water: int = 65536, *, reads: bool = True) -> None:
         self.high_water = high_water
@@ -121,7 +126,14 @@ class FakeTransport:
 
     def _deliver(self) -> None:
         while self.reading and self.arrived and not self.closed and not self.disconnecting:
-            self.protocol.dataReceived(self.arrived.pop(0))
+            data = self.arrived.pop(0)
+            if self.in_place:
+                replies: list[bytes] = []
+                data = data[self.protocol.answer(data, replies) :]
+                if replies:
+                    self.writeSequence(replies)
+            if data:
+                self.protocol.dataReceived(data)
 
     def _close_if_sent(self) -> None:
         if self.disconnecting and not self.unsent and self.producer is None:

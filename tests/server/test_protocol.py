@@ -7,7 +7,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from kvproto.interfaces import IDrainable
+from kvproto.interfaces import IAnswers, IDrainable
 from kvproto.server import KVServer, ServerSettings
 from kvproto.store import MemoryStore
 from kvproto.wire.binary import ResponseDecoder, encode_request
@@ -344,3 +344,92 @@ class DrainTests(SynchronousTestCase):
     def test_interface(self) -> None:
         """The protocol is what a listener drains."""
         verifyObject(IDrainable, Link().protocol)
+
+
+class AnswerTests(SynchronousTestCase):
+    """Answers that are given back in place of being written."""
+
+    def setUp(self) -> None:
+        self.link = Link()
+        self.link.store.set(K, b"v")
+        self.link.ask(gets(1))
+
+    def answer(self, data: bytes) -> tuple[int, list[int]]:
+        """Ask; return how many bytes were dealt with, and whose replies there are."""
+        replies: list[bytes] = []
+        at = self.link.protocol.answer(data, replies)
+        return at, opaques(b"".join(replies))
+
+    def test_interface(self) -> None:
+        """It can be asked."""
+        self.assertTrue(verifyObject(IAnswers, self.link.protocol))
+
+    def test_usual_requests(self) -> None:
+        """They are answered; nothing is written."""
+        writes = self.link.transport.writes
+        self.assertEqual(self.answer(gets(3)), (len(gets(3)), [0, 1, 2]))
+        self.assertEqual(self.link.transport.writes, writes)
+
+    def test_counted(self) -> None:
+        """Both directions are counted as they are when they are written."""
+        counters = self.link.server.counters
+        before = counters.bytes_read, counters.bytes_written
+        self.answer(gets(2))
+        in_place = counters.bytes_read - before[0], counters.bytes_written - before[1]
+        before = counters.bytes_read, counters.bytes_written
+        self.link.ask(gets(2))
+        written = counters.bytes_read - before[0], counters.bytes_written - before[1]
+        self.assertEqual(in_place, written)
+
+    def test_up_to_the_first_unusual(self) -> None:
+        """It and what follows are left."""
+        noop = encode_request(Opcode.NOOP, opaque=9)
+        self.assertEqual(self.answer(gets(2) + noop + gets(1)), (len(gets(2)), [0, 1]))
+        self.assertEqual(self.answer(noop), (0, []))
+        self.assertEqual(self.answer(gets(1)[:-1]), (0, []))
+
+    def test_first_read(self) -> None:
+        """Which protocol it is, is seen by the usual way."""
+        self.link = Link()
+        self.assertEqual(self.answer(gets(1)), (0, []))
+
+    def test_behind_a_part_of_a_request(self) -> None:
+        """What belongs to a request that came in part is not looked at."""
+        self.link.ask(gets(1)[:10])
+        self.assertEqual(self.answer(gets(1)), (0, []))
+
+    def test_paused(self) -> None:
+        """Nothing is answered while the transport has enough."""
+        self.link.protocol.pauseProducing()
+        self.assertEqual(self.answer(gets(1)), (0, []))
+        self.link.protocol.resumeProducing()
+        self.assertEqual(self.answer(gets(1)), (len(gets(1)), [0]))
+
+    def test_closed(self) -> None:
+        """Nor after the end."""
+        self.link.transport.lose()
+        self.assertEqual(self.answer(gets(1)), (0, []))
+
+
+class _InPlace(SynchronousTestCase):
+    """The transport asks for answers in place first."""
+
+    def setUp(self) -> None:
+        self.patch(FakeTransport, "in_place", True)
+        super().setUp()
+
+
+class InPlaceBackPressureTests(_InPlace, BackPressureTests):
+    """The same in place."""
+
+
+class InPlaceSlowStoreTests(_InPlace, SlowStoreTests):
+    """The same in place."""
+
+
+class InPlaceBrokenStreamTests(_InPlace, BrokenStreamTests):
+    """The same in place."""
+
+
+class InPlaceDrainTests(_InPlace, DrainTests):
+    """The same in place."""

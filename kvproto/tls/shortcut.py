@@ -1,0 +1,94 @@
+"""The shortest way of a request: from ciphertext that was read to ciphertext to send, in one call.
+
+Most reads hold one record, and in it requests that the application can answer at once.  A
+`Shortcut` takes such a read past the TLS protocol and the application's protocol: it decrypts,
+asks the application's `IAnswers.answer`, and encrypts what that gives.  It is offered to the
+transport (`IShortcutTransport`) only while nothing else is under way, and whatever is out of the
+ordinary goes on in the TLS protocol:
+
+* a read that is not exactly one record: the transport gives it to the protocol as ever;
+* a record that holds no application data, or is broken: ``_receive_odd``;
+* requests that cannot be answered in place, replies that do not fit into a record, or that
+  OpenSSL will not take now: ``_go_on``.
+
+There are two of it that do the same: this one, and a compiled one in ``kvproto.tls._native``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from OpenSSL.SSL import Error
+
+from kvproto.tls.outbox import RECORD_SIZE
+from kvproto.tls.records import APPLICATION_DATA, HEADER_SIZE
+
+if TYPE_CHECKING:
+    from kvproto.tls._openssl import Engine
+
+__all__ = ["Answer", "Shortcut", "ShortcutOwner"]
+
+Answer = Callable[[bytes, list[bytes]], int]
+"""`kvproto.interfaces.IAnswers.answer`."""
+
+
+class ShortcutOwner(Protocol):
+    """The TLS protocol, for a shortcut."""
+
+    def _receive_odd(self, error: Error, size: int) -> None:
+        """Go on after one record that was fed whole but gave no application data."""
+
+    def _go_on(self, replies: list[bytes], rest: bytes) -> None:
+        """Send replies, then give the application the rest of what was read."""
+
+
+class Shortcut:
+    """One connection's shortcut.
+
+    Args:
+        engine: Its OpenSSL, one that can `seal`.
+        owner: Goes on where this ends.
+        answer: The application's.
+    """
+
+    __slots__ = ("_answer", "_engine", "_owner")
+
+    def __init__(self, engine: Engine, owner: Any, answer: Answer) -> None:
+        self._engine = engine
+        self._owner: ShortcutOwner = owner
+        self._answer = answer
+
+    def __call__(self, data: bytes) -> bytes | None:
+        """Take a read.
+
+        Returns:
+            What to send, ``b""`` for nothing; None when nothing was done with the read.
+        """
+        size = len(data)
+        if (
+            size < HEADER_SIZE
+            or data[0] != APPLICATION_DATA
+            or (data[3] << 8 | data[4]) != size - HEADER_SIZE
+        ):
+            return None
+        engine = self._engine
+        try:
+            plaintext = engine.open(data)
+        except Error as error:
+            self._owner._receive_odd(error, size)
+            return b""
+        replies: list[bytes] = []
+        at = self._answer(plaintext, replies)
+        if at == len(plaintext):
+            reply = replies[0] if len(replies) == 1 else b"".join(replies)
+            if not reply:
+                return b""
+            if len(reply) <= RECORD_SIZE:
+                try:
+                    return engine.seal(reply)
+                except Error:
+                    # OpenSSL says the same once more, to who knows what follows from it.
+                    replies = [reply]
+        self._owner._go_on(replies, plaintext[at:])
+        return b""
