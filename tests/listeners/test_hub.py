@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import skipIf
 
@@ -19,7 +20,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kvproto.listeners import hub as under_test
-from kvproto.listeners.hub import TURN, Hub, hub_for
+from kvproto.listeners.hub import COHORT, TURN, VISITS, Hub, hub_for
 
 
 class Outer(Clock):
@@ -250,17 +251,89 @@ class HubTests(SynchronousTestCase):
         self.hub.doRead()
         self.assertEqual((member.reads, member.writes), (1, 0))
 
-    def test_turns_are_bounded_and_fair(self) -> None:
-        """More ready members than a turn serves are served by turns."""
+    def crowd(self, count: int, on_read: Callable[[Any, socket.socket], Any]) -> list[Any]:
+        """Return members that all have something to read.
+
+        Args:
+            count: How many.
+            on_read: Called with a member and its peer's end for each read.
+        """
         members = []
-        for _ in range(TURN + 1):
+        for _ in range(count):
             member, theirs = self.reader()
+            member.on_read = partial(on_read, member, theirs)
             theirs.send(b"x")
             members.append(member)
+        return members
+
+    def test_turns_are_bounded_and_fair(self) -> None:
+        """More ready members than a turn serves are served by turns, nobody too often."""
+        members = self.crowd(TURN + 1, lambda member, theirs: None)
         self.hub.doRead()
-        self.assertEqual(sum(member.reads for member in members), TURN)
+        self.assertEqual({member.reads for member in members}, {0, VISITS})
+        self.assertEqual(sum(member.reads for member in members), VISITS * TURN)
         self.hub.doRead()
         self.assertTrue(all(member.reads for member in members))
+
+    def test_once_while_there_is_time_for_all(self) -> None:
+        """Fewer than a turn serves are served once, whether they ask again or not."""
+        members = self.crowd(TURN - 1, lambda member, theirs: None)
+        self.hub.doRead()
+        self.assertEqual({member.reads for member in members}, {1})
+
+    def test_several_times_in_a_row(self) -> None:
+        """Whoever has asked again is served again before others have their first turn."""
+        order = []
+
+        def answer(member: Any, theirs: socket.socket) -> None:
+            member.socket.recv(1)
+            order.append(member)
+            if member.reads < VISITS:
+                theirs.send(b"x")
+
+        self.crowd(TURN, answer)
+        self.hub.doRead()
+        self.assertEqual(len(order), VISITS * TURN)
+        for at in range(0, len(order), VISITS * COHORT):
+            cohort = order[at : at + VISITS * COHORT]
+            for visit in range(0, len(cohort), COHORT):
+                self.assertEqual(set(cohort[visit : visit + COHORT]), set(cohort))
+
+    def test_only_who_has_asked_again(self) -> None:
+        """Whoever has not, or does not read on, is not called a second time."""
+
+        def answer(member: Any, theirs: socket.socket) -> None:
+            member.socket.recv(1)
+            if member in again or member in stopped:
+                theirs.send(b"x")
+            if member in stopped:
+                self.hub.removeReader(member)
+
+        members = self.crowd(TURN, answer)
+        again, stopped = set(members[::3]), set(members[1::3])
+        self.hub.doRead()
+        self.assertEqual({member for member in members if member.reads == VISITS}, again)
+        self.assertEqual({member.reads for member in members}, {1, VISITS})
+
+    def test_whoever_has_ended(self) -> None:
+        """A connection that ends when it is first served is not served again, nor ended again."""
+        members = self.crowd(TURN, lambda member, theirs: main.CONNECTION_DONE)
+        self.hub.doRead()
+        self.assertEqual({(member.reads, len(member.lost)) for member in members}, {(1, 1)})
+        self.assertEqual(self.outer.readers, [])
+
+    def test_whoever_is_hung_up_on(self) -> None:
+        """A peer that goes away meanwhile is heard of once."""
+
+        def answer(member: Any, theirs: socket.socket) -> Any:
+            if member.socket.recv(1):
+                theirs.close()
+                return None
+            return main.CONNECTION_DONE
+
+        members = self.crowd(TURN, answer)
+        self.hub.doRead()
+        self.assertEqual({(member.reads, len(member.lost)) for member in members}, {(2, 1)})
 
     def test_a_socket_closed_behind_our_back(self) -> None:
         """Its member can still be removed."""
