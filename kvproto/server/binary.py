@@ -9,18 +9,18 @@ Source: memcached ``protocol_binary.h``; Couchbase kv_engine ``docs/BinaryProtoc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from kvproto.errors import RemoteProtocolError
 from kvproto.server.buckets import Bucket
 from kvproto.server.documents import holds_json
 from kvproto.server.opcodes import BEFORE_LOGIN, REFUSED, accepts_framing, after_login, is_set
-from kvproto.server.quick import serve_quickly
+from kvproto.server.quick import QuickState, serve_quickly
 from kvproto.server.replies import Reply, when
 from kvproto.server.sasl import Mechanism
 from kvproto.server.shared import KVServer, Peer
-from kvproto.store import Document, IStore, Key, MemoryStore, Refusal
+from kvproto.store import Document, Key, MemoryStore, Refusal
 from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, simple_reply
 from kvproto.wire.collections import unknown_collection_body
 from kvproto.wire.constants import Datatype, Feature, Status
@@ -61,7 +61,7 @@ _MAJORITY = 1
 _PERSIST_LEVELS = frozenset({2, 3})
 
 
-class BinarySession:
+class BinarySession(QuickState):
     """The binary protocol's `kvproto.server.protocol.Session`.
 
     Args:
@@ -71,28 +71,20 @@ class BinarySession:
     Attributes:
         bucket: Where this session's documents are; None when its user may use none.
         selected: Whether the client has selected the bucket, or just found itself there.
-        store: The bucket's store.
-        get: The store's ``get``, looked up once.
         said_hello: Whether the client is a modern one: error bodies may be empty, DELETE has a CAS.
-        collections: Whether keys begin with the id of their collection.
-        json: Whether responses say what is JSON.
-        tokens: Whether mutations answer with a mutation token.
-        timer: The server's timer where replies say how long they took, otherwise None.
         preserve_expiry: Whether the request that is being served says so.
         mechanism: The login under way.
         mechanism_name: Its name.
+
+    The other attributes are those of its `QuickState`.
     """
 
     __slots__ = (
         "_decoder",
-        "_plain",
+        "_in_memory",
         "_status_of",
         "_table",
         "bucket",
-        "collections",
-        "feed",
-        "get",
-        "json",
         "mechanism",
         "mechanism_name",
         "peer",
@@ -100,19 +92,13 @@ class BinarySession:
         "said_hello",
         "selected",
         "server",
-        "store",
-        "timer",
-        "tokens",
     )
-
-    store: IStore
-    get: Callable[[Key], Any]
 
     def __init__(self, server: KVServer, peer: Peer) -> None:
         self.server = server
         self.peer = peer
-        self._decoder = RequestDecoder(MAX_BODY_BEFORE_LOGIN)
-        self.feed = self._decoder.feed
+        self.max_body = MAX_BODY_BEFORE_LOGIN
+        self._decoder = RequestDecoder(self.max_body)
         self.bucket: Bucket | None = None
         self.selected = False
         self.said_hello = False
@@ -138,7 +124,8 @@ class BinarySession:
         """Let the peer do what its user may; called whenever that has changed."""
         user = self.peer.user
         if user is not None:
-            self._decoder.max_body = self.server.settings.value_limit + _BESIDE_VALUE
+            self.max_body = self.server.settings.value_limit + _BESIDE_VALUE
+            self._decoder.max_body = self.max_body
             # Whoever logs in anew stays in the bucket that was selected, if that is allowed.
             kept = self.bucket
             if kept is None or not self.selected or self.server.bucket(user, kept.name) is None:
@@ -167,10 +154,10 @@ class BinarySession:
         self.bucket, self.selected = bucket, selected
         if bucket is not None:
             self.store = bucket.store
-            self.get = bucket.store.get
+            self.get = bucket.get
 
     def _choose_table(self) -> None:
-        self._plain = False
+        self._in_memory = False
         if self.peer.refused:
             self._table = REFUSED
         elif self.peer.user is None:
@@ -182,13 +169,22 @@ class BinarySession:
                 traced=self.timer is not None,
             )
             # Its exact class: a subclass may answer later.
-            self._plain = getattr(self, "store", None).__class__ is MemoryStore
+            self._in_memory = getattr(self, "store", None).__class__ is MemoryStore
+        self._open_or_close()
+
+    def _open_or_close(self) -> None:
+        """See whether the short way is open."""
+        self.plain = self._in_memory and not self._decoder.held
+
+    def feed(self, data: bytes) -> list[Request | Oversized]:
+        """Decode requests."""
+        requests = self._decoder.feed(data)
+        self._open_or_close()
+        return requests
 
     def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
         """Serve what is usual, from the beginning of a read; see `kvproto.server.quick`."""
-        if not self._plain or self._decoder.held:
-            return 0
-        return serve_quickly(self, data, out, limit, self._decoder.max_body)
+        return serve_quickly(self, data, out, limit, self.max_body) if self.plain else 0
 
     def execute(self, request: Request | Oversized) -> Reply:
         """Serve one frame."""

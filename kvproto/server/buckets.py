@@ -110,13 +110,17 @@ class Bucket:
         name: As clients select it.
         store: Where its documents are.
         manifest: Its scopes and collections; only the defaults when None.
+
+    Attributes:
+        get: The store's ``get``, one object for all sessions.
     """
 
-    __slots__ = ("manifest", "name", "store")
+    __slots__ = ("get", "manifest", "name", "store")
 
     def __init__(self, name: str, store: Any, manifest: Manifest | None = None) -> None:
         self.name = name
         self.store: IStore = store
+        self.get = self.store.get
         self.manifest = Manifest() if manifest is None else manifest
 
     def key(self, wire_key: bytes) -> Key:
