@@ -10,8 +10,8 @@ allocation of the largest size for every read costs more than the read (measured
 values: 55 against 12 microseconds, most of it page faults).
 
 Private names of Twisted's that are used: ``_tempDataLen``, ``_writeDisconnected``, ``_aborting``,
- ``_sendmsgQueue``, ``_isSendBufferFull``.  Where one of
-them is missing, `DIRECT` is False and Twisted's own transports are used.
+``_sendmsgQueue``, ``_isSendBufferFull``.  Where one of them is missing, `DIRECT` is False and
+Twisted's own transports are used.
 """
 
 from __future__ import annotations

@@ -143,9 +143,9 @@ cdef class Shortcut:
             self._owner._receive_odd(error, size)
             return b""
         at = self._answer(plaintext, replies)
-        if at == PyBytes_GET_SIZE(plaintext):
+        if at == len(plaintext):
             reply = replies[0] if len(replies) == 1 else b"".join(replies)
-            size = PyBytes_GET_SIZE(reply)
+            size = len(reply)  # raises for None, unlike C's macro
             if not size:
                 return b""
             if size <= RECORD_SIZE:

@@ -206,6 +206,7 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
         if self._ended_meanwhile():
             return
         if outbox.pieces or self._retry is not None:
+            self._close_shortcut()
             if self._gate is not None:
                 self._gate.hold()
         elif self._ends_after_output():

@@ -82,9 +82,10 @@ class Shortcut:
         at = self._answer(plaintext, replies)
         if at == len(plaintext):
             reply = replies[0] if len(replies) == 1 else b"".join(replies)
-            if not reply:
+            size = len(reply)
+            if not size:
                 return b""
-            if len(reply) <= RECORD_SIZE:
+            if size <= RECORD_SIZE:
                 try:
                     return engine.seal(reply)
                 except Error:

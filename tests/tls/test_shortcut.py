@@ -313,6 +313,18 @@ class OddTests(Shortcuts):
         self.assertEqual(self.app.answered, 1)
         self.assertFalse(self.open)
 
+    def test_an_answer_that_is_none(self) -> None:
+        """An application that gives back something else than bytes hears so."""
+
+        def answer(data: bytes, replies: list[Any]) -> int:
+            replies.append(None)
+            return len(data)
+
+        shortcut = self.wired.server._engine.shortcut(self.wired.server, answer)
+        self.wired.client.write(b"a")
+        self.wired.clock.advance(0)
+        self.assertRaises(TypeError, shortcut, bytes(self.wired.pair.client.unsent))
+
     def test_empty_record(self) -> None:
         """A record without a byte in it is no request, and no end."""
         shortcut = self.wired.pair.server.shortcut
