@@ -193,6 +193,7 @@ class Hub:
         return poller.poll(0)
 
     def _serve(self, events: list[tuple[int, int]]) -> None:
+        """Tell members of their events, and end those whose connections are over."""
         members = self._members
         for fd, event in events:
             member = members[fd]

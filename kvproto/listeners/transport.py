@@ -76,7 +76,7 @@ class _SendsAtOnce(_ServerBase):
     """The sending half, for Twisted's stream server transports."""
 
     socket: socket
-    shortcut: Callable[[bytes], bytes | None] | None  # of TCP only
+    shortcut: Callable[[bytes], bytes | None] | None  # asked by TCP only
     _reads = False
     _writes = False
     _send_failed = False
@@ -215,8 +215,6 @@ class DirectServer(_SendsAtOnce, tcp.Server):
     Attributes:
         shortcut: Asked before the protocol is given a read; see `IShortcutTransport`.
     """
-
-    shortcut: Callable[[bytes], bytes | None] | None = None
 
     _peer: Any = None
 
