@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kvproto.ops.client import NoServiceError, call, wait_until_gone
-from kvproto.ops.text import render
-from kvproto.ops.vocabulary import COMMANDS, CONTROL_SOCKET, LONGEST_WAIT, PROTOCOL
+from kvproto.ops.commands import COMMANDS, CONTROL_SOCKET, LONGEST_WAIT, PROTOCOL
+from kvproto.ops.render import render
 
 __all__ = ["FAILED", "NO_SERVICE", "OK", "USAGE", "main"]
 

@@ -24,13 +24,13 @@ from kvproto.errors import ConfigError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.probe import probe, validate
 from kvproto.nodes import NodeService
-from kvproto.ops.files import fit_open_files
+from kvproto.ops.control_socket import ControlSocket, StateLock
 from kvproto.ops.keylog import KeyLog
 from kvproto.ops.memory import MemoryTrim, glibc_trim
-from kvproto.ops.service import ControlService, StateLock
+from kvproto.ops.open_files_limit import fit_open_files
+from kvproto.ops.service_control import ServiceControl
 from kvproto.ops.signals import SignalService
 from kvproto.ops.status import ServiceState
-from kvproto.ops.steering import Steering
 from kvproto.server import KVController
 from kvproto.tls import (
     CredentialFiles,
@@ -90,7 +90,7 @@ class KVTLSService(MultiService):
         )
         self.acceptors = [self._acceptor(number) for number in range(len(config.listen))]
         self.nodes = self._node_service(files, policy)
-        self.steering = Steering(
+        self.control = ServiceControl(
             config,
             self.ledger,
             self.acceptors,
@@ -102,15 +102,15 @@ class KVTLSService(MultiService):
         )
         self._announced = False
         self._signals = SignalService(
-            self.steering.reload, self._end_process, self._end_at_once, self._reactor
+            self.control.reload, self._end_process, self._end_at_once, self._reactor
         )
         self._memory = MemoryTrim(self.ledger.steps, self._reactor, glibc_trim())
         if signals:
             self._signals.setServiceParent(self)
             self._memory.setServiceParent(self)
-        self._control = ControlService(self.steering, config.state_directory, self._reactor)
-        self._control.check_path()
-        self._control.setServiceParent(self)
+        self._control_socket = ControlSocket(self.control, config.state_directory, self._reactor)
+        self._control_socket.check_path()
+        self._control_socket.setServiceParent(self)
         self.rotation.setServiceParent(self)
         self._listening: list[Any] = [*self.acceptors]
         if self.nodes is not None:
@@ -156,8 +156,8 @@ class KVTLSService(MultiService):
             return None
 
         def control(command: str) -> Any:
-            assert self.steering.nodes is not None, "made below, before anybody can ask"
-            return self.steering.nodes.from_node(command)
+            assert self.control.nodes is not None, "made below, before anybody can ask"
+            return self.control.nodes.from_node(command)
 
         return NodeService(
             config.nodes,
@@ -200,7 +200,7 @@ class KVTLSService(MultiService):
         """Start everything; ``kvtls ready`` is logged when it listens."""
         Service.startService(self)
         for child in self:
-            if child not in self._listening and child is not self._control:
+            if child not in self._listening and child is not self._control_socket:
                 child.startService()
         self._start_control()
         for service in self._listening:
@@ -212,7 +212,7 @@ class KVTLSService(MultiService):
     def _start_control(self) -> None:
         """Open the control socket; a second service in one directory can do without."""
         try:
-            self._control.startService()
+            self._control_socket.startService()
         except ConfigError as error:
             if self._config.state_dir is not None:
                 raise
@@ -234,7 +234,7 @@ class KVTLSService(MultiService):
         if self._announced or trying or not addresses or not self.running:
             return
         self._announced = True
-        self.steering.state = ServiceState.READY
+        self.control.state = ServiceState.READY
         log.info("kvtls ready on {addresses}", addresses=", ".join(addresses))
         if self._config.development:
             self._announce_development(addresses[0])
@@ -260,7 +260,7 @@ class KVTLSService(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, answer what was asked, close; bounded by the drain timeout."""
-        self.steering.state = ServiceState.STOPPING
+        self.control.state = ServiceState.STOPPING
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
@@ -272,7 +272,7 @@ class KVTLSService(MultiService):
         await DeferredList([maybeDeferred(service.stopService) for service in self._listening])
         await maybeDeferred(self.rotation.stopService)
         # Last, so that an operator can watch, and ask a second time.
-        await maybeDeferred(self._control.stopService)
+        await maybeDeferred(self._control_socket.stopService)
         self._signals.stopService()
 
 

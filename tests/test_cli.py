@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto import cli
 from kvproto.config import Config
 from kvproto.ops.client import NoServiceError
-from kvproto.ops.vocabulary import COMMANDS, CONTROL_SOCKET
+from kvproto.ops.commands import COMMANDS, CONTROL_SOCKET
 from tests.ops.material import status, verdict
 
 GOOD = {"protocol": 1, "ok": True}

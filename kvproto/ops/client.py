@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvproto.errors import KVProtoError
-from kvproto.ops.vocabulary import COMMANDS, PROTOCOL, encode_request
+from kvproto.ops.commands import COMMANDS, PROTOCOL, encode_request
 
 __all__ = ["NoServiceError", "call", "wait_until_gone"]
 
@@ -50,7 +50,7 @@ def call(
 
     Args:
         path: Its control socket.
-        command: A name in `kvproto.ops.vocabulary.COMMANDS`.
+        command: A name in `kvproto.ops.commands.COMMANDS`.
         arguments: As there.
         timeout: Seconds the command may take; None: its usual limit.
 

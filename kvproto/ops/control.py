@@ -24,14 +24,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvproto.errors import CommandError, KVProtoError
-from kvproto.ops.interfaces import IControl
-from kvproto.ops.vocabulary import (
+from kvproto.ops.commands import (
     MAX_REQUEST,
     Request,
     encode,
     encode_error,
     parse_request,
 )
+from kvproto.ops.interfaces import IControl
 
 __all__ = ["ControlFactory", "ControlProtocol"]
 

@@ -8,7 +8,7 @@ __all__ = ["IControl"]
 
 
 class IControl(Interface):
-    """The verbs of the control vocabulary (`kvproto.ops.vocabulary.COMMANDS`).
+    """The verbs of the control vocabulary (`kvproto.ops.commands.COMMANDS`).
 
     Each returns a dict that JSON can say, or a Deferred of one; the contents are in
     ``docs/reference/control.md`` and made by `kvproto.ops.status`.  A dict with

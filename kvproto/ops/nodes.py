@@ -20,7 +20,7 @@ from kvproto.tls.generation import Generation
 from kvproto.tls.rotation import Rotation
 from kvproto.tls.verdict import Verdict
 
-__all__ = ["INodes", "NodeSteering", "Outcome", "combined"]
+__all__ = ["INodes", "NodeControl", "Outcome", "combined"]
 
 Outcome = tuple[Verdict, RestartReport]
 """What became of the files, and of the links."""
@@ -65,7 +65,7 @@ class INodes(Protocol):
         """Describe name, processes, links, connectors and epmd."""
 
 
-class NodeSteering:
+class NodeControl:
     """What operators, and other nodes, can ask of the node part.
 
     Args:

@@ -236,7 +236,7 @@ class BuiltinTests(NodeCase):
         self.assertEqual(self.commands, ["status", "reload", "restart_tls"])
 
     def test_casts(self) -> None:
-        """Steering works by cast, too; asking does not."""
+        """Commands work by cast, too; asking does not."""
         for message in (Atom("reload"), Atom("status"), b"reload", Atom("restart_tls")):
             self.erl.node.cast("kv@host", "kvtls", message)
         self.pair.flush()

@@ -24,9 +24,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from kvproto.errors import CommandError, ConfigError
 from kvproto.ops.client import NoServiceError, call, wait_until_gone
+from kvproto.ops.commands import CONTROL_SOCKET, MAX_REQUEST
 from kvproto.ops.control import ControlFactory
-from kvproto.ops.service import ControlService, StateLock
-from kvproto.ops.vocabulary import CONTROL_SOCKET, MAX_REQUEST
+from kvproto.ops.control_socket import ControlSocket, StateLock
 from tests.ops.material import FakeControl, verdict
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class ServedTestCase(TestCase):
         self.directory = temporary(self) / "state"
         self.path = self.directory / CONTROL_SOCKET
         self.control = FakeControl()
-        self.service = ControlService(self.control, self.directory, reactor)
+        self.service = ControlSocket(self.control, self.directory, reactor)
         self.service.startService()
         self.addCleanup(self.service.stopService)
 
@@ -83,7 +83,7 @@ class SocketTests(ServedTestCase):
 
     def test_second_service(self) -> None:
         """A second service is refused and told whose the directory is; the first goes on."""
-        other = ControlService(FakeControl(), self.directory, reactor)
+        other = ControlSocket(FakeControl(), self.directory, reactor)
         error = self.assertRaises(ConfigError, other.startService)
         self.assertIn(f"process {os.getpid()}", str(error))
         self.assertIn("--state-dir", str(error))
@@ -92,7 +92,7 @@ class SocketTests(ServedTestCase):
     async def test_lock_file_deleted(self) -> None:
         """Even without its lock file a service that lives is not replaced."""
         (self.directory / "control.lock").unlink()
-        other = ControlService(FakeControl(), self.directory, reactor)
+        other = ControlSocket(FakeControl(), self.directory, reactor)
         self.assertRaises(ConfigError, other.startService)
         answer = await self.aside(call, self.path, "status", {})
         self.assertTrue(answer["ok"])
@@ -121,7 +121,7 @@ class StaleTests(TestCase):
     def setUp(self) -> None:
         self.directory = temporary(self)
         self.path = self.directory / CONTROL_SOCKET
-        self.service = ControlService(FakeControl(), self.directory, reactor)
+        self.service = ControlSocket(FakeControl(), self.directory, reactor)
 
     def left_behind(self) -> None:
         with socket.socket(socket.AF_UNIX) as dead:
@@ -146,13 +146,13 @@ class StaleTests(TestCase):
 
     def test_long_path(self) -> None:
         """A path that is too long for a Unix socket is refused as such."""
-        service = ControlService(FakeControl(), self.directory / ("x" * 120), reactor)
+        service = ControlSocket(FakeControl(), self.directory / ("x" * 120), reactor)
         self.assertIn("too long", str(self.assertRaises(ConfigError, service.startService)))
 
     def test_no_directory(self) -> None:
         """A state directory that cannot be made is named."""
         self.path.write_text("")
-        service = ControlService(FakeControl(), self.path, reactor)
+        service = ControlSocket(FakeControl(), self.path, reactor)
         error = self.assertRaises(ConfigError, service.startService)
         self.assertIn(CONTROL_SOCKET, str(error))
 
@@ -350,6 +350,6 @@ class BirthTests(SynchronousTestCase):
         before = os.umask(0)
         self.addCleanup(os.umask, before)
         reactor = BindingReactor()
-        ControlService(FakeControl(), temporary(self), reactor).startService()
+        ControlSocket(FakeControl(), temporary(self), reactor).startService()
         self.assertEqual(reactor.mode_at_birth, 0o600)
         self.assertEqual(os.umask(0), 0)

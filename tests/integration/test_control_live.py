@@ -17,7 +17,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.ops.client import NoServiceError, call
-from kvproto.ops.vocabulary import CONTROL_SOCKET
+from kvproto.ops.commands import CONTROL_SOCKET
 from tests.integration.live import (
     Command,
     CredentialDirectory,

@@ -14,7 +14,7 @@ import tempfile
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.ops.client import call
-from kvproto.ops.vocabulary import CONTROL_SOCKET
+from kvproto.ops.commands import CONTROL_SOCKET
 from tests.integration import service as service_module
 from tests.integration.service import KvtlsProcess, run_kvtls
 from tests.integration.wire_client import packet, read_answer, read_answers, sasl_plain

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from kvproto.errors import CommandError, ConfigError
+from kvproto.ops.commands import COMMANDS, MAX_REQUEST
 from kvproto.ops.control import (
     CLOSE_SECONDS,
     IDLE_SECONDS,
@@ -22,7 +23,6 @@ from kvproto.ops.control import (
     ControlProtocol,
 )
 from kvproto.ops.interfaces import IControl
-from kvproto.ops.vocabulary import COMMANDS, MAX_REQUEST
 from tests.ops.material import FakeControl, verdict
 
 STATUS = b'{"command":"status"}\n'

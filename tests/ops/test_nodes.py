@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.dist import RestartReport
 from kvproto.errors import CommandError
-from kvproto.ops.nodes import INodes, NodeSteering, combined
-from kvproto.ops.text import render
+from kvproto.ops.nodes import INodes, NodeControl, combined
+from kvproto.ops.render import render
 from kvproto.tls.verdict import Action, Verdict
 from tests.ops import material
 
@@ -55,24 +55,24 @@ class FakeNodes:
         return {}
 
 
-class NodeSteeringTests(SynchronousTestCase):
+class NodeControlTests(SynchronousTestCase):
     """One part's outcome as an answer."""
 
     def setUp(self) -> None:
         self.nodes = FakeNodes()
         nodes: INodes = self.nodes
         self.data = material.verdict()
-        self.steering = NodeSteering(
+        self.node_control = NodeControl(
             nodes, lambda: 0.0, lambda: {"all": "good"}, lambda: succeed(self.data)
         )
 
     def test_status(self) -> None:
         """A node is told what an operator is told."""
-        self.assertEqual(self.steering.from_node("status"), {"all": "good"})
+        self.assertEqual(self.node_control.from_node("status"), {"all": "good"})
 
     def test_operators_wait(self) -> None:
         """An operator hears who is back; those who are not make it a failure."""
-        asked = self.steering.reload(True)
+        asked = self.node_control.reload(True)
         self.assertNoResult(asked)
         self.nodes.outcome.callback((SERVED, RestartReport((), ("a@h",))))
         answer = self.successResultOf(asked)
@@ -85,7 +85,7 @@ class NodeSteeringTests(SynchronousTestCase):
         """A node hears that its link is about to be closed, once, whatever follows."""
         for command in ("reload", "restart_tls"):
             self.nodes.outcome = Deferred()
-            asked = self.steering.from_node(command)
+            asked = self.node_control.from_node(command)
             self.assertNoResult(asked)
             self.nodes.began(material.served_generation(2))
             answer = self.successResultOf(asked)
@@ -99,17 +99,17 @@ class NodeSteeringTests(SynchronousTestCase):
         """Without new files a node is told so; refused ones come with the reason."""
         for verdict, ok in ((SAME, True), (REFUSED, False)):
             self.nodes.outcome = succeed((verdict, RestartReport()))
-            answer = self.successResultOf(self.steering.from_node("reload"))
+            answer = self.successResultOf(self.node_control.from_node("reload"))
             self.assertEqual((answer["ok"], answer["nodes"]["restarting"]), (ok, False))
         self.assertEqual(answer["reason"], "nodes: it has expired")
 
     def test_stopping(self) -> None:
         """Who waits when the service stops is told; who was answered is not told again."""
-        asked = self.steering.from_node("restart_tls")
+        asked = self.node_control.from_node("restart_tls")
         self.nodes.outcome.errback(CommandError("cancelled", "stopping"))
         self.failureResultOf(asked, CommandError)
         self.nodes.outcome = Deferred()
-        asked = self.steering.from_node("restart_tls")
+        asked = self.node_control.from_node("restart_tls")
         self.nodes.began(material.served_generation())
         self.nodes.outcome.errback(CommandError("cancelled", "stopping"))
         self.assertTrue(self.successResultOf(asked)["ok"])
@@ -118,11 +118,11 @@ class NodeSteeringTests(SynchronousTestCase):
     def test_rollback(self) -> None:
         """Links follow a rollback where they use the data listener's files, only there."""
         self.nodes.outcome = succeed((SERVED, RestartReport()))
-        answer = self.successResultOf(self.steering.rollback())
+        answer = self.successResultOf(self.node_control.rollback())
         assert answer is not None
         self.assertTrue(answer["ok"])
         self.nodes.follows_data = False
-        self.assertIsNone(self.successResultOf(self.steering.rollback()))
+        self.assertIsNone(self.successResultOf(self.node_control.rollback()))
         self.assertEqual(self.nodes.asked, ["rollback"])
 
 

@@ -7,11 +7,11 @@ import resource
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.listeners import Limits
-from kvproto.ops import files
+from kvproto.ops import open_files_limit
 
 INFINITE = resource.RLIM_INFINITY
 ASKED = Limits(connections=1000, unauthenticated=250, per_peer=7, total=1250)
-NEEDED = 1250 + files.RESERVED
+NEEDED = 1250 + open_files_limit.RESERVED
 
 
 class FitTests(SynchronousTestCase):
@@ -22,7 +22,7 @@ class FitTests(SynchronousTestCase):
         changes: list[tuple[int, int]] = []
         self.patch(resource, "getrlimit", lambda _which: (soft, hard))
         self.patch(resource, "setrlimit", lambda _which, limits: changes.append(limits))
-        return files.fit_open_files(ASKED), changes
+        return open_files_limit.fit_open_files(ASKED), changes
 
     def test_enough(self) -> None:
         """Where there is enough nothing is changed."""
@@ -36,11 +36,13 @@ class FitTests(SynchronousTestCase):
 
     def test_not_enough(self) -> None:
         """Where it cannot be raised enough, all kinds of connections are cut alike."""
-        limits, changes = self.fit(256, 625 + files.RESERVED)
+        limits, changes = self.fit(256, 625 + open_files_limit.RESERVED)
         self.assertEqual(
             limits, Limits(connections=500, unauthenticated=125, per_peer=7, total=625)
         )
-        self.assertEqual(changes, [(625 + files.RESERVED, 625 + files.RESERVED)])
+        self.assertEqual(
+            changes, [(625 + open_files_limit.RESERVED, 625 + open_files_limit.RESERVED)]
+        )
 
     def test_hopeless(self) -> None:
         """A limit below anything useful still leaves some connections of each kind."""

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.errors import CommandError
-from kvproto.ops.interfaces import IControl
-from kvproto.ops.vocabulary import (
+from kvproto.ops.commands import (
     COMMANDS,
     encode,
     encode_error,
     encode_request,
     parse_request,
 )
+from kvproto.ops.interfaces import IControl
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -15,7 +15,7 @@ from kvproto.config import Config, OnRotate
 from kvproto.errors import CommandError
 from kvproto.listeners import AcceptorService, Ledger
 from kvproto.ops.interfaces import IControl
-from kvproto.ops.nodes import INodes, NodeSteering, combined
+from kvproto.ops.nodes import INodes, NodeControl, combined
 from kvproto.ops.status import (
     ServiceFacts,
     ServiceState,
@@ -27,14 +27,14 @@ from kvproto.ops.status import (
 from kvproto.tls.generation import Generation
 from kvproto.tls.rotation import Rotation
 
-__all__ = ["Steering"]
+__all__ = ["ServiceControl"]
 
 ALL = "all"
 """What ``restart`` calls every listener together; no listener is named so."""
 
 
 @implementer(IControl)
-class Steering:
+class ServiceControl:
     """What an operator can see and do, whichever door is used: socket, signal, file watch.
 
     Args:
@@ -73,11 +73,11 @@ class Steering:
         self._started = clock.seconds()
         for acceptor in acceptors:
             rotation.subscribe(acceptor.name, self._retirer(acceptor))
-        self.nodes: NodeSteering | None = None
+        self.nodes: NodeControl | None = None
         self._open = {acceptor.name: acceptor.startService for acceptor in acceptors}
         self._close: list[Callable[[], Any]] = [acceptor.stopService for acceptor in acceptors]
         if nodes is not None:
-            self.nodes = NodeSteering(nodes, clock.seconds, self.status, self._reload_data)
+            self.nodes = NodeControl(nodes, clock.seconds, self.status, self._reload_data)
             self._acceptors.append(nodes.acceptor)
             self._open[nodes.acceptor.name] = nodes.open
             self._close.append(nodes.close)

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.ops.render import WIDTH, render, span
 from kvproto.ops.status import connections_report
-from kvproto.ops.text import WIDTH, render, span
 from tests.ops.material import NOW, generation, listener, row, status, verdict
 
 WORDS = st.text(max_size=100)

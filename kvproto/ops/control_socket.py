@@ -24,10 +24,10 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 
 from kvproto.errors import ConfigError
+from kvproto.ops.commands import CONTROL_SOCKET
 from kvproto.ops.control import ControlFactory
-from kvproto.ops.vocabulary import CONTROL_SOCKET
 
-__all__ = ["LOCK_FILE", "ControlService", "StateLock"]
+__all__ = ["LOCK_FILE", "ControlSocket", "StateLock"]
 
 txaio.use_twisted()
 log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
@@ -89,7 +89,7 @@ def _in_use(directory: Path, holder: str = "") -> ConfigError:
     )
 
 
-class ControlService(Service):
+class ControlSocket(Service):
     """Serves the control vocabulary on a Unix socket.
 
     It should be the last of its parent's services to be stopped, so that an operator can
