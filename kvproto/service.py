@@ -12,12 +12,12 @@ import shlex
 import socket
 from typing import Any
 
-import txaio
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.threads import deferToThreadPool
 
+from kvproto.base.log import make_logger
 from kvproto.config import Config
 from kvproto.dataplane import UsersReload, make_server
 from kvproto.errors import ConfigError
@@ -43,8 +43,7 @@ from kvproto.tls.watch import FileWatch
 
 __all__ = ["KVTLSService", "check"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 UNAUTHENTICATED = 1024
 """Connections that may always be in their handshake or login, whatever the others do."""

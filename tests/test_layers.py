@@ -26,11 +26,12 @@ FLOORS = {
     "dist": 2,
     "store": 1,
     "wire": 1,
+    "base": -1,
     "config": 0,
     "interfaces": 0,
     "compiled": 0,
     "openssl": 0,
-    "errors": -1,
+    "errors": -2,
 }
 """Floor of each room; a room may import from lower floors, and from itself."""
 

@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import txaio
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import ISSLTransport
 from twisted.python.failure import Failure
 
 from kvproto import __version__
+from kvproto.base.log import make_logger
 from kvproto.client.errors import BucketError, LoginError, reply_error
 from kvproto.client.protocol import KVClientProtocol
 from kvproto.errors import ConfigError, RemoteProtocolError
@@ -27,8 +27,7 @@ from kvproto.wire.frames import Response
 from kvproto.wire.hello import decode_features, encode_features
 from kvproto.wire.scram import DIGESTS, ClientExchange, prepare, salted_password
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 __all__ = [
     "DEFAULT_FEATURES",

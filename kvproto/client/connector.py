@@ -21,19 +21,18 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Protocol
 
-import txaio
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.client.bootstrap import Derive, SessionSettings, bootstrap
 from kvproto.client.errors import ConnectionFailedError, StoppedError
 from kvproto.client.exchange import Exchange
 from kvproto.client.protocol import KVClientProtocol
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 __all__ = ["Connector", "ConnectorState", "growing_delays"]
 

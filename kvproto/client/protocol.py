@@ -19,13 +19,13 @@ from collections.abc import Callable, Container, Iterable
 from enum import Enum
 from typing import Any
 
-import txaio
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IPushProducer, IReactorTime, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvproto.base.log import make_logger
 from kvproto.client.errors import (
     ConnectionFailedError,
     NotNegotiatedError,
@@ -40,8 +40,7 @@ from kvproto.wire.binary import DEFAULT_MAX_BODY, ResponseDecoder
 from kvproto.wire.constants import Feature
 from kvproto.wire.frames import Oversized, Request, Response
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 __all__ = ["DEFAULT_MAX_IN_FLIGHT", "DEFAULT_SILENCE_S", "KVClientProtocol"]
 

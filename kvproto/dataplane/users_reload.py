@@ -11,12 +11,12 @@ from pathlib import Path
 from stat import S_IRGRP, S_IROTH
 from typing import Any
 
-import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.config import Config
 from kvproto.dataplane.compose import make_users
 from kvproto.errors import ConfigError
@@ -24,8 +24,7 @@ from kvproto.server import KVServer, UserTable
 
 __all__ = ["UsersReload"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 Stamp = tuple[int, ...]
 

@@ -21,12 +21,12 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.dist.backoff import Backoff
 from kvproto.dist.epmd import Locate
 from kvproto.dist.errors import NodeDownError
@@ -35,8 +35,7 @@ from kvproto.dist.node import Node, NodeEvent
 from kvproto.dist.quiet import QuietFactory
 from kvproto.errors import ConfigError
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 __all__ = ["Connector", "ConnectorState", "SecuredEndpoint"]
 

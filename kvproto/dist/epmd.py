@@ -14,19 +14,18 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
-import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.dist.backoff import Backoff
 from kvproto.dist.quiet import QuietFactory
 from kvproto.errors import RemoteProtocolError
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 __all__ = ["DEFAULT_PORT", "EpmdClient", "EpmdRegistration", "FixedPorts", "Locate"]
 

@@ -21,13 +21,13 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-import txaio
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvproto.base.log import make_logger
 from kvproto.dist.backlog import Backlog
 from kvproto.dist.framing import TICK, FrameDecoder, frame
 from kvproto.dist.handshake import MAX_HANDSHAKE_FRAME, Handshake, State, Status
@@ -38,8 +38,7 @@ from kvproto.interfaces import IDrainable, ISecuredTransport
 if TYPE_CHECKING:
     from kvproto.dist.node import Node
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 __all__ = ["LinkState", "NodeLink"]
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-import txaio
 from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IReactorTime
 
+from kvproto.base.log import make_logger
 from kvproto.dist.errors import NodeDownError, RemoteCallError
 from kvproto.dist.flags import OURS
 from kvproto.dist.handshake import NodeIdentity, Status
@@ -27,8 +27,7 @@ from kvproto.dist.session import Session, SessionLimits
 from kvproto.dist.terms import Atom, Pid, Reference, Term
 from kvproto.errors import UpstreamError
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 __all__ = ["Admit", "Dialling", "Node", "NodeEvent", "NodeSettings"]
 

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import txaio
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.dist import control
 from kvproto.dist.control import Control, Op, decode_control
 from kvproto.dist.errors import CallRefused, CallTimeoutError, NodeDownError, ProcessDownError
@@ -28,8 +28,7 @@ from kvproto.dist.processes import Caller, Process, ProcessTable
 from kvproto.dist.terms import Atom, ImproperList, Pid, Port, Reference, Term
 from kvproto.errors import LocalProtocolError, RemoteProtocolError
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 __all__ = ["HANDLED", "Session", "SessionHost", "SessionLimits"]
 

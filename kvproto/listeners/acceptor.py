@@ -22,7 +22,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
@@ -33,6 +32,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.config import OnRotate
 from kvproto.errors import ConfigError
 from kvproto.interfaces import IController
@@ -46,8 +46,7 @@ from kvproto.listeners.states import Event, State
 
 __all__ = ["AcceptorService", "AcceptorState"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 Wrap = Callable[[IProtocolFactory], IProtocolFactory]
 

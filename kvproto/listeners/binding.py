@@ -10,7 +10,6 @@ import errno
 from dataclasses import dataclass
 from typing import Any
 
-import txaio
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.error import CannotListenError
@@ -18,12 +17,12 @@ from twisted.internet.interfaces import IProtocolFactory, IReactorTime, IStreamS
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.listeners.ports import describe_address
 
 __all__ = ["Binding", "Door", "Rebind", "is_hopeless", "why_not_listening"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 PORT_CLOSE_TIMEOUT = 2.0
 """Seconds that a port of somebody else's making may take to close."""

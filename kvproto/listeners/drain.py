@@ -11,12 +11,12 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import txaio
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.config import OnRotate
 from kvproto.listeners.entry import Entry
 from kvproto.listeners.ledger import Ledger
@@ -24,8 +24,7 @@ from kvproto.listeners.states import LIVE_STATES, Event, State
 
 __all__ = ["Terms", "Verify", "apply", "disconnect", "drain", "objection", "recheck"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 Verify = Callable[[tuple[bytes, ...]], str | None]
 """Maps a peer's chain to why it is not trusted (any more), None when it is."""

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import txaio
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
@@ -32,6 +31,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvproto.base.log import make_logger
 from kvproto.errors import HandoffError
 from kvproto.interfaces import IController, IDrainable, ISecuredTransport
 from kvproto.listeners.entry import describe_peer
@@ -42,8 +42,7 @@ from kvproto.listeners.verified import VerifiedConnection
 
 __all__ = ["Handoff", "HandoffFactory"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 _LEFT = (ConnectionDone, ConnectionLost, ConnectionAborted)
 """How peers go away without a fault of the handshake."""

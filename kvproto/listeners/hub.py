@@ -23,11 +23,12 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-import txaio
 from twisted.internet.interfaces import IHalfCloseableDescriptor, IReactorFDSet, IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from kvproto.base.log import make_logger
 
 try:
     from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, POLLIN, epoll, poll
@@ -38,8 +39,7 @@ except ImportError:  # not Linux
 
 __all__ = ["COHORT", "TURN", "VISITS", "Hub", "hub_for"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 TURN: Final = 96
 """Events of one look at who is ready.  As many mean that there are more."""

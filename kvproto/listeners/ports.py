@@ -23,7 +23,6 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import txaio
 from twisted.internet import tcp, unix
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import (
@@ -35,6 +34,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.listeners.entry import describe_peer
 from kvproto.listeners.hub import hub_for
 from kvproto.listeners.transport import DirectServer, server_transport, unix_server_transport
@@ -48,8 +48,7 @@ __all__ = [
     "server_endpoint",
 ]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 BACKLOG = 1024
 """Connections that may wait to be accepted: room for the time a restart takes.

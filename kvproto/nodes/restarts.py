@@ -8,17 +8,16 @@ for both.
 
 from __future__ import annotations
 
-import txaio
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.dist import LinkRotation, RestartReport
 from kvproto.errors import CommandError
 
 __all__ = ["Restarts"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 Waiting = list[Deferred[RestartReport]]
 

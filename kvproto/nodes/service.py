@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import HostnameEndpoint
@@ -28,6 +27,7 @@ from twisted.internet.interfaces import (
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from kvproto.base.log import make_logger
 from kvproto.config import ClientAuth, NodeAddress, NodeConfig, OnRotate
 from kvproto.dist import (
     BuiltinProcess,
@@ -63,8 +63,7 @@ from kvproto.tls.rotation import InThread
 
 __all__ = ["LISTENER", "Began", "NodeService"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 LISTENER: Final = "node"
 """Name of the listener in status, logs and commands."""

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import txaio
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvproto.base.log import make_logger
 from kvproto.errors import CommandError, KVProtoError
 from kvproto.ops.commands import (
     MAX_REQUEST,
@@ -35,8 +35,7 @@ from kvproto.ops.interfaces import IControl
 
 __all__ = ["ControlFactory", "ControlProtocol"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 IDLE_SECONDS = 300.0
 """A connection without a request is closed after this; a person may think between two."""

@@ -17,20 +17,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 
+from kvproto.base.log import make_logger
 from kvproto.errors import ConfigError
 from kvproto.ops.commands import CONTROL_SOCKET
 from kvproto.ops.control import ControlFactory
 
 __all__ = ["LOCK_FILE", "ControlSocket", "StateLock"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 LOCK_FILE = "control.lock"
 

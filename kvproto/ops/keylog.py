@@ -11,14 +11,12 @@ import os
 import stat
 from pathlib import Path
 
-import txaio
-
+from kvproto.base.log import make_logger
 from kvproto.errors import ConfigError
 
 __all__ = ["KeyLog"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 OPTION = "--keylog"
 

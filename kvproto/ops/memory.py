@@ -18,16 +18,17 @@ import ctypes
 import os
 from collections.abc import Callable
 
-import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from kvproto.base.log import make_logger
 
 __all__ = ["MemoryTrim", "glibc_trim", "resident_bytes"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 INTERVAL = 1.0
 """Seconds between looks."""
@@ -130,5 +131,5 @@ class MemoryTrim(Service):
             self._trim()
 
     @staticmethod
-    def _failed(failure: object) -> None:
+    def _failed(failure: Failure) -> None:
         log.failure("memory is not given back any more", failure=failure)

@@ -10,14 +10,12 @@ from __future__ import annotations
 import resource
 from dataclasses import replace
 
-import txaio
-
+from kvproto.base.log import make_logger
 from kvproto.listeners import Limits
 
 __all__ = ["fit_open_files"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 RESERVED = 128
 """Files that are no connections: log, listeners, control connections, what is being read."""

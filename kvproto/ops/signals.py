@@ -13,15 +13,15 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import maybeDeferred
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
+
 __all__ = ["SignalService"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 
 def _report(failure: Failure) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
 
-import txaio
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol as TwistedProtocol
@@ -31,6 +30,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvproto.base.log import make_logger
 from kvproto.errors import RemoteProtocolError
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
 from kvproto.server.binary import BinarySession
@@ -41,8 +41,7 @@ from kvproto.wire.constants import BINARY_MAGICS
 
 __all__ = ["KVServerProtocol", "Session"]
 
-txaio.use_twisted()
-log = txaio.make_logger()  # type: ignore[attr-defined]
+log = make_logger()
 
 _JOIN_LIMIT = 32 * 1024
 """Replies of one turn up to this size, in bytes, are joined: cheaper than many parts."""

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import txaio
 from OpenSSL.SSL import Error, WantWriteError
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.tls.contexts import verify_failure
 from kvproto.tls.outgoing import OutgoingTLS
 from kvproto.tls.progress import unsent_bytes
@@ -38,11 +38,10 @@ from kvproto.tls.reasons import (
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
-txaio.use_twisted()
 
 __all__ = ["CLOSE_PROGRESS", "ClosingTLS"]
 
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 CLOSE_PROGRESS: Final = 16 * 1024
 """Bytes that a slow peer must take in each ``close_timeout`` for its connection to live on.

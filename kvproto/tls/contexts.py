@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import txaio
 from cryptography import x509
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
@@ -30,11 +29,10 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvproto.base.log import make_logger
 from kvproto.config import ClientAuth
 from kvproto.tls.checks import subject_of
 from kvproto.tls.credentials import Credentials
-
-txaio.use_twisted()
 
 __all__ = [
     "OUR_OWN",
@@ -48,7 +46,7 @@ __all__ = [
     "verify_failure",
 ]
 
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 OP_ALLOW_CLIENT_RENEGOTIATION = 0x100
 """OpenSSL 3 refuses renegotiation begun by a client unless told; pyOpenSSL has no name for it."""

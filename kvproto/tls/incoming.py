@@ -22,9 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import txaio
 from OpenSSL.SSL import Error, WantReadError, WantWriteError, ZeroReturnError
 
+from kvproto.base.log import make_logger
 from kvproto.tls.closing import ClosingTLS
 from kvproto.tls.outbox import RECORD_SIZE
 from kvproto.tls.reasons import BudgetExceeded
@@ -36,11 +36,9 @@ from kvproto.tls.records import (
     leading_records,
 )
 
-txaio.use_twisted()
-
 __all__ = ["IncomingTLS"]
 
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 SLICE_SIZE: Final = RECORD_SIZE
 """Bytes of ciphertext fed at a time: OpenSSL's BIO keeps the size of the largest piece."""

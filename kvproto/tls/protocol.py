@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import txaio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL.SSL import (
@@ -28,6 +27,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementedBy, implementer, providedBy
 
+from kvproto.base.log import make_logger
 from kvproto.interfaces import ISecuredTransport
 from kvproto.tls._handles import engine_for
 from kvproto.tls.incoming import IncomingTLS
@@ -37,11 +37,10 @@ from kvproto.tls.records import RecordCounter
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IProtocol
 
-txaio.use_twisted()
 
 __all__ = ["LIMITS", "KVTLSFactory", "KVTLSProtocol"]
 
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 OP_ALLOW_CLIENT_RENEGOTIATION: Final = 0x100
 """OpenSSL 3 refuses renegotiation begun by a client unless told; pyOpenSSL has no name for it."""

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-import txaio
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, execute, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from kvproto.base.log import make_logger
 from kvproto.errors import CredentialError
 from kvproto.tls.contexts import CurrentContext, ServerPolicy
 from kvproto.tls.files import CredentialFiles
@@ -37,11 +37,9 @@ from kvproto.tls.generation import (
 )
 from kvproto.tls.verdict import Action, ListenerResult, Verdict
 
-txaio.use_twisted()
-
 __all__ = ["InThread", "Rotation", "Subscriber"]
 
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 RETRY_DELAY = 0.5
 """Seconds before files that look half written are read again."""

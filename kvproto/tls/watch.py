@@ -7,18 +7,16 @@ and small: a look costs a fraction of a millisecond.
 
 from __future__ import annotations
 
-import txaio
 from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from kvproto.base.log import make_logger
 from kvproto.tls.generation import digest_on_disk
 from kvproto.tls.rotation import Rotation
 
-txaio.use_twisted()
-
 __all__ = ["FileWatch"]
 
-log = txaio.make_logger()  # type: ignore[attr-defined]  # set by use_twisted()
+log = make_logger()
 
 SETTLE = 0.5
 """Seconds that a new content must stay the same before it is acted upon."""

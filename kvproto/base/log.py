@@ -1,0 +1,43 @@
+"""Loggers, by way of txaio: a level that is off costs one call of an empty function.
+
+txaio serves two frameworks, and ``txaio.use_twisted()`` chooses one for the whole process.
+A library must not: in a process that also runs autobahn on asyncio, whichever is imported second
+would fail.  So this takes the functions of txaio's Twisted side from their own module, which
+chooses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from twisted.python.failure import Failure
+from txaio import tx
+
+__all__ = ["Log", "make_logger"]
+
+
+class Log(Protocol):
+    """What modules use of a txaio logger.
+
+    Each method takes a format in braces and its fields by name; see `twisted.logger.Logger.emit`.
+    """
+
+    def debug(self, format: str, **fields: Any) -> None:
+        """Log what concerns one connection."""
+
+    def info(self, format: str, **fields: Any) -> None:
+        """Log a step in the life of the service."""
+
+    def warn(self, format: str, **fields: Any) -> None:
+        """Log a peer's or an operator's fault."""
+
+    def error(self, format: str, **fields: Any) -> None:
+        """Log a fault of ours that has no traceback."""
+
+    def failure(self, format: str, failure: Failure | None = None, **fields: Any) -> None:
+        """Log a fault of ours with its traceback: the current exception's when none is given."""
+
+
+make_logger = cast("Callable[[], Log]", tx.make_logger)
+"""Make the logger of the calling module; its namespace is the module's dotted name."""
