@@ -55,15 +55,17 @@ class KVTLSService(MultiService):
     Args:
         config: What the operator decided.
         reactor: Where it runs; the global one when None.
-        signals: Whether the process is ours, so that SIGHUP reloads and SIGTERM drains, and
-            its limit of open files may be raised.
+        signals: Where the process is ours: makes SIGHUP reload and SIGTERM drain.  The limit
+            of open files may be raised then.  None under somebody else's reactor.
 
     Raises:
         ConfigError: Something in the configuration cannot be used.  Nothing listens yet,
             and nothing is left open.
     """
 
-    def __init__(self, config: Config, reactor: Any = None, *, signals: bool = False) -> None:
+    def __init__(
+        self, config: Config, reactor: Any = None, *, signals: SignalService | None = None
+    ) -> None:
         super().__init__()
         self._config = config
         self._reactor = _reactor_or_global(reactor)
@@ -80,7 +82,7 @@ class KVTLSService(MultiService):
         self.users.setServiceParent(self)
         self.ledger = Ledger(
             self._reactor,
-            fit_open_files(_limits(config)) if signals else _limits(config),
+            _limits(config) if signals is None else fit_open_files(_limits(config)),
             Timeouts(
                 handshake=config.handshake_timeout,
                 drain=config.drain_timeout,
@@ -100,12 +102,11 @@ class KVTLSService(MultiService):
             self.users.reload,
         )
         self._announced = False
-        self._signals = SignalService(
-            self.control.reload, self._end_process, self._end_at_once, self._reactor
-        )
+        self._signals = signals
         self._memory = MemoryTrim(self.ledger.steps, self._reactor, glibc_trim())
-        if signals:
-            self._signals.setServiceParent(self)
+        if signals is not None:
+            signals.connect(self.control.reload, self._end_process, self._end_at_once)
+            signals.setServiceParent(self)
             self._memory.setServiceParent(self)
         self._control_socket = ControlSocket(self.control, config.state_directory, self._reactor)
         self._control_socket.check_path()
@@ -272,7 +273,8 @@ class KVTLSService(MultiService):
         await maybeDeferred(self.rotation.stopService)
         # Last, so that an operator can watch, and ask a second time.
         await maybeDeferred(self._control_socket.stopService)
-        self._signals.stopService()
+        if self._signals is not None:
+            self._signals.stopService()
 
 
 def check(config: Config) -> list[str]:

@@ -361,6 +361,12 @@ def _absolute_paths(config: Config | NodeConfig) -> dict[str, Any]:
 
 def makeService(options: Options) -> IService:
     """Build the service that ``twistd kvtls`` runs."""
+    from twisted.internet import reactor
+
+    from kvproto.ops.signals import SignalService
+
+    signals = SignalService(reactor)
+    signals.take()
     load_openssl()
     from kvproto.service import KVTLSService
 
@@ -369,7 +375,7 @@ def makeService(options: Options) -> IService:
     if options.parent is not None and options.parent.get("rundir", ".") != ".":
         config = _anchored(config)
     try:
-        service = KVTLSService(config, signals=True)
+        service = KVTLSService(config, signals=signals)
         service.probe()
     except ConfigError as error:
         _fail(str(error))

@@ -1,13 +1,22 @@
 """What signals mean: SIGHUP reads the credentials again, SIGTERM and SIGINT stop gracefully.
 
-Twisted's own handlers stop the reactor at once, remember the signal and raise it again at
-the end, so that a service that was asked to stop, and did, looks to its supervisor like one
-that was killed.  Ours are put in their place, which has to wait until the reactor runs:
-it installs its own when it starts.
+One owner for the whole life of the process, in three phases:
+
+* *Starting*, before the reactor runs.  The system's own answer to SIGHUP is death, so the handlers
+  are installed first of all (`SignalService.take`); what comes is kept and done once the reactor
+  runs.  A second request to stop ends the process at once, as nothing is served yet.
+* *Running*.  Twisted's handlers stop the reactor at once, remember the signal and raise it again
+  at the end, so that a service that was asked to stop, and did, looks to its supervisor like one
+  that was killed.  Ours are put in their place, which has to wait until the reactor runs: it
+  installs its own when it starts.
+* *Stopping*.  A further request to stop is in a hurry, SIGHUP has nothing to read for any more.
+  The handlers stay, but Python itself puts the system's answers back when it ends: so SIGHUP is
+  ignored from the end of the service on.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -23,59 +32,76 @@ __all__ = ["SignalService"]
 
 log = make_logger()
 
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+
 
 def _report(failure: Failure) -> None:
     log.failure("what a signal asked for failed", failure=failure)
 
 
-Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
-
-
 class SignalService(Service):
-    """Turns signals into calls.
+    """Turns signals into calls, from the first moment to the last.
 
     Args:
-        reload: Called on SIGHUP, in the reactor's thread.  All three may return a Deferred;
-            failures are logged.
-        stop: Called on the first SIGTERM or SIGINT; it begins to drain.
-        stop_now: Called on each further one; it ends the process without waiting.
         reactor: Anything with ``callWhenRunning`` and ``callFromThread``.
         install: ``signal.signal``, or a test's.
+        kill: ``os.kill``, or a test's.
     """
 
     def __init__(
         self,
+        reactor: Any,
+        install: Callable[[int, Any], object] = signal.signal,
+        kill: Callable[[int, int], object] = os.kill,
+    ) -> None:
+        self._calls: dict[int, Callable[[], None]] = {
+            signal.SIGHUP: self._reload,
+            **dict.fromkeys(STOP_SIGNALS, self._stop),
+        }
+        self._on_reload: Callable[[], object] = _nothing
+        self._on_stop: Callable[[], object] = _nothing
+        self._on_stop_now: Callable[[], object] = _nothing
+        self._reactor = reactor
+        self._install = install
+        self._kill = kill
+        self._reactor_runs = False
+        self._asked_early = False
+        self._stopping = False
+
+    def take(self) -> None:
+        """Take the signals over, before anything else is done; again when the reactor runs."""
+        for number in self._calls:
+            self._install(number, self._heard)
+
+    def connect(
+        self,
         reload: Callable[[], object],
         stop: Callable[[], object],
         stop_now: Callable[[], object],
-        reactor: Any,
-        install: Callable[[int, Any], Handler] = signal.signal,
     ) -> None:
-        self._calls = {
-            signal.SIGHUP: self._reload,
-            signal.SIGTERM: self._stop,
-            signal.SIGINT: self._stop,
-        }
-        self._on_reload = reload
-        self._on_stop = stop
-        self._on_stop_now = stop_now
-        self._reactor = reactor
-        self._install = install
-        self._previous: dict[signal.Signals, Handler] = {}
-        self._stopping = False
+        """Say what is called; failures, and those of Deferreds that are returned, are logged.
+
+        Args:
+            reload: On SIGHUP.
+            stop: On the first SIGTERM or SIGINT; it begins to drain.
+            stop_now: On each further one; it ends the process without waiting.
+        """
+        self._on_reload, self._on_stop, self._on_stop_now = reload, stop, stop_now
 
     def startService(self) -> None:
-        """Take the signals over, once the reactor has taken them."""
+        """Take the signals back once the reactor has taken them."""
         super().startService()
         self._stopping = False
-        self._reactor.callWhenRunning(self._take_over)
+        self._reactor.callWhenRunning(self._running)
 
-    def _take_over(self) -> None:
-        """Install the handlers, unless the service was stopped meanwhile."""
-        if not self.running or self._previous:
-            return
-        for number in self._calls:
-            self._previous[number] = self._install(number, self._heard)
+    def stopService(self) -> None:
+        """Have nothing to read again any more; stop this service last."""
+        super().stopService()
+        self._install(signal.SIGHUP, signal.SIG_IGN)
+
+    def _running(self) -> None:
+        self._reactor_runs = True
+        self.take()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         """Be interrupted: do no more than to wake the reactor up.
@@ -83,9 +109,18 @@ class SignalService(Service):
         A handler runs between any two instructions, also of code that holds a lock of the
         log; ``callFromThread`` is made for being called there.
         """
-        self._reactor.callFromThread(self._calls[signal.Signals(number)])
+        if number in STOP_SIGNALS and not self._reactor_runs:
+            if self._asked_early:
+                self._install(number, signal.SIG_DFL)
+                self._kill(os.getpid(), number)
+                return
+            self._asked_early = True
+        self._reactor.callFromThread(self._calls[number])
 
     def _reload(self) -> None:
+        if self._stopping:
+            log.info("SIGHUP: the service is stopping, nothing is read again")
+            return
         log.info("SIGHUP: reading the credentials again")
         maybeDeferred(self._on_reload).addErrback(_report)
 
@@ -99,17 +134,6 @@ class SignalService(Service):
         log.info("asked to stop: answering what was asked, a second signal stops at once")
         maybeDeferred(self._on_stop).addErrback(_report)
 
-    def release(self) -> None:
-        """Put the handlers back that were there before."""
-        previous, self._previous = self._previous, {}
-        for number, handler in previous.items():
-            # None: it was not installed from Python, and Python cannot put it back.
-            self._install(number, signal.SIG_DFL if handler is None else handler)
 
-    def stopService(self) -> None:
-        """Give the signals back.
-
-        Stop this service last: until then a second SIGTERM must find our handler.
-        """
-        self.release()
-        super().stopService()
+def _nothing() -> None:
+    """Have nothing to call yet: the service is still being built."""

@@ -52,19 +52,46 @@ class SignalTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.heard: list[str] = []
+        self.killed: list[int] = []
         self.reactor = FakeReactor()
         self.service = SignalService(
+            self.reactor, self.reactor.install, lambda _pid, number: self.killed.append(number)
+        )
+        self.service.connect(
             lambda: self.heard.append("reload"),
             lambda: self.heard.append("stop"),
             lambda: self.heard.append("stop now"),
-            self.reactor,
-            self.reactor.install,
         )
 
-    def test_waits_for_the_reactor(self) -> None:
-        """The handlers are installed once the reactor has installed its own."""
+    def test_before_anything(self) -> None:
+        """What comes while the service is being built is kept, and done once it runs."""
+        service = SignalService(self.reactor, self.reactor.install)
+        service.take()
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            self.reactor.receive(number)
+        service.connect(
+            lambda: self.heard.append("reload"),
+            lambda: self.heard.append("stop"),
+            lambda: self.heard.append("stop now"),
+        )
+        service.startService()
+        self.assertEqual(self.heard, [])
+        self.reactor.run()
+        self.assertEqual(self.heard, ["reload", "stop"])
+
+    def test_hurry_before_anything(self) -> None:
+        """Asked to stop twice while it is being built, the process dies as it would have."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.service.take()
+            self.reactor.receive(number)
+        self.assertEqual(self.killed, [signal.SIGINT])
+        self.assertEqual(self.reactor.handlers[signal.SIGINT], signal.SIG_DFL)
+
+    def test_takes_them_back(self) -> None:
+        """The reactor installs handlers of its own when it starts; ours take their place."""
+        self.service.take()
         self.service.startService()
-        self.assertEqual(self.reactor.handlers[signal.SIGTERM], TWISTEDS)
+        self.reactor.handlers[signal.SIGTERM] = TWISTEDS
         self.reactor.run()
         self.assertNotEqual(self.reactor.handlers[signal.SIGTERM], TWISTEDS)
 
@@ -83,16 +110,24 @@ class SignalTests(SynchronousTestCase):
         self.reactor.run()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             self.reactor.receive(number)
+        self.reactor.run()
+        self.assertEqual(self.heard, ["stop", "stop now", "stop now"])
+
+    def test_hangup_at_the_end(self) -> None:
+        """SIGHUP while the service stops, and after that, neither reads nor kills."""
+        self.service.startService()
+        self.reactor.run()
+        self.reactor.receive(signal.SIGTERM)
         self.reactor.receive(signal.SIGHUP)
         self.reactor.run()
-        self.assertEqual(self.heard, ["stop", "stop now", "stop now", "reload"])
+        self.assertEqual(self.heard, ["stop"])
+        self.service.stopService()
+        self.assertEqual(self.reactor.handlers[signal.SIGHUP], signal.SIG_IGN)
 
     def test_failures(self) -> None:
         """What goes wrong is logged, whether at once or later; the next signal is heard."""
         failing = [fail(ValueError()), fail(ValueError())]
-        self.service = SignalService(
-            failing.pop, failing.pop, lambda: 1 / 0, self.reactor, self.reactor.install
-        )
+        self.service.connect(failing.pop, failing.pop, lambda: 1 / 0)
         self.service.startService()
         self.reactor.run()
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
@@ -100,28 +135,6 @@ class SignalTests(SynchronousTestCase):
         self.reactor.run()
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-
-    def test_restores(self) -> None:
-        """Stopping puts back what was there; a foreign handler becomes the default one."""
-        self.service.startService()
-        self.reactor.run()
-        self.service.stopService()
-        self.assertEqual(
-            self.reactor.handlers,
-            {
-                signal.SIGHUP: signal.SIG_DFL,
-                signal.SIGTERM: TWISTEDS,
-                signal.SIGINT: signal.SIG_DFL,
-            },
-        )
-        self.service.stopService()
-
-    def test_stopped_before_it_ran(self) -> None:
-        """A service that stopped before the reactor ran takes nothing over."""
-        self.service.startService()
-        self.service.stopService()
-        self.reactor.run()
-        self.assertEqual(self.reactor.handlers[signal.SIGTERM], TWISTEDS)
 
     def test_again(self) -> None:
         """A service that is started again is graceful again."""
