@@ -2,7 +2,7 @@
 
 Owns the operations on whole documents.  Rules that they share are `kvproto.store.rules`'; those
 on parts of documents are `kvproto.store.partial`'s; how documents are kept within the memory
-limit is `kvproto.store.shelf`'s; what an expiry means is `kvproto.store.expiry`'s.
+limit is `kvproto.store.table`'s; what an expiry means is `kvproto.store.expiry`'s.
 
 Source: memcached ``doc/protocol.txt``; Couchbase kv_engine
 ``docs/BinaryProtocol.md``.  Where the two differ, the reference page "Stores" says so.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from kvproto.store.document import Document, Key, Refusal
 from kvproto.store.expiry import deadline
-from kvproto.store.shelf import ITEM_OVERHEAD, Shelf
+from kvproto.store.table import ITEM_OVERHEAD, DocumentTable
 
 __all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "Rules"]
 
@@ -25,8 +25,8 @@ DEFAULT_MAX_VALUE = 20 << 20
 _new = object.__new__
 
 
-class Rules(Shelf):
-    """A shelf with the rules of documents; the arguments are those of `MemoryStore`."""
+class Rules(DocumentTable):
+    """A table with the rules of documents; the arguments are those of `MemoryStore`."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.store import Refusal
-from kvproto.store.shelf import COLLECTION_OVERHEAD, ITEM_OVERHEAD, XATTR_OVERHEAD, XATTRS_OVERHEAD
+from kvproto.store.table import COLLECTION_OVERHEAD, ITEM_OVERHEAD, XATTR_OVERHEAD, XATTRS_OVERHEAD
 from kvproto.testing.store_case import DONE, MISS, NO_CAS, TABLE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "store.md"

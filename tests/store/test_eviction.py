@@ -23,7 +23,7 @@ from kvproto.store import (
     PathOp,
     Refusal,
 )
-from kvproto.store.shelf import COLLECTION_OVERHEAD, ITEM_OVERHEAD
+from kvproto.store.table import COLLECTION_OVERHEAD, ITEM_OVERHEAD
 from tests.store.test_stateful import START, check_books
 
 ITEM = ITEM_OVERHEAD + 100

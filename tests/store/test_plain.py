@@ -23,7 +23,7 @@ from kvproto.store import (
     Refusal,
 )
 from kvproto.store.jsontext import Kind
-from kvproto.store.shelf import ITEM_OVERHEAD
+from kvproto.store.table import ITEM_OVERHEAD
 from tests.store.test_stateful import START, check_books
 
 keys: st.SearchStrategy[Key] = st.sampled_from([b"a", b"a", b"b" * 80, (8, b"a"), (8, b"b")])

@@ -274,7 +274,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 def check_books(store: MemoryStore) -> None:
     """Count the store's documents again and compare with its running totals."""
-    from kvproto.store.shelf import _footprint
+    from kvproto.store.table import _footprint
 
     tables = [store._items, store._tombstones, *store._garbage]
     assert store._used == sum(_footprint(*item) for table in tables for item in table.items())

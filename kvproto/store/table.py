@@ -1,6 +1,6 @@
 """Documents in memory, never more than the limit allows.
 
-`Shelf` owns the table of documents and everything that makes one vanish without
+`DocumentTable` owns the table of documents and everything that makes one vanish without
 being asked for by key: expiry, eviction, flush, dropped collections.  It knows
 nothing of the operations; `kvproto.store.memory.MemoryStore` is built on it.
 
@@ -32,7 +32,7 @@ __all__ = [
     "ITEM_OVERHEAD",
     "XATTRS_OVERHEAD",
     "XATTR_OVERHEAD",
-    "Shelf",
+    "DocumentTable",
     "xattrs_footprint",
 ]
 
@@ -77,13 +77,13 @@ def xattrs_footprint(document: Document) -> int:
     )
 
 
-class Shelf(Statistics):
+class DocumentTable(Statistics):
     """A bounded table of documents.
 
     Args:
         now: Returns unix time in seconds.
         memory_limit: Bytes; see `ITEM_OVERHEAD` for what counts.
-        evict: Whether a full shelf drops what was least recently used, or refuses.
+        evict: Whether a full table drops what was least recently used, or refuses.
     """
 
     def __init__(self, now: Callable[[], float], memory_limit: int, evict: bool) -> None:
