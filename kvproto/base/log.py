@@ -4,15 +4,22 @@ txaio serves two frameworks, and ``txaio.use_twisted()`` chooses one for the who
 A library must not: in a process that also runs autobahn on asyncio, whichever is imported second
 would fail.  So this takes the functions of txaio's Twisted side from their own module, which
 chooses nothing.
+
+What a peer can choose (a user name, a key, a reason) reaches the log as a field, and every field
+that is text is made printable here: nobody can forge a line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, cast
 
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txaio import tx
+
+from kvproto.base.escape import printable
 
 __all__ = ["Log", "make_logger"]
 
@@ -39,5 +46,16 @@ class Log(Protocol):
         """Log a fault of ours with its traceback: the current exception's when none is given."""
 
 
-make_logger = cast("Callable[[], Log]", tx.make_logger)
+class _PrintableLogger(Logger):
+    """A logger whose events hold nothing that does not print, except the format's own."""
+
+    def emit(self, level: Any, format: str | None = None, **fields: Any) -> None:
+        """Make fields printable, then emit the event."""
+        for name, value in fields.items():
+            if isinstance(value, str) and not value.isprintable():
+                fields[name] = printable(value)
+        super().emit(level, format, **fields)
+
+
+make_logger = cast("Callable[[], Log]", partial(tx.make_logger, logger=_PrintableLogger))
 """Make the logger of the calling module; its namespace is the module's dotted name."""

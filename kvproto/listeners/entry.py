@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import ipaddress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,14 +106,25 @@ class Entry:
         return describe_peer(self.peer)
 
 
+_MAPPED = "::ffff:"
+"""Beginning of an IPv4 address as an IPv6 socket, or a proxy, shows it."""
+
+
 def host_of(peer: IAddress | None) -> str:
-    """Return the peer's address without its port, ``""`` when it has none."""
-    return getattr(peer, "host", None) or ""
+    """Return the peer's address without its port, ``""`` when it has none.
+
+    One address has one form here, however it came in: limits count by it.
+    """
+    host: str = getattr(peer, "host", None) or ""
+    if host.startswith(_MAPPED):
+        mapped = ipaddress.IPv6Address(host).ipv4_mapped
+        return host if mapped is None else str(mapped)
+    return host
 
 
 def describe_peer(peer: IAddress | None) -> str:
     """Return the peer for logs and status: ``192.0.2.1:4711``, ``[2001:db8::1]:4711``, ``unix``."""
-    host = host_of(peer)
+    host = getattr(peer, "host", None) or ""
     if not host:
         return "unknown" if peer is None else "unix"
     port = getattr(peer, "port", 0)

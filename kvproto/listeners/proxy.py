@@ -76,6 +76,10 @@ def _parse_v1(data: bytes) -> tuple[int, Pair | None] | None:
     if len(fields) != 6 or fields[1] not in {b"TCP4", b"TCP6"}:
         raise HandoffError("malformed PROXY header")
     version = 4 if fields[1] == b"TCP4" else 6
+    if b"%" in data[:end]:
+        # Python takes a zone behind an IPv6 address, whatever it consists of; inet_pton, which
+        # the specification means, takes none.
+        raise HandoffError("malformed address in PROXY header: it has a zone")
     try:
         source, destination = (ipaddress.ip_address(text.decode("ascii")) for text in fields[2:4])
         ports = [int(text) for text in fields[4:6] if text.isdigit()]

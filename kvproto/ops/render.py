@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from kvproto.base.escape import printable
+
 __all__ = ["WIDTH", "render", "span"]
 
 WIDTH = 80
@@ -33,7 +35,7 @@ def render(command: str, answer: Answer) -> str:
     """
     error = answer.get("error")
     if error is not None and set(answer) <= BARE_ERROR:
-        return f"kvtls: {command}: {_clean(error['message'])}\n"
+        return f"kvtls: {command}: {printable(error['message'])}\n"
     lines = [_started(command)] if answer.get("started") else _RENDERERS[command](answer)
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
@@ -43,14 +45,6 @@ def _started(command: str) -> str:
 
 
 # --- pieces ---------------------------------------------------------------------------------
-
-
-def _clean(value: object) -> str:
-    """Return text that does nothing to a terminal."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _cut(text: str, width: int) -> str:
@@ -92,9 +86,9 @@ def _field(label: str, value: object) -> list[str]:
 
     A SHA-256 fits on the line.
     """
-    start = f"  {_clean(label):<12} "
+    start = f"  {printable(label):<12} "
     return textwrap.wrap(
-        _clean(value),
+        printable(str(value)),
         WIDTH,
         initial_indent=start,
         subsequent_indent=" " * 15,
@@ -112,7 +106,10 @@ def _table(
         rows: Cells.
         least: Columns that may be made narrower, and how narrow.
     """
-    cells = [[name.lstrip(">") for name in head], *([_clean(cell) for cell in row] for row in rows)]
+    cells = [
+        [name.lstrip(">") for name in head],
+        *([printable(str(cell)) for cell in row] for row in rows),
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     spare = {i: widths[i] - least[name] for i, name in enumerate(head) if name in least}
     for _ in range(sum(widths) + len(widths) - 1 - WIDTH):
@@ -229,7 +226,7 @@ def _listeners(listeners: Sequence[Answer]) -> list[str]:
             again = listener["retry_in_s"]
             when = "" if again is None else f"; attempt {listener['attempts'] + 1} in {span(again)}"
             lines += textwrap.wrap(
-                _clean(f"{listener['error']}{when}"),
+                printable(f"{listener['error']}{when}"),
                 WIDTH,
                 initial_indent="    ",
                 subsequent_indent="    ",
@@ -239,7 +236,7 @@ def _listeners(listeners: Sequence[Answer]) -> list[str]:
 
 def _nodes(nodes: Answer) -> list[str]:
     """Show the node part: its certificate, epmd, links, and who is called in vain."""
-    lines = [f"node {_clean(nodes['name'])}"]
+    lines = [f"node {printable(nodes['name'])}"]
     generation = nodes["generation"]
     lines += _field(
         "certificate",
@@ -323,7 +320,7 @@ def _connections(answer: Answer) -> list[str]:
 
 def _verdict(answer: Answer) -> list[str]:
     """Show what became of a reload or rollback."""
-    lines = textwrap.wrap(_clean(f"{answer['action']}: {_said(answer)}"), WIDTH)
+    lines = textwrap.wrap(printable(f"{answer['action']}: {_said(answer)}"), WIDTH)
     if not answer["ok"]:
         lines += _field("serving", f"generation {answer['generation']}")
     lines += _field("sha256", answer["fingerprint_sha256"])

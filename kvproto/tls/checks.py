@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from kvproto.base.escape import printable
+
 __all__ = [
     "MAX_CERTIFICATE_MESSAGE",
     "UNREADABLE",
@@ -64,8 +66,7 @@ def subject_of(certificate: x509.Certificate) -> str:
         text = f"CN={names[0].value!s}" if names else certificate.subject.rfc4514_string()
     except ValueError:
         return "with an unreadable name"
-    shown = "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
-    return shown[:MAX_SUBJECT] or "without a name"
+    return printable(text)[:MAX_SUBJECT] or "without a name"
 
 
 def order_fault(chain: tuple[x509.Certificate, ...]) -> str:

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.listeners.acceptor import AcceptorService
 from kvproto.listeners.deadlines import COMPACT_ABOVE, Deadlines
-from kvproto.listeners.entry import Entry, describe_peer
+from kvproto.listeners.entry import Entry, describe_peer, host_of
 from kvproto.listeners.ledger import Limits
 from kvproto.listeners.states import Event, State
 from tests.listeners.support import Bench, FakeEndpoint
@@ -25,6 +25,18 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "compose-accepto
 def peer(number: int, host: str = "") -> IPv4Address:
     """Return an address of its own for each number, or a port of one host."""
     return IPv4Address("TCP", host or f"10.0.{number >> 8}.{number & 255}", 1000 + number)
+
+
+class HostTests(SynchronousTestCase):
+    """By what limits count."""
+
+    def test_one_form(self) -> None:
+        """An IPv4 address counts as itself, however a socket or a proxy shows it."""
+        for shown in ("192.0.2.66", "::ffff:192.0.2.66", "::ffff:c000:242"):
+            self.assertEqual(host_of(IPv6Address("TCP", shown, 1)), "192.0.2.66")
+        for other in ("2001:db8::1", "::ffff:0:1.2.3.4", "fe80::1%eth0"):
+            self.assertEqual(host_of(IPv6Address("TCP", other, 1)), other)
+        self.assertEqual((host_of(None), host_of(UNIXAddress("/s"))), ("", ""))
 
 
 class RoomTests(SynchronousTestCase):
