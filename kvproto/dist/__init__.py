@@ -8,7 +8,7 @@ together, ``docs/reference/node-links.md`` what is spoken.
 
 from __future__ import annotations
 
-from kvproto.dist.backoff import Backoff
+from kvproto.base.backoff import Backoff
 from kvproto.dist.builtin import DEFAULT_NAME, BuiltinProcess, ControlCommand
 from kvproto.dist.connector import Connector, ConnectorState, SecuredEndpoint
 from kvproto.dist.controller import NodeController

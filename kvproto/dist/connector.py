@@ -26,8 +26,8 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
+from kvproto.base.backoff import Backoff
 from kvproto.base.log import make_logger
-from kvproto.dist.backoff import Backoff
 from kvproto.dist.epmd import Locate
 from kvproto.dist.errors import NodeDownError
 from kvproto.dist.link import NodeLink

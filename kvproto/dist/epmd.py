@@ -20,8 +20,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClien
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from kvproto.base.backoff import Backoff
 from kvproto.base.log import make_logger
-from kvproto.dist.backoff import Backoff
 from kvproto.dist.quiet import QuietFactory
 from kvproto.errors import RemoteProtocolError
 
