@@ -23,7 +23,7 @@ MAX_PATH_BYTES = 1024
 
 _SIMPLE = re.compile(r"[A-Za-z0-9_$ -]+(?:\.[A-Za-z0-9_$ -]+)*")
 _INDEX = re.compile(r"\[(-1|[0-9]+)\]")
-_BAD_IN_NAME = re.compile(r'["\x00-\x1e]|\\(?!["/\\bfnrt])')
+_BAD_IN_NAME = re.compile(r'["\x00-\x1f]|\\(?!["/\\bfnrt])')
 _ESCAPE = re.compile(r"\\.")
 
 

@@ -136,6 +136,26 @@ class LimitTests(SynchronousTestCase):
         self.assertLess(store._due.entries, 1300)
         check_books(store)
 
+    def test_expiry_falling_all_the_time(self) -> None:
+        """An expiry that is set earlier each time leaves a bounded queue, whatever sets it."""
+        for change in ("set", "touch", "lock"):
+            store = self.store_of(100)
+            self.put(store, "b", expiry=40_000)
+            for expiry in range(9_000, 100, -1):
+                if change == "touch" and store.get(b"a") is not None:
+                    store.touch(b"a", expiry)
+                    continue
+                store.set(b"a", b"", 0, expiry, preserve_expiry=change == "lock")
+                if change == "lock":
+                    store.touch(b"a", expiry)
+            self.assertLess(store._due.entries, 1_100, change)
+            self.assertLess(len(store._due._seconds), 1_100, change)
+            check_books(store)
+            self.clock.advance(200)
+            store.set(b"c", b"")
+            self.assertEqual(stat(store, "curr_items"), 2)
+            self.assertIsNotNone(store.get(b"b"))
+
     def test_refusing(self) -> None:
         """Without eviction a full store refuses what needs more memory, and changes nothing."""
         store = self.store_of(2, evict=False)

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.store import LookupSpec, MemoryStore, MutationResult, MutationSpec
+from kvproto.store import (
+    LookupResult,
+    LookupSpec,
+    MemoryStore,
+    MutationResult,
+    MutationSpec,
+    PathFlag,
+)
 from kvproto.store.jsontext import levels_of
 from kvproto.store.paths import PathRefused, PathStatus
 from kvproto.store.subdoc import PathOp, look_up, mutate
@@ -235,8 +242,87 @@ class ModelTests(SynchronousTestCase):
         check()
 
 
+def is_json(value: bytes) -> bool:
+    """Say whether the standard library takes bytes for JSON (RFC 8259), nothing more lenient."""
+    try:
+        json.loads(value.decode(), parse_constant=int)  # which "NaN" is none of
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+hostile_letters = (
+    st.sampled_from([chr(code) for code in (*range(0x20), 0x22, 0x5C, 0x7F, 0x85, 0x2028, 0xFEFF)])
+    | st.sampled_from(list("a.[]`{},:0-1")) | st.characters(exclude_categories=["Cs"])
+)  # fmt: skip
+hostile_text = st.lists(hostile_letters, max_size=5).map("".join).map(str.encode)
+hostile_bytes = hostile_text | st.binary(max_size=5) | st.sampled_from([
+    b"\xed\xa0\x80", b"a\xed\xb0\x80b", b"\xc0\x80", b"\\ud800", b"\\u0041", b"\\`", b"`\\`n",
+    b'\\"', b"\\\\", b"a\\", b"x`\\``", b"\xf4\x90\x80\x80", b"`\x1f`", b"a.`\x1f`.b", b"NaN",
+])  # fmt: skip
+hostile_values = (
+    hostile_bytes | hostile_text.map(lambda text: b'"%b"' % text)
+    | hostile_text.map(lambda text: b'{"%b":1}' % text)
+    | st.sampled_from([
+        b"NaN", b"-Infinity", b"01", b"1.", b"+1", b"1,2", b"[1,]", b'{"a":1,}', b"1],[2", b",",
+        b'"\\ud800"', b'"\\x41"', b'"\x1f"', b"\xef\xbb\xbf1", b" ", b"1 ", b"\xa01", b"1\x00",
+    ])
+)  # fmt: skip
+
+
 class AnythingTests(SynchronousTestCase):
     """Whatever a client sends is answered, and changes everything it names or nothing."""
+
+    def test_accepted_is_json(self) -> None:
+        """Whatever a document is made of, an accepted change leaves valid JSON, names included."""
+        ops = st.sampled_from([op for op in PathOp if op not in {
+            PathOp.GET, PathOp.EXISTS, PathOp.GET_COUNT, PathOp.GET_DOC,
+            PathOp.SET_DOC, PathOp.DELETE_DOC,
+        }])  # fmt: skip
+        flags = st.sampled_from([0, 1, 4, 5])
+        body_paths = hostile_bytes | st.tuples(hostile_bytes, hostile_bytes).map(b".".join)
+        some_paths = body_paths | body_paths.map(lambda path: b"x." + path)
+        mutations = st.lists(
+            st.builds(MutationSpec, ops, flags, some_paths, hostile_values), max_size=3
+        ).map(lambda specs: sorted(specs, key=lambda spec: not spec.flags & 4))
+        bodies = st.sampled_from([b"{}", b"[]", b'{"a":[1],"x":{"a":1}}']) | hostile_values
+
+        @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(bodies, mutations)
+        def check(body: bytes, specs: list[MutationSpec]) -> None:
+            store = MemoryStore(Clock().seconds)
+            store.set(b"k", body)
+            answer = store.mutate_in(b"k", specs)
+            document = store.get(b"k")
+            assert document is not None
+            if isinstance(answer, MutationResult) and answer.document is not None:
+                if any(not spec.flags & 4 for spec in specs):
+                    assert is_json(document.value), (specs, document.value)
+                for name, text in (document.xattrs or {}).items():
+                    assert is_json(b'{"%b":%b}' % (name.encode(), text)), (specs, name, text)
+            if is_json(body):
+                again = store.mutate_in(b"k", specs)
+                looked = store.lookup_in(b"k", [LookupSpec(PathOp.GET_COUNT, 0, b"")])
+                if isinstance(again, MutationResult):
+                    assert all(status != PathStatus.NOT_JSON for _, status, _ in again.results)
+                if isinstance(looked, LookupResult):
+                    assert all(status != PathStatus.NOT_JSON for status, _ in looked.results)
+
+        check()
+
+    def test_control_characters(self) -> None:
+        """No control character can be in a name, quoted or not; JSON has them escaped only."""
+        for code in range(0x20):
+            for form in ("%s", "a%sb", "`%s`", "a.`%s`", "x[0].%s"):
+                path = (form % chr(code)).encode()
+                store = MemoryStore(Clock().seconds)
+                store.set(b"k", b"{}")
+                for flag in (0, PathFlag.XATTR):
+                    prefix = b"x." if flag else b""
+                    spec = MutationSpec(PathOp.DICT_UPSERT, flag | 1, prefix + path, b"1")
+                    answer = store.mutate_in(b"k", [spec])
+                    assert isinstance(answer, MutationResult)
+                    self.assertEqual(answer.results, [(0, PathStatus.BAD_PATH, b"")], path)
 
     def test_any_specs(self) -> None:
         """Any specs on any bytes are answered without an exception; a failure changes nothing."""
