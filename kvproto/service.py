@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from twisted.application.service import MultiService, Service
@@ -28,6 +29,7 @@ from kvproto.ops.control_socket import ControlSocket, StateLock
 from kvproto.ops.keylog import KeyLog
 from kvproto.ops.memory import MemoryTrim, glibc_trim
 from kvproto.ops.open_files_limit import fit_open_files
+from kvproto.ops.privileges import FutureUser
 from kvproto.ops.service_control import ServiceControl
 from kvproto.ops.signals import SignalService
 from kvproto.ops.status import ServiceState
@@ -57,6 +59,7 @@ class KVTLSService(MultiService):
         reactor: Where it runs; the global one when None.
         signals: Where the process is ours: makes SIGHUP reload and SIGTERM drain.  The limit
             of open files may be raised then.  None under somebody else's reactor.
+        owner: Whom the process becomes after `privilegedStartService`; None: it stays who it is.
 
     Raises:
         ConfigError: Something in the configuration cannot be used.  Nothing listens yet,
@@ -64,7 +67,12 @@ class KVTLSService(MultiService):
     """
 
     def __init__(
-        self, config: Config, reactor: Any = None, *, signals: SignalService | None = None
+        self,
+        config: Config,
+        reactor: Any = None,
+        *,
+        signals: SignalService | None = None,
+        owner: FutureUser | None = None,
     ) -> None:
         super().__init__()
         self._config = config
@@ -73,7 +81,11 @@ class KVTLSService(MultiService):
             validate(self._reactor, description)
         if config.nodes is not None:
             validate(self._reactor, config.nodes.listen, "--node-listen")
-        files = _credential_files(config, self._reactor.seconds())
+        self._owner = owner
+        if owner is not None:
+            owner.make_directory(config.state_directory)
+        with self._acting_as_owner():
+            files = _credential_files(config, self._reactor.seconds())
         policy = _server_policy(config)
         self.rotation = Rotation(files, policy, self._reactor, self._in_thread)
         self.server = make_server(config, self._reactor, self._in_thread)
@@ -121,6 +133,32 @@ class KVTLSService(MultiService):
         if config.watch_interval:
             self._watch = FileWatch(self.rotation, self._reactor, config.watch_interval)
             self._watch.setServiceParent(self)
+
+    def _acting_as_owner(self) -> AbstractContextManager[None]:
+        """Be whom the process becomes, for what has to belong to that user."""
+        return nullcontext() if self._owner is None else self._owner.acting()
+
+    def warnings(self) -> list[str]:
+        """Return what the operator should know although the service works, a sentence each."""
+        rotations = [self.rotation]
+        if self.nodes is not None:
+            rotations.append(self.nodes.rotation)
+        found = [text for rotation in rotations for text in rotation.current.warnings]
+        found += self._unreadable()
+        return list(dict.fromkeys(found))
+
+    def _unreadable(self) -> list[str]:
+        """Return which files could not be read again after ``--uid``."""
+        if self._owner is None:
+            return []
+        paths = [path for _, path in self.rotation.files.named()]
+        if self._config.users_file is not None:
+            paths.append(self._config.users_file)
+        return [
+            f"{path} cannot be read by uid {self._owner.uid}, which the service becomes: a reload "
+            "will be refused; let that user or its group read it"
+            for path in self._owner.unreadable(paths)
+        ]
 
     def _in_thread(self, function: Any, *arguments: Any) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *arguments)
@@ -183,7 +221,8 @@ class KVTLSService(MultiService):
         """
         if self._config.state_dir is not None:
             lock = StateLock(self._config.state_dir)
-            lock.acquire()
+            with self._acting_as_owner():
+                lock.acquire()
             lock.release()
         if self._config.nodes is not None:
             probe(self._reactor, self._config.nodes.listen, "--node-listen")
@@ -234,6 +273,8 @@ class KVTLSService(MultiService):
         if self._announced or trying or not addresses or not self.running:
             return
         self._announced = True
+        for text in self._unreadable():
+            log.warn("{text}", text=text)
         self.control.state = ServiceState.READY
         log.info("kvtls ready on {addresses}", addresses=", ".join(addresses))
         if self._config.development:
@@ -277,8 +318,12 @@ class KVTLSService(MultiService):
             self._signals.stopService()
 
 
-def check(config: Config) -> list[str]:
+def check(config: Config, owner: FutureUser | None = None) -> list[str]:
     """Try everything that can be tried without listening.
+
+    Args:
+        config: What the operator decided.
+        owner: As for `KVTLSService`.
 
     Returns:
         What the operator should know although it works, a line each.
@@ -286,14 +331,10 @@ def check(config: Config) -> list[str]:
     Raises:
         ConfigError: Something cannot be used.
     """
-    service = KVTLSService(config)
+    service = KVTLSService(config, owner=owner)
     for description in config.listen:
         probe(service._reactor, description, may_be_taken=True)
-    rotations = [service.rotation]
-    if service.nodes is not None:
-        rotations.append(service.nodes.rotation)
-    warnings = [text for rotation in rotations for text in rotation.current.warnings]
-    return list(dict.fromkeys(warnings))
+    return service.warnings()
 
 
 def client_snippet(ca: str, host: str, port: int) -> str:

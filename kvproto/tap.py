@@ -35,6 +35,7 @@ from kvproto.config import (
 )
 from kvproto.errors import ConfigError
 from kvproto.openssl import load_openssl
+from kvproto.ops.privileges import FutureUser, future_user
 
 __all__ = ["Options", "makeService"]
 
@@ -81,7 +82,13 @@ class Options(usage.Options):
             "none, optional or required (default: optional with --client-ca, else none).",
         ],
         ["crl", None, None, "PEM file: revocation lists for client certificates.", Path],
-        ["users", None, None, "File of users that may log in, made by kvtls passwd.", Path],
+        [
+            "users",
+            None,
+            None,
+            "File of users that may log in, made by kvtls passwd: passwords that nobody sees.",
+            Path,
+        ],
         ["mode", "m", Mode.COUCHBASE.value, "couchbase or memcached."],
         ["memory-limit", None, "64MiB", "What may be stored: bytes, or 64MiB, 2GiB."],
         ["max-value", None, None, "Largest value (default: 20MiB, in memcached mode 1MiB)."],
@@ -177,7 +184,10 @@ class Options(usage.Options):
         self._proxied.add(len(self._listen) - 1)
 
     def opt_user(self, text: str) -> None:
-        """NAME:PASSWORD that may log in (repeatable)."""
+        """NAME:PASSWORD that may log in (repeatable).
+
+        For tests only: every user of this machine can see it.  Others go into the file of --users.
+        """
         self._users.append(_parsed(parse_user, text))
 
     opt_u = opt_user
@@ -243,7 +253,7 @@ class Options(usage.Options):
             from kvproto.service import check
 
             try:
-                findings = check(self.kvtls_config)
+                findings = check(self.kvtls_config, _owner(self))
             except ConfigError as error:
                 _fail(str(error))
             for line in findings:
@@ -342,6 +352,12 @@ def _fail(message: str) -> NoReturn:
     sys.exit(USAGE_STATUS)
 
 
+def _owner(options: Options) -> FutureUser | None:
+    """Return whom ``twistd --uid`` makes of the process."""
+    parent = options.parent
+    return None if parent is None else future_user(parent.get("uid"), parent.get("gid"))
+
+
 def _anchored(config: Config) -> Config:
     """Return a configuration whose files stay the same when twistd changes its directory.
 
@@ -375,7 +391,7 @@ def makeService(options: Options) -> IService:
     if options.parent is not None and options.parent.get("rundir", ".") != ".":
         config = _anchored(config)
     try:
-        service = KVTLSService(config, signals=signals)
+        service = KVTLSService(config, signals=signals, owner=_owner(options))
         service.probe()
     except ConfigError as error:
         _fail(str(error))

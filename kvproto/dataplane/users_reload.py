@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from stat import S_IRGRP, S_IROTH
 from typing import Any
 
 from twisted.application.service import Service
@@ -17,10 +16,12 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from kvproto.base.log import make_logger
+from kvproto.base.private_files import reader_fault
 from kvproto.config import Config
 from kvproto.dataplane.compose import make_users
 from kvproto.errors import ConfigError
 from kvproto.server import KVServer, UserTable
+from kvproto.server.users_file import OPTION
 
 __all__ = ["UsersReload"]
 
@@ -90,8 +91,8 @@ class UsersReload(Service):
     def _warn_of_readers(self) -> None:
         """Say so if others can read the hashes: weak passwords can be found out from them."""
         path = self._config.users_file
-        if path is not None and path.exists() and path.stat().st_mode & (S_IRGRP | S_IROTH):
-            log.warn("{path} can be read by others than its owner", path=str(path))
+        if path is not None and (fault := reader_fault(path)):
+            log.warn("{option} {path}: {fault}", option=OPTION, path=str(path), fault=fault)
 
     def _stamp(self) -> Stamp:
         path: Path | None = self._config.users_file

@@ -23,6 +23,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 
 from kvproto.base.log import make_logger
+from kvproto.base.private_files import directory_fault
 from kvproto.errors import ConfigError
 from kvproto.ops.commands import CONTROL_SOCKET
 from kvproto.ops.control import ControlFactory
@@ -54,11 +55,14 @@ class StateLock:
         """Take the lock.
 
         Raises:
-            ConfigError: Another process has it, or the directory cannot be used.
+            ConfigError: Another process has it, or the directory cannot be used, or is not
+                this user's own.
         """
         path = self._directory / LOCK_FILE
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if fault := directory_fault(self._directory):
+                raise ConfigError(OPTION, f"{self._directory} {fault}")
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise ConfigError(OPTION, f"{path}: {error.strerror}") from error

@@ -31,7 +31,7 @@ class KeyLog:
         path: The file.
 
     Raises:
-        ConfigError: It cannot be opened, is no regular file, or others may read it.
+        ConfigError: It cannot be opened, is no regular file, or others may read or write it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,6 +47,8 @@ class KeyLog:
         found = os.fstat(self._descriptor)
         if not stat.S_ISREG(found.st_mode):
             self._refuse("is no regular file")
+        if found.st_uid != os.geteuid():
+            self._refuse("belongs to another user, who can read it, and with it all traffic")
         if found.st_mode & 0o077:
             self._refuse(
                 "others may read this file, and with it all traffic: chmod 600 it, or delete it"

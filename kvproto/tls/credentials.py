@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from kvproto.base.private_files import reader_fault
 from kvproto.errors import CredentialError
 from kvproto.tls.checks import (
     date_fault,
@@ -157,6 +158,7 @@ def parse_credentials(
         key = _parse_key(files, contents)
         _check_chain(files, chain, key, now)
         warnings += _chain_warnings(files, chain, key, now)
+        warnings += _reader_warnings(files)
     client_cas: tuple[x509.Certificate, ...] = ()
     if files.client_ca is not None:
         client_cas = _parse_cas(files, contents[files.client_ca], now, warnings)
@@ -280,6 +282,21 @@ def _chain_warnings(
             "will refuse it"
         )
     return [CredentialWarning(option, path, reason) for reason in reasons]
+
+
+def _reader_warnings(files: CredentialFiles) -> list[CredentialWarning]:
+    """Say so where others may read the key, or what opens it."""
+    in_chain = files.private_key is None
+    secrets = [
+        (files.options.certificate, files.certificate if in_chain else None),
+        (files.options.private_key, files.private_key),
+        (files.options.passphrase, files.passphrase),
+    ]
+    return [
+        CredentialWarning(option, path, fault)
+        for option, path in secrets
+        if path is not None and (fault := reader_fault(path))
+    ]
 
 
 def _ending(certificate: x509.Certificate, now: float) -> str:

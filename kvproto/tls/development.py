@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from kvproto.base.private_files import directory_fault
 from kvproto.errors import ConfigError, CredentialError
 from kvproto.tls.credentials import Credentials, load_credentials
 from kvproto.tls.files import CredentialFiles, Options
@@ -78,7 +79,7 @@ def ensure_development_credentials(
         hostname: This machine's name, added to `LOCAL_NAMES`; ``""`` for none.
 
     Raises:
-        ConfigError: The directory cannot be made or written.
+        ConfigError: The directory cannot be made or written, or is not the user's own.
     """
     folder = state_dir / "development"
     ca = _Pair(folder / "ca.pem", folder / "ca.key")
@@ -89,6 +90,8 @@ def ensure_development_credentials(
         # One by one: mkdir gives its mode to the last directory only.
         for directory in (state_dir, folder):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if fault := directory_fault(directory, linked=directory is state_dir):
+                raise ConfigError(STATE_DIR, f"{directory} {fault}")
         folder.chmod(0o700)
         authority = ca.load(now)
         if authority is None:

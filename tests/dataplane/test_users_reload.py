@@ -111,7 +111,7 @@ class UsersReloadTests(SynchronousTestCase):
         self.assertEqual(self.warnings(), [])
         self.path.chmod(0o644)
         (warning,) = self.warnings()
-        self.assertIn("can be read by others", warning)
+        self.assertIn("may read it (mode 0644): chmod 600", warning)
 
     def warnings(self) -> list[str]:
         """Return what is said at a start."""

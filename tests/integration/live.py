@@ -81,6 +81,7 @@ class CredentialDirectory:
 
     def serve(self, identity: Identity) -> str:
         """Write certificate and key; return the certificate's fingerprint."""
+        self.key.touch(mode=0o600)
         self.key.write_bytes(identity.key_pem)
         self.chain.write_bytes(identity.chain_pem)
         return fingerprint(identity.der)

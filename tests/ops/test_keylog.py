@@ -41,12 +41,20 @@ class KeyLogTests(SynchronousTestCase):
         self.assertEqual(self.path.read_bytes(), b"one\ntwo\nthree\n")
 
     def test_readable_by_others(self) -> None:
-        """A file that others may read is refused, with what to do."""
+        """A file that its group or others may use in any way is refused, with what to do."""
         self.path.write_bytes(b"")
-        self.path.chmod(0o644)
+        for mode in (0o644, 0o640, 0o620, 0o610, 0o604, 0o602, 0o601):
+            self.path.chmod(mode)
+            error = self.assertRaises(ConfigError, KeyLog, self.path)
+            self.assertIn("chmod 600", str(error), oct(mode))
+            self.assertIn("--keylog", str(error))
+
+    def test_somebody_elses(self) -> None:
+        """A file of another user can be read by that one, whatever its mode."""
+        self.path.touch(mode=0o600)
+        self.patch(os, "geteuid", lambda: self.path.stat().st_uid + 1)
         error = self.assertRaises(ConfigError, KeyLog, self.path)
-        self.assertIn("chmod 600", str(error))
-        self.assertIn("--keylog", str(error))
+        self.assertIn("belongs to another user", str(error))
 
     def test_impossible(self) -> None:
         """What is no file that can be written is refused, and named."""

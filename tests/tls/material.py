@@ -44,6 +44,7 @@ def write_identity(
 ) -> CredentialFiles:
     """Write the files of an identity and return where they are."""
     (directory / "chain.pem").write_bytes(identity.chain_pem)
+    (directory / "key.pem").touch(mode=0o600)
     (directory / "key.pem").write_bytes(identity.key_pem)
     ca_path = crl_path = None
     if client_ca is not None:

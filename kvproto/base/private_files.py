@@ -1,0 +1,74 @@
+"""Whether directories and files are one user's own: nobody else has a say where keys are kept.
+
+Answers are phrases for an operator: what is wrong, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from pathlib import Path
+
+__all__ = ["directory_fault", "reader_fault"]
+
+_WRITERS = stat.S_IWGRP | stat.S_IWOTH
+
+_STRANGERS = stat.S_IRWXO | stat.S_IWGRP
+"""Reading by the group is how a key is shared on purpose, with ``ssl-cert`` or by Kubernetes."""
+
+
+def directory_fault(path: Path, *, linked: bool = True) -> str:
+    """Return why a directory is not the own one of the user who runs this; ``""`` when it is.
+
+    Args:
+        path: It must be there.
+        linked: Whether it may be reached by a symbolic link: yes for what the operator names
+            (systemd names its state directories so), no for what is made inside of it.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    found = path.stat() if linked else path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return "is a symbolic link: whoever made it chooses where keys are kept; remove it"
+    if not stat.S_ISDIR(found.st_mode):
+        return "is no directory"
+    me = os.geteuid()
+    if found.st_uid != me:
+        return (
+            f"belongs to {_user(found.st_uid)}, who could replace what {_user(me)} keeps there: "
+            "change its owner, or name another directory"
+        )
+    if found.st_mode & _WRITERS:
+        return (
+            f"others may write in it (mode {stat.S_IMODE(found.st_mode):04o}) and replace keys: "
+            "chmod go-w it, or name another directory"
+        )
+    return ""
+
+
+def reader_fault(path: Path) -> str:
+    """Return what is wrong with who may use a file that holds secrets; ``""`` for nothing.
+
+    A file that cannot be looked at is somebody else's to report.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return ""
+    if not mode & _STRANGERS:
+        return ""
+    what = "write" if mode & _WRITERS else "read"
+    return (
+        f"users who have no business with it may {what} it (mode {stat.S_IMODE(mode):04o}): "
+        "chmod 600 it, or 640 to share it with a group"
+    )
+
+
+def _user(number: int) -> str:
+    """Return a user's name, where it has one, and number."""
+    try:
+        return f"{pwd.getpwuid(number).pw_name} (uid {number})"
+    except KeyError:
+        return f"uid {number}"
