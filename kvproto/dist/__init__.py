@@ -18,6 +18,7 @@ from kvproto.dist.errors import (
     CallRefused,
     CallTimeoutError,
     NodeDownError,
+    OversizedAnswerError,
     ProcessDownError,
     RemoteCallError,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "NodeEvent",
     "NodeLink",
     "NodeSettings",
+    "OversizedAnswerError",
     "Pid",
     "Port",
     "Process",

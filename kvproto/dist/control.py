@@ -5,6 +5,9 @@ message.  A frame is the byte 112 ("pass through"), a control term and, for
 sends, the message term.  The ``_TT`` forms carry a trace token, which is
 dropped; everything that our flags rule out is refused.
 
+A message or a reason that is larger than we read is the matter of the processes that it is
+about, not of the link: of such a term only the outermost tuple is read, without its last element.
+
 Source: Erlang, "Distribution Protocol", section "Protocol between Connected
 Nodes".
 """
@@ -16,10 +19,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from kvproto.dist.display import display
 from kvproto.dist.encoding import encode
-from kvproto.dist.etf import decode_at
+from kvproto.dist.etf import OversizedTermError, decode_at, decode_tuple_at
 from kvproto.dist.terms import Atom, Pid, Port, Reference, Term
-from kvproto.errors import RemoteProtocolError
+from kvproto.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
     "LAYOUTS",
@@ -37,6 +41,12 @@ __all__ = [
 ]
 
 PASS_THROUGH: Final = b"p"
+
+MAX_FRAME: Final = 0xFFFF_FFFF
+"""Bytes of a frame; its length has four bytes."""
+
+OVERSIZED: Final = Atom("system_limit")
+"""Stands for an element that is larger than we read."""
 
 _NOBODY = Atom("")
 """Stands where a cookie once was."""
@@ -71,6 +81,8 @@ class Control:
         reason: Of an exit.
         id: Of an unlink.
         message: What is sent.
+        oversized: Whether `OVERSIZED` stands for the message's last element, or, where the
+            message is no small tuple, None for all of it.
     """
 
     op: Op
@@ -80,6 +92,7 @@ class Control:
     reason: Term = None
     id: int = 0
     message: Term = None
+    oversized: bool = False
 
 
 def _is_pid(term: Term) -> bool:
@@ -177,12 +190,16 @@ def decode_control(frame: bytes) -> Control:
     """
     if frame[:1] != PASS_THROUGH:
         raise RemoteProtocolError(f"frame of unknown kind {frame[0]}")
-    term, end = decode_at(frame, 1)
+    try:
+        term, end = decode_at(frame, 1)
+    except OversizedTermError:
+        # Of what has no message the reason is the last element, and nothing follows it.
+        term, end = decode_tuple_at(frame, 1, OVERSIZED), len(frame)
     if type(term) is not tuple or not term or type(term[0]) is not int:
         raise RemoteProtocolError("control message is not a tuple with a number")
     layout = LAYOUTS.get(term[0])
     if layout is None:
-        raise RemoteProtocolError(f"unknown control message {term[0]}")
+        raise RemoteProtocolError(f"unknown control message {display(term[0])}")
     if len(term) != len(layout.fields) + 1:
         raise RemoteProtocolError(f"control message {term[0]} has the wrong length")
     control = Control(layout.op)
@@ -192,47 +209,66 @@ def decode_control(frame: bytes) -> Control:
         if name:
             setattr(control, name, value)
     if layout.message:
-        control.message, end = decode_at(frame, end)
+        try:
+            control.message, end = decode_at(frame, end)
+        except OversizedTermError:
+            control.message, end = _head_of(frame, end), len(frame)
+            control.oversized = True
     if end != len(frame):
         raise RemoteProtocolError(f"bytes after control message {term[0]}")
     return control
 
 
+def _head_of(frame: bytes, position: int) -> Term:
+    """Read what can be read of a message that is too large."""
+    try:
+        return decode_tuple_at(frame, position, OVERSIZED)
+    except OversizedTermError:
+        return None
+
+
+def _frame(control: tuple[Term, ...], *message: Term) -> bytes:
+    frame = b"".join((PASS_THROUGH, encode(control), *map(encode, message)))
+    if len(frame) > MAX_FRAME:
+        raise LocalProtocolError(f"a message of {len(frame)} bytes does not fit a frame")
+    return frame
+
+
 def send(to: Pid, message: Term) -> bytes:
     """Send a message to a process."""
-    return PASS_THROUGH + encode((2, _NOBODY, to)) + encode(message)
+    return _frame((2, _NOBODY, to), message)
 
 
 def reg_send(sender: Pid, name: str, message: Term) -> bytes:
     """Send a message to a registered name."""
-    return PASS_THROUGH + encode((6, sender, _NOBODY, Atom(name))) + encode(message)
+    return _frame((6, sender, _NOBODY, Atom(name)), message)
 
 
 def alias_send(sender: Pid, alias: Reference, message: Term) -> bytes:
     """Send a message to a process alias, which may have ended meanwhile."""
-    return PASS_THROUGH + encode((33, sender, alias)) + encode(message)
+    return _frame((33, sender, alias), message)
 
 
 def monitor(sender: Pid, to: Pid | Atom, reference: Reference) -> bytes:
     """Ask to be told when a process ends."""
-    return PASS_THROUGH + encode((19, sender, to, reference))
+    return _frame((19, sender, to, reference))
 
 
 def demonitor(sender: Pid, to: Pid | Atom, reference: Reference) -> bytes:
     """Ask no longer."""
-    return PASS_THROUGH + encode((20, sender, to, reference))
+    return _frame((20, sender, to, reference))
 
 
 def monitor_exit(process: Pid | Atom, to: Pid, reference: Reference, reason: Term) -> bytes:
     """Tell one who asked that a process of ours has ended, or never was."""
-    return PASS_THROUGH + encode((21, process, to, reference, reason))
+    return _frame((21, process, to, reference, reason))
 
 
 def exit_signal(process: Pid, to: Pid | Port, reason: Term) -> bytes:
     """Tell one who is linked that a process of ours has ended, or never was."""
-    return PASS_THROUGH + encode((3, process, to, reason))
+    return _frame((3, process, to, reason))
 
 
 def unlink_ack(id_: int, process: Pid, to: Pid | Port) -> bytes:
     """Acknowledge that a link is gone."""
-    return PASS_THROUGH + encode((36, id_, process, to))
+    return _frame((36, id_, process, to))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvproto.dist.display import display
 from kvproto.dist.terms import Term
 from kvproto.errors import KVProtoError, UpstreamError
 
@@ -9,6 +10,7 @@ __all__ = [
     "CallRefused",
     "CallTimeoutError",
     "NodeDownError",
+    "OversizedAnswerError",
     "ProcessDownError",
     "RemoteCallError",
 ]
@@ -43,7 +45,10 @@ class ProcessDownError(UpstreamError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"process {self.process} is down: {self.reason!r}"
+        return f"process {self.process} is down: {display(self.reason)}"
+
+    def __repr__(self) -> str:
+        return f"ProcessDownError({self.process!r}, {display(self.reason)})"
 
 
 class CallTimeoutError(UpstreamError):
@@ -63,6 +68,21 @@ class CallTimeoutError(UpstreamError):
         return f"process {self.process} did not answer within {self.timeout_s:g} s"
 
 
+class OversizedAnswerError(UpstreamError):
+    """The answer to a call is nested deeper, or has more elements, than is read here.
+
+    Args:
+        process: Its registered name, or its pid as text.
+    """
+
+    def __init__(self, process: str) -> None:
+        super().__init__(process)
+        self.process = process
+
+    def __str__(self) -> str:
+        return f"the answer of process {self.process} is larger than this node reads"
+
+
 class RemoteCallError(UpstreamError):
     """A function called by `kvproto.dist.Node.rpc` failed on the other side.
 
@@ -75,7 +95,10 @@ class RemoteCallError(UpstreamError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"remote call failed: {self.reason!r}"
+        return f"remote call failed: {display(self.reason)}"
+
+    def __repr__(self) -> str:
+        return f"RemoteCallError({display(self.reason)})"
 
 
 class CallRefused(KVProtoError):
@@ -91,3 +114,9 @@ class CallRefused(KVProtoError):
     def __init__(self, reason: Term) -> None:
         super().__init__(reason)
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the call was refused: {display(self.reason)}"
+
+    def __repr__(self) -> str:
+        return f"CallRefused({display(self.reason)})"

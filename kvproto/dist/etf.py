@@ -32,7 +32,16 @@ from kvproto.dist.terms import (
 )
 from kvproto.errors import RemoteProtocolError
 
-__all__ = ["MAX_DEPTH", "MAX_TERMS", "VERSION", "decode", "decode_at"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_TERMS",
+    "VERSION",
+    "OversizedTermError",
+    "decode",
+    "decode_at",
+    "decode_tuple_at",
+    "read_environment",
+]
 
 VERSION: Final = 131
 """First byte of each encoded term; only at the top."""
@@ -64,6 +73,10 @@ _FLOAT = Struct(">d")
 _THREE_U32 = Struct(">III")
 _PORT_V4 = Struct(">QI")
 _PORT = Struct(">II")
+
+
+class OversizedTermError(RemoteProtocolError):
+    """A term that Erlang could hold is nested deeper, or has more elements, than is read here."""
 
 
 class _Reader:
@@ -102,7 +115,7 @@ class _Reader:
             raise RemoteProtocolError("term is cut short")
         self.budget -= count
         if self.budget < 0:
-            raise RemoteProtocolError("term has too many elements")
+            raise OversizedTermError("term has too many elements")
 
     def atom(self) -> Atom:
         # Looking at the tag first keeps a pid inside a pid from being followed without end.
@@ -123,7 +136,7 @@ class _Reader:
         self.spend(count)
         self.depth -= 1
         if self.depth < 0:
-            raise RemoteProtocolError("term is nested too deep")
+            raise OversizedTermError("term is nested too deep")
         data = self.data
         readers = _READERS
         found: list[Term] = []
@@ -287,8 +300,11 @@ def _refuse(reader: _Reader) -> Term:
 
 TAG_NIL: Final = 106
 TAG_SMALL_INTEGER: Final = 97
+TAG_SMALL_TUPLE: Final = 104
 
 _ATOM_TAGS: Final = frozenset({100, 115, 118, 119})
+_SMALL_INTEGERS: Final = frozenset({TAG_SMALL_INTEGER, 98})
+_PIDS: Final = frozenset({88})
 
 _KNOWN: dict[int, Callable[[_Reader], Term]] = {
     70: _read_float,
@@ -300,7 +316,7 @@ _KNOWN: dict[int, Callable[[_Reader], Term]] = {
     TAG_SMALL_INTEGER: _Reader.byte,
     98: lambda reader: reader.number(_I32),
     100: lambda reader: _read_latin1_atom(reader.take(reader.number(_U16))),
-    104: _read_tuple,
+    TAG_SMALL_TUPLE: _read_tuple,
     105: _read_large_tuple,
     TAG_NIL: lambda reader: [],
     107: _read_string,
@@ -316,6 +332,36 @@ _KNOWN: dict[int, Callable[[_Reader], Term]] = {
     119: lambda reader: _utf8_atom(reader.take(reader.byte())),
     120: lambda reader: _read_port(reader, _PORT_V4),
 }
+
+_HEAD_OF_FUN: Final = 1 + 16 + 4
+"""Bytes of arity, digest and index."""
+
+
+def read_environment(data: bytes) -> list[Term]:
+    """Read the variables that a closure holds.
+
+    Args:
+        data: What `kvproto.dist.terms.Fun` holds.
+
+    Raises:
+        RemoteProtocolError: This is no closure.
+    """
+    reader = _Reader(data, 0, MAX_DEPTH, MAX_TERMS)
+    try:
+        reader.take(_HEAD_OF_FUN)
+        count = reader.number(_U32)
+        reader.atom()
+        for tags in (_SMALL_INTEGERS, _SMALL_INTEGERS, _PIDS):
+            if data[reader.position] not in tags:
+                raise RemoteProtocolError("closure has an unknown layout")
+            reader.term()
+        environment = reader.terms(count)
+    except (IndexError, StructError):
+        raise RemoteProtocolError("term is cut short") from None
+    if reader.position != len(data):
+        raise RemoteProtocolError("bytes after the closure")
+    return environment
+
 
 _READERS: tuple[Callable[[_Reader], Term], ...] = tuple(
     _KNOWN.get(tag, _refuse) for tag in range(256)
@@ -337,15 +383,47 @@ def decode_at(
         The term and the position of the first byte after it.
 
     Raises:
-        RemoteProtocolError: This is no term, or one beyond the limits.
+        RemoteProtocolError: This is no term; `OversizedTermError` if it is one, beyond the limits.
     """
     reader = _Reader(data, position, max_depth, max_terms)
     try:
-        if reader.byte() != VERSION:
-            raise RemoteProtocolError("term does not begin with 131")
+        _read_version(reader)
         return reader.term(), reader.position
     except (IndexError, StructError):
         raise RemoteProtocolError("term is cut short") from None
+
+
+def decode_tuple_at(data: bytes, position: int, stand_in: Term) -> tuple[Term, ...]:
+    """Read a tuple of up to 255 elements of which the last one may be beyond the limits.
+
+    Args:
+        data: Ends with the tuple.
+        position: Where the version byte is.
+        stand_in: What takes the place of a last element that is too large.
+
+    Raises:
+        RemoteProtocolError: This is no such tuple; `OversizedTermError` if something else in it
+            is too large.
+    """
+    reader = _Reader(data, position, MAX_DEPTH, MAX_TERMS)
+    try:
+        _read_version(reader)
+        if reader.byte() != TAG_SMALL_TUPLE:
+            raise OversizedTermError("term is too large")
+        count = reader.byte()
+        elements = [reader.terms(1)[0] for _ in range(count - 1)]
+        try:
+            elements += reader.terms(min(count, 1))
+        except OversizedTermError:
+            elements.append(stand_in)
+    except (IndexError, StructError):
+        raise RemoteProtocolError("term is cut short") from None
+    return tuple(elements)
+
+
+def _read_version(reader: _Reader) -> None:
+    if reader.byte() != VERSION:
+        raise RemoteProtocolError("term does not begin with 131")
 
 
 def decode(data: bytes) -> Term:

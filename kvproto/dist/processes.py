@@ -12,6 +12,7 @@ from typing import Any
 
 from zope.interface import Interface, implementer
 
+from kvproto.dist.encoding import encode
 from kvproto.dist.errors import CallRefused
 from kvproto.dist.terms import Atom, Pid, Term
 from kvproto.errors import LocalProtocolError
@@ -115,7 +116,8 @@ class ProcessTable:
         Raises:
             LocalProtocolError: The name is taken, or is none.
         """
-        if not 0 < len(name) <= 255:
+        encode(Atom(name))
+        if not name:
             raise LocalProtocolError("a process name has 1 to 255 characters")
         if name in self._by_name:
             raise LocalProtocolError(f"process {name!r} is registered already")
@@ -128,11 +130,14 @@ class ProcessTable:
         """End a process: those who monitor it or are linked to it hear the reason.
 
         Raises:
-            LocalProtocolError: There is none of that name.
+            LocalProtocolError: There is none of that name, or the reason is no term.
         """
-        process = self._by_name.pop(name, None)
+        process = self._by_name.get(name)
         if process is None:
             raise LocalProtocolError(f"process {name!r} is not registered")
+        # As it will be sent, a level deeper: who is told must not depend on who watches.
+        encode((reason,))
+        del self._by_name[name]
         del self._by_pid[process.pid]
         self._ended(process, reason)
 

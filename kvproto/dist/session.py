@@ -21,12 +21,18 @@ from twisted.python.failure import Failure
 from kvproto.base.log import make_logger
 from kvproto.dist import control
 from kvproto.dist.control import Control, Op, decode_control
-from kvproto.dist.errors import CallRefused, CallTimeoutError, NodeDownError, ProcessDownError
+from kvproto.dist.errors import (
+    CallRefused,
+    CallTimeoutError,
+    NodeDownError,
+    OversizedAnswerError,
+    ProcessDownError,
+)
 from kvproto.dist.flags import Flag
 from kvproto.dist.handshake import Peer
 from kvproto.dist.processes import Caller, Process, ProcessTable
 from kvproto.dist.terms import Atom, ImproperList, Pid, Port, Reference, Term
-from kvproto.errors import LocalProtocolError, RemoteProtocolError
+from kvproto.errors import LocalProtocolError
 
 log = make_logger()
 
@@ -45,7 +51,8 @@ class SessionLimits:
     Args:
         calls: Calls of the peer that wait for an answer; further ones are refused
             with ``system_limit``.
-        watches: Monitors and links of the peer; more of them end the link.
+        watches: Monitors and links of the peer; further ones end at once with
+            ``system_limit``.
     """
 
     calls: int = 10_000
@@ -116,7 +123,7 @@ class Session:
 
     def _on_send(self, message: Control) -> None:
         if message.to == self._host.pid:
-            self._on_answer(message.message)
+            self._on_answer(message.message, message.oversized)
         else:
             self._deliver(message)
 
@@ -126,14 +133,30 @@ class Session:
         if process is None:
             return
         term = message.message
+        if message.oversized:
+            self._on_oversized(process, term)
+            return
         if type(term) is tuple and term and type(term[0]) is Atom:
-            if term[0] == "$gen_call" and len(term) == 3:
-                self._on_gen_call(process, term[1], term[2])
+            caller = _caller_of(term)
+            if caller is not None:
+                self._on_gen_call(process, *caller, term[2])
                 return
             if term[0] == "$gen_cast" and len(term) == 2:
                 self._tell(process, process.server.handle_cast, term[1])
                 return
         self._tell(process, process.server.handle_info, term)
+
+    def _on_oversized(self, process: Process, head: Term) -> None:
+        """Drop a message that is larger than we read; one who waits for an answer is told."""
+        log.warn(
+            "a message from {node} to process {process} was dropped: it is nested too deep, or "
+            "has too many elements",
+            node=self.peer.name,
+            process=process.name,
+        )
+        caller = _caller_of(head)
+        if caller is not None:
+            self._end_call(process, caller[1], SYSTEM_LIMIT)
 
     def _tell(self, process: Process, handler: Callable[[Term], Any], term: Term) -> None:
         try:
@@ -152,7 +175,7 @@ class Session:
             node=self.peer.name,
         )
 
-    def _on_answer(self, term: Term) -> None:
+    def _on_answer(self, term: Term, oversized: bool) -> None:
         """Match ``{Ref, Reply}`` with the call that waits for it; late ones are dropped."""
         if type(term) is not tuple or len(term) != 2 or type(term[0]) is not Reference:
             return
@@ -160,14 +183,19 @@ class Session:
         if call is not None:
             _stop(call)
             self._write(control.demonitor(self._host.pid, call.to, term[0]))
-            call.answer.callback(term[1])
+            if oversized:
+                call.answer.errback(OversizedAnswerError(_text(call.to)))
+            else:
+                call.answer.callback(term[1])
 
     def _on_monitor(self, message: Control) -> None:
         sender, to, reference = message.sender, message.to, message.reference
         process = self._host.processes.find(to)
         if process is not None:
-            self._check_watches()
-            self._watched[reference] = (sender, to, process)
+            if self._has_room():
+                self._watched[reference] = (sender, to, process)
+            else:
+                self._write(control.monitor_exit(to, sender, reference, SYSTEM_LIMIT))
         elif to != self._host.pid:
             self._write(control.monitor_exit(to, sender, reference, NOPROC))
 
@@ -188,8 +216,10 @@ class Session:
     def _on_link(self, message: Control) -> None:
         sender, to = message.sender, message.to
         if to == self._host.pid or self._host.processes.find(to) is not None:
-            self._check_watches()
-            self._linked.add((to, sender))
+            if self._has_room():
+                self._linked.add((to, sender))
+            else:
+                self._write(control.exit_signal(to, sender, SYSTEM_LIMIT))
         else:
             self._write(control.exit_signal(to, sender, NOPROC))
 
@@ -201,16 +231,12 @@ class Session:
     def _ignore(self, message: Control) -> None:
         """Take no notice: no process here changes its group leader, has aliases or links out."""
 
-    def _check_watches(self) -> None:
-        if len(self._watched) + len(self._linked) >= self._limits.watches:
-            raise RemoteProtocolError(f"more than {self._limits.watches} monitors and links")
+    def _has_room(self) -> bool:
+        return len(self._watched) + len(self._linked) < self._limits.watches
 
     # Calls of the peer.
 
-    def _on_gen_call(self, process: Process, sender: Term, request: Term) -> None:
-        if type(sender) is not tuple or len(sender) != 2 or type(sender[0]) is not Pid:
-            raise RemoteProtocolError("call without an address to answer to")
-        pid, tag = sender
+    def _on_gen_call(self, process: Process, pid: Pid, tag: Term, request: Term) -> None:
         if len(self._answering) >= self._limits.calls:
             self._end_call(process, tag, SYSTEM_LIMIT)
             return
@@ -267,24 +293,31 @@ class Session:
             if not (self._over and failure.check(CancelledError)):
                 self._report(failure, process)
             reason = (Atom("failed"), type(error).__name__)
-        self._end_call(process, tag, reason)
+        try:
+            self._end_call(process, tag, reason)
+        except LocalProtocolError as unsendable:
+            self._report(Failure(), process)
+            self._end_call(process, tag, (Atom("failed"), type(unsendable).__name__))
 
     def _end_call(self, process: Process, tag: Term, reason: Term) -> None:
         """Tell a caller by its monitor that there will be no reply."""
         reference = tag.tail if type(tag) is ImproperList else tag
-        watch = self._watched.pop(reference, None) if type(reference) is Reference else None
+        watch = self._watched.get(reference) if type(reference) is Reference else None
         if watch is not None and not self._over:
             sender, to, _ = watch
-            self._write(control.monitor_exit(to, sender, reference, reason))
+            down = control.monitor_exit(to, sender, reference, reason)
+            del self._watched[reference]
+            self._write(down)
 
     # What we say.
 
     def send(self, to: Pid | str, message: Term) -> None:
         """Send a message to a process or a registered name; no word if there is none."""
-        if isinstance(to, Pid):
-            self._write(control.send(to, message))
+        target = _target(to)
+        if isinstance(target, Pid):
+            self._write(control.send(target, message))
         else:
-            self._write(control.reg_send(self._host.pid, to, message))
+            self._write(control.reg_send(self._host.pid, target, message))
 
     def call(self, to: Pid | str, request: Term, timeout_s: float | None) -> Deferred[Term]:
         """Do ``gen_server:call``.
@@ -303,7 +336,7 @@ class Session:
         """
         host = self._host
         reference = host.new_reference()
-        target = to if isinstance(to, Pid) else Atom(to)
+        target = _target(to)
         message = (Atom("$gen_call"), (host.pid, reference), request)
         frame = (
             control.send(target, message)
@@ -347,7 +380,8 @@ class Session:
             the link breaks first.  Cancelling it ends the monitor.
         """
         reference = self._host.new_reference()
-        target = to if isinstance(to, Pid) else Atom(to)
+        target = _target(to)
+        frame = control.monitor(self._host.pid, target, reference)
 
         def give_up(_answer: Deferred[Term]) -> None:
             self._forget(reference)
@@ -357,7 +391,7 @@ class Session:
             call.answer.callback(NOCONNECTION)
             return call.answer
         self._monitors[reference] = call
-        self._write(control.monitor(self._host.pid, target, reference))
+        self._write(frame)
         return call.answer
 
     # Ends.
@@ -386,6 +420,23 @@ class Session:
         monitors, self._monitors = self._monitors, {}
         for monitor in monitors.values():
             monitor.answer.callback(NOCONNECTION)
+
+
+def _caller_of(term: Term) -> tuple[Pid, Term] | None:
+    """Return who waits for an answer to a message, None where it is no call."""
+    if type(term) is tuple and len(term) == 3 and term[0] == "$gen_call":
+        sender = term[1]
+        if type(sender) is tuple and len(sender) == 2 and type(sender[0]) is Pid:
+            return sender
+    return None
+
+
+def _target(to: Pid | str) -> Pid | Atom:
+    if isinstance(to, Pid):
+        return to
+    if not isinstance(to, str):
+        raise LocalProtocolError(f"a process is a Pid or a name, not a {type(to).__name__}")
+    return Atom(to)
 
 
 def _stop(call: _Call) -> None:

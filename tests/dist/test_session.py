@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -13,9 +13,12 @@ from kvproto.dist import (
     Caller,
     CallRefused,
     CallTimeoutError,
+    Export,
+    Fun,
     GenServer,
     ImproperList,
     NodeDownError,
+    OversizedAnswerError,
     Pid,
     ProcessDownError,
     Reference,
@@ -24,6 +27,7 @@ from kvproto.dist import (
     encode,
 )
 from kvproto.dist.control import Control, Op, decode_control
+from kvproto.dist.etf import MAX_DEPTH
 from kvproto.dist.flags import MANDATORY, OURS
 from kvproto.dist.handshake import Peer
 from kvproto.dist.session import Session
@@ -34,6 +38,8 @@ ERL = Atom("erl@host")
 CALLER = Pid(ERL, 40, 0, 7)
 REF = Reference(ERL, 7, (1, 2, 3))
 ALIAS_TAG = ImproperList((Atom("alias"),), REF)
+DEEP = b"\x68\x01" * 300 + b"j"
+"""An element that is nested deeper than we read, without its version byte."""
 
 
 class Recorder(GenServer):
@@ -218,12 +224,78 @@ class CallsOfPeersTests(SessionCase):
         self.assertEqual([message.reason for message in self.said()], [Atom("notsup")])
 
     def test_call_without_an_address(self) -> None:
-        """A call that says not whom to answer breaks the protocol."""
-        for sender in (CALLER, (CALLER,), (1, 2), ()):
-            message = (Atom("$gen_call"), sender, 0)
-            self.assertRaises(
-                RemoteProtocolError, self.say, 6, CALLER, Atom(""), Atom("kvtls"), message=message
-            )
+        """A call that says not whom to answer is any message, to one process."""
+        for sender in (Atom("foo"), CALLER, (CALLER,), (1, 2), ()):
+            message = (Atom("$gen_call"), sender, Atom("bar"))
+            self.say(6, CALLER, Atom(""), Atom("kvtls"), message=message)
+            self.assertEqual(self.server.heard.pop(), ("info", message))
+        self.assertEqual(self.said(), [])
+
+    def test_reasons_that_cannot_be_sent(self) -> None:
+        """A call ends with its own DOWN, whatever the refusal holds, now or later."""
+        deep: Any = 1
+        for _ in range(300):
+            deep = [deep]
+        for reason in (object(), deep, Export(Atom("m"), Atom("f"), "x"), {"a": 1, b"a": 2}):  # type: ignore[arg-type]
+            for later in (False, True):
+                self.server.answer = refusal = CallRefused(reason)
+                if later:
+                    self.server.answer = Deferred()
+                self.gen_call(0)
+                if later:
+                    self.server.answer.errback(refusal)
+                (down,) = self.said()
+                self.assertEqual((down.op, down.reference), (Op.MONITOR_EXIT, REF))
+                self.assertEqual(down.reason, (Atom("failed"), b"LocalProtocolError"))
+        self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 8)
+
+    def test_answers_that_cannot_be_sent(self) -> None:
+        """So it is with an answer, now or later."""
+        for answer in (Export(Atom("m"), Atom("f"), "x"), [{1: object()}], Fun(b"noise")):  # type: ignore[arg-type]
+            for value in (answer, succeed(answer)):
+                self.server.answer = value
+                self.gen_call(0)
+                self.assertEqual(self.said()[0].reason, (Atom("failed"), b"LocalProtocolError"))
+        self.assertEqual(len(self.flushLoggedErrors(LocalProtocolError)), 6)
+
+    def test_deepest_reason(self) -> None:
+        """A reason that fits alone, but not inside the message about it, is told as any other."""
+        reason: Any = 1
+        for _ in range(MAX_DEPTH):
+            reason = (reason,)
+        encode(reason)
+        self.server.answer = CallRefused(reason)
+        self.gen_call(0)
+        self.assertEqual(self.said()[0].reason, (Atom("failed"), b"LocalProtocolError"))
+        self.flushLoggedErrors(LocalProtocolError)
+        self.assertRaises(LocalProtocolError, self.node.unregister, "kvtls", reason)
+        self.assertIsNotNone(self.node.processes.find("kvtls"))
+
+    def test_question_that_is_too_large(self) -> None:
+        """A call that holds more than we read ends with a DOWN of its own."""
+        self.say_raw(DEEP, head=(Atom("$gen_call"), (CALLER, ALIAS_TAG)), monitor=True)
+        self.assertEqual(
+            self.said(),
+            [Control(Op.MONITOR_EXIT, Atom("kvtls"), CALLER, REF, Atom("system_limit"))],
+        )
+        self.assertEqual(self.server.heard, [])
+
+    def say_raw(self, last: bytes, head: tuple[Any, ...], *, monitor: bool = False) -> None:
+        """Send a tuple whose last element is given as bytes, to the process ``kvtls``."""
+        if monitor:
+            self.say(19, CALLER, Atom("kvtls"), REF)
+        message = b"\x83" + bytes((104, len(head) + 1)) + b"".join(encode(t)[1:] for t in head)
+        to = encode((6, CALLER, Atom(""), Atom("kvtls")))
+        self.session.receive(b"p" + to + message + last)
+
+    def test_messages_that_are_too_large(self) -> None:
+        """Other messages that hold more than we read are dropped, and nothing else is."""
+        self.say_raw(DEEP, head=())
+        self.say_raw(DEEP, head=(Atom("$gen_cast"),))
+        self.say_raw(DEEP, head=(Atom("$gen_call"), (CALLER, REF)))
+        to = encode((6, CALLER, Atom(""), Atom("kvtls")))
+        self.session.receive(b"p" + to + b"\x83" + DEEP)
+        self.assertEqual((self.said(), self.server.heard), ([], []))
 
     def test_caller_on_a_third_node(self) -> None:
         """An answer for a node that is not linked is dropped."""
@@ -384,12 +456,21 @@ class WatchesOfPeersTests(SessionCase):
         self.assertEqual(self.said(), [])
 
     def test_too_many(self) -> None:
-        """A peer that watches more than is allowed is cut off."""
+        """Who watches more than is allowed hears at once that it does not; others go on."""
         for number in range(3):
             self.say(19, CALLER, Atom("kvtls"), Reference(ERL, 7, (number,)))
         self.say(1, CALLER, self.process.pid)
-        self.assertRaises(RemoteProtocolError, self.say, 19, CALLER, Atom("kvtls"), REF)
-        self.assertRaises(RemoteProtocolError, self.say, 1, CALLER, self.node.pid)
+        self.assertEqual(self.said(), [])
+        self.say(19, CALLER, Atom("kvtls"), REF)
+        self.say(1, CALLER, self.node.pid)
+        limit = Atom("system_limit")
+        self.assertEqual(
+            self.said(),
+            [
+                Control(Op.MONITOR_EXIT, Atom("kvtls"), CALLER, REF, limit),
+                Control(Op.EXIT, self.node.pid, CALLER, reason=limit),
+            ],
+        )
 
 
 class OurCallsTests(SessionCase):
@@ -460,6 +541,33 @@ class OurCallsTests(SessionCase):
         self.session.closed()
         self.failureResultOf(self.session.call("server", 1, 5.0), NodeDownError)
         self.assertEqual(self.successResultOf(self.session.monitor("x")), Atom("noconnection"))
+
+    def test_answer_that_is_too_large(self) -> None:
+        """An answer that holds more than we read fails its call only."""
+        answer, reference = self.call()
+        head = b"\x83\x68\x02" + encode(reference)[1:]
+        self.session.receive(b"p" + encode((2, Atom(""), self.node.pid)) + head + DEEP)
+        self.assertIn("server", str(self.failureResultOf(answer, OversizedAnswerError).value))
+        self.assert_demonitored(reference)
+
+    def test_reason_that_is_too_large(self) -> None:
+        """A process that ends for a reason that holds more than we read has ended."""
+        answer, reference = self.call()
+        down = encode((21, Atom("server"), self.node.pid, reference))
+        self.session.receive(b"p" + down[:2] + b"\x05" + down[3:] + DEEP)
+        error = self.failureResultOf(answer, ProcessDownError).value
+        self.assertEqual(error.reason, Atom("system_limit"))
+
+    def test_no_process(self) -> None:
+        """What is neither a pid nor a name is no process, and nothing is remembered."""
+        for to in (1, b"server", None, Atom("x" * 256), Pid(ERL, 2**32, 0, 0)):
+            for ask in (
+                lambda to: self.session.call(to, 1, 5.0),
+                self.session.monitor,
+                lambda to: self.session.send(to, 1),
+            ):
+                self.assertRaises(LocalProtocolError, ask, to)
+        self.assertEqual((self.session._calls, self.session._monitors, self.said()), ({}, {}, []))
 
     def test_no_term(self) -> None:
         """A request that is no term is refused before anything is remembered or sent."""

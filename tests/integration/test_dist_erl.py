@@ -18,6 +18,7 @@ from unittest import SkipTest
 
 from OpenSSL import SSL
 from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
@@ -26,22 +27,28 @@ from kvproto.config import OnRotate
 from kvproto.dist import (
     Atom,
     Backoff,
+    CallRefused,
     CallTimeoutError,
     Connector,
     EpmdClient,
     EpmdRegistration,
+    Export,
     FixedPorts,
+    Fun,
     GenServer,
     LinkRotation,
     Node,
     NodeDownError,
     NodeSettings,
+    OversizedAnswerError,
+    Pid,
     Process,
     ProcessDownError,
     RemoteCallError,
 )
 from kvproto.dist.flags import OURS
 from kvproto.dist.framing import frame
+from kvproto.errors import LocalProtocolError
 from kvproto.testing.certificates import Authority
 from tests.dist.erlang import (
     COOKIE,
@@ -183,6 +190,39 @@ def read_exactly(connection: socket.socket, size: int) -> bytes:
     return found
 
 
+class Awkward(GenServer):
+    """Refuses, fails and answers with what cannot be sent, at once or later."""
+
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    unsendable: ClassVar[dict[str, Any]] = {
+        "object": object(),
+        "deep": deep,
+        "export": Export(Atom("m"), Atom("f"), "x"),  # type: ignore[arg-type]
+        "twice": {"a": 1, b"a": 2},
+        "pid": Pid(Atom("n"), -1, 0, 0),
+        "closure": Fun(b"noise"),
+    }
+
+    def handle_call(self, request: Any, caller: Any) -> Any:
+        how, what, later = request
+        value = self.unsendable[what]
+        if later == "false":
+            if how == "refuse":
+                raise CallRefused(value)
+            return value
+        waiting: Deferred[Any] = Deferred()
+        answer = waiting.errback if how == "refuse" else waiting.callback
+        reactor.callLater(0, answer, CallRefused(value) if how == "refuse" else value)
+        return waiting
+
+
+AWKWARD = "{awkward,'kv@localhost'}"
+
+DEEP = "lists:foldl(fun(_, T) -> {T} end, x, lists:seq(1, 300))"
+
+
 class LinkedTests(ErlangCase):
     """What an Erlang node does with ours once it is linked."""
 
@@ -236,6 +276,58 @@ class LinkedTests(ErlangCase):
         await self.check(f"gen_server:cast({KVTLS}, reload)", "ok")
         await self.check(f"maps:size(gen_server:call({KVTLS}, restart_tls))", "2")
         self.assertEqual(self.site.commands, ["status", "reload", "restart_tls"])
+
+    async def test_what_cannot_be_said(self) -> None:
+        """A call that cannot be answered ends by itself; the link and other calls live on."""
+        self.site.node.register("awkward", Awkward())
+        await self.ask(
+            f"put(w, spawn_monitor(fun() -> exit(gen_server:call({KVTLS}, {{sleep, 1500}})) end))"
+        )
+        whats = ",".join(Awkward.unsendable)
+        await self.check(
+            f"""lists:usort([element(1, element(2, catch gen_server:call({AWKWARD}, {{H, W, L}})))
+                || H <- [refuse, answer], W <- [{whats}], L <- [true, false]])""",
+            '[{failed,<<"LocalProtocolError">>}]',
+        )
+        await self.check("receive {'DOWN', _, process, _, R} -> R after 9000 -> none end", "ok")
+        self.assertEqual([event.up for event in self.site.events], [True])
+        self.assertEqual(
+            len(self.flushLoggedErrors(LocalProtocolError)), 4 * len(Awkward.unsendable)
+        )
+
+    async def test_stray_messages(self) -> None:
+        """What one process is sent by mistake concerns it and nobody else."""
+        await self.ask(
+            f"put(w, spawn_monitor(fun() -> exit(gen_server:call({KVTLS}, {{sleep, 1500}})) end))"
+        )
+        for stray in (
+            "{'$gen_call',foo,bar}",
+            "{'$gen_call',{foo,bar},baz}",
+            "{'$gen_call',{self(),make_ref()},baz}",
+            "{'$gen_cast',foo,bar}",
+            "{'$gen_call'}",
+            DEEP,
+            f"{{'$gen_cast',{DEEP}}}",
+            f"{{'$gen_call',{{self(),make_ref()}},{DEEP}}}",
+            "lists:duplicate(4000001, [])",
+        ):
+            await self.ask(f"{KVTLS} ! {stray}, ok")
+        # An answer to the third of them is on its way, and nobody waits for it.
+        await self.check(
+            f"element(1, element(2, catch gen_server:call({KVTLS}, {{echo, {DEEP}}})))",
+            "system_limit",
+        )
+        node = self.site.node
+        await self.assertFailure(
+            node.rpc("e1@localhost", "lists", "duplicate", [4_000_001, []], timeout_s=20),
+            OversizedAnswerError,
+        )
+        await self.ask(f"register(mortal, spawn(fun() -> receive die -> exit({DEEP}) end end))")
+        end = node.monitor("e1@localhost", "mortal")
+        node.send("e1@localhost", "mortal", Atom("die"))
+        self.assertEqual(await end, "system_limit")
+        await self.check("receive {'DOWN', _, process, _, R} -> R after 9000 -> none end", "ok")
+        self.assertEqual([event.up for event in self.site.events], [True])
 
     async def test_late_reply(self) -> None:
         """A reply that comes after the caller gave up does not reach its mailbox."""
