@@ -25,7 +25,7 @@ FLOORS = {
     "upstream": 2,
     "dist": 2,
     "store": 1,
-    "wire": 1,
+    "wire": 0,
     "base": -1,
     "config": 0,
     "interfaces": 0,

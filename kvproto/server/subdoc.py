@@ -14,9 +14,7 @@ from kvproto.server.replies import Reply, when
 from kvproto.store import (
     LOCKED_CAS,
     LookupResult,
-    LookupSpec,
     MutationResult,
-    MutationSpec,
     PathStatus,
     Refusal,
 )
@@ -39,8 +37,7 @@ def lookup_in(session: BinarySession, request: Request) -> Reply:
         lookup = wire.decode_lookup(request.extras, request.value)
     except RemoteProtocolError as e:
         return session.protocol_error_to(request, e)
-    specs = [LookupSpec(spec.opcode, spec.flags, spec.path) for spec in lookup.specs]
-    outcome = session.store.lookup_in(request.key, specs, lookup.doc_flags)
+    outcome = session.store.lookup_in(request.key, lookup.specs, lookup.doc_flags)
     return when(outcome, _looked_up, session, request)
 
 
@@ -65,12 +62,9 @@ def mutate_in(session: BinarySession, request: Request) -> Reply:
         mutation = wire.decode_mutation(request.extras, request.value)
     except RemoteProtocolError as e:
         return session.protocol_error_to(request, e)
-    specs = [
-        MutationSpec(spec.opcode, spec.flags, spec.path, spec.value) for spec in mutation.specs
-    ]
     outcome = session.store.mutate_in(
         request.key,
-        specs,
+        mutation.specs,
         mutation.doc_flags,
         mutation.expiry or 0,
         request.cas,
@@ -88,12 +82,11 @@ def _mutated(outcome: Any, session: BinarySession, request: Request) -> Reply:
         [(index, status, _)] = outcome.results
         value = wire.encode_mutation_failure(index, status)
         return encode_response(request.opcode, outcome.status, value=value, opaque=request.opaque)
-    results = [wire.MutationResult(*result) for result in outcome.results]
     return encode_response(
         request.opcode,
         outcome.status,
         extras=session.token(document),
-        value=wire.encode_mutation_results(results),
+        value=wire.encode_mutation_results(outcome.results),
         opaque=request.opaque,
         cas=document.cas,
     )

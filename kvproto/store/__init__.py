@@ -6,9 +6,17 @@ from kvproto.store.document import DO_NOT_CREATE, LOCKED_CAS, Document, Key, Ref
 from kvproto.store.interfaces import IStore, Outcome
 from kvproto.store.jsontext import is_json
 from kvproto.store.memory import MemoryStore
-from kvproto.store.multi import MAX_SPECS, DocFlag, LookupResult, MutationResult
-from kvproto.store.paths import PathStatus
-from kvproto.store.subdoc import LookupSpec, MutationSpec, PathFlag, PathOp
+from kvproto.store.multi import LookupResult, MutationResult
+from kvproto.wire.subdoc_terms import (
+    MAX_SPECS,
+    DocFlag,
+    LookupSpec,
+    MutationSpec,
+    PathFlag,
+    PathOp,
+    PathResult,
+    PathStatus,
+)
 
 __all__ = [
     "DO_NOT_CREATE",
@@ -26,6 +34,7 @@ __all__ = [
     "Outcome",
     "PathFlag",
     "PathOp",
+    "PathResult",
     "PathStatus",
     "Refusal",
     "is_json",

@@ -14,8 +14,7 @@ from zope.interface import Attribute, Interface
 
 from kvproto.store.document import Document, Key, Refusal
 from kvproto.store.multi import LookupResult, MutationResult
-from kvproto.store.paths import PathStatus
-from kvproto.store.subdoc import LookupSpec, MutationSpec
+from kvproto.wire.subdoc_terms import LookupSpec, MutationSpec, PathStatus
 
 __all__ = ["IStore", "Outcome"]
 

@@ -20,7 +20,8 @@ from json.decoder import scanstring  # type: ignore[attr-defined]
 from json.scanner import make_scanner
 
 from kvproto.store.document import Document
-from kvproto.store.paths import PathRefused, PathStatus
+from kvproto.store.paths import PathRefused
+from kvproto.wire.subdoc_terms import PathStatus
 
 __all__ = [
     "MAX_LEVELS",

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntFlag
 
 from kvproto.store.document import Document
 from kvproto.store.jsontext import Kind, kind, kind_of
-from kvproto.store.paths import PathRefused, PathStatus
-from kvproto.store.subdoc import (
+from kvproto.store.paths import PathRefused
+from kvproto.store.subdoc import look_up, mutate
+from kvproto.store.virtual import expand_macro, is_macro, virtual_attribute
+from kvproto.wire.subdoc_terms import (
+    MAX_SPECS,
+    DocFlag,
     LookupSpec,
     MutationSpec,
     PathFlag,
     PathOp,
-    look_up,
-    mutate,
+    PathResult,
+    PathStatus,
 )
-from kvproto.store.virtual import expand_macro, is_macro, virtual_attribute
 
 __all__ = [
-    "MAX_SPECS",
-    "DocFlag",
     "LookupResult",
     "MutationResult",
     "check_lookup",
@@ -39,18 +39,7 @@ __all__ = [
     "stays_deleted",
 ]
 
-MAX_SPECS = 16
 MAX_XATTR_NAME_BYTES = 16
-
-
-class DocFlag(IntFlag):
-    """How to take the document of a request."""
-
-    MKDOC = 0x01
-    ADD = 0x02
-    ACCESS_DELETED = 0x04
-    CREATE_AS_DELETED = 0x08
-    REVIVE = 0x10
 
 
 @dataclass(slots=True)
@@ -75,12 +64,12 @@ class MutationResult:
     Attributes:
         status: SUCCESS (or SUCCESS_DELETED); SOME_FAILED: nothing was changed.
         document: The document as it is now; None when nothing was changed.
-        results: Index, status and value: of each spec that has a value, or of the one that failed.
+        results: Of each spec that has a value, or of the one that failed.
     """
 
     status: PathStatus
     document: Document | None
-    results: list[tuple[int, PathStatus, bytes]]
+    results: list[PathResult]
 
 
 @dataclass(slots=True)
@@ -99,7 +88,7 @@ class Changes:
     xattrs: dict[str, bytes] | None
     kind: Kind = Kind.UNKNOWN
     delete: bool = False
-    results: list[tuple[int, PathStatus, bytes]] = field(default_factory=list)
+    results: list[PathResult] = field(default_factory=list)
 
 
 # -- what may be asked ------------------------------------------------------------------------
@@ -317,7 +306,7 @@ def _mutate_body(
     specs: Sequence[tuple[int, MutationSpec]],
     changes: Changes,
     create: bool,
-) -> tuple[int, PathStatus, bytes] | None:
+) -> PathResult | None:
     """Change the body; return what failed, if anything did."""
     is_new = old is None or old.deleted
     changes.value = _empty_body(specs) if old is None or is_new else old.value
@@ -335,10 +324,10 @@ def _mutate_body(
             parents = create or bool(spec.flags & PathFlag.CREATE_PARENTS)
             edit = mutate(text, spec.op, spec.path, spec.value, parents)
         except PathRefused as refused:
-            return index, refused.status, b""
+            return PathResult(index, refused.status)
         text = edit.text
         if edit.answer is not None:
-            changes.results.append((index, PathStatus.SUCCESS, edit.answer))
+            changes.results.append(PathResult(index, PathStatus.SUCCESS, edit.answer))
     if text is not None:
         changes.value, changes.kind = text.encode(), Kind.JSON
     return None
@@ -364,7 +353,7 @@ def _mutate_xattrs(
     create: bool,
     new: Document,
     uuid: int,
-) -> tuple[int, PathStatus, bytes] | None:
+) -> PathResult | None:
     """Change the extended attributes; return what failed, if anything did."""
     xattrs = changes.xattrs or {}
     for index, spec in specs:
@@ -376,13 +365,13 @@ def _mutate_xattrs(
             parents = create or bool(spec.flags & PathFlag.CREATE_PARENTS)
             edit = mutate(_xattr_text(xattrs, spec.path), spec.op, spec.path, value, parents)
         except PathRefused as refused:
-            return index, refused.status, b""
+            return PathResult(index, refused.status)
         prefix = f'{{"{name}":'
         if edit.text.startswith(prefix):
             xattrs[name] = edit.text[len(prefix) : -1].encode()
         else:
             xattrs.pop(name, None)
         if edit.answer is not None:
-            changes.results.append((index, PathStatus.SUCCESS, edit.answer))
+            changes.results.append(PathResult(index, PathStatus.SUCCESS, edit.answer))
     changes.xattrs = xattrs or None
     return None

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from kvproto.store.document import Document, Key, Refusal
 from kvproto.store.expiry import deadline
 from kvproto.store.multi import (
-    DocFlag,
     LookupResult,
     MutationResult,
     check_lookup,
@@ -22,9 +21,8 @@ from kvproto.store.multi import (
     mutate_all,
     stays_deleted,
 )
-from kvproto.store.paths import PathStatus
 from kvproto.store.rules import Rules
-from kvproto.store.subdoc import LookupSpec, MutationSpec
+from kvproto.wire.subdoc_terms import DocFlag, LookupSpec, MutationSpec, PathStatus
 
 __all__ = ["Partial"]
 

@@ -12,50 +12,18 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from enum import IntEnum
 
-__all__ = ["MAX_COMPONENTS", "MAX_PATH_BYTES", "Path", "PathRefused", "PathStatus", "parse_path"]
+from kvproto.wire.subdoc_terms import MAX_PATH_BYTES, PathStatus
+
+__all__ = ["MAX_COMPONENTS", "Path", "PathRefused", "parse_path"]
 
 MAX_COMPONENTS = 31
 """Components of a path; with the root they are the 32 levels that Couchbase allows."""
-
-MAX_PATH_BYTES = 1024
 
 _SIMPLE = re.compile(r"[A-Za-z0-9_$ -]+(?:\.[A-Za-z0-9_$ -]+)*")
 _INDEX = re.compile(r"\[(-1|[0-9]+)\]")
 _BAD_IN_NAME = re.compile(r'["\x00-\x1f]|\\(?!["/\\bfnrt])')
 _ESCAPE = re.compile(r"\\.")
-
-
-class PathStatus(IntEnum):
-    """What became of one path, or of the request for all of them; numbers as on the wire."""
-
-    SUCCESS = 0x00
-    INVALID = 0x04
-    XATTR_INVALID = 0x87
-    NOT_FOUND = 0xC0
-    MISMATCH = 0xC1
-    BAD_PATH = 0xC2
-    PATH_TOO_BIG = 0xC3
-    DOC_TOO_DEEP = 0xC4
-    CANNOT_INSERT = 0xC5
-    NOT_JSON = 0xC6
-    NUMBER_RANGE = 0xC7
-    BAD_DELTA = 0xC8
-    EXISTS = 0xC9
-    VALUE_TOO_DEEP = 0xCA
-    BAD_COMBINATION = 0xCB
-    SOME_FAILED = 0xCC
-    SUCCESS_DELETED = 0xCD
-    XATTR_BAD_FLAGS = 0xCE
-    UNKNOWN_MACRO = 0xD0
-    UNKNOWN_VATTR = 0xD1
-    VATTR_READ_ONLY = 0xD2
-    SOME_FAILED_DELETED = 0xD3
-    XATTRS_NOT_FIRST = 0xD4
-    UNKNOWN_VATTR_MACRO = 0xD5
-    NOT_DELETED = 0xD6
-    DELETED_HAS_NO_VALUE = 0xD7
 
 
 class PathRefused(Exception):

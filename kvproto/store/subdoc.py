@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
 
 from kvproto.store.jsontext import (
     MAX_LEVELS,
@@ -22,56 +21,10 @@ from kvproto.store.jsontext import (
     skip_space,
     splice,
 )
-from kvproto.store.paths import Path, PathRefused, PathStatus, parse_path
+from kvproto.store.paths import Path, PathRefused, parse_path
+from kvproto.wire.subdoc_terms import PathOp, PathStatus
 
-__all__ = ["Edit", "LookupSpec", "MutationSpec", "PathFlag", "PathOp", "look_up", "mutate"]
-
-
-class PathOp(IntEnum):
-    """What to do with a path; numbers as on the wire."""
-
-    GET_DOC = 0x00
-    SET_DOC = 0x01
-    DELETE_DOC = 0x04
-    GET = 0xC5
-    EXISTS = 0xC6
-    DICT_ADD = 0xC7
-    DICT_UPSERT = 0xC8
-    REMOVE = 0xC9
-    REPLACE = 0xCA
-    ARRAY_PUSH_LAST = 0xCB
-    ARRAY_PUSH_FIRST = 0xCC
-    ARRAY_INSERT = 0xCD
-    ARRAY_ADD_UNIQUE = 0xCE
-    COUNTER = 0xCF
-    GET_COUNT = 0xD2
-
-
-class PathFlag(IntFlag):
-    """How to take one path."""
-
-    CREATE_PARENTS = 0x01
-    XATTR = 0x04
-    EXPAND_MACROS = 0x10
-
-
-@dataclass(slots=True)
-class LookupSpec:
-    """One thing to look up: a `PathOp`, `PathFlag` bits and a path, all as they came."""
-
-    op: int
-    flags: int
-    path: bytes
-
-
-@dataclass(slots=True)
-class MutationSpec:
-    """One thing to change: as `LookupSpec`, and JSON text."""
-
-    op: int
-    flags: int
-    path: bytes
-    value: bytes = b""
+__all__ = ["Edit", "look_up", "mutate"]
 
 
 @dataclass(slots=True)

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from kvproto.store.document import LOCKED_CAS, Document
 from kvproto.store.jsontext import is_json
-from kvproto.store.paths import PathRefused, PathStatus, parse_path
-from kvproto.store.subdoc import PathOp, look_up
+from kvproto.store.paths import PathRefused, parse_path
+from kvproto.store.subdoc import look_up
+from kvproto.wire.subdoc_terms import PathOp, PathStatus
 
 __all__ = ["crc32c", "expand_macro", "is_macro", "virtual_attribute"]
 

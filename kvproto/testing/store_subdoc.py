@@ -56,7 +56,7 @@ class SubdocContract(StoreCase):
     def look(self, path: str, flags: int = 0) -> Any:
         """Return one path's value, parsed."""
         [(status, value)] = self.looked(get(path, flags)).results
-        self.assertIs(status, OK, path)
+        self.assertEqual(status, OK, path)
         return json.loads(value)
 
     def mutated(self, *specs: MutationSpec, doc_flags: int = 0, **kwargs: Any) -> MutationResult:

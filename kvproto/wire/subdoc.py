@@ -1,8 +1,7 @@
 """Sub-document requests of several paths: their layout, not their meaning.
 
-Judged here is what the layout alone decides: lengths, the number of specs, which operations and
-flags exist where, xattr paths first.  What a path, a value or doc flags mean for a document is the
-store's business.
+Judged here is what the layout alone decides: lengths and the number of specs.  Which operations and
+flags go together, and what they mean for a document, is the store's business.
 
 Source: Couchbase kv_engine ``docs/BinaryProtocol.md``, "Subdocument"; ``docs/SubDocument.md``.
 """
@@ -11,24 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import IntFlag
 from struct import Struct
 from struct import error as struct_error
 
 from kvproto.errors import LocalProtocolError, RemoteProtocolError
-from kvproto.wire.constants import Opcode, Status
+from kvproto.wire.constants import Status
+from kvproto.wire.subdoc_terms import MAX_SPECS, LookupSpec, MutationSpec, PathResult
 
 __all__ = [
-    "LOOKUP_OPERATIONS",
-    "MAX_SPECS",
-    "MUTATION_OPERATIONS",
-    "DocFlag",
     "Lookup",
-    "LookupSpec",
     "Mutation",
-    "MutationResult",
-    "MutationSpec",
-    "PathFlag",
     "decode_lookup",
     "decode_lookup_results",
     "decode_mutation",
@@ -40,72 +31,6 @@ __all__ = [
     "encode_mutation_results",
     "lookup_status",
 ]
-
-MAX_SPECS = 16
-"""Most specs of one request (kv_engine ``PROTOCOL_BINARY_SUBDOC_MULTI_MAX_PATHS``)."""
-
-LOOKUP_OPERATIONS: frozenset[int] = frozenset(
-    map(int, (Opcode.GET, Opcode.SUBDOC_GET, Opcode.SUBDOC_EXISTS, Opcode.SUBDOC_GET_COUNT))
-)
-"""What a lookup spec may ask; GET is the whole document."""
-
-MUTATION_OPERATIONS: frozenset[int] = frozenset(
-    map(
-        int,
-        (
-            Opcode.SET,
-            Opcode.DELETE,
-            Opcode.SUBDOC_DICT_ADD,
-            Opcode.SUBDOC_DICT_UPSERT,
-            Opcode.SUBDOC_DELETE,
-            Opcode.SUBDOC_REPLACE,
-            Opcode.SUBDOC_ARRAY_PUSH_LAST,
-            Opcode.SUBDOC_ARRAY_PUSH_FIRST,
-            Opcode.SUBDOC_ARRAY_INSERT,
-            Opcode.SUBDOC_ARRAY_ADD_UNIQUE,
-            Opcode.SUBDOC_COUNTER,
-        ),
-    )
-)
-"""What a mutation spec may ask; SET and DELETE are the whole document."""
-
-
-class PathFlag(IntFlag):
-    """Flags of one spec."""
-
-    CREATE_PARENTS = 0x01
-    XATTR = 0x04
-    EXPAND_MACROS = 0x10
-
-
-class DocFlag(IntFlag):
-    """Flags of the whole request."""
-
-    CREATE_DOCUMENT = 0x01
-    ADD_DOCUMENT = 0x02
-    ACCESS_DELETED = 0x04
-    CREATE_AS_DELETED = 0x08
-    REVIVE_DOCUMENT = 0x10
-    READ_REPLICA = 0x20
-
-
-@dataclass(slots=True)
-class LookupSpec:
-    """One question: `opcode` of `LOOKUP_OPERATIONS`, bits of `PathFlag`, path as it was sent."""
-
-    opcode: int
-    path: bytes = b""
-    flags: int = 0
-
-
-@dataclass(slots=True)
-class MutationSpec:
-    """One change: `opcode` of `MUTATION_OPERATIONS`, `value` raw JSON text as it was sent."""
-
-    opcode: int
-    path: bytes = b""
-    value: bytes = b""
-    flags: int = 0
 
 
 @dataclass(slots=True)
@@ -131,21 +56,6 @@ class Mutation:
     doc_flags: int = 0
 
 
-@dataclass(slots=True)
-class MutationResult:
-    """What one spec of a mutation came to.
-
-    Attributes:
-        index: Of the spec, from 0.
-        status: 0, or why it failed.
-        value: JSON text of a spec that has a result (a counter).
-    """
-
-    index: int
-    status: int
-    value: bytes = b""
-
-
 _LOOKUP_SPEC = Struct(">BBH")
 _MUTATION_SPEC = Struct(">BBHI")
 _LOOKUP_RESULT = Struct(">HI")
@@ -153,31 +63,17 @@ _MUTATION_RESULT = Struct(">BHI")
 _MUTATION_FAILURE = Struct(">BH")
 _U32 = Struct(">I")
 
-_KNOWN_PATH_FLAGS = int(PathFlag.CREATE_PARENTS | PathFlag.XATTR | PathFlag.EXPAND_MACROS)
-_KNOWN_LOOKUP_DOC_FLAGS = int(DocFlag.ACCESS_DELETED | DocFlag.READ_REPLICA)
-_KNOWN_MUTATION_DOC_FLAGS = int(
-    DocFlag.CREATE_DOCUMENT
-    | DocFlag.ADD_DOCUMENT
-    | DocFlag.ACCESS_DELETED
-    | DocFlag.CREATE_AS_DELETED
-    | DocFlag.REVIVE_DOCUMENT
-)
-_BOTH_CREATE = int(DocFlag.CREATE_DOCUMENT | DocFlag.ADD_DOCUMENT)
-
 
 def decode_lookup(extras: bytes, value: bytes) -> Lookup:
     """Read SUBDOC_MULTI_LOOKUP.
 
     Raises:
         RemoteProtocolError: Answer its status: 0x04 for a malformed request, 0xcb for too many
-            specs, none, or an operation that is no lookup, 0xd4 for an xattr path that follows
-            another.
+            specs, or none.
     """
     if len(extras) > 1:
         raise RemoteProtocolError(f"{len(extras)} bytes of extras on a lookup", Status.INVALID)
     doc_flags = extras[0] if extras else 0
-    if doc_flags & ~_KNOWN_LOOKUP_DOC_FLAGS:
-        raise RemoteProtocolError(f"unknown doc flags 0x{doc_flags:02x}", Status.INVALID)
     specs: list[LookupSpec] = []
     at, end = 0, len(value)
     while at < end:
@@ -186,8 +82,8 @@ def decode_lookup(extras: bytes, value: bytes) -> Lookup:
         path_at = at + _LOOKUP_SPEC.size
         at = path_at + path_size
         _check_room(specs, at <= end)
-        specs.append(LookupSpec(opcode, value[path_at:at], flags))
-    _check_specs(specs, LOOKUP_OPERATIONS)
+        specs.append(LookupSpec(opcode, flags, value[path_at:at]))
+    _check_number(specs)
     return Lookup(specs, doc_flags)
 
 
@@ -196,8 +92,7 @@ def decode_mutation(extras: bytes, value: bytes) -> Mutation:
 
     Raises:
         RemoteProtocolError: Answer its status: 0x04 for a malformed request, 0xcb for too many
-            specs, none, or an operation that is no mutation, 0xd4 for an xattr path that follows
-            another.
+            specs, or none.
     """
     mutation = _decode_mutation_extras(extras)
     specs = mutation.specs
@@ -209,8 +104,8 @@ def decode_mutation(extras: bytes, value: bytes) -> Mutation:
         value_at = path_at + path_size
         at = value_at + value_size
         _check_room(specs, at <= end)
-        specs.append(MutationSpec(opcode, value[path_at:value_at], value[value_at:at], flags))
-    _check_specs(specs, MUTATION_OPERATIONS)
+        specs.append(MutationSpec(opcode, flags, value[path_at:value_at], value[value_at:at]))
+    _check_number(specs)
     return mutation
 
 
@@ -224,9 +119,7 @@ def _decode_mutation_extras(extras: bytes) -> Mutation:
     if len(extras) >= 8:
         [mutation.user_flags] = _U32.unpack_from(extras, 4)
     if len(extras) % 4:
-        mutation.doc_flags = doc_flags = extras[-1]
-        if doc_flags & ~_KNOWN_MUTATION_DOC_FLAGS or doc_flags & _BOTH_CREATE == _BOTH_CREATE:
-            raise RemoteProtocolError(f"impossible doc flags 0x{doc_flags:02x}", Status.INVALID)
+        mutation.doc_flags = extras[-1]
     return mutation
 
 
@@ -237,23 +130,9 @@ def _check_room(specs: Sequence[LookupSpec | MutationSpec], fits: bool) -> None:
         raise RemoteProtocolError(f"more than {MAX_SPECS} specs", Status.SUBDOC_INVALID_COMBO)
 
 
-def _check_specs(specs: Sequence[LookupSpec | MutationSpec], operations: frozenset[int]) -> None:
+def _check_number(specs: Sequence[LookupSpec | MutationSpec]) -> None:
     if not 0 < len(specs) <= MAX_SPECS:
         raise RemoteProtocolError(f"{len(specs)} specs", Status.SUBDOC_INVALID_COMBO)
-    xattrs_may_follow = True
-    for spec in specs:
-        if spec.opcode not in operations:
-            raise RemoteProtocolError(
-                f"operation 0x{spec.opcode:02x} cannot be a spec", Status.SUBDOC_INVALID_COMBO
-            )
-        if spec.flags & ~_KNOWN_PATH_FLAGS:
-            raise RemoteProtocolError(f"unknown path flags 0x{spec.flags:02x}", Status.INVALID)
-        if not spec.flags & PathFlag.XATTR:
-            xattrs_may_follow = False
-        elif not xattrs_may_follow:
-            raise RemoteProtocolError(
-                "an xattr path follows another", Status.SUBDOC_XATTR_INVALID_ORDER
-            )
 
 
 def encode_lookup(lookup: Lookup) -> tuple[bytes, bytes]:
@@ -264,7 +143,7 @@ def encode_lookup(lookup: Lookup) -> tuple[bytes, bytes]:
     """
     try:
         value = b"".join(
-            _LOOKUP_SPEC.pack(spec.opcode, spec.flags, len(spec.path)) + spec.path
+            _LOOKUP_SPEC.pack(spec.op, spec.flags, len(spec.path)) + spec.path
             for spec in lookup.specs
         )
         return bytes((lookup.doc_flags,)) if lookup.doc_flags else b"", value
@@ -291,7 +170,7 @@ def encode_mutation(mutation: Mutation) -> tuple[bytes, bytes]:
         parts = []
         for spec in mutation.specs:
             sizes = len(spec.path), len(spec.value)
-            parts += [_MUTATION_SPEC.pack(spec.opcode, spec.flags, *sizes), spec.path, spec.value]
+            parts += [_MUTATION_SPEC.pack(spec.op, spec.flags, *sizes), spec.path, spec.value]
         return extras, b"".join(parts)
     except (struct_error, ValueError) as e:
         raise LocalProtocolError(f"a field of a mutation is out of range: {e}") from e
@@ -314,10 +193,10 @@ def encode_lookup_results(results: Iterable[tuple[int, bytes]]) -> bytes:
     return b"".join(_LOOKUP_RESULT.pack(status, len(value)) + value for status, value in results)
 
 
-def encode_mutation_results(results: Iterable[MutationResult]) -> bytes:
+def encode_mutation_results(results: Iterable[PathResult]) -> bytes:
     """Write the value of a successful mutation's answer: only specs that have a result."""
     return b"".join(
-        _MUTATION_RESULT.pack(result.index, result.status, len(result.value)) + result.value
+        _MUTATION_RESULT.pack(result.spec, result.status, len(result.value)) + result.value
         for result in results
     )
 
@@ -352,7 +231,7 @@ def decode_lookup_results(value: bytes) -> list[tuple[int, bytes]]:
     return results
 
 
-def decode_mutation_results(value: bytes) -> list[MutationResult]:
+def decode_mutation_results(value: bytes) -> list[PathResult]:
     """Read the value of a mutation's answer, whether it succeeded or failed.
 
     Raises:
@@ -374,7 +253,7 @@ def decode_mutation_results(value: bytes) -> list[MutationResult]:
         at = value_at + size
         if at > end:
             raise _result_cut_short()
-        results.append(MutationResult(index, status, value[value_at:at]))
+        results.append(PathResult(index, status, value[value_at:at]))
     return results
 
 

@@ -15,6 +15,7 @@ from kvproto.wire.binary import encode_request
 from kvproto.wire.constants import Feature, Opcode, Status
 from kvproto.wire.extras import split_mutation_token
 from kvproto.wire.framing import decode_response_framing
+from kvproto.wire.subdoc_terms import DocFlag, LookupSpec, MutationSpec, PathFlag, PathResult
 from tests.server.support import NOW, Link, SlowStore
 
 K = b"key"
@@ -225,7 +226,7 @@ class PartialDocumentTests(SynchronousTestCase):
         self.link = modern(Feature.MUTATION_SEQNO, Feature.XATTR, Feature.VATTR)
         self.link.store.set(K, b'{"a":{"b":1},"l":[1,2],"n":5}', 7)
 
-    def lookup(self, *specs: subdoc.LookupSpec, key: bytes = K) -> tuple[int, list[object]]:
+    def lookup(self, *specs: LookupSpec, key: bytes = K) -> tuple[int, list[object]]:
         extras, value = subdoc.encode_lookup(subdoc.Lookup(list(specs)))
         response = self.link.call(
             Opcode.SUBDOC_MULTI_LOOKUP, key=key, extras=extras, value=value, opaque=9
@@ -240,23 +241,21 @@ class PartialDocumentTests(SynchronousTestCase):
         """Each path has its own result; the whole has a status for "some failed"."""
         get, exists = Opcode.SUBDOC_GET, Opcode.SUBDOC_EXISTS
         status, results = self.lookup(
-            subdoc.LookupSpec(get, b"a.b"), subdoc.LookupSpec(Opcode.SUBDOC_GET_COUNT, b"l")
+            LookupSpec(get, 0, b"a.b"), LookupSpec(Opcode.SUBDOC_GET_COUNT, 0, b"l")
         )
         self.assertEqual((status, results), (0, [(0, b"1"), (0, b"2")]))
-        status, results = self.lookup(
-            subdoc.LookupSpec(exists, b"nope"), subdoc.LookupSpec(get, b"l[-1]")
-        )
+        status, results = self.lookup(LookupSpec(exists, 0, b"nope"), LookupSpec(get, 0, b"l[-1]"))
         self.assertEqual(status, Status.SUBDOC_MULTI_PATH_FAILURE)
         self.assertEqual(results, [(Status.SUBDOC_PATH_NOT_FOUND, b""), (0, b"2")])
 
     def test_whole_with_expiry(self) -> None:
         """The SDK's get with expiry: two virtual attributes and the document."""
         self.link.store.touch(K, 60)
-        xattr = int(subdoc.PathFlag.XATTR)
+        xattr = int(PathFlag.XATTR)
         status, results = self.lookup(
-            subdoc.LookupSpec(Opcode.SUBDOC_GET, b"$document.exptime", xattr),
-            subdoc.LookupSpec(Opcode.SUBDOC_GET, b"$document.flags", xattr),
-            subdoc.LookupSpec(Opcode.GET),
+            LookupSpec(Opcode.SUBDOC_GET, xattr, b"$document.exptime"),
+            LookupSpec(Opcode.SUBDOC_GET, xattr, b"$document.flags"),
+            LookupSpec(Opcode.GET, 0, b""),
         )
         expiry = str(int(NOW) + 60).encode()
         value = self.link.store.get(K).value
@@ -264,7 +263,7 @@ class PartialDocumentTests(SynchronousTestCase):
 
     def test_lookup_refused(self) -> None:
         """A missing document, a malformed request and a missing key have statuses of their own."""
-        spec = subdoc.LookupSpec(Opcode.SUBDOC_GET, b"a")
+        spec = LookupSpec(Opcode.SUBDOC_GET, 0, b"a")
         self.assertEqual(self.lookup(spec, key=b"-"), (Status.NOT_FOUND, []))
         self.assertEqual(self.lookup(spec, key=b""), (Status.INVALID, []))
         self.assertEqual(self.lookup(), (Status.SUBDOC_INVALID_COMBO, []))
@@ -276,12 +275,12 @@ class PartialDocumentTests(SynchronousTestCase):
         """A lookup of a locked document shows no CAS that would open it."""
         self.link.store.get_and_lock(K, 15)
         extras, value = subdoc.encode_lookup(
-            subdoc.Lookup([subdoc.LookupSpec(Opcode.SUBDOC_GET, b"n")])
+            subdoc.Lookup([LookupSpec(Opcode.SUBDOC_GET, 0, b"n")])
         )
         response = self.link.call(Opcode.SUBDOC_MULTI_LOOKUP, key=K, extras=extras, value=value)
         self.assertEqual((response.status, response.cas), (0, LOCKED_CAS))
 
-    def mutate(self, *specs: subdoc.MutationSpec, **fields: Any) -> tuple[int, bytes, bytes, int]:
+    def mutate(self, *specs: MutationSpec, **fields: Any) -> tuple[int, bytes, bytes, int]:
         options = {name: fields.pop(name) for name in ("cas", "key") if name in fields}
         mutation = subdoc.Mutation(list(specs), **fields)
         extras, value = subdoc.encode_mutation(mutation)
@@ -300,13 +299,13 @@ class PartialDocumentTests(SynchronousTestCase):
     def test_mutation(self) -> None:
         """All paths change together; only counters have results; the token is there."""
         status, extras, value, cas = self.mutate(
-            subdoc.MutationSpec(Opcode.SUBDOC_DICT_UPSERT, b"a.b", b"2"),
-            subdoc.MutationSpec(Opcode.SUBDOC_COUNTER, b"n", b"3"),
+            MutationSpec(Opcode.SUBDOC_DICT_UPSERT, 0, b"a.b", b"2"),
+            MutationSpec(Opcode.SUBDOC_COUNTER, 0, b"n", b"3"),
         )
         document = self.link.store.get(K)
         self.assertEqual((status, cas), (0, document.cas))
         self.assertEqual(split_mutation_token(extras), (1, document.seqno))
-        results = [subdoc.MutationResult(1, 0, b"8")]
+        results = [PathResult(1, 0, b"8")]
         self.assertEqual(subdoc.decode_mutation_results(value), results)
         self.assertEqual(self.value(), {"a": {"b": 2}, "l": [1, 2], "n": 8})
         self.assertEqual(document.flags, 7)
@@ -315,32 +314,32 @@ class PartialDocumentTests(SynchronousTestCase):
         """The first path that fails is named, and nothing is changed."""
         before = self.link.store.get(K)
         status, extras, value, cas = self.mutate(
-            subdoc.MutationSpec(Opcode.SUBDOC_DICT_UPSERT, b"a.b", b"2"),
-            subdoc.MutationSpec(Opcode.SUBDOC_DICT_ADD, b"n", b"3"),
+            MutationSpec(Opcode.SUBDOC_DICT_UPSERT, 0, b"a.b", b"2"),
+            MutationSpec(Opcode.SUBDOC_DICT_ADD, 0, b"n", b"3"),
         )
         self.assertEqual((status, extras, cas), (Status.SUBDOC_MULTI_PATH_FAILURE, b"", 0))
-        results = [subdoc.MutationResult(1, Status.SUBDOC_PATH_EXISTS)]
+        results = [PathResult(1, Status.SUBDOC_PATH_EXISTS)]
         self.assertEqual(subdoc.decode_mutation_results(value), results)
         self.assertIs(self.link.store.get(K), before)
 
     def test_mutation_options(self) -> None:
         """CAS, expiry, user flags and document flags reach the store."""
-        spec = subdoc.MutationSpec(Opcode.SUBDOC_DICT_UPSERT, b"x", b"1")
+        spec = MutationSpec(Opcode.SUBDOC_DICT_UPSERT, 0, b"x", b"1")
         self.assertEqual(self.mutate(spec, cas=5)[0], Status.EXISTS)
         self.assertEqual(self.mutate(spec, expiry=60, user_flags=3)[0], 0)
         document = self.link.store.get(K)
         self.assertEqual((document.expiry, document.flags), (int(NOW) + 60, 3))
         self.assertEqual(self.mutate(spec, key=b"-")[0], Status.NOT_FOUND)
-        create = int(subdoc.DocFlag.CREATE_DOCUMENT)
+        create = int(DocFlag.MKDOC)
         self.assertEqual(self.mutate(spec, key=b"new", doc_flags=create)[0], 0)
-        add = int(subdoc.DocFlag.ADD_DOCUMENT)
+        add = int(DocFlag.ADD)
         self.assertEqual(self.mutate(spec, doc_flags=add)[0], Status.EXISTS)
         self.assertEqual(self.mutate()[0], Status.SUBDOC_INVALID_COMBO)
 
     def test_framing(self) -> None:
         """Durability and preserve-TTL hold for mutations of parts."""
         self.link.store.touch(K, 60)
-        spec = subdoc.MutationSpec(Opcode.SUBDOC_DICT_UPSERT, b"x", b"1")
+        spec = MutationSpec(Opcode.SUBDOC_DICT_UPSERT, 0, b"x", b"1")
         extras, value = subdoc.encode_mutation(subdoc.Mutation([spec]))
         for framing, status in ((b"\x11\x02", Status.DURABILITY_IMPOSSIBLE), (b"\x50", 0)):
             response = self.link.call(
@@ -359,7 +358,7 @@ class PartialDocumentTests(SynchronousTestCase):
         slow = SlowStore(self.link.store)
         link = Link(KVServer(slow, ServerSettings()))
         extras, value = subdoc.encode_lookup(
-            subdoc.Lookup([subdoc.LookupSpec(Opcode.SUBDOC_GET, b"n")])
+            subdoc.Lookup([LookupSpec(Opcode.SUBDOC_GET, 0, b"n")])
         )
         link.ask(encode_request(Opcode.SUBDOC_MULTI_LOOKUP, key=K, extras=extras, value=value))
         slow.release()

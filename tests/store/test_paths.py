@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.store.paths import PathRefused, PathStatus, parse_path
+from kvproto.store.paths import PathRefused, parse_path
+from kvproto.wire.subdoc_terms import PathStatus
 
 GOOD: dict[str, tuple[str | int, ...]] = {
     "": (),

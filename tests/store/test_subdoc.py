@@ -7,8 +7,9 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.store.jsontext import Kind, kind_of, levels_of
-from kvproto.store.paths import PathRefused, PathStatus
-from kvproto.store.subdoc import PathOp, look_up, mutate
+from kvproto.store.paths import PathRefused
+from kvproto.store.subdoc import look_up, mutate
+from kvproto.wire.subdoc_terms import PathOp, PathStatus
 
 ADD, UPSERT, REPLACE, REMOVE = (
     PathOp.DICT_ADD, PathOp.DICT_UPSERT, PathOp.REPLACE, PathOp.REMOVE,

@@ -20,8 +20,9 @@ from kvproto.store import (
     PathFlag,
 )
 from kvproto.store.jsontext import levels_of
-from kvproto.store.paths import PathRefused, PathStatus
-from kvproto.store.subdoc import PathOp, look_up, mutate
+from kvproto.store.paths import PathRefused
+from kvproto.store.subdoc import look_up, mutate
+from kvproto.wire.subdoc_terms import PathOp, PathStatus
 from tests.store.test_stateful import check_books
 
 NAMES = ("a", "b", "c.d", "e`f", 'g"h', "")
