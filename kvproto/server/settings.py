@@ -16,8 +16,8 @@ DEFAULT_UNSENT_LIMIT = 1024 * 1024
 ``max_send_queue_size`` is 40 MiB."""
 
 
-MEMCACHED_VERSION = "1.6.18"
-"""What VERSION answers: the memcached whose answers ours are compared with.
+MEMCACHED_VERSION = "1.6.45"
+"""What VERSION answers: the memcached whose commands and grammar are spoken here.
 
 Clients choose dialects by it (memccapable expects old memcached's errors below 1.6, libmemcached
 refuses to ping a server of version 0), so it cannot be our own; ``stats`` has that as

@@ -1,7 +1,7 @@
 """The text session: what each command of one connection means, in memcached's words.
 
-Source: memcached ``doc/protocol.txt``, ``proto_text.c``; the answers of memcached 1.6.18, which an
-integration test compares with ours.
+Source: memcached ``doc/protocol.txt``, ``proto_text.c``; an integration test compares the answers
+with those of the memcached that is installed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ UNAUTHENTICATED = wire.client_error(b"unauthenticated")
 BAD_TOKEN = wire.client_error(b"bad authentication token format")
 BAD_LOGIN = wire.client_error(b"authentication failure")
 NOT_ALLOWED = wire.client_error(b"flush_all not allowed")
+# The words of a memcached that was started without ``-A``.
+NO_SHUTDOWN = b"SERVER_ERROR: shutdown not enabled\r\n"
+MEMORY_TOO_SMALL = b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m\r\n"
+MEMORY_IN_BYTES = b"MEMLIMIT_ADJUST_FAILED input value is megabytes not bytes\r\n"
+# How much memory there is, is the operator's decision.
+MEMORY_FIXED = b"MEMLIMIT_ADJUST_FAILED out of bounds or unable to adjust\r\n"
+_LEAST_MEGABYTES = 8
+_MOST_MEGABYTES = 1_000_000_000
 NO_BUCKET = wire.client_error(b"no bucket")
 INTERNAL = wire.server_error(b"internal error")
 
@@ -143,6 +151,7 @@ class TextSession:
     def _update_rights(self) -> None:
         user = self.peer.user
         self._plain = False
+        self._decoder.login = user is None
         if user is not None:
             self._decoder.max_value = self.server.settings.value_limit
             self.bucket = self.server.default_bucket(user)
@@ -159,7 +168,7 @@ class TextSession:
             return Hangup()
         if isinstance(item, TextCommand) and item.verb in _KEYS:
             return b""  # the end of the line answers for all of its keys
-        if not isinstance(item, TextCommand) or item.verb != "set":
+        if item.verb != "set" or (isinstance(item, TextRefusal) and not item.value):
             return UNAUTHENTICATED
         name, space, password = item.value.partition(b" ")
         if not name or not space or not password:
@@ -312,6 +321,21 @@ def _verbosity(session: TextSession, command: TextCommand) -> Reply:
     return b"" if command.noreply else wire.OK
 
 
+def _shutdown(session: TextSession, command: TextCommand) -> Reply:
+    return b"" if command.noreply else NO_SHUTDOWN
+
+
+def _cache_memlimit(session: TextSession, command: TextCommand) -> Reply:
+    megabytes = wire.number(command.args[0], 0, 2**32 - 1) if command.args else None
+    if command.noreply:
+        return b""
+    if megabytes is None:
+        return wire.ERROR
+    if megabytes < _LEAST_MEGABYTES:
+        return MEMORY_TOO_SMALL
+    return MEMORY_IN_BYTES if megabytes > _MOST_MEGABYTES else MEMORY_FIXED
+
+
 def _mn(session: TextSession, command: TextCommand) -> Reply:
     return b"MN\r\n"
 
@@ -321,7 +345,7 @@ def _quit(session: TextSession, command: TextCommand) -> Reply:
 
 
 _KEYS = frozenset({"get", "gets", "gat", "gats"})
-_WITHOUT_BUCKET = frozenset({"version", "verbosity", "mn", "quit"})
+_WITHOUT_BUCKET = frozenset({"version", "verbosity", "mn", "quit", "shutdown", "cache_memlimit"})
 _RETRIEVALS = _KEYS | {"end"}
 
 _HANDLERS: dict[str, Handler] = {
@@ -345,5 +369,7 @@ _HANDLERS: dict[str, Handler] = {
     "version": _version,
     "verbosity": _verbosity,
     "mn": _mn,
+    "shutdown": _shutdown,
+    "cache_memlimit": _cache_memlimit,
     "quit": _quit,
 }

@@ -1,8 +1,9 @@
 """memcached's text protocol: bytes in, commands out; replies are encoded here too.
 
 A command is a line and, for storage, exactly as many bytes as it said and a line end.  A wrong line
-is answered and forgotten (`TextRefusal`); only two things end a stream: a line longer than the
-limit, and a request of HTTP, which memcached hangs up on too, so that no web page can talk to it.
+is answered and forgotten (`TextRefusal`), with the value that it announced: what a client meant as
+data never becomes a command.  Only two things end a stream: a line longer than the limit, and a
+request of HTTP, which memcached hangs up on too, so that no web page can talk to it.
 
 A line longer than the limit is allowed for ``get`` and ``gets``, as in memcached: its keys are
 delivered as they come in, so that no more than one of them is ever held.
@@ -22,13 +23,14 @@ from kvproto.wire.text_grammar import (
     BAD_FORMAT,
     END_OF_KEYS,
     ERROR,
-    LINE_TOO_LONG,
     RETRIEVALS,
     SIMPLE,
     STORAGE,
     TOO_LARGE,
     TextCommand,
     TextRefusal,
+    number,
+    parse_other,
     parse_retrieval,
     parse_storage,
 )
@@ -51,6 +53,7 @@ __all__ = [
     "TextDecoder",
     "TextRefusal",
     "client_error",
+    "number",
     "server_error",
     "stat_line",
     "value_head",
@@ -81,12 +84,15 @@ class TextDecoder:
 
     Attributes:
         max_value: As given; a new value holds for the commands that are still to come.
+        login: Whether a ``set`` may be a login, of which only the value counts: a refused one then
+            has its value.
         error: Why the stream cannot be read any further, None while it can.
     """
 
     __slots__ = (
         "_held",
         "_keys",
+        "_line_end",
         "_max_key",
         "_max_line",
         "_missing",
@@ -96,6 +102,7 @@ class TextDecoder:
         "_skipping",
         "_tail",
         "error",
+        "login",
         "max_value",
     )
 
@@ -106,15 +113,17 @@ class TextDecoder:
         max_line: int = DEFAULT_MAX_LINE,
     ) -> None:
         self.max_value = max_value
+        self.login = False
         self._max_key = max_key
         self._max_line = max_line
         # True when anything below is set: the usual read, whole commands only, looks at one flag.
         self._held = False
         self._tail = b""
-        # A command whose value is coming in, or a refusal whose value is being thrown away.
+        # Whose value is coming in, or being thrown away; None when its answer is out already.
         self._owed: Item | None = None
         self._pieces: Pieces | None = None
         self._missing = 0
+        self._line_end = b""
         # The verb of a long retrieval whose keys are coming in, how many came, and whether a bad
         # one has spoilt the rest.
         self._retrieval = ""
@@ -169,13 +178,13 @@ class TextDecoder:
                 at = self._long_line(data, at, items)
                 continue
             line = data[at:line_end]
-            at = line_end + 1
+            line_at, at = at, line_end + 1
             if line.endswith(b"\r"):
                 line = line[:-1]
             tokens = line.split(b" ")
+            name = tokens[0]
             if b"" in tokens:
                 tokens = [token for token in tokens if token] or [b""]
-            name = tokens[0]
             if name in RETRIEVALS:
                 items += parse_retrieval(RETRIEVALS[name], tokens, self._max_key)
             elif name in STORAGE:
@@ -183,21 +192,21 @@ class TextDecoder:
             elif name in SIMPLE:
                 verb, parse = SIMPLE[name]
                 items.append(parse(verb, tokens, self._max_key))
-            elif tokens[-1].startswith(b"HTTP/"):
-                at = self._fail("an HTTP request", end)
+            elif (refusal := parse_other(data[line_at:at], tokens)) is not None:
+                items.append(refusal)
             else:
-                items.append(TextRefusal(ERROR))
+                at = self._fail("an HTTP request", end)
         return items
 
     def _resume(self, data: bytes, items: list[Item]) -> tuple[bytes, int]:
         """Go on with what the last read left; return the data to decode and where to begin."""
         if self._retrieval:
             return data, self._stream_keys(data, 0, items)
-        if self._owed is None or self._tail:
+        if self._tail:
             data = self._tail + data
             self._tail = b""
-        if self._owed is not None:
-            return data, self._take_value(self._owed, data, 0, items)
+        if self._owed is not None or self._missing:
+            return data, self._take_value(data, 0, items)
         return data, 0
 
     # Storage
@@ -206,53 +215,59 @@ class TextDecoder:
         self, verb: str, tokens: list[bytes], data: bytes, at: int, items: list[Item]
     ) -> int:
         """Begin a storage command; return where the next line begins."""
-        parsed = parse_storage(verb, tokens, self._max_key)
-        if isinstance(parsed, TextRefusal):
-            items.append(parsed)
+        command, size = parse_storage(verb, tokens, self._max_key)
+        if size is None:
+            items.append(command)
             return at
-        command, size = parsed
+        return self._begin_value(command, size, data, at, items)
+
+    def _begin_value(self, owed: Item, size: int, data: bytes, at: int, items: list[Item]) -> int:
+        """Take the value of a command, or of a refusal; return where the next line begins."""
         stop = at + size
-        if size > self.max_value:
-            line = b"" if command.noreply else TOO_LARGE
-            self._owed = TextRefusal(line, verb, command.key, too_large=True)
+        if isinstance(owed, TextRefusal):
+            self._missing = size + 2
+            if self.login and owed.verb == "set" and size <= self.max_value:
+                self._owed = owed
+                self._pieces = Pieces()
+            else:
+                items.append(owed)
+        elif size > self.max_value:
+            line = b"" if owed.noreply else TOO_LARGE
+            self._owed = TextRefusal(line, owed.verb, owed.key, too_large=True)
             self._missing = size + 2
         elif data[stop : stop + 2] == b"\r\n":
-            command.value = data[at:stop]
-            items.append(command)
+            owed.value = data[at:stop]
+            items.append(owed)
             return stop + 2
         else:
-            self._owed = command
-            self._missing = size
+            self._owed = owed
+            self._missing = size + 2
             self._pieces = Pieces()
-        return self._take_value(self._owed, data, at, items)
+        return self._take_value(data, at, items)
 
-    def _take_value(self, owed: Item, data: bytes, at: int, items: list[Item]) -> int:
+    def _take_value(self, data: bytes, at: int, items: list[Item]) -> int:
         """Take what belongs to the value that is coming in; return where the next line begins."""
-        end = len(data)
         pieces = self._pieces
-        take = min(self._missing, end - at)
-        self._missing -= take
+        take = min(self._missing, len(data) - at)
         stop = at + take
         if pieces is not None:
-            pieces.add(data[at:stop])
+            value_end = min(stop, at + max(self._missing - 2, 0))
+            pieces.add(data[at:value_end])
+            self._line_end += data[value_end:stop]
+        self._missing -= take
         if self._missing:
             self._held = True
             return stop
-        if isinstance(owed, TextCommand):
-            # The value is whole, but it counts only with the line end behind it.
-            line_end = data[stop : stop + 2]
-            if len(line_end) < 2:
-                self._held = True
-                self._tail = line_end
-                return end
-            stop += 2
-            if pieces is not None and line_end == b"\r\n":
+        owed, self._owed, self._pieces = self._owed, None, None
+        if pieces is not None and owed is not None:
+            if self._line_end == b"\r\n":
                 owed.value = pieces.join()
-            else:
+            elif isinstance(owed, TextCommand):
                 # As memcached does it: exactly these bytes are gone, the next one begins a line.
                 owed = TextRefusal(b"" if owed.noreply else BAD_DATA_CHUNK, owed.verb)
-        items.append(owed)
-        self._owed = self._pieces = None
+            self._line_end = b""
+        if owed is not None:
+            items.append(owed)
         return stop
 
     # Lines beyond the limit
@@ -261,7 +276,6 @@ class TextDecoder:
         """Begin a line that is longer than the limit; return where the next one begins."""
         match = _LONG_RETRIEVAL.match(data, at)
         if match is None:
-            items.append(TextRefusal(LINE_TOO_LONG))
             return self._fail(f"a line of more than {self._max_line} bytes", len(data))
         self._retrieval = RETRIEVALS[match[1]]
         self._keys = 0
@@ -297,7 +311,7 @@ class TextDecoder:
             self._held = True
             return len(data)
         if not self._skipping:
-            items.append(END_OF_KEYS if self._keys else TextRefusal(ERROR, verb))
+            items.append(END_OF_KEYS if self._keys else TextRefusal(BAD_FORMAT, verb))
         self._retrieval = ""
         return line_end + 1
 

@@ -3,9 +3,9 @@
 Pure functions from tokens to commands or refusals; the stream is cut into lines in
 `kvproto.wire.text`.  Every refusal that memcached and this module both give has the same words.
 
-Sources: memcached ``doc/protocol.txt``, and the answers of memcached 1.6.18 to the lines that
-``tests/wire/golden_text.py`` records.  Where it would change what it was given without a word
-(flags above 32 bits, sizes above 31 bits are cut off there) this module refuses instead.
+Sources: memcached ``doc/protocol.txt``, ``proto_parser.c``, and the answers of memcached 1.6.45 to
+the lines that ``tests/wire/golden_text.py`` records.  Where it would change what it was given
+without a word (flags above 32 bits are cut off there) this module refuses instead.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ from dataclasses import dataclass
 from kvproto.wire.constants import MAX_KEY
 
 __all__ = [
+    "ADMINISTRATION",
     "BAD_DATA_CHUNK",
     "BAD_FORMAT",
     "END_OF_KEYS",
     "ERROR",
-    "LINE_TOO_LONG",
+    "EXPIRED",
     "RETRIEVALS",
     "SIMPLE",
     "STORAGE",
     "TOO_LARGE",
     "TextCommand",
     "TextRefusal",
+    "expiry_of",
+    "number",
+    "parse_other",
     "parse_retrieval",
+    "parse_size",
     "parse_storage",
 ]
 
@@ -38,19 +43,23 @@ BAD_DELETE = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [norep
 BAD_EXPIRY = b"CLIENT_ERROR invalid exptime argument\r\n"
 BAD_DELTA = b"CLIENT_ERROR invalid numeric delta argument\r\n"
 BAD_DATA_CHUNK = b"CLIENT_ERROR bad data chunk\r\n"
-LINE_TOO_LONG = b"CLIENT_ERROR line too long\r\n"
 TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
 
-_LONG_PAST = 30 * 24 * 60 * 60 + 1
+EXPIRED = 30 * 24 * 60 * 60 + 1
 """The smallest expiry that is an absolute time: 31 January 1970.  Stands for "expired at once"."""
 
+_MAX_I32 = 0x7FFF_FFFF
 _MAX_U32 = 0xFFFF_FFFF
 _MAX_U64 = 0xFFFF_FFFF_FFFF_FFFF
-_MAX_SIZE = 2**31 - 3
+_MAX_SIZE = _MAX_I32 - 2
 """memcached's ``INT_MAX - 2``: a value and its line end are counted in an ``int``."""
+
+_SHORTEST_LINE = 4
+"""Bytes, the line end included; memcached looks at nothing shorter."""
 
 # What strtol(3) takes in front of a number, and what memcached allows behind one.
 _NUMBER = re.compile(rb"[\t\v\f\r]*([+-]?[0-9]{1,64})(?:[\t\v\f\r].*)?\Z", re.DOTALL)
+_SIGNED = re.compile(rb"-?[0-9]{1,20}\Z").match
 
 
 @dataclass(slots=True)
@@ -59,12 +68,13 @@ class TextCommand:
 
     Attributes:
         verb: ``get gets gat gats end set add replace append prepend cas delete incr decr touch
-            flush_all stats version verbosity quit mn``; ``end`` closes a retrieval.
+            flush_all stats version verbosity quit mn``, or one of `ADMINISTRATION`; ``end`` closes
+            a retrieval.
         expiry: As the binary protocol's u32, a negative one has become one long past.  Of
             flush_all: the delay, 0 when there is none.
         delta: Of incr and decr.
         noreply: The client does not want the answer.
-        args: The arguments of ``stats``.
+        args: The arguments of ``stats`` and of administration.
     """
 
     verb: str
@@ -88,12 +98,15 @@ class TextRefusal:
         key: Set with `too_large` only.
         too_large: The value was longer than allowed and has been thrown away.  memcached then
             deletes the old value under `key` if the verb is ``set``.
+        value: Of a ``set`` while it may be a login (`TextDecoder.login`), which looks at nothing
+            else: name and password.
     """
 
     line: bytes
     verb: str = ""
     key: bytes = b""
     too_large: bool = False
+    value: bytes = b""
 
 
 END_OF_KEYS = TextCommand("end")
@@ -110,20 +123,36 @@ STORAGE: dict[bytes, str] = {
 }
 
 
-def _number(token: bytes, least: int, most: int) -> int | None:
-    """Read a decimal number as memcached does; None when it is none or out of range."""
+def number(token: bytes, least: int, most: int) -> int | None:
+    """Read a decimal number in its plain form; None when it is none or out of range."""
+    if token.isdigit() if least >= 0 else _SIGNED(token):
+        found = int(token[-64:])
+        if len(token) <= 64 and least <= found <= most:
+            return found
+    return None
+
+
+def _lenient_number(token: bytes, least: int, most: int) -> int | None:
+    """Read a number as strtol(3) does, where memcached still uses it."""
     if not token.isdigit() or len(token) > 64:
         match = _NUMBER.match(token)
         if match is None:
             return None
         token = match[1]
-    number = int(token)
-    return number if least <= number <= most else None
+    found = int(token)
+    return found if least <= found <= most else None
+
+
+def expiry_of(found: int | None) -> int | None:
+    """Return an expiry as the store takes it.
+
+    memcached counts in 31 bits: what is negative, or was before a client made it unsigned, is over.
+    """
+    return EXPIRED if found is not None and (found < 0 or found > _MAX_I32) else found
 
 
 def _expiry(token: bytes) -> int | None:
-    number = _number(token, -_MAX_U64, _MAX_U32)
-    return _LONG_PAST if number is not None and number < 0 else number
+    return expiry_of(number(token, -_MAX_I32 - 1, _MAX_U32))
 
 
 def _refuse(line: bytes, verb: str, tokens: list[bytes]) -> TextRefusal:
@@ -144,9 +173,9 @@ def parse_retrieval(
     Returns:
         One command a key and `END_OF_KEYS`; or one refusal, when any key is too long.
     """
-    if len(tokens) < 2:
-        return [TextRefusal(ERROR, verb)]
     keys_at = 1 if verb in {"get", "gets"} else 2
+    if len(tokens) <= keys_at:
+        return [TextRefusal(BAD_FORMAT, verb)]
     expiry = 0 if keys_at == 1 else _expiry(tokens[1])
     if expiry is None:
         return [TextRefusal(BAD_EXPIRY, verb)]
@@ -159,9 +188,24 @@ def parse_retrieval(
     return commands
 
 
+def parse_size(token: bytes) -> tuple[int, bool] | None:
+    """Read how many bytes of value follow a line.
+
+    Returns:
+        The size, and whether it is written as it must be: where it is not, the line is refused,
+        but a client that writes ``+5`` sends five bytes, which are no commands.  None when it is
+        no size.
+    """
+    size = number(token, 0, _MAX_SIZE)
+    if size is not None:
+        return size, True
+    size = _lenient_number(token, 0, _MAX_SIZE)
+    return None if size is None else (size, False)
+
+
 def parse_storage(
     verb: str, tokens: list[bytes], max_key: int = MAX_KEY
-) -> tuple[TextCommand, int] | TextRefusal:
+) -> tuple[TextCommand | TextRefusal, int | None]:
     """Read set, add, replace, append, prepend or cas.
 
     Args:
@@ -170,26 +214,30 @@ def parse_storage(
         max_key: Longest key, in bytes.
 
     Returns:
-        The command, without its value, and the value's size in bytes; or a refusal, after which
-        the next line is a command (memcached does not skip the value either).
+        The command, without its value, or a refusal; and the size of the value that follows in
+        bytes, None when the line does not say.
     """
-    least = 6 if verb == "cas" else 5
-    if not least <= len(tokens) <= least + 1:
-        return TextRefusal(ERROR, verb)
+    sized = parse_size(tokens[4]) if len(tokens) > 4 else None
+    if sized is None:
+        return TextRefusal(BAD_FORMAT, verb), None
+    size, sound = sized
     key = tokens[1]
-    flags = _number(tokens[2], 0, _MAX_U32)
-    expiry = _expiry(tokens[3])
-    size = _number(tokens[4], 0, _MAX_SIZE)
-    cas = _number(tokens[5], 0, _MAX_U64) if verb == "cas" else 0
-    if len(key) > max_key or flags is None or expiry is None or size is None or cas is None:
-        return _refuse(BAD_FORMAT, verb, tokens)
+    flags = _lenient_number(tokens[2], 0, _MAX_U32)
+    expiry = expiry_of(_lenient_number(tokens[3], -_MAX_U64, _MAX_U32))
+    cas: int | None = 0
+    if verb == "cas":
+        cas = number(tokens[5], 0, _MAX_U64) if len(tokens) > 5 else None
+    if not sound or len(key) > max_key or flags is None or expiry is None or cas is None:
+        return _refuse(BAD_FORMAT, verb, tokens), size
     return TextCommand(verb, key, b"", flags, expiry, cas, 0, tokens[-1] == b"noreply"), size
 
 
 def _parse_delete(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
-    if not 2 <= len(tokens) <= 4:
+    if len(tokens) < 2:
+        return TextRefusal(BAD_FORMAT, verb)
+    if len(tokens) > 4:
         return TextRefusal(ERROR, verb)
-    noreply = len(tokens) > 2 and tokens[-1] == b"noreply"
+    noreply = tokens[-1] == b"noreply"
     # A zero between key and noreply was once a hold time; old clients still send it.
     middle = tokens[2:-1] if noreply else tokens[2:]
     if middle not in ([], [b"0"]):
@@ -200,19 +248,19 @@ def _parse_delete(verb: str, tokens: list[bytes], max_key: int) -> TextCommand |
 
 
 def _parse_arithmetic(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
-    if not 3 <= len(tokens) <= 4:
-        return TextRefusal(ERROR, verb)
+    if len(tokens) < 3:
+        return TextRefusal(BAD_FORMAT, verb)
     if len(tokens[1]) > max_key:
         return _refuse(BAD_FORMAT, verb, tokens)
-    delta = _number(tokens[2], 0, _MAX_U64)
+    delta = number(tokens[2], 0, _MAX_U64)
     if delta is None:
         return _refuse(BAD_DELTA, verb, tokens)
     return TextCommand(verb, tokens[1], delta=delta, noreply=tokens[-1] == b"noreply")
 
 
 def _parse_touch(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
-    if not 3 <= len(tokens) <= 4:
-        return TextRefusal(ERROR, verb)
+    if len(tokens) < 3:
+        return TextRefusal(BAD_FORMAT, verb)
     if len(tokens[1]) > max_key:
         return _refuse(BAD_FORMAT, verb, tokens)
     expiry = _expiry(tokens[2])
@@ -222,21 +270,17 @@ def _parse_touch(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | 
 
 
 def _parse_flush(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
-    if len(tokens) > 3:
-        return TextRefusal(ERROR, verb)
     noreply = tokens[-1] == b"noreply"
     is_bare = len(tokens) == (2 if noreply else 1)
-    delay = 0 if is_bare else _number(tokens[1], -_MAX_U64, _MAX_U32)
+    delay = 0 if is_bare else number(tokens[1], -_MAX_I32 - 1, _MAX_I32)
     if delay is None:
         return _refuse(BAD_EXPIRY, verb, tokens)
     return TextCommand(verb, expiry=max(delay, 0), noreply=noreply)
 
 
 def _parse_verbosity(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | TextRefusal:
-    if not 2 <= len(tokens) <= 3:
-        return TextRefusal(ERROR, verb)
-    if tokens[-1] != b"noreply" and _number(tokens[1], 0, _MAX_U32) is None:
-        return TextRefusal(BAD_FORMAT, verb)
+    if len(tokens) < 2 or number(tokens[1], 0, _MAX_U32) is None:
+        return _refuse(BAD_FORMAT, verb, tokens)
     return TextCommand(verb, noreply=tokens[-1] == b"noreply")
 
 
@@ -245,7 +289,16 @@ def _parse_bare(verb: str, tokens: list[bytes], max_key: int) -> TextCommand | T
     return TextCommand(verb, args=tuple(tokens[1:]))
 
 
+def _parse_administration(
+    verb: str, tokens: list[bytes], max_key: int
+) -> TextCommand | TextRefusal:
+    return TextCommand(verb, args=tuple(tokens[1:]), noreply=tokens[-1] == b"noreply")
+
+
 _Parse = Callable[[str, list[bytes], int], TextCommand | TextRefusal]
+
+ADMINISTRATION = ("cache_memlimit", "shutdown")
+"""Commands about the server as a whole, with memcached's names."""
 
 SIMPLE: dict[bytes, tuple[str, _Parse]] = {
     b"delete": ("delete", _parse_delete),
@@ -258,5 +311,23 @@ SIMPLE: dict[bytes, tuple[str, _Parse]] = {
     b"version": ("version", _parse_bare),
     b"quit": ("quit", _parse_bare),
     b"mn": ("mn", _parse_bare),
+    **{verb.encode(): (verb, _parse_administration) for verb in ADMINISTRATION},
 }
 """Commands that are one line and one item: name, and who reads it."""
+
+
+def parse_other(line: bytes, tokens: list[bytes]) -> TextRefusal | None:
+    """Answer a line that begins with no command.
+
+    Args:
+        line: The line, with its line end.
+        tokens: Its tokens.
+
+    Returns:
+        None for a request of HTTP.
+    """
+    if len(line) < _SHORTEST_LINE:
+        return TextRefusal(BAD_FORMAT)
+    if len(tokens) > 1 and tokens[-1].startswith(b"HTTP/"):
+        return None
+    return _refuse(ERROR, "", tokens)

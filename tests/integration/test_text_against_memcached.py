@@ -37,6 +37,7 @@ reactor.run()
 """
 
 LONG = b"k" * 251
+BAD = b"CLIENT_ERROR bad command line format\r\n"
 TABLE = rb"""
 get|get a b|gets|gets |get |get  a|get a  b |get a |GET a|Get a|foo|
  |set|set a|set a 0|set a 0 0|set a 0 0 x|set a 0 0 -1|set a 0 0 2;ab|set a 0 0 2;abc
@@ -117,15 +118,10 @@ def script() -> list[bytes]:
 
 
 DIFFERENT: dict[bytes, tuple[bytes, bytes]] = {
-    # Its clock has 31 bits: what is later than 2038 is over.
-    b"set a 0 2147483648 1\r\nx\r\nget a\r\n": (
-        b"STORED\r\nEND\r\n",
-        b"STORED\r\nVALUE a 0 1\r\nx\r\nEND\r\n",
-    ),
     # A wrong key behind one that exists makes it forget the answer before that.
     b"set a 0 0 1\r\nx\r\nget a " + LONG + b" a\r\n": (
-        b"CLIENT_ERROR bad command line format\r\n",
-        b"STORED\r\nCLIENT_ERROR bad command line format\r\n",
+        BAD,
+        b"STORED\r\n" + BAD,
     ),
     # memcached writes a shorter number over the longer one in place and leaves blanks behind it.
     b"set n 0 0 2\r\n10\r\ndecr n 9\r\nget n\r\n": (
@@ -135,20 +131,76 @@ DIFFERENT: dict[bytes, tuple[bytes, bytes]] = {
     # It cuts flags off at 32 bits without a word.
     b"set a 4294967296 0 2\r\nab\r\n": (
         b"STORED\r\n",
-        b"CLIENT_ERROR bad command line format\r\nERROR\r\n",
+        BAD,
     ),
     # It ends a key at its first NUL.
     b"set a 0 0 1\r\nx\r\nget a\0b\r\n": (
         b"STORED\r\nVALUE a 0 1\r\nx\r\nEND\r\n",
         b"STORED\r\nEND\r\n",
     ),
-    # It counts in numbers with blanks behind them.
-    b"set n 0 0 4\r\n10  \r\nincr n 1\r\n": (
-        b"STORED\r\n11\r\n",
-        b"STORED\r\nCLIENT_ERROR cannot increment or decrement non-numeric value\r\n",
+    # A size with a sign is refused since 1.6.40; here the value goes with it, there it is commands.
+    b"set a +1 +0 +1\r\nx\r\nget a\r\n": (
+        b"STORED\r\nVALUE a 1 1\r\nx\r\nEND\r\n",
+        BAD + b"END\r\n",
     ),
 }
 """What is said: memcached's answer, and ours."""
+
+NEWER: dict[bytes, bytes] = {
+    b"get\r\n": BAD,
+    b"gets\r\n": BAD,
+    b"gets \r\n": BAD,
+    b"get \r\n": BAD,
+    b"\r\n": BAD,
+    b" \r\n": BAD,
+    b"set\r\n": BAD,
+    b"set a\r\n": BAD,
+    b"set a 0\r\n": BAD,
+    b"set a 0 0\r\n": BAD,
+    b"set a 0 0 2\r\nabc\r\n": b"CLIENT_ERROR bad data chunk\r\n" + BAD,
+    b"set a 0 0 2 noreply foo\r\nab\r\n": b"STORED\r\n",
+    b"set a x 0 2\r\nab\r\n": BAD,
+    b"set a 0 x 2\r\nab\r\n": BAD,
+    b"set a -1 0 2\r\nab\r\n": BAD,
+    b"set a 0x10 0 1\r\nx\r\nget a\r\n": BAD + b"END\r\n",
+    b"set a 0 0 2\r\nabcd\r\nget a\r\n": b"CLIENT_ERROR bad data chunk\r\n" + BAD + b"END\r\n",
+    b"set a 0 0 1 a b c d e f g\r\nx\r\n": b"STORED\r\n",
+    b"set a b 0 1\r\nx\r\nget a\r\n": BAD + b"END\r\n",
+    b"set a b 0 1 noreply\r\nx\r\nget a\r\n": b"END\r\n",
+    b"set a 0 0 -1 noreply\r\n": BAD,
+    b"set q 0 0 1\r\nx\r\nset q 0 0 2\r\nabcd\r\nget q\r\n": (
+        b"STORED\r\nCLIENT_ERROR bad data chunk\r\n" + BAD + b"VALUE q 0 1\r\nx\r\nEND\r\n"
+    ),
+    b"cas a 0 0 1\r\nx\r\n": BAD,
+    b"cas a 0 0 1 x\r\nx\r\n": BAD,
+    b"cas a 0 0 1 18446744073709551616\r\nx\r\n": BAD,
+    b"cas a 0 0 1 -1\r\nx\r\n": BAD,
+    b"cas a 0 0 1 1 2 3\r\nx\r\n": b"NOT_FOUND\r\n",
+    b"delete\r\n": BAD,
+    b"delete noreply\r\n": b"",
+    b"incr\r\n": BAD,
+    b"incr a\r\n": BAD,
+    b"set n 0 0 1\r\n5\r\nincr n 1 2 3\r\n": b"STORED\r\n6\r\n",
+    b"set n 0 0 2\r\n10\r\ndecr n 1 2 3\r\n": b"STORED\r\n9\r\n",
+    b"decr\r\n": BAD,
+    b"touch\r\n": BAD,
+    b"touch a\r\n": BAD,
+    b"touch a 0 1 2\r\n": b"NOT_FOUND\r\n",
+    b"gat\r\n": BAD,
+    b"gat 0\r\n": BAD,
+    b"gats 0\r\n": BAD,
+    b"gat a\r\n": BAD,
+    b"verbosity\r\n": BAD,
+    b"verbosity foo bar my\r\n": BAD,
+    b"verbosity 1 2 3 4\r\n": b"OK\r\n",
+    b"flush_all 0 0 0\r\n": b"OK\r\n",
+    b"  get a\r\n": b"ERROR\r\n",
+    b"set " + LONG + b" 0 0 1\r\nx\r\nget a\r\n": (BAD + b"END\r\n"),
+    b"set " + LONG + b" 0 0 1 noreply\r\nx\r\nversion\r\n": b"VERSION 1.6.18\r\n",
+    b"append " + LONG + b" 0 0 1\r\nx\r\n": BAD,
+}
+"""Lines that memcached answers in another way since 1.6.40, which is the way of this server; the
+answers were recorded from 1.6.45."""
 
 
 def ask(port: int, said: bytes) -> tuple[bytes, bool]:
@@ -222,6 +274,13 @@ class DifferentialTests(SynchronousTestCase):
         """Every line of the script gets the same answer, CAS numbers apart."""
         wrong = []
         for said in script():
+            if said in DIFFERENT:
+                continue
+            if said in NEWER:
+                heard, _ = ask(self.ours, said)
+                if heard != NEWER[said]:
+                    wrong.append(f"{said[:100]!r}: {heard!r} instead of {NEWER[said]!r}")
+                continue
             ours, theirs = ask(self.ours, said), ask(self.theirs, said)
             if ours != theirs:
                 wrong.append(f"{said[:100]!r}: {ours} instead of {theirs}")

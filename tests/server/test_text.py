@@ -18,7 +18,7 @@ CONVERSATIONS: list[tuple[bytes, bytes]] = [
     (b"get a\r\n", b"VALUE a 5 3\r\nabc\r\nEND\r\n"),
     (b"get - a - n\r\n", b"VALUE a 5 3\r\nabc\r\nVALUE n 0 2\r\n10\r\nEND\r\n"),
     (b"get -\r\n", b"END\r\n"),
-    (b"get\r\n", b"ERROR\r\n"),
+    (b"get\r\n", b"CLIENT_ERROR bad command line format\r\n"),
     (b"gets -\r\n", b"END\r\n"),
     (b"gets locked\r\n", b"VALUE locked 0 1 18446744073709551615\r\nx\r\nEND\r\n"),
     (b"gat 0 a -\r\n", b"VALUE a 5 3\r\nabc\r\nEND\r\n"),
@@ -68,7 +68,27 @@ CONVERSATIONS: list[tuple[bytes, bytes]] = [
     (b"stats items\r\n", b"END\r\n"),
     (b"stats noreply\r\n", b"ERROR\r\n"),
     (b"nonsense\r\nmn\r\n", b"ERROR\r\nMN\r\n"),
-    (b"set a 0 0 1\r\nxy\r\n", b"CLIENT_ERROR bad data chunk\r\nERROR\r\n"),
+    (
+        b"set a 0 0 1\r\nxy\r\n",
+        b"CLIENT_ERROR bad data chunk\r\nCLIENT_ERROR bad command line format\r\n",
+    ),
+    (b"set a 0 4294967295 1\r\nx\r\nget a\r\n", b"STORED\r\nEND\r\n"),
+    (b"touch a 2147483648\r\nget a\r\n", b"TOUCHED\r\nEND\r\n"),
+    (
+        b"set a x 0 8\r\ndelete n\r\nget n\r\n",
+        b"CLIENT_ERROR bad command line format\r\nVALUE n 0 2\r\n10\r\nEND\r\n",
+    ),
+    (b"shutdown\r\n", b"SERVER_ERROR: shutdown not enabled\r\n"),
+    (b"shutdown noreply\r\nmn\r\n", b"MN\r\n"),
+    (b"cache_memlimit\r\n", b"ERROR\r\n"),
+    (b"cache_memlimit 1x\r\n", b"ERROR\r\n"),
+    (b"cache_memlimit 4\r\n", b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m\r\n"),
+    (b"cache_memlimit 64\r\n", b"MEMLIMIT_ADJUST_FAILED out of bounds or unable to adjust\r\n"),
+    (
+        b"cache_memlimit 1000000001\r\n",
+        b"MEMLIMIT_ADJUST_FAILED input value is megabytes not bytes\r\n",
+    ),
+    (b"cache_memlimit 64 noreply\r\nmn\r\n", b"MN\r\n"),
     (b"quit\r\nmn\r\n", b""),
 ]
 
@@ -233,6 +253,45 @@ class LoginTests(SynchronousTestCase):
         one = Link(users=ALICE)
         self.assertEqual(one.ask(b"quit\r\n"), b"")
         self.assertTrue(one.transport.closed)
+
+    def test_any_fields(self) -> None:
+        """Nothing but the value counts, as with memcached's ``-Y``; emcache sends underscores."""
+        for line in (
+            b"set _ _ _ 12",
+            b"set " + b"k" * 300 + b" x y 12 noreply z",
+            b"set a -1 -1 12",
+        ):
+            one = Link(users=ALICE)
+            self.assertEqual(one.ask(line + b"\r\nalice secret\r\n"), b"STORED\r\n", line)
+            self.assertEqual(
+                one.ask(line.replace(b"noreply", b"") + b"\r\nalice secret\r\nget a _\r\n"),
+                b"CLIENT_ERROR bad command line format\r\nEND\r\n",
+            )
+
+    def test_what_follows_in_the_same_read(self) -> None:
+        """A line behind the login is judged as one of the user's."""
+        one = Link(users=ALICE)
+        self.assertEqual(
+            one.ask(b"set _ _ _ 12\r\nalice secret\r\nset a _ 0 1\r\nx\r\nget a\r\n"),
+            b"STORED\r\nCLIENT_ERROR bad command line format\r\nEND\r\n",
+        )
+
+    def test_values_of_strangers(self) -> None:
+        """What a stranger sends as a value is no command, and so costs one answer."""
+        for line in (
+            b"set k 0 0 16",
+            b"set " + b"k" * 251 + b" 0 0 16",
+            b"add k x 0 16",
+            b"cas k 0 0 16",
+            b"append k 0 0 16 noreply",
+        ):
+            one = Link(users=ALICE)
+            heard = one.ask(line + b"\r\ndelete victimize\r\n")
+            self.assertIn(
+                heard,
+                (b"CLIENT_ERROR unauthenticated\r\n", b"CLIENT_ERROR authentication failure\r\n"),
+                line,
+            )
 
     def test_wrong(self) -> None:
         """A wrong login says so; the next one may be right."""

@@ -101,7 +101,7 @@ class Answering:
         return text.OK
 
     def do_version(self, command: TextCommand) -> bytes:
-        return text.version_line(b"1.6.18")
+        return text.version_line(b"1.6.45")
 
     def do_mn(self, command: TextCommand) -> bytes:
         return b"MN\r\n"

@@ -1,4 +1,4 @@
-"""The text protocol, against the answers of memcached 1.6.18."""
+"""The text protocol, against the answers of memcached 1.6.45."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.errors import RemoteProtocolError
 from kvproto.wire import text
 from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
+from kvproto.wire.text_grammar import EXPIRED
 from tests.wire.answering import Answering
 from tests.wire.cutting import cuttings, decode
 from tests.wire.golden_text import CLOSED, GOLDEN
@@ -34,24 +35,73 @@ class GoldenTests(SynchronousTestCase):
 
 
 class DeviationTests(SynchronousTestCase):
-    """Where memcached would change what it was given without a word, we refuse."""
+    """Where memcached would change what it was given without a word, or lose a value, we refuse."""
 
-    def test_numbers_too_large(self):
-        """Flags above 32 bits, sizes above 31 and expiries above 32 bits are no command."""
-        for line in (
-            b"set k 4294967296 0 1\r\n",
-            b"set k 0 0 4294967296\r\n",
-            b"set k 0 4294967296 1\r\n",
-        ):
-            self.assertEqual(
-                TextDecoder().feed(line),
-                [TextRefusal(b"CLIENT_ERROR bad command line format\r\n", "set")],
-            )
+    def test_flags_too_large(self):
+        """Flags above 32 bits are refused, with their value; memcached cuts them off."""
+        self.assertEqual(
+            TextDecoder().feed(b"set k 4294967296 0 1\r\nx\r\nmn\r\n"),
+            [
+                TextRefusal(b"CLIENT_ERROR bad command line format\r\n", "set"),
+                TextCommand("mn"),
+            ],
+        )
+
+    def test_sizes_that_are_written_oddly(self):
+        """What a lenient reader takes for a size is skipped; memcached takes it for commands."""
+        for size in (b"+14", b"14\t", b"\t14"):
+            for line in (b"set k 0 0 " + size, b"cas k 0 0 " + size + b" 1"):
+                self.assertEqual(
+                    TextDecoder().feed(line + b"\r\ndelete victims\r\nmn\r\n"),
+                    [
+                        TextRefusal(b"CLIENT_ERROR bad command line format\r\n", line[:3].decode()),
+                        TextCommand("mn"),
+                    ],
+                )
 
     def test_expiry_of_32_bits(self):
-        """An expiry after 2038 is one; memcached wraps it round to the past."""
-        [command] = TextDecoder().feed(b"set k 0 4294967295 1\r\nx\r\n")
-        self.assertEqual(command, TextCommand("set", b"k", b"x", expiry=4294967295))
+        """An expiry of 2**31 to 2**32 - 1 is a negative one that lost its sign: it is over.
+
+        memcached up to 1.6.39 has it so everywhere, 1.6.45 in storage commands; libmemcached sends
+        4294967295 for -1 with all of them.
+        """
+        for expiry in (b"2147483648", b"4294967295", b"-1", b"-2147483648"):
+            for line in (
+                b"set k 0 %b 1\r\nx\r\n",
+                b"cas k 0 %b 1 7\r\nx\r\n",
+                b"add k 0 %b 1\r\nx\r\n",
+                b"touch k %b\r\n",
+                b"gat %b k\r\n",
+                b"gats %b k\r\n",
+            ):
+                command = TextDecoder().feed(line % expiry)[0]
+                assert isinstance(command, TextCommand)
+                self.assertEqual(command.expiry, EXPIRED, line % expiry)
+        self.assertEqual(
+            TextDecoder().feed(b"touch k 2147483647\r\n"),
+            [TextCommand("touch", b"k", expiry=2147483647)],
+        )
+
+    def test_expiry_above_32_bits(self):
+        """It is refused; memcached wraps it round."""
+        for line, words in (
+            (b"set k 0 4294967296 1\r\nx\r\n", b"bad command line format"),
+            (b"touch k 4294967296\r\n", b"invalid exptime argument"),
+            (b"gat 4294967296 k\r\n", b"invalid exptime argument"),
+        ):
+            [refusal] = TextDecoder().feed(line)
+            assert isinstance(refusal, TextRefusal)
+            self.assertEqual(refusal.line, b"CLIENT_ERROR " + words + b"\r\n")
+
+    def test_delete_with_more(self):
+        """Since 1.6.40 memcached deletes whatever stands behind the key; before, as here, not."""
+        usage = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n"
+        for line, words in (
+            (b"delete k 1\r\n", usage),
+            (b"delete k noreply 0\r\n", usage),
+            (b"delete k 0 noreply x\r\n", b"ERROR\r\n"),
+        ):
+            self.assertEqual(TextDecoder().feed(line), [TextRefusal(words, "delete")])
 
     def test_nul_is_a_byte_like_others(self):
         """A NUL does not end the line."""
@@ -144,16 +194,15 @@ class TextDecoderTests(SynchronousTestCase):
         ):
             decoder = TextDecoder()
             items = decoder.feed(b"version\r\n" + end)
-            self.assertEqual(items[0], TextCommand("version"))
+            self.assertEqual(items, [TextCommand("version")])
             self.assertEqual(str(decoder.error), reason)
             self.assertRaises(RemoteProtocolError, decoder.feed, b"")
 
-    def test_line_too_long_is_told(self):
-        """Whoever sends a line without end is told why the connection ends."""
-        self.assertEqual(
-            TextDecoder(max_line=10).feed(b"12345678901"),
-            [TextRefusal(b"CLIENT_ERROR line too long\r\n")],
-        )
+    def test_line_too_long(self):
+        """Whoever sends a line without end hears nothing more, as from memcached."""
+        decoder = TextDecoder(max_line=10)
+        self.assertEqual(decoder.feed(b"12345678901"), [])
+        self.assertEqual(str(decoder.error), "a line of more than 10 bytes")
 
     def test_line_of_exactly_the_limit(self):
         """The limit counts all bytes before the line feed, and is itself allowed."""
@@ -174,6 +223,60 @@ class TextDecoderTests(SynchronousTestCase):
         ):
             verb = wire.split()[0].decode()
             self.assertEqual(TextDecoder().feed(wire), [TextRefusal(b"", verb)])
+
+
+class SwallowTests(SynchronousTestCase):
+    """The value of a refused line is no command, however it arrives."""
+
+    def test_swallowed(self):
+        """The line is answered, and the next command is the one behind the value."""
+        refusal = b"CLIENT_ERROR bad command line format\r\n"
+        for line in (
+            b"set " + b"k" * 251 + b" 0 0 13",
+            b"set k x 0 13",
+            b"set k 0 x 13",
+            b"append k 4294967296 0 13",
+            b"cas k 0 0 13",
+            b"cas k 0 0 13 x",
+            b"cas k 0 0 13 -1",
+        ):
+            verb = line.split()[0].decode()
+            wire = line + b"\r\ndelete victim\r\nmn\r\n"
+            for parts in cuttings(wire):
+                self.assertEqual(
+                    decode(TextDecoder, parts, 2048),
+                    ([TextRefusal(refusal, verb), TextCommand("mn")], None),
+                )
+            self.assertEqual(
+                TextDecoder().feed(line + b" noreply\r\ndelete victim\r\nmn\r\n"),
+                [TextRefusal(b"", verb), TextCommand("mn")],
+            )
+
+    def test_answered_before_its_value(self):
+        """A client that waits for the answer to its line gets it; the value may follow."""
+        decoder = TextDecoder()
+        self.assertEqual(len(decoder.feed(b"set k x 0 1000000\r\n")), 1)
+        self.assertTrue(decoder.partial)
+        self.assertEqual(decoder.feed(bytes(500_000)), [])
+        self.assertEqual(decoder.buffered, 0)
+        self.assertEqual(decoder.feed(bytes(500_002) + b"mn\r\n"), [TextCommand("mn")])
+
+    def test_login(self):
+        """While a set may be a login, a refused one has its value, and no more than the limit."""
+        for size, value in ((12, b"alice secret"), (13, b"")):
+            wire = b"set _ _ _ %d\r\n%b\r\nmn\r\n" % (size, b"alice secrets"[:size])
+            for parts in ([wire], [byte.to_bytes() for byte in wire]):
+                decoder = TextDecoder(max_value=12)
+                decoder.login = True
+                self.assertEqual(
+                    [item for part in parts for item in decoder.feed(part)],
+                    [
+                        TextRefusal(
+                            b"CLIENT_ERROR bad command line format\r\n", "set", value=value
+                        ),
+                        TextCommand("mn"),
+                    ],
+                )
 
 
 class LongRetrievalTests(SynchronousTestCase):
@@ -220,7 +323,13 @@ class LongRetrievalTests(SynchronousTestCase):
         for parts in cuttings(wire):
             self.assertEqual(
                 self.decode(parts),
-                ([TextRefusal(b"ERROR\r\n", "get"), TextCommand("version")], None),
+                (
+                    [
+                        TextRefusal(b"CLIENT_ERROR bad command line format\r\n", "get"),
+                        TextCommand("version"),
+                    ],
+                    None,
+                ),
             )
 
     def test_other_commands(self):
@@ -230,7 +339,7 @@ class LongRetrievalTests(SynchronousTestCase):
                 self.assertEqual(
                     self.decode(parts),
                     (
-                        [TextRefusal(b"CLIENT_ERROR line too long\r\n")],
+                        [],
                         "a line of more than 20 bytes",
                     ),
                 )

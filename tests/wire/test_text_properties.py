@@ -100,7 +100,7 @@ class RoundTripTests(SynchronousTestCase):
         plain_keys,
         st.binary(max_size=MAX_VALUE),
         st.integers(0, 2**32 - 1),
-        st.integers(0, 2**32 - 1),
+        st.integers(0, 2**31 - 1),
         st.integers(0, 2**64 - 1),
         cuts,
     )
