@@ -22,7 +22,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -58,7 +58,7 @@ class LinkState(Enum):
     CLOSED = "closed"
 
 
-@implementer(IDrainable)
+@implementer(IDrainable, IHalfCloseableProtocol)
 class NodeLink(Protocol):
     """A link with one other node.
 
@@ -158,6 +158,13 @@ class NodeLink(Protocol):
                     self._shake(payload)
         except RemoteProtocolError as error:
             self.abort(str(error))
+
+    def readConnectionLost(self) -> None:
+        """Close: a node that says nothing more is gone, whatever it could still hear."""
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Nothing to do: nobody closes one side of a link."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell everybody who waits, once."""

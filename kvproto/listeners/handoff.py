@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IAddress,
+    IHalfCloseableProtocol,
     IHandshakeListener,
     IProtocol,
     ISystemHandle,
@@ -54,7 +55,7 @@ _BEFORE_CLIENT_HELLO = b"before SSL initialization"
 """OpenSSL's name for a server that has not seen a whole ClientHello yet."""
 
 
-@implementer(IHandshakeListener)
+@implementer(IHandshakeListener, IHalfCloseableProtocol)
 class Handoff(VerifiedConnection, Protocol):
     """One accepted connection on its way to an owner.
 
@@ -82,6 +83,7 @@ class Handoff(VerifiedConnection, Protocol):
         self._owner_reads = False
         self._drain_within: float | None = None
         self._drain_wanted = False
+        self._peer_ended = False
         self._lost: Failure | None = None
         self._ended_by = Event.PEER_LOST
         self.entry = self._ledger.admit(factory.name, address, self)
@@ -144,6 +146,13 @@ class Handoff(VerifiedConnection, Protocol):
         if not self._paused and state is State.OFFERED:
             self._paused = True
             self.transport.pauseProducing()
+
+    def readConnectionLost(self) -> None:
+        """Hear that the peer will send nothing more, and may still read."""
+        self.fire(Event.PEER_ENDED)
+
+    def writeConnectionLost(self) -> None:
+        """Nothing to do: nobody here closes one side of a connection."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Hear that the transport is gone, whosever wish it was."""
@@ -251,6 +260,8 @@ class Handoff(VerifiedConnection, Protocol):
             self._watch_expiry()
             if self._drain_wanted:
                 self.fire(Event.DRAIN, "drained", within=self._drain_within)
+        if self._peer_ended:
+            self.fire(Event.PEER_ENDED)
 
     def _resume(self) -> None:
         """Read again, before the owner can have a wish of its own about that."""
@@ -287,6 +298,25 @@ class Handoff(VerifiedConnection, Protocol):
             self.fire(Event.OWNER_FAILED)
         else:
             self._adopt()
+
+    def _note_end(self) -> None:
+        """Remember to tell the owner, when there is one, that the peer has ended its side."""
+        self._peer_ended = True
+
+    def _tell_end(self) -> None:
+        """Let the owner answer what the peer has asked, and close."""
+        transport, entry, owner = self.transport, self.entry, self._owner
+        if getattr(transport, "disconnecting", False):
+            return
+        if not ISecuredTransport.providedBy(transport):
+            entry.reason = entry.reason or "the peer ended its side"
+            self._ledger.enter(entry, entry.state, within=self._ledger.timeouts.half_close)
+        if IHalfCloseableProtocol.providedBy(owner):
+            owner.readConnectionLost()
+        else:
+            # It cannot be told, and is known to TLS only: whether it has answered.
+            lose = getattr(transport, "lose_when_answered", None) or transport.loseConnection
+            lose()
 
     def _note_drain(self) -> None:
         """Remember to drain as soon as there is an owner."""
@@ -395,6 +425,8 @@ _ACTIONS: dict[Action, Callable[[Handoff], None]] = {
     Action.REFUSE: Handoff._refuse,
     Action.CANCEL_CLAIM: Handoff._cancel_claim,
     Action.NOTE_DRAIN: Handoff._note_drain,
+    Action.NOTE_END: Handoff._note_end,
+    Action.TELL_END: Handoff._tell_end,
     Action.DRAIN: Handoff._drain,
     Action.CLOSE: Handoff._close,
     Action.ABORT: Handoff._abort,

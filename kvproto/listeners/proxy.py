@@ -17,10 +17,11 @@ import struct
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IAddress, IHandshakeListener
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from kvproto.errors import HandoffError
 
@@ -121,6 +122,7 @@ def _address(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> IA
     return address
 
 
+@implementer(IHalfCloseableProtocol)
 class ProxyProtocol(ProtocolWrapper):
     """Reads the header, then steps aside: later reads are only handed on.
 
@@ -133,6 +135,7 @@ class ProxyProtocol(ProtocolWrapper):
         super().__init__(factory, wrapped)
         self._received = b""
         self._pair: Pair | None = None
+        self._pair_known = False
         self._error: HandoffError | None = None
 
     def dataReceived(self, data: bytes) -> None:
@@ -154,6 +157,7 @@ class ProxyProtocol(ProtocolWrapper):
     def _begin(self, rest: bytes) -> None:
         """Let the wrapped protocol begin."""
         self._received = b""
+        self._pair_known = True
         wrapped: Any = self.wrappedProtocol
         # Not wrapped.dataReceived itself: that may be replaced when an owner is found.
         self.dataReceived = super().dataReceived  # type: ignore[method-assign]
@@ -161,6 +165,18 @@ class ProxyProtocol(ProtocolWrapper):
             wrapped.handshakeCompleted()
         if rest:
             wrapped.dataReceived(rest)
+
+    def readConnectionLost(self) -> None:
+        """Hand on that the peer has ended its side; without a header there is nothing to answer."""
+        wrapped: Any = self.wrappedProtocol
+        transport: Any = self.transport
+        if self._pair_known and IHalfCloseableProtocol.providedBy(wrapped):
+            wrapped.readConnectionLost()
+        else:
+            transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Nothing to do: nobody here closes one side of a connection."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Hand on the end of the connection, and our own reason if we have one."""

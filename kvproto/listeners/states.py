@@ -65,6 +65,7 @@ class Event(enum.StrEnum):
     ACCEPTOR_STOPPING = "acceptor stopping"
     GENERATION_RETIRED = "generation retired"
     PROCESS_STOPPING = "process stopping"
+    PEER_ENDED = "peer ended its side"
     PEER_LOST = "peer lost"
 
 
@@ -77,6 +78,8 @@ class Action(enum.StrEnum):
     CANCEL_CLAIM = "cancel the claim"
     NOTE_DRAIN = "drain once owned"
     DRAIN = "let the owner finish"
+    NOTE_END = "tell the owner once there is one"
+    TELL_END = "let the owner answer and close"
     CLOSE = "say goodbye"
     ABORT = "abort"
     TOO_LATE = "tell the controller: too late"
@@ -108,6 +111,8 @@ class Timeouts:
         claim: For the controller to answer (7 s, as Erlang's ``net_setuptime``).
         refuse: For hearing what protocol a refused peer speaks and telling it "busy".
         drain: For an owner to answer what it was asked.
+        half_close: For the answers to a peer that has ended its side of a connection without TLS
+            (with TLS, `kvproto.tls.KVTLSProtocol` has the deadline and renews it by progress).
         close: For the peer to answer our goodbye (1 s: ns_server began with 5 and made
             its callers time out).
         vanish: For the transport to report the end of an aborted connection.
@@ -117,6 +122,7 @@ class Timeouts:
     claim: float = 7.0
     refuse: float = 3.0
     drain: float = 10.0
+    half_close: float = 30.0
     close: float = 1.0
     vanish: float = 1.0
 
@@ -169,6 +175,7 @@ def _build() -> dict[State, dict[Event, Move]]:
             e.ACCEPTOR_STOPPING: abort,
             e.GENERATION_RETIRED: abort,
             e.PROCESS_STOPPING: abort,
+            e.PEER_ENDED: Move(s.HANDSHAKING, (a.NOTE_END,)),
             e.PEER_LOST: lost,
         },
         s.OFFERED: {
@@ -184,6 +191,7 @@ def _build() -> dict[State, dict[Event, Move]]:
             e.ACCEPTOR_STOPPING: withdraw,
             e.GENERATION_RETIRED: withdraw,
             e.PROCESS_STOPPING: withdraw,
+            e.PEER_ENDED: Move(s.OFFERED, (a.NOTE_END,)),
             e.PEER_LOST: Move(s.CLOSED, (a.CANCEL_CLAIM, a.FAREWELL)),
         },
         s.OWNED: {
@@ -199,6 +207,7 @@ def _build() -> dict[State, dict[Event, Move]]:
             e.ACCEPTOR_STOPPING: close,
             e.GENERATION_RETIRED: close,
             e.PROCESS_STOPPING: abort,
+            e.PEER_ENDED: Move(s.OWNED, (a.TELL_END,)),
             e.PEER_LOST: lost,
         },
         s.CLOSING: {
@@ -214,6 +223,7 @@ def _build() -> dict[State, dict[Event, Move]]:
             e.ACCEPTOR_STOPPING: close,
             e.GENERATION_RETIRED: close,
             e.PROCESS_STOPPING: abort,
+            e.PEER_ENDED: Move(s.CLOSING, (a.TELL_END,)),
             e.PEER_LOST: lost,
         },
         s.CANCELLED: {

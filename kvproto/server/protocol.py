@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -91,7 +91,7 @@ SessionFactory: TypeAlias = Any
 """Called with (server, peer); returns a `Session`."""
 
 
-@implementer(IPushProducer, IAnswers, IDrainable)
+@implementer(IPushProducer, IAnswers, IDrainable, IHalfCloseableProtocol)
 class KVServerProtocol(TwistedProtocol):
     """One connection of a key-value client, on any transport.
 
@@ -190,6 +190,17 @@ class KVServerProtocol(TwistedProtocol):
         self._counters.bytes_read -= len(data)  # counted again when it is served
         self._keep(data)
         return b""
+
+    def readConnectionLost(self) -> None:
+        """Answer what the peer has asked, then close: it has ended its side, and asks no more."""
+        if self._session is not None and self._session.partial:
+            self._note("the peer ended its side in the middle of a request")
+        self._draining = self._last_request = True
+        if not self._stopped and not self._serving:
+            self._rest()
+
+    def writeConnectionLost(self) -> None:
+        """Nothing to do: nobody here closes one side of a connection."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Let go of everything, whatever was under way."""

@@ -195,6 +195,10 @@ class MemoryTransport:
         if self.aborted:
             self.lose(Failure(ConnectionAborted()))
             return True
+        if not self.peer.connected and self.unsent:
+            # Nobody is there who could take it: the other end's kernel answers with a reset.
+            self.lose(Failure(ConnectionLost()))
+            return True
         room = self.window - len(self.wire)
         moved = self.unsent[: max(room, 0)]
         if moved:

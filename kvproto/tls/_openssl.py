@@ -40,11 +40,13 @@ class Engine:
         bounded: Whether its output is bounded, as a WANT_WRITE has shown: then output comes
             in pieces of any size, and `drain` asks until it is refused.
         unfed: The rest of a record that `open` could not feed.
+        asked_at: Bytes given to the transport when the application was last given data, -1 before
+            that; set by who gives.
         armed: Whether the transport has been offered a shortcut; set by who offers it.
         busy: Whether a call to `handshake` is on the stack, callbacks included; set by its caller.
     """
 
-    __slots__ = ("armed", "bounded", "busy", "connection", "unfed")
+    __slots__ = ("armed", "asked_at", "bounded", "busy", "connection", "unfed")
 
     seals = False
     """Whether there is a `seal`: an encryption that is whole or not at all."""
@@ -53,6 +55,7 @@ class Engine:
         # Any: tests and programs put other objects with the same methods here.
         self.connection: Any = connection
         self.unfed: memoryview | None = None
+        self.asked_at = -1
         self.armed = self.bounded = self.busy = False
 
     def feed(self, data: bytes | memoryview) -> int:

@@ -8,14 +8,22 @@ and the one line in the log.  The rules:
 * No end waits for a peer without limit: a peer that stops taking data, or that takes
   it and never closes, is cut after ``close_timeout`` seconds.  While at least
   `CLOSE_PROGRESS` bytes are taken in each such period it is not.
+* A peer that has ended its side, by close_notify or by a FIN, gets the answers to what it
+  asked before (RFC 8446 section 6.1).  An application that implements `IHalfCloseableProtocol`
+  is told, and closes when it has answered.  Any other is taken to have answered at once, or, on
+  a server, if it has written nothing since it was last given data or a pull producer is at work,
+  when it has been silent for ``answer_pause`` seconds.  In place of ``close_timeout``
+  ``half_close_timeout`` holds then.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from OpenSSL.SSL import Error, WantWriteError
+from OpenSSL.SSL import Error, WantReadError, WantWriteError, ZeroReturnError
+from twisted.internet._producer_helpers import _PullToPush
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -55,6 +63,8 @@ class ClosingTLS(OutgoingTLS):
 
     handshake_timeout: float | None
     close_timeout: float | None
+    half_close_timeout: float | None
+    answer_pause: float
 
     close_reason = ""
     """Why the connection ended, for people; ``""`` while it has not."""
@@ -65,9 +75,12 @@ class ClosingTLS(OutgoingTLS):
     _is_client = False  # we spoke first
     _app_failed = False  # the application raised: it is given nothing more
     _shutdown_sent = False
+    _input_ended = False  # the transport's input has: a FIN
     _taken = 0
+    _written = 0
     _handshake_call: IDelayedCall | None = None
     _close_call: IDelayedCall | None = None
+    _answer_call: IDelayedCall | None = None
 
     @property
     def stage(self) -> str:
@@ -139,8 +152,10 @@ class ClosingTLS(OutgoingTLS):
 
     def _output_done(self) -> None:
         if self._peer_done:
+            truncated = self._input_ended
             self._shutdownTLS()
-            self._tlsShutdownFinished(None)
+            if not self._lostTLSConnection:
+                self._tlsShutdownFinished(self._how_input_ended() if truncated else None)
         elif self._producer is None and not self._shutdown_sent:
             self._shutdownTLS()
 
@@ -155,6 +170,91 @@ class ClosingTLS(OutgoingTLS):
         self._close_shortcut()
         self._mute = self._producer is None
         self._flush()
+
+    # --- the peer has ended its side ------------------------------------------------------
+
+    def _peer_ended(self) -> None:
+        """Let what the peer has asked be answered; then say goodbye."""
+        if self._peer_done:
+            return
+        self._peer_done = True
+        self._input_rules_changed()
+        if self._waits_for_peer:
+            # Nothing will come any more that could let OpenSSL write.
+            self._retry = None
+            self._outbox.clear()
+            self._mute = True
+        self._await_answers()
+        if not self._ended and not self._lostTLSConnection:
+            self._flush()
+            self._arm_close()
+
+    def _await_answers(self) -> None:
+        """Find out how the application tells that it has answered."""
+        if self._mute or self.disconnecting or self._app_failed:
+            return
+        if IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
+            self._answering = True
+            try:
+                self.wrappedProtocol.readConnectionLost()
+            except BaseException:
+                self._app_failed = True
+                self.abortConnection()
+                raise
+        elif self._may_answer():
+            self._answering = True
+            self._await_silence()
+        else:
+            self._mute = True
+
+    def lose_when_answered(self) -> None:
+        """Close when the application has written nothing for ``answer_pause`` seconds.
+
+        For whoever stands between this and an application that cannot be told that the peer has
+        ended its side.  Where there is nothing to wait for it closes at once.
+        """
+        if self._answering and self._may_answer():
+            self._await_silence()
+        else:
+            self.loseConnection()
+
+    def _may_answer(self) -> bool:
+        """Return whether an application that says nothing about it may be about to write."""
+        if not self.answer_pause:
+            return False
+        gate = self._producer
+        if gate is not None and isinstance(gate.producer, _PullToPush):
+            return True
+        asked = self._engine.asked_at == self._given and not self._outbox.pieces
+        return asked and not self._is_client
+
+    def _await_silence(self) -> None:
+        self._written = self._given + self._outbox.size
+        if self._answer_call is None:
+            self._answer_call = self._clock.callLater(self.answer_pause, self._answer_overdue)
+
+    def _answer_overdue(self) -> None:
+        self._answer_call = None
+        gate = self._producer
+        pulls = gate is not None and isinstance(gate.producer, _PullToPush)
+        if pulls or self._outbox.pieces or self._written != self._given:
+            self._await_silence()
+            return
+        self.unregisterProducer()
+        self.loseConnection()
+
+    def _how_input_ended(self) -> Failure | None:
+        """Ask OpenSSL what a FIN without close_notify is to it; None for an orderly end."""
+        engine = self._engine
+        engine.end_of_input()
+        try:
+            engine.read()
+        except ZeroReturnError:
+            return None
+        except Error as error:
+            if not represents_eof(error) and not isinstance(error, WantReadError):
+                return Failure(self._explained(error))
+        return Failure(CONNECTION_LOST)
 
     def _shutdownTLS(self) -> None:
         """Send close_notify; close the transport if the peer has sent its own."""
@@ -246,10 +346,11 @@ class ClosingTLS(OutgoingTLS):
         self._cut(HandshakeTimeout(f"{what} not finished in {self.handshake_timeout} s"))
 
     def _arm_close(self) -> None:
-        if self.close_timeout is not None and self._close_call is None and not self._ended:
+        period = self.half_close_timeout if self._peer_done else self.close_timeout
+        if period is not None and self._close_call is None and not self._ended:
             self._taken = self._given - (unsent_bytes(self.transport) or 0)
             self._drained = False
-            self._close_call = self._clock.callLater(self.close_timeout, self._close_overdue)
+            self._close_call = self._clock.callLater(period, self._close_overdue)
 
     def _close_overdue(self) -> None:
         self._close_call = None
@@ -265,9 +366,12 @@ class ClosingTLS(OutgoingTLS):
         if app_is_busy or self._drained or taken - self._taken >= CLOSE_PROGRESS:
             self._arm_close()
             return
-        self._reason = self._reason or Failure(
-            CloseTimeout(f"the peer did not close within {self.close_timeout} s")
-        )
+        if self._peer_done:
+            what = f"nothing more was answered or taken within {self.half_close_timeout} s"
+            overdue = CloseTimeout(f"the peer has ended its side, and {what}")
+        else:
+            overdue = CloseTimeout(f"the peer did not close within {self.close_timeout} s")
+        self._reason = self._reason or Failure(overdue)
         self._aborted = self._lostTLSConnection = self._mute = True
         self._input_rules_changed()
         self._abort_transport()
@@ -317,10 +421,10 @@ class ClosingTLS(OutgoingTLS):
         return reason
 
     def _cancel_calls(self) -> None:
-        calls = self._handshake_call, self._close_call, self._flush_call
-        if calls == (None, None, None):
+        calls = self._handshake_call, self._close_call, self._flush_call, self._answer_call
+        if calls == (None, None, None, None):
             return
-        self._handshake_call = self._close_call = self._flush_call = None
+        self._handshake_call = self._close_call = self._flush_call = self._answer_call = None
         for call in calls:
             if call is not None and call.active():
                 call.cancel()

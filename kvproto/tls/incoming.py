@@ -83,12 +83,14 @@ class IncomingTLS(ClosingTLS):
             else:
                 self._receive(data)
             return
+        engine = self._engine
         try:
-            plaintext = self._engine.open(data)
+            plaintext = engine.open(data)
         except Error as error:
             self._receive_odd(error, size)
             return
         self._junk = 0
+        engine.asked_at = self._given
         self._reading = True
         try:
             self.wrappedProtocol.dataReceived(plaintext)
@@ -142,6 +144,7 @@ class IncomingTLS(ClosingTLS):
     def _hand_over(self, plaintext: bytes) -> None:
         """Give the application what the short way has decrypted."""
         self._junk = 0
+        self._engine.asked_at = self._given
         self._reading = True
         try:
             self.wrappedProtocol.dataReceived(plaintext)
@@ -225,6 +228,8 @@ class IncomingTLS(ClosingTLS):
             self._drain()
             if self._unread > self.junk_budget:
                 self._cut(BudgetExceeded("the peer makes TLS answer and does not read"))
+        if self._input_ended and not (self._deaf() or self._leftover or self._held):
+            self._peer_ended()
 
     def _feed(self) -> bool:
         """Feed one segment by slices and read what each completes; return whether to go on."""
@@ -312,7 +317,7 @@ class IncomingTLS(ClosingTLS):
             self._dirty = True
             self._count_junk(size)
         elif isinstance(error, ZeroReturnError):
-            self._peer_closed()
+            self._peer_ended()
         else:
             self._openssl_failed(error)
 
@@ -335,6 +340,7 @@ class IncomingTLS(ClosingTLS):
             return
         if self._gap:
             return
+        self._engine.asked_at = self._given
         try:
             self.wrappedProtocol.dataReceived(plaintext)
         except BaseException:
@@ -342,17 +348,20 @@ class IncomingTLS(ClosingTLS):
             self._fast = False
             raise
 
-    def _peer_closed(self) -> None:
-        """Answer the peer's close_notify, after what is queued."""
-        self._peer_done = self._mute = True
-        if self._waits_for_peer:
-            # Nothing will come any more that could let OpenSSL write.
-            self._retry = None
-            self._outbox.clear()
-        if not self._outbox.pieces and self._retry is None:
-            self._output_done()
-        else:
-            self._arm_close()
+    def readConnectionLost(self) -> None:
+        """Hear that the transport's input has ended: what came before it is answered."""
+        if self._input_ended or self._ended:
+            return
+        self._input_ended = True
+        if self._lostTLSConnection or self._aborted or self._app_failed:
+            return
+        if not self._handshakeDone:
+            self.transport.loseConnection()
+        elif not self._reading:
+            self._drive()
+
+    def writeConnectionLost(self) -> None:
+        """Nothing to do: it is us who close the transport for writing, and all of it."""
 
     def _read_last(self) -> None:
         self._unfed, unfed = [], self._unfed
@@ -417,7 +426,7 @@ class IncomingTLS(ClosingTLS):
             or self._leftover
             or not self._records.aligned
         )
-        if paused is not self._transport_paused and not self._ended:
+        if paused is not self._transport_paused and not (self._ended or self._input_ended):
             self._transport_paused = paused
             if paused:
                 self.transport.pauseProducing()

@@ -70,7 +70,8 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
     _watching = False  # the gate stays registered for the rest of the connection
     _fast = False  # the short way in dataReceived is open
     _half_closed = False  # the application will read on after our close_notify
-    _peer_done = False  # the peer's close_notify has arrived
+    _peer_done = False  # the peer has ended its side
+    _answering = False  # ... and the application has not, yet
     _retry: bytes | memoryview | None = None  # refused by OpenSSL; goes first, unchanged
     _waits_for_peer = False  # OpenSSL refused a write until it has read something
     _idle_flushes = 0
@@ -217,7 +218,7 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
 
     def _ends_after_output(self) -> bool:
         """Return whether close_notify follows what is queued; a producer is waited for."""
-        if self._peer_done:
+        if self._peer_done and not self._answering:
             return True
         return self._producer is None and bool(self.disconnecting or self._half_closed)
 

@@ -21,7 +21,7 @@ from OpenSSL.SSL import (
     Error,
     WantWriteError,
 )
-from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import BaseProtocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
@@ -48,6 +48,8 @@ OP_ALLOW_CLIENT_RENEGOTIATION: Final = 0x100
 LIMITS: Final = (
     "handshake_timeout",
     "close_timeout",
+    "half_close_timeout",
+    "answer_pause",
     "allow_renegotiation",
     "renegotiation_limit",
     "junk_budget",
@@ -63,7 +65,7 @@ _DECLARATIONS: dict[tuple[type, type], Any] = {}
 """What a protocol of one class provides on a transport of another: declared once for each pair."""
 
 
-@implementer(ISecuredTransport)
+@implementer(ISecuredTransport, IHalfCloseableProtocol)
 class KVTLSProtocol(IncomingTLS):
     """TLS between a transport and a wrapped protocol, in place of Twisted's own.
 
@@ -75,6 +77,10 @@ class KVTLSProtocol(IncomingTLS):
         handshake_timeout: Seconds from the connection to the end of the handshake; a
             renegotiation that blocks our writes gets the same.  None for no limit.
         close_timeout: Seconds that a closing peer may take without progress, None for ever.
+        half_close_timeout: Seconds that answers to a peer that has ended its side may take
+            without progress, the application's time included; None for ever.
+        answer_pause: Seconds of silence after which an application that is no
+            `IHalfCloseableProtocol` is taken to have answered such a peer; 0 to close at once.
         allow_renegotiation: Whether TLS 1.2 peers may renegotiate.  The context must not
             forbid it (``OP_NO_RENEGOTIATION``).
         renegotiation_limit: How often, per connection.
@@ -85,6 +91,8 @@ class KVTLSProtocol(IncomingTLS):
 
     handshake_timeout: float | None = 10
     close_timeout: float | None = 3
+    half_close_timeout: float | None = 30
+    answer_pause: float = 1.0
     allow_renegotiation = False
     renegotiation_limit = 3
     junk_budget = 256 * 1024

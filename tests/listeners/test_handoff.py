@@ -11,17 +11,25 @@ from OpenSSL.SSL import Error
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, ITransport
 from twisted.logger import ILogObserver, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer, implementer_only
 from zope.interface.verify import verifyObject
 
 from kvproto.errors import HandoffError
 from kvproto.interfaces import IVerifiedConnection
 from kvproto.listeners.ledger import Limits
 from kvproto.listeners.states import Event, State
-from tests.listeners.support import PEER, AnsweringOwner, Bench, DrainableOwner, Owner
+from tests.listeners.support import (
+    PEER,
+    AnsweringOwner,
+    Bench,
+    DrainableOwner,
+    FakeTransport,
+    Owner,
+)
 
 
 class OfferTests(SynchronousTestCase):
@@ -612,3 +620,98 @@ class PeerTests(SynchronousTestCase):
         self.assertEqual(bench.ledger.status()["unauthenticated"], 1)
         transport.lose()
         self.assertEqual(bench.ledger.status()["unauthenticated"], 0)
+
+
+@implementer_only(ITransport)
+class PlainTransport(FakeTransport):
+    """A transport without TLS."""
+
+
+@implementer(IHalfCloseableProtocol)
+class ToldOwner(Owner):
+    """An owner that is told that its peer has ended its side."""
+
+    told = 0
+
+    def readConnectionLost(self) -> None:
+        self.told += 1
+
+    def writeConnectionLost(self) -> None:
+        raise AssertionError("nobody closes one side")
+
+
+class PeerEndedTests(SynchronousTestCase):
+    """A peer that has ended its side and may still read."""
+
+    def test_is_told(self) -> None:
+        """The handoff itself can be told by any transport."""
+        handoff, _ = Bench().connect()
+        verifyObject(IHalfCloseableProtocol, handoff)
+
+    def test_owned(self) -> None:
+        """The owner is told, and decides when to close."""
+        bench = Bench(owner := ToldOwner())
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.readConnectionLost()
+        self.assertEqual((owner.told, transport.calls, handoff.state), (1, [], State.OWNED))
+
+    def test_offered(self) -> None:
+        """It is told as soon as there is one, after what the peer has said."""
+        bench = Bench("later")
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.dataReceived(b"question")
+        handoff.readConnectionLost()
+        self.assertEqual(transport.calls, [])
+        owner = ToldOwner()
+        bench.controller.pending.pop().callback(owner)
+        self.assertEqual((owner.received, owner.told), (b"question", 1))
+
+    def test_owner_that_cannot_be_told(self) -> None:
+        """The transport decides whether it has answered, or closes."""
+        bench = Bench()
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.readConnectionLost()
+        self.assertEqual(transport.calls, ["lose"])
+        handoff, asked = bench.connect()
+        setattr(asked, "lose_when_answered", lambda: asked.calls.append("when answered"))  # noqa: B010
+        handoff.handshakeCompleted()
+        handoff.readConnectionLost()
+        self.assertEqual(asked.calls, ["when answered"])
+
+    def test_refused(self) -> None:
+        """A protocol that waits to hear what it should say "busy" to does not wait any longer."""
+        bench = Bench(limits=Limits(connections=1))
+        bench.connect()[0].handshakeCompleted()
+        bench.ledger.authenticated(bench.ledger.entries()[0], "")
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        self.assertIs(handoff.state, State.CLOSING)
+        handoff.readConnectionLost()
+        self.assertEqual(transport.calls, ["lose"])
+
+    def test_after_goodbye(self) -> None:
+        """Whoever we have said goodbye to is not answered any more."""
+        bench = Bench(owner := ToldOwner())
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.fire(Event.GENERATION_RETIRED, "for a test")
+        setattr(transport, "disconnecting", True)  # noqa: B010
+        handoff.readConnectionLost()
+        self.assertEqual(owner.told, 0)
+
+    def test_deadline_without_tls(self) -> None:
+        """Where there is no TLS with a deadline of its own, the ledger has one."""
+        bench = Bench(ToldOwner(), handshake=False)
+        handoff, transport = bench.factory.buildProtocol(PEER), PlainTransport()
+        transport.connect(handoff)
+        handoff.readConnectionLost()
+        bench.clock.advance(bench.timeouts.half_close - 0.1)
+        self.assertEqual(transport.calls, [])
+        bench.clock.advance(0.2)
+        self.assertEqual(transport.calls, ["lose"])
+        bench.clock.advance(bench.timeouts.close)
+        self.assertEqual(transport.calls, ["lose", "abort"])
+        self.assertEqual(handoff.entry.reason, "the peer ended its side")

@@ -26,6 +26,7 @@ ENDINGS = set(Event) - {
     Event.CLAIM_FAILED,
     Event.DRAIN,
     Event.OVER_LIMIT,
+    Event.PEER_ENDED,
 }
 """Events after which no live connection stays as it was."""
 

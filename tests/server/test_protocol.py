@@ -284,6 +284,52 @@ class BrokenStreamTests(SynchronousTestCase):
         self.assertEqual(link.take(), b"")
 
 
+class HalfCloseTests(SynchronousTestCase):
+    """A peer that has ended its side gets its answers, then the end."""
+
+    def test_idle(self) -> None:
+        """A connection without requests closes at once, one that never spoke too."""
+        for data in (b"", gets(1)):
+            link = Link()
+            if data:
+                link.ask(data)
+            link.protocol.readConnectionLost()
+            self.assertTrue(link.transport.closed)
+
+    def test_waits_for_a_slow_answer(self) -> None:
+        """What has been asked is answered first, all of it, also what was kept."""
+        slow = SlowStore(MemoryStore(lambda: NOW))
+        link = Link(KVServer(slow, ServerSettings()))
+        link.ask(gets(2))
+        link.ask(gets(1, 2))
+        link.protocol.readConnectionLost()
+        self.assertFalse(link.transport.closed)
+        for _ in range(3):
+            slow.release()
+        self.assertEqual([r.opaque for r in link.responses()], [0, 1, 2])
+        self.assertTrue(link.transport.closed)
+
+    def test_waits_for_a_slow_reader(self) -> None:
+        """Unsent answers are sent."""
+        link = Link(transport=FakeTransport(reads=False))
+        link.store.set(K, bytes(1000))
+        link.transport.send(gets(2000))
+        link.protocol.readConnectionLost()
+        while link.transport.unsent:
+            self.assertFalse(link.transport.closed)
+            link.transport.read()
+        self.assertTrue(link.transport.closed)
+        self.assertEqual(opaques(link.take()), list(range(2000)))
+
+    def test_half_a_request(self) -> None:
+        """What was asked before is answered; the half cannot be completed any more."""
+        link = Link()
+        answered = link.ask(gets(2)[:-3])
+        link.protocol.readConnectionLost()
+        self.assertEqual(opaques(answered), [0])
+        self.assertTrue(link.transport.closed)
+
+
 class DrainTests(SynchronousTestCase):
     """Ending at a request boundary."""
 

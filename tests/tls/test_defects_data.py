@@ -717,6 +717,8 @@ class GuardTests(SynchronousTestCase):
             wired.server.dataReceived(bytes(client.unsent))
             wired.pair.server.lose(Failure(ConnectionLost()))
         wired.flush()
+        wired.clock.advance(KVTLSProtocol.answer_pause)  # the data might have been a question
+        wired.flush()
         return bytes(wired.server_app.received), reasons(wired.server_app)
 
     def test_guard_data_before_the_end(self) -> None:

@@ -447,6 +447,7 @@ class ManyRecordsTests(SynchronousTestCase):
         engine.shutdown()
         self.server.dataReceived(b"".join(said) + engine.drain())
         self.assertEqual(b"".join(self.pieces), b"ab")
+        self.wired.clock.advance(self.server.answer_pause)
         self.wired.flush()
         self.assertEqual(len(self.wired.server_app.reasons), 1)
 

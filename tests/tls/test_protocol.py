@@ -187,6 +187,8 @@ class WritingTests(SynchronousTestCase):
         wired.client_app.tls.loseConnection()
         wired.flush()
         self.assertEqual(bytes(wired.server_app.received), b"early")
+        wired.clock.advance(wired.server.answer_pause)
+        wired.flush()
         self.assertEqual([r.type for r in wired.server_app.reasons], [ConnectionDone])
         self.assertEqual(wired.clock.getDelayedCalls(), [])
 
