@@ -58,6 +58,9 @@ class NodeConfigTests(SynchronousTestCase):
             ({"name": "@h"}, "--node-name"),
             ({"name": "k v@h"}, "--node-name"),
             ({"name": "x" * 254 + "@h"}, "--node-name"),
+            ({"ticktime": 0.5}, "--node-ticktime"),
+            ({"ticktime": float("nan")}, "--node-ticktime"),
+            ({"ticktime": float("inf")}, "--node-ticktime"),
             ({"process": ""}, "--node-process"),
             ({"process": "net_kernel"}, "--node-process"),
             ({"private_key": Path("k")}, "--node-key"),
@@ -318,6 +321,12 @@ class NodeServiceTests(ServiceCase):
         self.assertNotIn("secret", repr(service.status()))
         self.stop(service)
 
+    def test_ticktime(self) -> None:
+        """The tick time of the cluster is the operator's to say."""
+        for changes, expected in (({}, 60.0), ({"ticktime": 8}, 8)):
+            service = self.make(**changes)
+            self.assertEqual(service.node.settings.ticktime, expected)
+
     def test_epmd_needs_a_port(self) -> None:
         """A UNIX socket cannot be registered."""
         for epmd, refused in ((("127.0.0.1", 4369), True), (None, False)):
@@ -332,15 +341,17 @@ class NodeServiceTests(ServiceCase):
         """Files that hold what is served restart nothing, unless that is asked for."""
         service = self.start()
         began: list[int] = []
-        verdict, report = self.successResultOf(
-            service.rotate(began=lambda generation: began.append(generation.number))
-        )
+
+        def told(generation: Any) -> None:
+            began.append(generation.number)
+
+        with service.before_restart(told):
+            verdict, report = self.successResultOf(service.rotate())
         self.assertEqual((verdict.ok, verdict.changed, report, began), (True, False, OK, []))
         self.assertEqual(service.acceptor.status()["restarts"], 0)
-        verdict, report = self.successResultOf(
-            service.restart_tls(began=lambda generation: began.append(generation.number))
-        )
-        self.assertEqual((verdict.changed, report, began), (False, OK, [1]))
+        with service.before_restart(told), service.before_restart(told):
+            verdict, report = self.successResultOf(service.restart_tls())
+        self.assertEqual((verdict.changed, report, began), (False, OK, [1, 1]))
         self.assertEqual(service.acceptor.status()["restarts"], 1)
         self.stop(service)
 
@@ -349,10 +360,8 @@ class NodeServiceTests(ServiceCase):
         service = self.start()
         self.write()
         began: list[int] = []
-        both = [
-            service.restart_tls(began=lambda generation: began.append(generation.number)),
-            service.rotate(),
-        ]
+        with service.before_restart(lambda generation: began.append(generation.number)):
+            both = [service.restart_tls(), service.rotate()]
         for verdict, report in map(self.successResultOf, both):
             self.assertEqual((verdict.ok, verdict.generation, report), (True, 2, OK))
         self.assertEqual(began, [2])
@@ -366,7 +375,8 @@ class NodeServiceTests(ServiceCase):
         """Files that cannot be served restart nothing, even if a restart was asked for."""
         service = self.start()
         (self.folder / "ca.pem").write_bytes(root_authority().issue("leaf").chain_pem[:1000])
-        asked = service.restart_tls(began=lambda _: self.fail("no link is to be closed"))
+        with service.before_restart(lambda _: self.fail("no link is to be closed")):
+            asked = service.restart_tls()
         self.reactor.pump([0.5] * 10)
         verdict, _ = self.successResultOf(asked)
         self.assertIs(verdict.ok, False)

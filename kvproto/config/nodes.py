@@ -8,7 +8,10 @@ from pathlib import Path
 from kvproto.config.values import DEFAULT_EPMD, NODE_NAME, NodeAddress
 from kvproto.errors import ConfigError
 
-__all__ = ["NodeConfig"]
+__all__ = ["LONGEST_TICKTIME", "NodeConfig"]
+
+LONGEST_TICKTIME = 24 * 3600
+"""Seconds; a peer that is gone must be noticed some day."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,8 @@ class NodeConfig:
             port of their hosts.  None: nobody is asked.
         connect: Nodes to call, and to call again when a link is lost.
         process: Name of the process that answers calls.
+        ticktime: Seconds, at least the ``net_ticktime`` of the other nodes; a silent one is
+            given up after them.
     """
 
     listen: str
@@ -43,6 +48,7 @@ class NodeConfig:
     epmd: tuple[str, int] | None = DEFAULT_EPMD
     connect: tuple[NodeAddress, ...] = ()
     process: str = "kvtls"
+    ticktime: float = 60.0
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` where options contradict one another."""
@@ -50,6 +56,12 @@ class NodeConfig:
             raise ConfigError("--node-name", f"{self.name!r} is not NAME@HOST")
         if not 0 < len(self.process) <= 255 or self.process == "net_kernel":
             raise ConfigError("--node-process", f"{self.process!r} cannot be a process's name")
+        # "nan" compares false with everything, so this way round it is refused as well.
+        if not 1 <= self.ticktime <= LONGEST_TICKTIME:
+            raise ConfigError(
+                "--node-ticktime",
+                f"{self.ticktime:g} is no number of seconds from 1 to {LONGEST_TICKTIME}",
+            )
         if self.certificate is None:
             for option, value in (
                 ("--node-key", self.private_key),

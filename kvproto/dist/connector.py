@@ -22,18 +22,17 @@ from enum import Enum
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from kvproto.base.backoff import Backoff
 from kvproto.base.log import make_logger
 from kvproto.dist.epmd import Locate
-from kvproto.dist.errors import NodeDownError
 from kvproto.dist.link import NodeLink
 from kvproto.dist.node import Node, NodeEvent
 from kvproto.dist.quiet import QuietFactory
-from kvproto.errors import ConfigError
+from kvproto.errors import ConfigError, UpstreamError
 
 log = make_logger()
 
@@ -60,6 +59,7 @@ class _Attempt:
     def __init__(self, connector: Connector, generation: int) -> None:
         self._connector = connector
         self.generation = generation
+        self.step = "looking for its port"
         self.link: NodeLink | None = None
         self.reaching: Deferred[Any] | None = None
         self.over = False
@@ -92,7 +92,7 @@ class Connector(Service):
 
     Attributes:
         state: Where it stands.
-        problem: Why the last attempt failed, "" after one that did not.
+        problem: At which step the last attempt failed and why, "" after one that did not.
     """
 
     def __init__(
@@ -199,7 +199,8 @@ class Connector(Service):
         """Find the port and connect; from then on the link has deadlines of its own."""
         port = await self._locate(self._short, self._host)
         if port is None:
-            raise NodeDownError(self.peer)
+            raise UpstreamError(f"epmd on {self._host} knows no node {self._short}")
+        attempt.step = f"connecting to {self._host}, port {port}"
 
         def build() -> NodeLink:
             attempt.link = NodeLink(
@@ -216,8 +217,13 @@ class Connector(Service):
 
     def _not_reached(self, failure: Failure, attempt: _Attempt) -> None:
         attempt.reaching = None
-        if not (attempt.over and failure.check(CancelledError)):
-            self._attempt_failed(attempt, failure.getErrorMessage() or type(failure.value).__name__)
+        if attempt.over and failure.check(CancelledError):
+            return
+        if failure.check(TimeoutError):
+            why = f"no answer within {self._node.settings.setup_total:g} s"
+        else:
+            why = failure.getErrorMessage() or type(failure.value).__name__
+        self._attempt_failed(attempt, f"{attempt.step}: {why}")
 
     def _lost(self, attempt: _Attempt, link: NodeLink) -> None:
         self._attempt_failed(attempt, link.reason)
@@ -228,9 +234,11 @@ class Connector(Service):
             return
         self._attempt = None
         attempt.end(problem)
-        self.problem = problem
+        news, self.problem = problem != self.problem, problem
         if self.state is ConnectorState.DIALLING:
-            log.info("could not connect to {node}: {problem}", node=self.peer, problem=problem)
+            # Once for each problem: a node that is away for a day would fill the log.
+            say = log.warn if news else log.debug
+            say("no link with node {node}: {problem}", node=self.peer, problem=problem)
             self._wait()
 
     def _node_changed(self, event: NodeEvent) -> None:

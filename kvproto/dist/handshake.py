@@ -126,15 +126,19 @@ def check_node_name(name: bytes) -> str:
     """Turn the bytes of a node name into text.
 
     Raises:
-        RemoteProtocolError: It is not two halves around exactly one ``@``.
+        RemoteProtocolError: It is not two halves around exactly one ``@``, or it could not
+            stand in a log or a listing as it is.
     """
     host = name.partition(b"@")
     if not host[0] or not host[2] or name.count(b"@") != 1 or len(name) > MAX_NAME:
         raise RemoteProtocolError("node name is not NAME@HOST")
     try:
-        return name.decode("utf-8")
+        text = name.decode("utf-8")
     except UnicodeDecodeError:
         raise RemoteProtocolError("node name is not UTF-8") from None
+    if not text.isprintable() or " " in text:
+        raise RemoteProtocolError("node name has spaces or control characters")
+    return text
 
 
 def digest(cookie: bytes, challenge: int) -> bytes:

@@ -49,6 +49,13 @@ SILENT_PERIODS: Final = 4
 """Quarters of the ticktime without a byte from the peer after which it is given up."""
 
 
+_HINTS: Final = {
+    State.AWAIT_STATUS: " (a node that refuses our certificate may leave like this)",
+    State.AWAIT_ACK: " (a node that has another cookie leaves like this)",
+}
+"""What an end at a step usually means, where the peer says nothing."""
+
+
 class LinkState(Enum):
     """Where a link stands."""
 
@@ -171,7 +178,7 @@ class NodeLink(Protocol):
         if self.state is LinkState.CLOSED:
             return
         if not self.reason:
-            self.reason = f"connection lost: {reason.getErrorMessage()}"
+            self.reason = self._why_lost(reason)
         self._end(LinkState.CLOSED)
         self._node.link_gone(self)
         drained, self._drained = self._drained, []
@@ -179,6 +186,17 @@ class NodeLink(Protocol):
             waiting.callback(None)
         if self._finished is not None:
             self._finished(self)
+
+    def _why_lost(self, reason: Failure) -> str:
+        """Say at which step the connection was lost, and why."""
+        why = str(getattr(reason.value, "reason", "")) or reason.getErrorMessage()
+        if self.state is not LinkState.HANDSHAKING:
+            return f"connection lost: {why}"
+        if ISecuredTransport.providedBy(self.transport) and not self.transport.tls_version():
+            return f"TLS handshake: {why}"
+        step = self._handshake.state
+        hint = _HINTS.get(step, "")
+        return f"node handshake, {step.value}: {why}{hint}"
 
     # The handshake.
 
@@ -256,7 +274,7 @@ class NodeLink(Protocol):
 
     def _setup_timed_out(self) -> None:
         self._timer = None
-        self.abort(f"no answer while {self._handshake.state.value}")
+        self.abort(f"node handshake, {self._handshake.state.value}: no answer in time")
 
     def _come_up(self) -> None:
         node = self._node

@@ -123,6 +123,7 @@ class NodeService(Service):
             NodeSettings(
                 name=settings.name,
                 cookie=read_cookie(settings.cookie_file),
+                ticktime=settings.ticktime,
                 setup_timeout=SETUP_TIMEOUT,
                 close_timeout=CLOSE_TIMEOUT,
             ),
@@ -268,59 +269,13 @@ class NodeService(Service):
 
     # rotation
 
-    def rotate(
-        self, *, allow_fewer_names: bool = False, began: Began | None = None
-    ) -> Deferred[tuple[Verdict, RestartReport]]:
-        """Read the credential files; if they are new and good, make every link again.
-
-        Args:
-            allow_fewer_names: See `kvproto.tls.Rotation.reload`.
-            began: Called if and when the links are about to be closed.
-
-        Returns:
-            A Deferred of the verdict on the files, and of who is back; without a change
-            the report is an empty one.
-        """
-        return Deferred.fromCoroutine(
-            self._rotate(
-                lambda: self.rotation.reload(allow_fewer_names=allow_fewer_names), began or _ignore
-            )
-        )
-
-    def rollback(self) -> Deferred[tuple[Verdict, RestartReport]]:
-        """Make every link again with the credentials before these; returns as `rotate`."""
-        return Deferred.fromCoroutine(self._rotate(self.rotation.rollback, _ignore))
-
-    def restart_tls(self, began: Began | None = None) -> Deferred[tuple[Verdict, RestartReport]]:
-        """Read the credential files; unless they are bad make every link again.
-
-        Args:
-            began: Called if and when the links are about to be closed.
-
-        Returns:
-            As `rotate`.
-        """
-        return Deferred.fromCoroutine(self._restart_tls(began or _ignore))
-
-    async def _restart_tls(self, began: Began) -> tuple[Verdict, RestartReport]:
-        verdict, report = await self._rotate(self.rotation.reload, began)
-        if verdict.ok and not verdict.changed:
-            began(self.rotation.current)
-            await self._restarts.begin()
-            report = await self._restarts.report()
-        return verdict, report
-
-    async def _rotate(
-        self, change: Callable[[], Deferred[Verdict]], began: Began
-    ) -> tuple[Verdict, RestartReport]:
-        with self._told(began):
-            verdict = await change()
-        report = await self._restarts.report() if verdict.changed else RestartReport()
-        return verdict, report
-
     @contextmanager
-    def _told(self, began: Began) -> Iterator[None]:
-        """Have somebody hear that links are about to be closed, for as long as it waits."""
+    def before_restart(self, began: Began) -> Iterator[None]:
+        """Have somebody told when links are about to be closed, whoever asked for that.
+
+        Args:
+            began: Called at most once, while what is in the context goes on.
+        """
         self._beginnings.append(began)
         try:
             yield
@@ -328,11 +283,55 @@ class NodeService(Service):
             if began in self._beginnings:
                 self._beginnings.remove(began)
 
-    def _credentials_changed(self, _old: Generation, new: Generation) -> Deferred[str]:
+    def rotate(self, *, allow_fewer_names: bool = False) -> Deferred[tuple[Verdict, RestartReport]]:
+        """Read the credential files; if they are new and good, make every link again.
+
+        Args:
+            allow_fewer_names: See `kvproto.tls.Rotation.reload`.
+
+        Returns:
+            A Deferred of the verdict on the files, and of who is back; without a change
+            the report is an empty one.
+        """
+        return Deferred.fromCoroutine(
+            self._rotate(lambda: self.rotation.reload(allow_fewer_names=allow_fewer_names))
+        )
+
+    def rollback(self) -> Deferred[tuple[Verdict, RestartReport]]:
+        """Make every link again with the credentials before these; returns as `rotate`."""
+        return Deferred.fromCoroutine(self._rotate(self.rotation.rollback))
+
+    def restart_tls(self) -> Deferred[tuple[Verdict, RestartReport]]:
+        """Read the credential files; unless they are bad make every link again.
+
+        Returns:
+            As `rotate`.
+        """
+        return Deferred.fromCoroutine(self._restart_tls())
+
+    async def _restart_tls(self) -> tuple[Verdict, RestartReport]:
+        verdict, report = await self._rotate(self.rotation.reload)
+        if verdict.ok and not verdict.changed:
+            await self._relink(self.rotation.current)
+            report = await self._restarts.report()
+        return verdict, report
+
+    async def _rotate(
+        self, change: Callable[[], Deferred[Verdict]]
+    ) -> tuple[Verdict, RestartReport]:
+        verdict = await change()
+        report = await self._restarts.report() if verdict.changed else RestartReport()
+        return verdict, report
+
+    def _relink(self, generation: Generation) -> Deferred[tuple[str, ...]]:
+        """Close all links, to be made again; everybody who waits is told first."""
         beginnings, self._beginnings = self._beginnings, []
         for began in beginnings:
-            began(new)
-        return self._restarts.begin().addCallback(_restarted)
+            began(generation)
+        return self._restarts.begin()
+
+    def _credentials_changed(self, _old: Generation, new: Generation) -> Deferred[str]:
+        return self._relink(new).addCallback(_restarted)
 
     async def _restart_listener(self) -> list[str]:
         """Restart the listener, and so end what it accepted; return its name if it is down.
@@ -371,10 +370,6 @@ class _Numbered:
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> Any:
         tlsProtocol.generation = self._generation  # type: ignore[attr-defined]
         return self._creator.clientConnectionForTLS(tlsProtocol)
-
-
-def _ignore(_generation: Generation) -> None:
-    """Hear that links are about to be closed, on behalf of nobody."""
 
 
 def _restarted(listeners: tuple[str, ...]) -> str:

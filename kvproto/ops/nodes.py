@@ -5,7 +5,8 @@ Knows of the node part of a service what `INodes` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -41,15 +42,13 @@ class INodes(Protocol):
     def follows_data(self) -> bool:
         """Whether all credential files are the data listener's."""
 
-    def rotate(
-        self,
-        *,
-        allow_fewer_names: bool = False,
-        began: Callable[[Generation], None] | None = None,
-    ) -> Deferred[Outcome]:
+    def before_restart(self, began: Callable[[Generation], None]) -> AbstractContextManager[None]:
+        """Have somebody told when links are about to be closed, whoever asked for that."""
+
+    def rotate(self, *, allow_fewer_names: bool = False) -> Deferred[Outcome]:
         """Read the credential files; if they are new and good, make every link again."""
 
-    def restart_tls(self, began: Callable[[Generation], None] | None = None) -> Deferred[Outcome]:
+    def restart_tls(self) -> Deferred[Outcome]:
         """Read the credential files; unless they are bad make every link again."""
 
     def rollback(self) -> Deferred[Outcome]:
@@ -87,8 +86,8 @@ class NodeControl:
         self._reload_data = reload_data
         self._commands: dict[str, Callable[[], Any]] = {
             "status": status,
-            "reload": lambda: Deferred.fromCoroutine(self._reload_for_node()),
-            "restart_tls": lambda: _answered_in_time(nodes.restart_tls),
+            "reload": self._reload_both,
+            "restart_tls": self._restart_tls,
         }
 
     @property
@@ -138,44 +137,67 @@ class NodeControl:
         """
         return self._commands[command]()
 
-    async def _reload_for_node(self) -> dict[str, Any]:
-        # One after the other, so that the answer holds the data listener's verdict.
-        data = await self._reload_data()
-        return combined(
-            data, await _answered_in_time(lambda began: self._nodes.rotate(began=began))
-        )
+    def _reload_both(self) -> Deferred[dict[str, Any]]:
+        data: dict[str, Any] = {}
+
+        async def work() -> dict[str, Any]:
+            # One after the other, so that the answer holds the data listener's verdict.
+            data.update(await self._reload_data())
+            return _ended(await self._nodes.rotate())
+
+        def whole(nodes: dict[str, Any]) -> dict[str, Any]:
+            return combined(data, nodes) if data else {**nodes, "nodes": nodes}
+
+        return self._answered_in_time(work).addCallback(whole)
+
+    def _restart_tls(self) -> Deferred[dict[str, Any]]:
+        async def work() -> dict[str, Any]:
+            return _ended(await self._nodes.restart_tls())
+
+        return self._answered_in_time(work)
+
+    def _answered_in_time(
+        self, work: Callable[[], Coroutine[Deferred[Any], Any, dict[str, Any]]]
+    ) -> Deferred[dict[str, Any]]:
+        """Return a Deferred of what work returns, or of its beginning.
+
+        The beginning comes first where links are about to be closed meanwhile, be it by this
+        work or by somebody else's: an answer would be lost with them.
+        """
+        answer: Deferred[dict[str, Any]] = Deferred()
+
+        def began(generation: Generation) -> None:
+            if not answer.called:
+                answer.callback(
+                    {
+                        "ok": True,
+                        "restarting": True,
+                        "generation": generation.number,
+                        "fingerprint_sha256": generation.fingerprint,
+                    }
+                )
+
+        def ended(outcome: dict[str, Any]) -> None:
+            if not answer.called:
+                answer.callback(outcome)
+
+        def failed(failure: Failure) -> None:
+            if not answer.called:
+                answer.errback(failure)
+            else:
+                # Who asked has been answered, and the part that failed has logged why.
+                failure.trap(CommandError)
+
+        async def told() -> dict[str, Any]:
+            with self._nodes.before_restart(began):
+                return await work()
+
+        Deferred.fromCoroutine(told()).addCallbacks(ended, failed)
+        return answer
 
 
-def _answered_in_time(
-    begin: Callable[[Callable[[Generation], None]], Deferred[Outcome]],
-) -> Deferred[dict[str, Any]]:
-    """Return a Deferred of the outcome, or of its beginning once links are about to close."""
-    answer: Deferred[dict[str, Any]] = Deferred()
-
-    def began(generation: Generation) -> None:
-        if not answer.called:
-            answer.callback(
-                {
-                    "ok": True,
-                    "restarting": True,
-                    "generation": generation.number,
-                    "fingerprint_sha256": generation.fingerprint,
-                }
-            )
-
-    def ended(outcome: Outcome) -> None:
-        if not answer.called:
-            answer.callback({"restarting": False, **_outcome(outcome)})
-
-    def failed(failure: Failure) -> None:
-        if not answer.called:
-            answer.errback(failure)
-        else:
-            # Who asked has been answered, and the part that failed has logged why.
-            failure.trap(CommandError)
-
-    begin(began).addCallbacks(ended, failed)
-    return answer
+def _ended(outcome: Outcome) -> dict[str, Any]:
+    return {"restarting": False, **_outcome(outcome)}
 
 
 def _outcome(outcome: Outcome) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectError
+from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import alsoProvides
 
@@ -19,6 +21,7 @@ from kvproto.dist import (
     NodeLink,
     RestartReport,
 )
+from kvproto.dist.framing import frame
 from kvproto.errors import ConfigError
 from kvproto.interfaces import ISecuredTransport
 from tests.dist.endpoints import ManualEndpoint
@@ -112,13 +115,62 @@ class DiallingTests(ConnectorCase):
         self.answer()
         self.assertEqual(self.connector.problem, "")
 
+    def test_steps(self) -> None:
+        """The problem says at which step an attempt failed, and why."""
+        self.connector.startService()
+        self.endpoint.refuse()
+        self.assertIn("connecting to host, port 17000: ", self.connector.problem)
+        self.clock.advance(0.1)
+        self.clock.advance(15)
+        self.assertEqual(
+            self.connector.problem, "connecting to host, port 17000: no answer within 15 s"
+        )
+        self.clock.advance(0.2)
+        wire = self.endpoint.accept()
+        wire.lose(Failure(ConnectionDone()))
+        self.assertIn("node handshake, waiting for the peer's decision", self.connector.problem)
+        self.clock.advance(0.4)
+        self.endpoint.accept().say(frame(b"snot_allowed"))
+        self.endpoint.wires[-1].lose()
+        self.assertEqual(self.connector.problem, "peer said not_allowed")
+        self.clock.advance(1)
+        # A certificate that is not accepted ends the connection before anything is said.
+        self.endpoint.accept()
+        wire = self.endpoint.wires[-1]
+        wire.tls_version = lambda: ""  # type: ignore[attr-defined]
+        alsoProvides(wire, ISecuredTransport)
+        refusal = ConnectionLost()
+        refusal.reason = "certificate has expired"  # type: ignore[attr-defined]
+        wire.lose(Failure(refusal))
+        self.assertEqual(self.connector.problem, "TLS handshake: certificate has expired")
+
+    def test_wrong_cookie(self) -> None:
+        """A node that leaves when it has heard our digest has another cookie."""
+        self.erl = make_node(self.clock, "erl@host", cookie=b"other")
+        self.connector.startService()
+        self.answer()
+        self.assertIn("another cookie", self.connector.problem)
+
+    def test_one_line_for_a_problem(self) -> None:
+        """A node that stays away is said once, not at each attempt."""
+        events: list[Any] = []
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.connector.startService()
+        for _ in range(5):
+            self.endpoint.refuse()
+            self.clock.advance(1)
+        warnings = [event for event in events if event["log_level"].name == "warn"]
+        self.assertEqual(len(warnings), 1)
+
     def test_unknown_node(self) -> None:
         """A node that nobody knows a port of, and a look-up that fails, are tried again."""
         for answer in (lambda *_: succeed(None), lambda *_: fail(ConnectError())):
             self.connector = self.make(answer)
             self.connector.startService()
             self.assertEqual(self.connector.state, ConnectorState.WAITING)
-            self.assertNotEqual(self.connector.problem, "")
+            self.assertIn("looking for its port: ", self.connector.problem)
             self.successResultOf(self.connector.stopService())
 
     def test_nothing_answers(self) -> None:

@@ -223,8 +223,21 @@ class NameTests(SynchronousTestCase):
     """Names."""
 
     def test_bad_names(self) -> None:
-        """A name is two halves around one @, at most 255 bytes of UTF-8."""
-        for name in (b"", b"x", b"@", b"x@", b"@x", b"a@b@c", b"a@" + b"b" * 254, b"\xff@x"):
+        """A name is two halves around one @, at most 255 bytes of UTF-8, and forges no line."""
+        for name in (
+            b"",
+            b"x",
+            b"@",
+            b"x@",
+            b"@x",
+            b"a@b@c",
+            b"a@" + b"b" * 254,
+            b"\xff@x",
+            b"a\n@b",
+            b"a\x1b[2J@b",
+            b"a b@c",
+            "a\u202e@b".encode(),
+        ):
             self.assertRaises(RemoteProtocolError, check_node_name, name)
             handshake = Handshake(OURSELVES)
             self.assertRaises(RemoteProtocolError, handshake.receive, name_message(name))

@@ -116,7 +116,7 @@ class HandshakeTests(LinkCase):
         self.assertFalse(wire.aborted)
         self.clock.advance(0.1)
         self.assertTrue(wire.aborted)
-        self.assertIn("no answer while waiting for the peer's name", link.reason)
+        self.assertIn("waiting for the peer's name: no answer in time", link.reason)
         self.assert_no_timers()
 
     def test_each_step_has_its_time(self) -> None:

@@ -12,6 +12,7 @@ import ssl
 import struct
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import SkipTest
@@ -21,6 +22,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from kvproto.config import OnRotate
@@ -773,6 +775,47 @@ class OutboundTests(ErlangCase):
         down = self.site.until("zz@localhost", up=False)
         await deferToThread(self.peer.kill)
         await down
+
+    async def test_why_not(self) -> None:
+        """A link that fails says at which step, and why, in words for an operator."""
+        events: list[Any] = []
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+        async def problem_of(name: str, locate: Any) -> str:
+            connector = self.site.connect_to(name, locate)
+            while not connector.problem:
+                await deferLater(reactor, 0.02)
+            problem = connector.problem
+            await connector.stopService()
+            self.assertTrue(any(event.get("problem") == problem for event in events), problem)
+            return problem
+
+        self.assertEqual(
+            await problem_of("nobody@localhost", self.epmd.locate),
+            "looking for its port: epmd on localhost knows no node nobody",
+        )
+        closed = FixedPorts(free_port()).locate
+        self.assertIn("connecting to localhost, port ", await problem_of("zz@localhost", closed))
+        await self.peer.ask(f"erlang:set_cookie({KV}, other)")
+        problem = await problem_of("zz@localhost", self.epmd.locate)
+        self.assertIn("node handshake, waiting for the peer's digest", problem)
+        self.assertIn("another cookie", problem)
+        good, now = self.site.tls.identity, datetime.now(UTC)
+        expired = self.authority.issue(
+            "kv",
+            ("localhost",),
+            not_before=now - timedelta(days=3),
+            not_after=now - timedelta(days=1),
+        )
+        self.site.tls.identity = expired
+        self.assertIn("certificate expired", await problem_of("zz@localhost", self.epmd.locate))
+        self.site.tls.identity = good
+        self.site.tls.authority = Authority.root()
+        problem = await problem_of("zz@localhost", self.epmd.locate)
+        self.assertIn("TLS handshake: ", problem)
+        self.assertIn("certificate verify failed", problem)
 
     async def test_both_at_once(self) -> None:
         """Both nodes call at once, twenty times: one link each time, none lost."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -31,14 +33,17 @@ class FakeNodes:
         self.began: Any = None
         self.asked: list[str] = []
 
-    def rotate(self, *, allow_fewer_names: bool = False, began: Any = None) -> Deferred[Any]:
-        self.asked.append(f"rotate {allow_fewer_names}")
+    @contextmanager
+    def before_restart(self, began: Any) -> Iterator[None]:
         self.began = began
+        yield
+
+    def rotate(self, *, allow_fewer_names: bool = False) -> Deferred[Any]:
+        self.asked.append(f"rotate {allow_fewer_names}")
         return self.outcome
 
-    def restart_tls(self, began: Any = None) -> Deferred[Any]:
+    def restart_tls(self) -> Deferred[Any]:
         self.asked.append("restart_tls")
-        self.began = began
         return self.outcome
 
     def rollback(self) -> Deferred[Any]:
@@ -94,6 +99,19 @@ class NodeControlTests(SynchronousTestCase):
             self.nodes.began(material.served_generation(3))
             self.nodes.outcome.callback((SERVED, RestartReport()))
             self.assertEqual(part["generation"], 2)
+
+    def test_answered_before_its_turn(self) -> None:
+        """A node that still waits for the data listener is answered as well."""
+        reloading: Deferred[Any] = Deferred()
+        self.node_control = NodeControl(
+            self.nodes, lambda: 0.0, lambda: {"all": "good"}, lambda: reloading
+        )
+        asked = self.node_control.from_node("reload")
+        self.assertEqual(self.nodes.asked, [])
+        self.nodes.began(material.served_generation(2))
+        self.assertEqual(self.successResultOf(asked)["restarting"], True)
+        reloading.callback(self.data)
+        self.nodes.outcome.callback((SERVED, RestartReport()))
 
     def test_nothing_to_close(self) -> None:
         """Without new files a node is told so; refused ones come with the reason."""
