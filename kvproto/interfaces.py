@@ -53,6 +53,18 @@ class IVerifiedConnection(Interface):
             user: The name, ``""`` for an anonymous peer that may work here.
         """
 
+    def login_ended(mechanism, user, fault):  # type: ignore[no-untyped-def]
+        """Hear how an attempt to log in ended, for the log and the count.
+
+        Args:
+            mechanism: One of a fixed set of names, e.g. ``"PLAIN"``, ``"certificate"``.
+            user: The name that the peer gave; ``""`` for none.
+            fault: Why it failed, ``""`` when it succeeded.
+        """
+
+    def log_fields():  # type: ignore[no-untyped-def]
+        """Return the fields that a line of the log about this connection has."""
+
     def note_error(reason):  # type: ignore[no-untyped-def]
         """Remember why this side is about to close, for the log and the ledger."""
 

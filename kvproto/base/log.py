@@ -21,7 +21,10 @@ from txaio import tx
 
 from kvproto.base.escape import printable
 
-__all__ = ["Log", "make_logger"]
+__all__ = ["CONNECTION", "Log", "make_logger"]
+
+CONNECTION = "connection {connection} from {peer} on {listener}"
+"""How a line about a connection begins; the connection's ``log_fields()`` fill it in."""
 
 
 class Log(Protocol):

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from kvproto.base.log import make_logger
+from kvproto.base.log import CONNECTION, make_logger
 from kvproto.config import OnRotate
 from kvproto.listeners.entry import Entry
 from kvproto.listeners.ledger import Ledger
@@ -113,9 +113,8 @@ async def recheck(ledger: Ledger, entries: Iterable[Entry], verify: Verify) -> i
         if reason:
             ended.append(entry)
             log.info(
-                "connection {id} on {listener} is ended: {reason}",
-                id=entry.id,
-                listener=entry.listener,
+                CONNECTION + " is ended: {reason}",
+                **entry.log_fields(),
                 reason=reason,
             )
             entry.accepted.fire(Event.GENERATION_RETIRED, reason)
@@ -129,7 +128,10 @@ def objection(verify: Verify, entry: Entry) -> str:
         chain = entry.accepted.peer_chain
         return (verify(chain) or "") if chain else ""
     except Exception:
-        log.failure("could not verify the peer of connection {id} again", id=entry.id)
+        log.failure(
+            CONNECTION + ": its peer could not be verified again",
+            **entry.log_fields(),
+        )
         return "the peer's certificate could not be verified again"
 
 

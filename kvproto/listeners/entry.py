@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import enum
-import ipaddress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IAddress
 
+from kvproto.base.addresses import describe_peer
 from kvproto.listeners.states import Event, State
 
-__all__ = ["GONE", "Entry", "IAccepted", "Rank", "describe_peer", "host_of"]
+__all__ = ["GONE", "Entry", "IAccepted", "Rank"]
 
 
 class IAccepted(Protocol):
@@ -105,27 +105,10 @@ class Entry:
         """Return the peer as logs show it."""
         return describe_peer(self.peer)
 
-
-_MAPPED = "::ffff:"
-"""Beginning of an IPv4 address as an IPv6 socket, or a proxy, shows it."""
-
-
-def host_of(peer: IAddress | None) -> str:
-    """Return the peer's address without its port, ``""`` when it has none.
-
-    One address has one form here, however it came in: limits count by it.
-    """
-    host: str = getattr(peer, "host", None) or ""
-    if host.startswith(_MAPPED):
-        mapped = ipaddress.IPv6Address(host).ipv4_mapped
-        return host if mapped is None else str(mapped)
-    return host
-
-
-def describe_peer(peer: IAddress | None) -> str:
-    """Return the peer for logs and status: ``192.0.2.1:4711``, ``[2001:db8::1]:4711``, ``unix``."""
-    host = getattr(peer, "host", None) or ""
-    if not host:
-        return "unknown" if peer is None else "unix"
-    port = getattr(peer, "port", 0)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    def log_fields(self) -> dict[str, Any]:
+        """Return the fields that every line of the log about a connection has."""
+        return {
+            "connection": self.id,
+            "peer": describe_peer(self.peer),
+            "listener": self.listener,
+        }

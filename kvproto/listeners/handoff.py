@@ -32,10 +32,10 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kvproto.base.log import make_logger
+from kvproto.base.limited_log import LimitedLog
+from kvproto.base.log import CONNECTION, make_logger
 from kvproto.errors import HandoffError
 from kvproto.interfaces import IController, IDrainable, ISecuredTransport
-from kvproto.listeners.entry import describe_peer
 from kvproto.listeners.expiry import certificate_expiry
 from kvproto.listeners.ledger import Ledger
 from kvproto.listeners.states import LIVE_STATES, PEER_FAULTS, TABLE, Action, Event, State
@@ -44,6 +44,8 @@ from kvproto.listeners.verified import VerifiedConnection
 __all__ = ["Handoff", "HandoffFactory"]
 
 log = make_logger()
+
+peer_log = LimitedLog(log)
 
 _LEFT = (ConnectionDone, ConnectionLost, ConnectionAborted)
 """How peers go away without a fault of the handshake."""
@@ -223,10 +225,9 @@ class Handoff(VerifiedConnection, Protocol):
         self._claim = None
         if self.entry.state is State.OFFERED:
             log.failure(
-                "the controller of {listener} failed to take connection {id}",
+                CONNECTION + ": the controller failed to take it",
                 failure=failure,
-                listener=self.entry.listener,
-                id=self.entry.id,
+                **self.entry.log_fields(),
             )
         self.fire(Event.CLAIM_FAILED, f"the controller failed: {failure.getErrorMessage()}")
 
@@ -392,11 +393,9 @@ class Handoff(VerifiedConnection, Protocol):
         # After the owner: who waits for the ledger to be empty finds everybody told.
         self._ledger.remove(entry, self._ended_by.value)
         if self._notable:
-            log.info(
-                "connection {id} from {peer} on {listener} ended while {stage}: {reason}",
-                id=entry.id,
-                peer=describe_peer(entry.peer),
-                listener=entry.listener,
+            peer_log.info(
+                CONNECTION + " ended while {stage}: {reason}",
+                **entry.log_fields(),
                 stage=entry.stage.value,
                 reason=entry.reason or "closed",
             )
@@ -412,10 +411,9 @@ class Handoff(VerifiedConnection, Protocol):
     def _report(self, failure: Failure) -> None:
         """Log a failure of somebody else's code."""
         log.failure(
-            "connection {id} on {listener}: {log_failure.value}",
+            CONNECTION + ": {log_failure.value}",
             failure=failure,
-            id=self.entry.id,
-            listener=self.entry.listener,
+            **self.entry.log_fields(),
         )
 
 

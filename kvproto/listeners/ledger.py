@@ -22,8 +22,9 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
 
+from kvproto.base.addresses import describe_peer, host_of
 from kvproto.listeners.deadlines import Deadlines
-from kvproto.listeners.entry import GONE, Entry, IAccepted, Rank, describe_peer, host_of
+from kvproto.listeners.entry import GONE, Entry, IAccepted, Rank
 from kvproto.listeners.room import Strangers
 from kvproto.listeners.states import DEADLINE_OF, LIVE_STATES, Event, State, Timeouts
 
@@ -80,6 +81,7 @@ class Ledger:
         self.timeouts = timeouts or Timeouts()
         self.accepted = 0
         self.endings: Counter[str] = Counter()
+        self.logins: Counter[tuple[str, str]] = Counter()  # by mechanism and result
         self.expired: Counter[str] = Counter()
         self._entries: dict[int, Entry] = {}
         self._strangers = Strangers()

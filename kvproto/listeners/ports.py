@@ -34,8 +34,8 @@ from twisted.internet.interfaces import (
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.python.failure import Failure
 
+from kvproto.base.addresses import describe_peer
 from kvproto.base.log import make_logger
-from kvproto.listeners.entry import describe_peer
 from kvproto.listeners.hub import hub_for
 from kvproto.listeners.transport import DirectServer, server_transport, unix_server_transport
 

@@ -145,6 +145,11 @@ PEER_FAULTS = frozenset(
         (State.HANDSHAKING, Event.HANDSHAKE_FAILED),
         (State.HANDSHAKING, Event.DEADLINE),
         (State.CLOSING, Event.DEADLINE),
+        *(
+            (state, event)
+            for state in (State.HANDSHAKING, State.OFFERED, State.OWNED)
+            for event in (Event.OVER_LIMIT, Event.DISPLACED)
+        ),
     }
 )
 """Ends that are worth a line in the log of a production service."""

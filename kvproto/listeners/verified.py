@@ -7,12 +7,19 @@ from typing import Any
 from twisted.internet.interfaces import IAddress
 from zope.interface import implementer
 
+from kvproto.base.limited_log import LimitedLog
+from kvproto.base.log import CONNECTION, make_logger
 from kvproto.interfaces import ISecuredTransport, IVerifiedConnection
 from kvproto.listeners.entry import Entry
 from kvproto.listeners.ledger import Ledger
 from kvproto.listeners.states import Event, State
 
 __all__ = ["VerifiedConnection"]
+
+peer_log = LimitedLog(make_logger())
+
+LONGEST_USER = 100
+"""Characters of a user's name that are logged: a peer may give one of 16 KiB."""
 
 
 @implementer(IVerifiedConnection)
@@ -65,6 +72,22 @@ class VerifiedConnection:
     def authenticated(self, user: str) -> None:
         """Leave the pool of connections that have not logged in."""
         self._ledger.authenticated(self.entry, user)
+
+    def login_ended(self, mechanism: str, user: str, fault: str) -> None:
+        """Count an attempt to log in; say so where it failed."""
+        self._ledger.logins[mechanism, "failure" if fault else "success"] += 1
+        if fault:
+            peer_log.warn(
+                CONNECTION + ": login failed ({mechanism}, user {user}): {reason}",
+                **self.log_fields(),
+                mechanism=mechanism,
+                user=user[:LONGEST_USER] or "not named",
+                reason=fault,
+            )
+
+    def log_fields(self) -> dict[str, Any]:
+        """Return what a line of the log about this connection says of it."""
+        return self.entry.log_fields()
 
     def note_error(self, reason: str) -> None:
         """Remember why the owner is about to close; the first reason is kept.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kvproto.errors import RemoteProtocolError
 from kvproto.server.features import FEATURES
 from kvproto.server.replies import Hangup, Reply, when
-from kvproto.server.sasl import MECHANISMS, Verdict, mechanism_list
+from kvproto.server.sasl import MALFORMED, MECHANISMS, Verdict, mechanism_list
 from kvproto.server.statistics import Report, report
 from kvproto.server.topology import CONFIG_EPOCH
 from kvproto.server.topology import error_map as make_error_map
@@ -248,12 +248,12 @@ def sasl_list(session: BinarySession, request: Request) -> Reply:
 
 def sasl_auth(session: BinarySession, request: Request) -> Reply:
     """SASL_AUTH: begin a login; one that was under way is forgotten."""
-    session.peer.begin()
-    session.update_rights()
     make = MECHANISMS.get(request.key)
+    session.peer.begin("unknown" if make is None else request.key.decode())
+    session.update_rights()
     if make is None or request.extras:
         session.mechanism = None
-        session.peer.conclude(False, "")
+        session.peer.conclude(False, "", "no such mechanism" if make is None else MALFORMED)
         return session.error_to(request, Status.AUTH_ERROR)
     session.mechanism = make(session.peer)
     session.mechanism_name = request.key
@@ -264,6 +264,8 @@ def sasl_step(session: BinarySession, request: Request) -> Reply:
     """SASL_STEP: go on with the login under way."""
     mechanism = session.mechanism
     if mechanism is None or request.key != session.mechanism_name or request.extras:
+        if mechanism is not None:
+            session.peer.conclude(False, "", MALFORMED)
         session.mechanism = None
         return session.error_to(request, Status.AUTH_ERROR)
     return when(mechanism.step(request.value), _stepped, session, request)

@@ -30,7 +30,9 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kvproto.base.log import make_logger
+from kvproto.base.addresses import describe_peer
+from kvproto.base.limited_log import LimitedLog
+from kvproto.base.log import CONNECTION, make_logger
 from kvproto.errors import RemoteProtocolError
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
 from kvproto.server.binary import BinarySession
@@ -42,6 +44,7 @@ from kvproto.wire.constants import BINARY_MAGICS
 __all__ = ["KVServerProtocol", "Session"]
 
 log = make_logger()
+peer_log = LimitedLog(log)
 
 _JOIN_LIMIT = 32 * 1024
 """Replies of one turn up to this size, in bytes, are joined: cheaper than many parts."""
@@ -357,7 +360,7 @@ class KVServerProtocol(TwistedProtocol):
     def _failed_later(self, failure: Failure, item: Any) -> bytes:
         """Turn the failure of a Deferred reply into the answer "internal error"."""
         if self._connected and self._session is not None:
-            log.failure("a request could not be served", failure=failure)
+            self._report(failure)
             return self._session.failed(item)
         if not failure.check(CancelledError):
             self._report(failure)
@@ -450,9 +453,9 @@ class KVServerProtocol(TwistedProtocol):
         if self._connection is not None:
             self._connection.note_error(reason)
             return
-        log.info(
+        peer_log.info(
             "closing the connection from {peer} {stage}: {reason}",
-            peer=self.transport.getPeer(),
+            peer=describe_peer(self.transport.getPeer()),
             stage="before its login" if self._peer.user is None else "in its session",
             reason=reason,
         )
@@ -470,4 +473,11 @@ class KVServerProtocol(TwistedProtocol):
         self._close()
 
     def _report(self, failure: Failure) -> None:
-        log.failure("a request could not be served", failure=failure)
+        if self._connection is None:
+            log.failure("a request could not be served", failure=failure)
+            return
+        log.failure(
+            CONNECTION + ": a request could not be served",
+            failure=failure,
+            **self._connection.log_fields(),
+        )

@@ -17,13 +17,16 @@ from typing import Protocol, TypeAlias
 from twisted.internet.defer import Deferred
 
 from kvproto.errors import RemoteProtocolError
-from kvproto.server.shared import Peer
+from kvproto.server.shared import WRONG, Peer
 from kvproto.wire.scram import DIGESTS, ServerExchange
 
 __all__ = ["MECHANISMS", "Mechanism", "Plain", "Scram", "Verdict", "mechanism_list"]
 
 _LISTED = (b"SCRAM-SHA512", b"SCRAM-SHA256", b"SCRAM-SHA1", b"PLAIN")
 """Couchbase's spelling.  Cyrus does not know it and so picks PLAIN, which it can."""
+
+
+MALFORMED = "malformed message"
 
 
 @dataclass(slots=True)
@@ -65,7 +68,7 @@ class Plain:
         parts = data.split(b"\0")
         # Cyrus (libmemcached) names the user twice; to act for somebody else is nobody's right.
         if len(parts) != 3 or parts[0] not in {b"", parts[1]}:
-            return Verdict(self._peer.conclude(False, ""))
+            return Verdict(self._peer.conclude(False, "", MALFORMED))
         right = self._peer.check(parts[1].decode("utf-8", "replace"), parts[2])
         if isinstance(right, Deferred):
             return right.addCallback(Verdict)
@@ -89,14 +92,15 @@ class Scram:
 
     def step(self, data: bytes) -> Step:
         """Take client-first-message, then client-final-message."""
+        fault = WRONG
         try:
             if self._name is None:
                 return self._challenge(data)
             answer = self._exchange.finish(data)
         except RemoteProtocolError:
-            answer = None
+            answer, fault = None, MALFORMED
         name = "" if self._name is None else self._name.decode("utf-8", "replace")
-        done = self._peer.conclude(answer is not None, name)
+        done = self._peer.conclude(answer is not None, name, fault)
         return Verdict(done, answer or b"")
 
     def _challenge(self, data: bytes) -> Verdict:

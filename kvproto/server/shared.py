@@ -21,6 +21,12 @@ __all__ = ["DEFAULT_BUCKET", "Identify", "KVServer", "Peer"]
 
 DEFAULT_BUCKET = "default"
 
+CERTIFICATE = "certificate"
+"""What a login by client certificate is called beside SASL's mechanisms."""
+
+WRONG = "wrong user or password"
+"""The one reason that says nothing about who exists."""
+
 Identify = Callable[[tuple[bytes, ...]], str | None]
 """Maps a peer's certificates (DER, leaf first, never none) to the known user it is, or None."""
 
@@ -129,12 +135,13 @@ class Peer:
         port: The port that it has connected to, 0 if there is none.
     """
 
-    __slots__ = ("_by_nature", "_connection", "_server", "port", "refused", "user")
+    __slots__ = ("_by_nature", "_connection", "_mechanism", "_server", "port", "refused", "user")
 
     def __init__(self, server: KVServer, connection: Any = None) -> None:
         self._server = server
         self._connection = connection
         self._by_nature: str | None = None
+        self._mechanism = ""
         self.user: str | None = None
         self.refused = False
         self.port = 0
@@ -151,10 +158,18 @@ class Peer:
         self.refused = bool(chain) and user is None
         self._by_nature = user
         self._become(user)
+        if chain and user != "":
+            self._mechanism = CERTIFICATE
+            self._tell(user is not None, user or "", "the certificate names no known user")
 
-    def begin(self) -> None:
-        """Begin a login: the peer is again what it is without one."""
+    def begin(self, mechanism: str) -> None:
+        """Begin a login: the peer is again what it is without one.
+
+        Args:
+            mechanism: For log and metrics; ours, or one that we know, never the peer's words.
+        """
         self._server.counters.auth_cmds += 1
+        self._mechanism = mechanism
         self._become(self._by_nature)
 
     def check(self, name: str, password: bytes) -> bool | Deferred[bool]:
@@ -174,13 +189,25 @@ class Peer:
         """Return what proves that a peer is the user of this name."""
         return self._server.users.scram_keys(name, digest)
 
-    def conclude(self, right: bool, name: str) -> bool:
-        """End a login; return whether it succeeded."""
+    def conclude(self, right: bool, name: str, fault: str = WRONG) -> bool:
+        """End a login; return whether it succeeded.
+
+        Args:
+            right: Whether it did.
+            name: The user it was for.
+            fault: Why it failed, for the log; the same whether or not there is such a user.
+        """
         if right:
             self._become(name)
         else:
             self._server.counters.auth_errors += 1
+        self._tell(right, name, fault)
         return right
+
+    def _tell(self, right: bool, name: str, fault: str) -> None:
+        """Let whoever keeps the log and the count of logins know of one."""
+        if self._connection is not None:
+            self._connection.login_ended(self._mechanism, name, "" if right else fault)
 
     def _become(self, user: str | None) -> None:
         self.user = user

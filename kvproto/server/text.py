@@ -173,7 +173,7 @@ class TextSession:
         name, space, password = item.value.partition(b" ")
         if not name or not space or not password:
             return BAD_TOKEN
-        self.peer.begin()
+        self.peer.begin("text")
         right = self.peer.check(name.decode("utf-8", "replace"), password)
         return when(right, self._logged_in)
 

@@ -18,7 +18,7 @@ and the one line in the log.  The rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from OpenSSL.SSL import Error, WantReadError, WantWriteError, ZeroReturnError
 from twisted.internet._producer_helpers import _PullToPush
@@ -28,7 +28,9 @@ from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
-from kvproto.base.log import make_logger
+from kvproto.base.addresses import describe_peer
+from kvproto.base.limited_log import LimitedLog
+from kvproto.base.log import CONNECTION, make_logger
 from kvproto.tls.contexts import verify_failure
 from kvproto.tls.outgoing import OutgoingTLS
 from kvproto.tls.progress import unsent_bytes
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["CLOSE_PROGRESS", "ClosingTLS"]
 
 log = make_logger()
+peer_log = LimitedLog(log)
 
 CLOSE_PROGRESS: Final = 16 * 1024
 """Bytes that a slow peer must take in each ``close_timeout`` for its connection to live on.
@@ -443,9 +446,13 @@ class ClosingTLS(OutgoingTLS):
         error = reason.value
         self.close_reason = explanation(error)
         if self._is_worth_a_warning(error):
-            log.warn(
-                "TLS connection with {peer} ended ({stage}): {reason}",
-                peer=self._peer_name(),
+            # In a service the application knows more of the connection than its address.
+            known = getattr(self.wrappedProtocol, "log_fields", None)
+            peer_log.warn(
+                "TLS connection with {peer} ended ({stage}): {reason}"
+                if known is None
+                else CONNECTION + ": TLS ended ({stage}): {reason}",
+                **({"peer": self._peer_name()} if known is None else known()),
                 stage=getattr(error, "stage", self.stage),
                 reason=self.close_reason,
             )
@@ -471,9 +478,9 @@ class ClosingTLS(OutgoingTLS):
         shown = getattr(self.getHandle(), "get_certificate", None)
         return self._handshakeDone or (shown is not None and shown() is not None)
 
-    def _peer_name(self) -> Any:
+    def _peer_name(self) -> str:
         peer = getattr(self.transport, "getPeer", None)
-        return "an unknown peer" if peer is None else peer()
+        return "an unknown peer" if peer is None else describe_peer(peer())
 
     # --- what the other parts of the protocol add -----------------------------------------
 

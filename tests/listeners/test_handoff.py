@@ -18,8 +18,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer, implementer_only
 from zope.interface.verify import verifyObject
 
+from kvproto.base.limited_log import LimitedLog
 from kvproto.errors import HandoffError
 from kvproto.interfaces import IVerifiedConnection
+from kvproto.listeners import handoff as handoff_module
+from kvproto.listeners import verified
 from kvproto.listeners.ledger import Limits
 from kvproto.listeners.states import Event, State
 from tests.listeners.support import (
@@ -516,6 +519,8 @@ class LogTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.lines: list[str] = []
+        for module in (handoff_module, verified):
+            self.patch(module, "peer_log", LimitedLog(handoff_module.log))
         observer = cast(ILogObserver, self.observe)
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
@@ -523,6 +528,51 @@ class LogTests(SynchronousTestCase):
     def observe(self, event: Any) -> None:
         if event.get("log_namespace") == "kvproto.listeners.handoff":
             self.lines.append(f"{event['log_level'].name}: {formatEvent(event)}")
+
+    def test_refused_over_a_limit(self) -> None:
+        """Whoever is refused for a limit, or makes room for somebody else, has a line."""
+        bench = Bench(limits=Limits(connections=1, unauthenticated=2))
+        for _ in range(3):
+            connected, _ = bench.connect()
+            connected.handshakeCompleted()
+            if connected.state is State.OWNED:
+                connected.authenticated("alice")
+        for one in list(bench.ledger.entries()):
+            one.accepted.fire(Event.PEER_LOST)
+        _, oldest = bench.connect()
+        for _ in range(2):
+            bench.connect()
+        oldest.lose()
+        self.assertEqual(
+            self.lines,
+            [
+                f"info: connection {number} from 192.0.2.1:4711 on data ended while handshaking: "
+                f"{reason}"
+                for number, reason in (
+                    (2, "too many connections"),
+                    (3, "too many connections"),
+                    (4, "made room for a newcomer"),
+                )
+            ],
+        )
+
+    def test_failed_login(self) -> None:
+        """A login that fails has a line that names the user it was for, on one line."""
+        bench = Bench()
+        connected, _ = bench.connect()
+        connected.handshakeCompleted()
+        connected.login_ended("PLAIN", "eve\nalice logged in" + "x" * 200, "wrong user or password")
+        connected.login_ended("SCRAM-SHA512", "bob", "")
+        (line,) = self.lines
+        self.assertEqual(
+            line,
+            "warn: connection 1 from 192.0.2.1:4711 on data: login failed (PLAIN, user "
+            f"eve\\nalice logged in{'x' * 81}): wrong user or password",
+        )
+        self.assertEqual(
+            dict(bench.ledger.logins),
+            {("PLAIN", "failure"): 1, ("SCRAM-SHA512", "success"): 1},
+        )
 
     def test_silent_peer(self) -> None:
         """A peer that does not get through its handshake is told of, once."""

@@ -12,9 +12,10 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.base.addresses import describe_peer, host_of
 from kvproto.listeners.acceptor import AcceptorService
 from kvproto.listeners.deadlines import COMPACT_ABOVE, Deadlines
-from kvproto.listeners.entry import Entry, describe_peer, host_of
+from kvproto.listeners.entry import Entry
 from kvproto.listeners.ledger import Limits
 from kvproto.listeners.states import Event, State
 from tests.listeners.support import Bench, FakeEndpoint

@@ -152,6 +152,13 @@ class FakeConnection:
         self.peer_chain = peer_chain
         self.users: list[str] = []
         self.errors: list[str] = []
+        self.logins: list[tuple[str, str, str]] = []
+
+    def login_ended(self, mechanism: str, user: str, fault: str) -> None:
+        self.logins.append((mechanism, user, fault))
+
+    def log_fields(self) -> dict[str, Any]:
+        return {"connection": self.id, "peer": self.peer, "listener": self.listener}
 
     def authenticated(self, user: str) -> None:
         self.users.append(user)

@@ -18,7 +18,7 @@ from kvproto.server.passwords import DIGESTS
 from kvproto.store import MemoryStore
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.scram import ClientExchange, prepare, salted_password
-from tests.server.support import NOW, Link
+from tests.server.support import NOW, FakeConnection, Link
 
 MECHANISMS = {
     b"SCRAM-SHA512": "sha512",
@@ -152,6 +152,37 @@ class ScramTests(SynchronousTestCase):
         self.log_in(link, b"SCRAM-SHA1", "alice", "secret")
         counters = link.server.counters
         self.assertEqual((counters.auth_cmds, counters.auth_errors), (2, 1))
+
+    def test_told(self) -> None:
+        """Each attempt is told of once; nothing in it says whether there is such a user."""
+        told = {}
+        for name in ("alice", "mallory"):
+            connection = FakeConnection()
+            link = Link(connection=connection, users=ALICE)
+            for mechanism in (b"SCRAM-SHA1", b"SCRAM-SHA512"):
+                self.log_in(link, mechanism, name, "guess")
+            link.call(Opcode.SASL_AUTH, key=b"PLAIN", value=f"\0{name}\0guess".encode())
+            link.call(Opcode.SASL_AUTH, key=b"PLAIN", value=name.encode())
+            link.call(Opcode.SASL_AUTH, key=b"GSSAPI\n", value=name.encode())
+            link.call(Opcode.SASL_AUTH, key=b"SCRAM-SHA1", value=b"n,,n=x,r=y")
+            link.call(Opcode.SASL_STEP, key=b"SCRAM-SHA512", value=b"c=biws,r=x,p=AAAA")
+            told[name] = [
+                (mechanism, user.replace(name, "NAME"), fault)
+                for mechanism, user, fault in connection.logins
+            ]
+        wrong, malformed = "wrong user or password", "malformed message"
+        self.assertEqual(told["alice"], told["mallory"])
+        self.assertEqual(
+            told["alice"],
+            [
+                ("SCRAM-SHA1", "NAME", wrong),
+                ("SCRAM-SHA512", "NAME", wrong),
+                ("PLAIN", "NAME", wrong),
+                ("PLAIN", "", malformed),
+                ("unknown", "", "no such mechanism"),
+                ("SCRAM-SHA1", "", malformed),
+            ],
+        )
 
     def test_list(self) -> None:
         """Couchbase's names are listed; without users only what can succeed."""

@@ -17,9 +17,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from kvproto.base.limited_log import LimitedLog
 from kvproto.interfaces import ISecuredTransport
 from kvproto.testing.contexts import TLS12, TLS13, Creator, server_context
-from kvproto.tls import KVTLSFactory, KVTLSProtocol
+from kvproto.tls import KVTLSFactory, KVTLSProtocol, closing
 from tests.tls.wired import App, Wired
 
 
@@ -238,6 +239,9 @@ class WritingTests(SynchronousTestCase):
 
 class LogTests(SynchronousTestCase):
     """One line says how a connection ended."""
+
+    def setUp(self) -> None:
+        self.patch(closing, "peer_log", LimitedLog(closing.log))
 
     def lines(self, wired: Wired) -> list[tuple[LogLevel, str]]:
         observer = EventLoggingObserver()
