@@ -1,6 +1,7 @@
-"""Sub-document operations of `kvproto.store.memory.MemoryStore`: on which document, and when.
+"""The rules of sub-document operations: on which document, and what becomes of it.
 
-What they do to a text is `kvproto.store.subdoc`'s and `kvproto.store.multi`'s.
+As `kvproto.store.rules`; what the operations do to a text is `kvproto.store.subdoc`'s and
+`kvproto.store.multi`'s.  Where the client asks for deleted documents, ``old`` may be a tombstone.
 
 Source: kv_engine ``docs/SubDocument.md``, "Doc Flags"; mcbp rules for deleted documents.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvproto.store.document import Document, Key, Refusal
+from kvproto.store.document import Document, Refusal
 from kvproto.store.expiry import deadline
 from kvproto.store.multi import (
     LookupResult,
@@ -21,88 +22,108 @@ from kvproto.store.multi import (
     mutate_all,
     stays_deleted,
 )
-from kvproto.store.rules import Rules
-from kvproto.wire.subdoc_terms import DocFlag, LookupSpec, MutationSpec, PathStatus
+from kvproto.store.rules import Counts, Decision, Effect, Stamp, check, storing, tombstone
+from kvproto.wire.subdoc_terms import DocFlag, LookupSpec, MutationSpec, PathFlag, PathStatus
 
-__all__ = ["Partial"]
+__all__ = ["lookup_in", "mutate_in", "refuse_lookup", "refuse_mutation"]
+
+_SET: Counts = ("cmd_set",)
 
 
-class Partial(Rules):
-    """Operations on parts of documents."""
+def refuse_lookup(specs: Sequence[LookupSpec], doc_flags: int) -> PathStatus | None:
+    """Say why a lookup is not well formed, whatever it is asked of; None when it is."""
+    status = check_lookup(specs, doc_flags)
+    return None if status is PathStatus.SUCCESS else status
 
-    def lookup_in(
-        self, key: Key, specs: Sequence[LookupSpec], doc_flags: int = 0
-    ) -> LookupResult | PathStatus | Refusal:
-        """Look up several paths in one document; see `IStore.lookup_in`."""
-        status = check_lookup(specs, doc_flags)
-        if status is not PathStatus.SUCCESS:
-            return status
-        document = self.get(key)
-        if document is None and doc_flags & DocFlag.ACCESS_DELETED:
-            document = self._tombstones.get(key)
-        if document is None:
-            return Refusal.NOT_FOUND
-        return look_up_all(document, specs, self.uuid)
 
-    def mutate_in(
-        self,
-        key: Key,
-        specs: Sequence[MutationSpec],
-        doc_flags: int = 0,
-        expiry: int = 0,
-        cas: int = 0,
-        *,
-        flags: int | None = None,
-        preserve_expiry: bool = False,
-    ) -> MutationResult | PathStatus | Refusal:
-        """Change several paths in one document, all or none; see `IStore.mutate_in`."""
-        status = check_mutation(specs, doc_flags, cas)
-        if status is not PathStatus.SUCCESS:
-            return status
-        self._cmd_set += 1
-        now = self._now()
-        old = self._live(key, now)
-        base, refused = self._base(key, old, specs, doc_flags, cas)
-        if refused is not None:
-            return refused
-        new = Document(b"", 0, self._next_cas(now), seqno=self._seqno + 1)
-        changes = mutate_all(base, specs, new, doc_flags, self.uuid)
-        if isinstance(changes, MutationResult):
-            return changes
-        new.value, new.xattrs, new.kind = changes.value, changes.xattrs, changes.kind
-        if changes.delete or stays_deleted(base, specs, doc_flags):
-            kept: Document | Refusal = self._entomb(key, old, new, now)
-        else:
-            new.flags = flags if flags is not None else old.flags if old is not None else 0
-            keeps = preserve_expiry and old is not None
-            new.expires_at = old.expires_at if keeps and old else deadline(expiry, now)
-            kept = self._keep(key, new, old, now)
-        if isinstance(kept, Refusal):
-            return kept
-        is_tombstone = kept.deleted and not changes.delete
-        status = PathStatus.SUCCESS_DELETED if is_tombstone else PathStatus.SUCCESS
-        return MutationResult(status, kept, changes.results)
+def refuse_mutation(specs: Sequence[MutationSpec], doc_flags: int, cas: int) -> PathStatus | None:
+    """Say why a mutation is not well formed, whatever it is asked of; None when it is."""
+    status = check_mutation(specs, doc_flags, cas)
+    return None if status is PathStatus.SUCCESS else status
 
-    def _base(
-        self,
-        key: Key,
-        old: Document | None,
-        specs: Sequence[MutationSpec],
-        doc_flags: int,
-        cas: int,
-    ) -> tuple[Document | None, PathStatus | Refusal | None]:
-        """Say what a mutation starts from: a document, a tombstone or nothing; or why not."""
-        if old is not None:
-            if doc_flags & DocFlag.ADD:
-                return None, Refusal.EXISTS
-            if doc_flags & DocFlag.REVIVE:
-                return None, PathStatus.NOT_DELETED
-            return old, self._check(old, cas)
-        tombstone = self._tombstones.get(key) if doc_flags & DocFlag.ACCESS_DELETED else None
-        if tombstone is not None and not doc_flags & DocFlag.ADD:
-            if cas and cas != tombstone.cas:
-                return None, Refusal.EXISTS
-            return tombstone, check_tombstone(specs, doc_flags)
-        if cas or not doc_flags & (DocFlag.ADD | DocFlag.MKDOC):
-            return None, Refusal.NOT_FOUND
-        return None, None
+
+def lookup_in(
+    old: Document | None, now: float, specs: Sequence[LookupSpec], uuid: int
+) -> Decision[LookupResult | Refusal]:
+    """Look up several paths in one document; see `IStore.lookup_in`.
+
+    Args:
+        old: The document; a tombstone only with ACCESS_DELETED.
+        now: Unix time in seconds.
+        specs: What `refuse_lookup` found well formed.
+        uuid: Name of the store's history.
+    """
+    counts = ("get_misses",) if old is None or old.deleted else ("get_hits",)
+    if old is None:
+        return Decision(Refusal.NOT_FOUND, counts=counts)
+    return Decision(look_up_all(old, specs, uuid), counts=counts)
+
+
+def mutate_in(
+    old: Document | None,
+    now: float,
+    specs: Sequence[MutationSpec],
+    doc_flags: int,
+    expiry: int,
+    cas: int,
+    flags: int | None,
+    preserve_expiry: bool,
+    uuid: int,
+    stamp: Stamp,
+) -> Decision[MutationResult | PathStatus | Refusal]:
+    """Change several paths in one document, all or none; see `IStore.mutate_in`.
+
+    Args:
+        old: The document; a tombstone only with ACCESS_DELETED.
+        now: Unix time in seconds.
+        specs: What `refuse_mutation` found well formed.
+        doc_flags: `DocFlag` bits.
+        expiry: As the client sent it.
+        cas: 0 or the one that the document must have.
+        flags: Its new flags; None keeps what it has.
+        preserve_expiry: An existing document keeps its own expiry.
+        uuid: Name of the store's history.
+        stamp: Called, once, only where a macro may want to know the CAS or sequence number.
+    """
+    base, refused, counts = _base(old, specs, doc_flags, cas)
+    if refused is not None:
+        return Decision(refused, counts=counts)
+    new = Document(b"")
+    if any(spec.flags & PathFlag.EXPAND_MACROS for spec in specs):
+        stamp(new)
+    changes = mutate_all(base, specs, new, doc_flags, uuid)
+    if isinstance(changes, MutationResult):
+        return Decision(changes, counts=counts)
+    new.value, new.xattrs, new.kind = changes.value, changes.xattrs, changes.kind
+    there = None if old is None or old.deleted else old
+    effect = Effect.DELETE
+    if changes.delete or stays_deleted(base, specs, doc_flags):
+        new = tombstone(there, new, now)
+    else:
+        new.flags = flags if flags is not None else there.flags if there is not None else 0
+        keeps = preserve_expiry and there is not None
+        new.expires_at = there.expires_at if keeps and there else deadline(expiry, now)
+        effect = storing(new, now, counts).effect
+    is_tombstone = new.deleted and not changes.delete
+    status = PathStatus.SUCCESS_DELETED if is_tombstone else PathStatus.SUCCESS
+    return Decision(MutationResult(status, new, changes.results), effect, new, counts)
+
+
+def _base(
+    old: Document | None, specs: Sequence[MutationSpec], doc_flags: int, cas: int
+) -> tuple[Document | None, PathStatus | Refusal | None, Counts]:
+    """Say what a mutation starts from, a document, a tombstone or nothing; why not; what counts."""
+    if old is not None and not old.deleted:
+        if doc_flags & DocFlag.ADD:
+            return None, Refusal.EXISTS, _SET
+        if doc_flags & DocFlag.REVIVE:
+            return None, PathStatus.NOT_DELETED, _SET
+        refusal, counts = check(old, cas, _SET)
+        return old, refusal, counts
+    if old is not None and not doc_flags & DocFlag.ADD:
+        if cas and cas != old.cas:
+            return None, Refusal.EXISTS, _SET
+        return old, check_tombstone(specs, doc_flags), _SET
+    if cas or not doc_flags & (DocFlag.ADD | DocFlag.MKDOC):
+        return None, Refusal.NOT_FOUND, _SET
+    return None, None, _SET

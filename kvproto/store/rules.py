@@ -1,246 +1,417 @@
-"""The rules that all operations of `kvproto.store.memory.MemoryStore` share.
+"""The rules of a store's operations, written once for all stores.
 
-Owns reading, CAS, limits of one document, and how a mutation that was found right happens.
+A rule is a pure function: it is given what is kept under a key, the time and the arguments of
+the operation, and returns a `Decision`: what the client is told, and what becomes of the key.
+It never knows where documents live, keeps nothing, and can be repeated: a store in memory
+applies a decision at once, a store on an engine reads, decides, and compares and swaps until
+nobody came in between.
+
+What a store does with a rule:
+
+1. Find what is kept under the key and pass it through `live`; rules are never shown an expired
+   document or a lapsed lock.  Tombstones count as nothing, except for the operations on parts
+   of documents when the client asks for deleted ones (`kvproto.store.partial`).
+2. Call the rule with it, with the time and with the operation's arguments.
+3. If the decision's effect is not NOTHING: refuse what is larger than the store's `Limits`; give
+   the decision's document a CAS and a sequence number, as `Effect` says; put it in its place.
+4. Count what the decision names.  Answer with its ``answer``, which is, or contains, the very
+   document that got its CAS in step 3.
+
+A rule leaves CAS and sequence number of a new document at 0.  Only one that has to know them
+in advance (macros) asks for them, by calling the function that it was given for that.
 
 Source: memcached ``doc/protocol.txt``; Couchbase kv_engine ``docs/BinaryProtocol.md``.
+Where the two differ, the reference page "Stores" says so.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeAlias, TypeVar
 
-from kvproto.store.document import Document, Key, Refusal
+from kvproto.store.document import DO_NOT_CREATE, Document, Key, Refusal
 from kvproto.store.expiry import deadline
-from kvproto.store.table import ITEM_OVERHEAD, DocumentTable
 
-__all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "Rules"]
-
-DEFAULT_MEMORY_LIMIT = 64 << 20
-"""Bytes; memcached's ``-m 64``."""
+__all__ = [
+    "DEFAULT_MAX_VALUE",
+    "TOMBSTONE_LIFETIME_S",
+    "Decision",
+    "Effect",
+    "Limits",
+    "Rule",
+    "Stamp",
+    "add",
+    "append",
+    "decrement",
+    "delete",
+    "discard",
+    "get",
+    "get_and_lock",
+    "get_and_touch",
+    "increment",
+    "live",
+    "prepend",
+    "replace",
+    "set_",
+    "storing",
+    "tombstone",
+    "touch",
+    "unlock",
+]
 
 DEFAULT_MAX_VALUE = 20 << 20
 """Bytes of one value; Couchbase's ``max_item_size``."""
 
-_new = object.__new__
+TOMBSTONE_LIFETIME_S = 3 * 86400
+"""How long a deleted document's system attributes are kept; Couchbase's purge interval."""
+
+_DEFAULT_LOCK_S = 15
+_MAX_LOCK_S = 30
+_COUNTER_MASK = 0xFFFFFFFF_FFFFFFFF
+_COUNTER_DIGITS = 20
+_JSON = 1
+
+Counts: TypeAlias = tuple[str, ...]
+"""Names of `kvproto.store.statistics.Statistics` that grow by one."""
 
 
-class Rules(DocumentTable):
-    """A table with the rules of documents; the arguments are those of `MemoryStore`."""
+class Effect(Enum):
+    """What becomes of a key, and which numbers the decision's document gets."""
 
-    def __init__(
-        self,
-        now: Callable[[], float],
-        memory_limit: int = DEFAULT_MEMORY_LIMIT,
-        evict: bool = True,
-        max_item: int | None = None,
-        *,
-        max_value: int = DEFAULT_MAX_VALUE,
-        uuid: int | None = None,
-    ) -> None:
-        super().__init__(now, memory_limit, evict)
-        self.uuid = secrets.randbits(48) if uuid is None else uuid
-        self._max_item = memory_limit if max_item is None else max_item
-        self._max_value = max_value
-        self._plain_size = min(max_value, self._max_item, memory_limit - ITEM_OVERHEAD)
-        self._cas = 0
-        self._cas_until = 0.0
+    NOTHING = "all stays as it is"
+    STORE = "the document takes the place of what is there; it gets a CAS and a sequence number"
+    DELETE = (
+        "the document is a tombstone: what is there goes, and the tombstone is kept if it has"
+        " attributes; it gets a CAS and a sequence number"
+    )
+    REMOVE = (
+        "what is there goes and nothing is kept; the document, if there is one, is only for the"
+        " answer; a sequence number is used, and a CAS if there is a document"
+    )
+    LOCK = "the document takes the place of the one that is there; it gets a CAS, nothing else"
+    UNLOCK = "the document takes the place of the one that is there; it keeps all its numbers"
 
-    # -- reading --------------------------------------------------------------
 
-    def get(self, key: Key) -> Document | None:
-        """Read a document; see `IStore.get`."""
-        # The interpreter calls locals sooner than what an instance keeps.
-        find = self._find
-        document = find(key)
-        if document is None:
-            self._get_misses += 1
-            return None
-        if document.expires_at or document.locked_until:
-            now = self._now()
-            if document.expires_at and document.expires_at <= now:
-                self._remove(key, document)
-                self._reclaimed += 1
-                self._get_expired += 1
-                self._get_misses += 1
-                return None
-            if document.locked_until and document.locked_until <= now:
-                document.locked_until = 0.0
-        self._get_hits += 1
-        use = self._use
-        use(key)
-        return document
+Answer = TypeVar("Answer")
 
-    # -- the rules that operations share --------------------------------------
 
-    def _check(self, old: Document | None, cas: int) -> Refusal | None:
-        """Say why a mutation of what is there may not go ahead; None when it may."""
-        if old is None:
-            if cas:
-                self._cas_misses += 1
-            return Refusal.NOT_FOUND
-        if old.locked_until and cas != old.cas:
-            return Refusal.LOCKED
-        if not cas:
-            return None
-        if cas != old.cas:
-            self._cas_badval += 1
-            return Refusal.EXISTS
-        self._cas_hits += 1
-        return None
+@dataclass(slots=True)
+class Decision(Generic[Answer]):
+    """What a rule says.
 
-    def _next_cas(self, now: float) -> int:
-        """Return the clock in nanoseconds with the low 16 bits free, or the last CAS and one.
+    Attributes:
+        answer: What the operation returns.
+        effect: What becomes of the key.
+        document: The document that the effect is about.
+        counts: Which statistics grow by one, whether or not the store has room for the document.
+    """
 
-        So a CAS grows even when the clock does not, tells when a document changed, and is not
-        repeated by the next process.  Source: kv_engine's hybrid logical clock.
-        """
-        cas = int(now * 1e9) & 0x7FFFFFFF_FFFF0000
-        if cas <= self._cas:
-            cas = self._cas + 1
-        self._cas = cas
-        # Until then the clock cannot be ahead: who is in a hurry may count up without asking here.
-        self._cas_until = float((cas | 0xFFFF) + 1)
-        return cas
+    answer: Answer
+    effect: Effect = Effect.NOTHING
+    document: Document | None = None
+    counts: Counts = ()
 
-    def _change(
-        self, key: Key, old: Document, value: bytes, datatype: int, now: float
-    ) -> Document | Refusal:
-        """Store another value; flags and expiry stay as they were."""
-        return self._commit(key, value, old.flags, old.expires_at, datatype, old, now)
 
-    def _commit(
-        self,
-        key: Key,
-        value: bytes,
-        flags: int,
-        expires_at: float,
-        datatype: int,
-        old: Document | None,
-        now: float,
-    ) -> Document | Refusal:
-        """Let a mutation that was found right happen, if there is room for it."""
-        cas = self._next_cas(now)
-        document = Document(value, flags, cas, expires_at, 0.0, self._seqno + 1, datatype)
-        if old is not None:
-            document.xattrs = old.xattrs
-            if value is old.value:
-                document.kind = old.kind
-        return self._keep(key, document, old, now)
+Rule: TypeAlias = Callable[..., Decision[Answer]]
+"""A rule's first arguments are ``old: Document | None`` and ``now: float``, unix seconds."""
 
-    def _keep(
-        self, key: Key, document: Document, old: Document | None, now: float
-    ) -> Document | Refusal:
-        """Put a document that is ready into its place, if there is room for it."""
+Changed: TypeAlias = Decision[Document | Refusal]
+
+Stamp: TypeAlias = Callable[[Document], None]
+"""Gives a document the CAS and the sequence number that it will have if it is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large one document may be.
+
+    Attributes:
+        max_value: Bytes of its value and its attributes' texts.
+        max_item: Bytes of these and its key.
+    """
+
+    max_value: int
+    max_item: int
+
+    def refuse(self, key: Key, document: Document) -> bool:
+        """Say whether a document is larger than allowed."""
         length = len(document.value)
         if document.xattrs is not None:
             length += sum(map(len, document.xattrs.values()))
         key_length = len(key[1]) if key.__class__ is tuple else len(key)
-        if length > self._max_value or length + key_length > self._max_item:
-            self._too_large += 1
-            return Refusal.TOO_BIG
-        if document.expires_at and document.expires_at <= now:
-            if old is not None:
-                self._remove(key, old)
-        else:
-            refusal = self._put(key, document, old, now)
-            if refusal is not None:
-                if refusal is Refusal.TOO_BIG:
-                    self._too_large += 1
-                else:
-                    self._no_memory += 1
-                return refusal
-        self._seqno += 1
-        return document
+        return length > self.max_value or length + key_length > self.max_item
 
-    def set_plainly(
-        self, key: bytes, value: bytes, flags: int, expiry: int, datatype: int
-    ) -> Document | None:
-        """Do as `set` where nothing unusual is in the way, in half of its time.
 
-        It is `_live`, `_next_cas`, `_commit`, `_keep` and `_put` in one, less what they do in other
-        cases; `set` comes here first, and so may who calls `set` often.
+# -- what rules share -------------------------------------------------------------------------
 
-        Returns:
-            None when there is more to consider, so that only `set` will do; nothing has happened
-            then that would not happen there.
-        """
-        find, clock = self._find, self._now
-        now = clock()
-        old = find(key)
-        expires_at = deadline(expiry, now) if expiry else 0.0
-        size = len(value)
-        item_size = size + len(key)
-        if old is None:
-            if self._tombstones:  # of this very key, perhaps; beside a document there is none
-                return None
-            growth = item_size + ITEM_OVERHEAD
-        elif (
-            old.locked_until or old.xattrs is not None or (old.expires_at and old.expires_at <= now)
-        ):
-            return None
-        else:
-            growth = size - len(old.value)
-        if (
-            item_size > self._plain_size
-            or self._due.first <= now
-            or self._garbage
-            or self._sweeping
-            or (expires_at and expires_at <= now)
-        ):
-            return None
-        if old is not None:
-            use = self._use
-            use(key)
-        if self._used + growth > self._limit and not self._make_room(growth, now):
-            return None
-        self._cmd_set += 1
-        self._total_items += 1
-        self._used += growth
-        self._seqno = seqno = self._seqno + 1
-        nanoseconds = now * 1e9
-        if nanoseconds < self._cas_until:
-            self._cas = cas = self._cas + 1
-        else:
-            cas = self._next_cas(now)
-        # What ``Document(...)`` does, in 0.6 of the time.
-        document = _new(Document)
-        document.value = value
-        document.flags = flags
-        document.cas = cas
-        document.expires_at = expires_at
-        document.locked_until = 0.0
-        document.seqno = seqno
-        document.datatype = datatype
-        document.due = document.kind = 0
-        document.xattrs = None
-        document.deleted = False
-        if old is not None and value is old.value:
+
+def live(found: Document | None, now: float) -> Document | None:
+    """Return what is to be seen of a document: None when it has expired, no lapsed lock."""
+    if found is None or (found.expires_at and found.expires_at <= now):
+        return None
+    if found.locked_until and found.locked_until <= now:
+        found.locked_until = 0.0
+    return found
+
+
+def check(old: Document | None, cas: int, counts: Counts) -> tuple[Refusal | None, Counts]:
+    """Say why a mutation may not go ahead, None when it may; and what is counted."""
+    if old is None:
+        return Refusal.NOT_FOUND, (*counts, "cas_misses") if cas else counts
+    if old.locked_until and cas != old.cas:
+        return Refusal.LOCKED, counts
+    if not cas:
+        return None, counts
+    if cas != old.cas:
+        return Refusal.EXISTS, (*counts, "cas_badval")
+    return None, (*counts, "cas_hits")
+
+
+def storing(document: Document, now: float, counts: Counts) -> Changed:
+    """Store a document, unless it has expired already; then nothing remains."""
+    if document.expires_at and document.expires_at <= now:
+        return Decision(document, Effect.REMOVE, document, counts)
+    return Decision(document, Effect.STORE, document, counts)
+
+
+def _successor(
+    old: Document | None, value: bytes, flags: int, expires_at: float, datatype: int
+) -> Document:
+    """Make the next state of a document; its attributes outlive its values."""
+    document = Document(value, flags, 0, expires_at, 0.0, 0, datatype)
+    if old is not None:
+        document.xattrs = old.xattrs
+        if value is old.value:
             document.kind = old.kind
-        self._items[key] = document
-        if expires_at:
-            self._schedule(key, document, old)
-        return document
+    return document
 
-    def _entomb(
-        self, key: Key, old: Document | None, tombstone: Document, now: float
-    ) -> Document | Refusal:
-        """Put a tombstone in the place of a document; one without attributes is not kept.
 
-        Attributes whose names begin with ``_`` (the system's) outlive their document, those of
-        users do not, unless the tombstone was made with them.
-        """
-        tombstone.value, tombstone.deleted = b"", True
-        if old is not None:
-            xattrs = tombstone.xattrs or old.xattrs or {}
-            system = {name: text for name, text in xattrs.items() if name[0] == "_"}
-            tombstone.xattrs = system or None
-            self._remove(key, old)
-        if tombstone.xattrs is None:
-            self._exhume(key)
-        elif not self._bury(key, tombstone, now) and old is None:
-            # Where something was deleted, it stays deleted; only its attributes are lost.
-            self._no_memory += 1
-            return Refusal.NO_MEMORY
-        self._seqno += 1
-        return tombstone
+def _changed(old: Document, value: bytes, datatype: int, now: float, counts: Counts) -> Changed:
+    """Store another value; flags and expiry stay as they were."""
+    document = _successor(old, value, old.flags, old.expires_at, datatype)
+    return storing(document, now, counts)
+
+
+def tombstone(old: Document | None, made: Document, now: float) -> Document:
+    """Turn a new document into the tombstone of an old one.
+
+    Attributes whose names begin with ``_`` (the system's) outlive their document, those of
+    users do not, unless the tombstone was made with them.
+    """
+    made.value, made.deleted = b"", True
+    if old is not None:
+        xattrs = made.xattrs or old.xattrs or {}
+        made.xattrs = {name: text for name, text in xattrs.items() if name[0] == "_"} or None
+    made.expires_at = now + TOMBSTONE_LIFETIME_S if made.xattrs else 0.0
+    return made
+
+
+# -- storing ----------------------------------------------------------------------------------
+
+_SET: Counts = ("cmd_set",)
+
+
+def set_(
+    old: Document | None,
+    now: float,
+    value: bytes,
+    flags: int,
+    expiry: int,
+    cas: int,
+    datatype: int,
+    preserve_expiry: bool,
+) -> Changed:
+    """Store whatever was there before; see `IStore.set`."""
+    counts = _SET
+    if cas or (old is not None and old.locked_until):
+        refusal, counts = check(old, cas, _SET)
+        if refusal is not None:
+            return Decision(refusal, counts=counts)
+    keeps = preserve_expiry and old is not None
+    expires_at = old.expires_at if keeps and old else deadline(expiry, now)
+    return storing(_successor(old, value, flags, expires_at, datatype), now, counts)
+
+
+def add(
+    old: Document | None,
+    now: float,
+    value: bytes,
+    flags: int,
+    expiry: int,
+    cas: int,
+    datatype: int,
+    preserve_expiry: bool,
+) -> Changed:
+    """Store only where nothing is; see `IStore.add`."""
+    if old is not None:
+        return Decision(Refusal.EXISTS, counts=_SET)
+    if cas:
+        return Decision(Refusal.NOT_FOUND, counts=_SET)
+    return storing(_successor(None, value, flags, deadline(expiry, now), datatype), now, _SET)
+
+
+def replace(
+    old: Document | None,
+    now: float,
+    value: bytes,
+    flags: int,
+    expiry: int,
+    cas: int,
+    datatype: int,
+    preserve_expiry: bool,
+) -> Changed:
+    """Store only where something is; see `IStore.replace`."""
+    if old is None:
+        return Decision(Refusal.NOT_FOUND, counts=("cmd_set", "cas_misses") if cas else _SET)
+    return set_(old, now, value, flags, expiry, cas, datatype, preserve_expiry)
+
+
+def append(old: Document | None, now: float, value: bytes, cas: int) -> Changed:
+    """Put bytes behind a value; see `IStore.append`."""
+    return _extend(old, now, b"", value, cas)
+
+
+def prepend(old: Document | None, now: float, value: bytes, cas: int) -> Changed:
+    """Put bytes before a value; see `IStore.prepend`."""
+    return _extend(old, now, value, b"", cas)
+
+
+def _extend(old: Document | None, now: float, before: bytes, after: bytes, cas: int) -> Changed:
+    if old is None:
+        return Decision(Refusal.NOT_STORED, counts=_SET)
+    refusal, counts = check(old, cas, _SET)
+    if refusal is not None:
+        return Decision(refusal, counts=counts)
+    return _changed(old, before + old.value + after, 0, now, counts)
+
+
+def delete(old: Document | None, now: float, cas: int) -> Changed:
+    """Remove a document; see `IStore.delete`."""
+    if old is None:
+        return Decision(Refusal.NOT_FOUND, counts=("delete_misses",))
+    refusal, counts = check(old, cas, ())
+    if refusal is not None:
+        return Decision(refusal, counts=counts)
+    grave = tombstone(old, Document(b""), now)
+    return Decision(grave, Effect.DELETE, grave, (*counts, "delete_hits"))
+
+
+def discard(old: Document | None, now: float) -> Decision[None]:
+    """Remove a document, locked or not; see `IStore.discard`."""
+    return Decision(None, Effect.NOTHING if old is None else Effect.REMOVE)
+
+
+# -- counters ---------------------------------------------------------------------------------
+
+
+def increment(
+    old: Document | None, now: float, delta: int, initial: int, expiry: int, cas: int
+) -> Changed:
+    """Add to a counter; see `IStore.increment`."""
+    counts = ("incr_misses",) if old is None else ("incr_hits",)
+    return _count(old, now, delta, initial, expiry, cas, counts)
+
+
+def decrement(
+    old: Document | None, now: float, delta: int, initial: int, expiry: int, cas: int
+) -> Changed:
+    """Subtract from a counter; see `IStore.decrement`."""
+    counts = ("decr_misses",) if old is None else ("decr_hits",)
+    return _count(old, now, -delta, initial, expiry, cas, counts)
+
+
+def _count(
+    old: Document | None,
+    now: float,
+    delta: int,
+    initial: int,
+    expiry: int,
+    cas: int,
+    counts: Counts,
+) -> Changed:
+    """Change a counter by a signed delta."""
+    if old is None:
+        if cas or expiry == DO_NOT_CREATE:
+            return Decision(Refusal.NOT_FOUND, counts=counts)
+        made = _successor(None, b"%d" % initial, 0, deadline(expiry, now), _JSON)
+        return storing(made, now, counts)
+    refusal, counts = check(old, cas, counts)
+    if refusal is not None:
+        return Decision(refusal, counts=counts)
+    digits = old.value
+    if not digits.isdigit() or len(digits) > _COUNTER_DIGITS or int(digits) > _COUNTER_MASK:
+        return Decision(Refusal.NOT_A_NUMBER, counts=counts)
+    number = max(0, int(digits) + delta) & _COUNTER_MASK
+    return _changed(old, b"%d" % number, _JSON, now, counts)
+
+
+# -- reading, expiry and locks ----------------------------------------------------------------
+
+
+def get(old: Document | None, now: float) -> Decision[Document | None]:
+    """Read a document, locked or not; see `IStore.get`."""
+    return Decision(old, counts=("get_misses",) if old is None else ("get_hits",))
+
+
+def touch(old: Document | None, now: float, expiry: int) -> Changed:
+    """Give a document another expiry; see `IStore.touch`."""
+    if old is None:
+        return Decision(Refusal.NOT_FOUND, counts=("cmd_touch", "touch_misses"))
+    if old.locked_until:
+        return Decision(Refusal.LOCKED, counts=("cmd_touch",))
+    counts = ("cmd_touch", "touch_hits")
+    expires_at = deadline(expiry, now)
+    if expires_at == old.expires_at:
+        return Decision(old, counts=counts)
+    return storing(_successor(old, old.value, old.flags, expires_at, old.datatype), now, counts)
+
+
+def get_and_touch(old: Document | None, now: float, expiry: int) -> Changed:
+    """Do as `touch`, counted as a read too; see `IStore.get_and_touch`."""
+    decision = touch(old, now, expiry)
+    if old is None:
+        decision.counts += ("get_misses",)
+    elif decision.answer is not Refusal.LOCKED:
+        decision.counts += ("get_hits",)
+    return decision
+
+
+def get_and_lock(old: Document | None, now: float, seconds: int) -> Changed:
+    """Lock a document; see `IStore.get_and_lock`."""
+    if old is None:
+        return Decision(Refusal.NOT_FOUND, counts=("get_misses",))
+    if old.locked_until:
+        return Decision(Refusal.LOCKED)
+    if not 0 < seconds <= _MAX_LOCK_S:
+        seconds = _DEFAULT_LOCK_S
+    locked = _copy(old, now + seconds)
+    return Decision(locked, Effect.LOCK, locked, ("get_hits",))
+
+
+def unlock(old: Document | None, now: float, cas: int) -> Decision[Refusal | None]:
+    """Release a lock; see `IStore.unlock`."""
+    if old is None:
+        return Decision(Refusal.NOT_FOUND)
+    if not old.locked_until:
+        return Decision(Refusal.NOT_LOCKED)
+    if cas != old.cas:
+        return Decision(Refusal.LOCKED)
+    return Decision(None, Effect.UNLOCK, _copy(old, 0.0))
+
+
+def _copy(old: Document, locked_until: float) -> Document:
+    """Return the same document with another lock."""
+    return Document(
+        old.value,
+        old.flags,
+        old.cas,
+        old.expires_at,
+        locked_until,
+        old.seqno,
+        old.datatype,
+        old.due,
+        old.xattrs,
+        kind=old.kind,
+    )

@@ -53,14 +53,11 @@ XATTR_OVERHEAD = 96
 """Bytes that each of them costs beside its name and text (measured: both together 239 for one,
 320 for two, 900 for eight)."""
 
-TOMBSTONE_LIFETIME_S = 3 * 86400
-"""How long a deleted document's system attributes are kept; Couchbase's purge interval."""
-
 _CHORES_PER_WRITE = 8
 _STALE_ENTRIES_ALLOWED = 1024
 
 
-def _footprint(key: Key, document: Document) -> int:
+def footprint(key: Key, document: Document) -> int:
     """Say how many bytes of the limit a document takes."""
     size = ITEM_OVERHEAD + len(document.value)
     size += len(key[1]) + COLLECTION_OVERHEAD if key.__class__ is tuple else len(key)
@@ -77,63 +74,79 @@ def xattrs_footprint(document: Document) -> int:
     )
 
 
-class DocumentTable(Statistics):
+class DocumentTable:
     """A bounded table of documents.
 
     Args:
         now: Returns unix time in seconds.
         memory_limit: Bytes; see `ITEM_OVERHEAD` for what counts.
         evict: Whether a full table drops what was least recently used, or refuses.
+        statistics: Where it counts what it drops.
+
+    Attributes:
+        items: The documents, the least recently used first.
+        tombstones: What is kept of deleted documents, the oldest first.
+        find: Finds a document that may be read, expired or not; changes with what there is to
+            look out for, so look it up for each use.
+        use: Makes a document the most recently used one; also changes.
+        limit: Bytes that all documents may take together.
+        used: Bytes that they take now.
+        due: Keys to look at when their second has come.
+        garbage: Tables whose documents are gone, but for their memory.
+        sweeping: Dropped collections whose documents are still in `items`.
+        flush_at: When everything that is older vanishes, in unix seconds; infinity for never.
     """
 
-    def __init__(self, now: Callable[[], float], memory_limit: int, evict: bool) -> None:
+    def __init__(
+        self, now: Callable[[], float], memory_limit: int, evict: bool, statistics: Statistics
+    ) -> None:
         self._now = now
-        self._limit = memory_limit
+        self.limit = memory_limit
         self._evict = evict
-        self._used = 0
-        self._seqno = 0
-        self._flush_at = math.inf
-        self._garbage: list[OrderedDict[Key, Document]] = []
+        self._statistics = statistics
+        self.used = 0
+        self.flush_at = math.inf
+        self.garbage: list[OrderedDict[Key, Document]] = []
         self._collections: dict[int, dict[Key, None]] = {}
         self._dropped: dict[int, int] = {}
-        self._sweeping: list[tuple[int, dict[Key, None]]] = []
+        self.sweeping: list[tuple[int, dict[Key, None]]] = []
         self._start_empty()
 
     def _start_empty(self) -> None:
-        self._items: OrderedDict[Key, Document] = OrderedDict()
-        self._tombstones: OrderedDict[Key, Document] = OrderedDict()
-        self._use = self._items.move_to_end
-        self._due = DueQueue()
+        self.items: OrderedDict[Key, Document] = OrderedDict()
+        self.tombstones: OrderedDict[Key, Document] = OrderedDict()
+        self.use = self.items.move_to_end
+        self.due = DueQueue()
         self._choose_find()
 
     def _choose_find(self) -> None:
         """Read the table directly unless something in it may be dead without showing it."""
-        if self._dropped or self._flush_at != math.inf:
-            self._find: Callable[[Key], Document | None] = self._find_with_care
+        if self._dropped or self.flush_at != math.inf:
+            self.find: Callable[[Key], Document | None] = self._find_with_care
         else:
-            self._find = self._items.get
+            self.find = self.items.get
 
     def _find_with_care(self, key: Key) -> Document | None:
-        if self._flush_at <= self._now():
-            self._discard_all()
+        if self.flush_at <= self._now():
+            self.discard_all()
             return None
-        document = self._items.get(key)
+        document = self.items.get(key)
         if document is not None and self._is_dropped(key, document):
-            self._remove(key, document)
+            self.remove(key, document)
             return None
         return document
 
     def _is_dropped(self, key: Key, document: Document) -> bool:
         return key.__class__ is tuple and document.seqno <= self._dropped.get(key[0], 0)
 
-    def _live(self, key: Key, now: float) -> Document | None:
+    def live(self, key: Key, now: float) -> Document | None:
         """Find a document that has not expired, its lapsed lock wiped."""
-        document = self._find(key)
+        document = self.find(key)
         if document is None:
             return None
         if document.expires_at and document.expires_at <= now:
-            self._remove(key, document)
-            self._reclaimed += 1
+            self.remove(key, document)
+            self._statistics.reclaimed += 1
             return None
         if document.locked_until and document.locked_until <= now:
             document.locked_until = 0.0
@@ -141,42 +154,41 @@ class DocumentTable(Statistics):
 
     # -- putting and removing -------------------------------------------------
 
-    def _put(
-        self, key: Key, document: Document, old: Document | None, now: float
-    ) -> Refusal | None:
+    def put(self, key: Key, document: Document, old: Document | None, now: float) -> Refusal | None:
         """Put a document in the place of the old one, or say why there is no room for it."""
         if old is None:
-            growth = _footprint(key, document)
+            growth = footprint(key, document)
         else:
             growth = len(document.value) - len(old.value)
             if document.xattrs is not old.xattrs:
                 growth += xattrs_footprint(document) - xattrs_footprint(old)
-            self._use(key)  # so that making room never takes what is being replaced
-        if self._garbage or self._sweeping or self._due.first <= now:
+            self.use(key)  # so that making room never takes what is being replaced
+        if self.garbage or self.sweeping or self.due.first <= now:
             self._do_chores(now)
-        if self._used + growth > self._limit:
-            if _footprint(key, document) > self._limit:
+        if self.used + growth > self.limit:
+            if footprint(key, document) > self.limit:
                 return Refusal.TOO_BIG
-            if not self._make_room(growth, now):
+            if not self.make_room(growth, now):
                 return Refusal.NO_MEMORY
-        self._items[key] = document
-        self._used += growth
-        self._total_items += 1
-        if self._tombstones:
-            self._exhume(key)
+        self.items[key] = document
+        self.used += growth
+        self._statistics.total_items += 1
+        if self.tombstones:
+            self.exhume(key)
         if document.expires_at:
-            self._schedule(key, document, old)
+            self.schedule(key, document, old)
         if old is None and key.__class__ is tuple:
             self._collections.setdefault(key[0], {})[key] = None
         return None
 
-    def _remove(self, key: Key, document: Document) -> None:
-        del self._items[key]
+    def remove(self, key: Key, document: Document) -> None:
+        """Take out a document that is in the table."""
+        del self.items[key]
         self._let_go(key, document)
 
     def _let_go(self, key: Key, document: Document) -> None:
         """Account for a document that has just left the table."""
-        self._used -= _footprint(key, document)
+        self.used -= footprint(key, document)
         if key.__class__ is tuple:
             keys = self._collections.get(key[0])
             if keys is not None:
@@ -186,30 +198,29 @@ class DocumentTable(Statistics):
 
     # -- tombstones -----------------------------------------------------------
 
-    def _bury(self, key: Key, tombstone: Document, now: float) -> bool:
+    def bury(self, key: Key, tombstone: Document, now: float) -> bool:
         """Keep a deleted document that still has attributes; False when there is no memory."""
-        tombstone.expires_at = now + TOMBSTONE_LIFETIME_S
-        before = self._tombstones.get(key)
-        growth = _footprint(key, tombstone) - (_footprint(key, before) if before else 0)
-        if _footprint(key, tombstone) > self._limit or (
-            self._used + growth > self._limit and not self._make_room(growth, now)
+        before = self.tombstones.get(key)
+        growth = footprint(key, tombstone) - (footprint(key, before) if before else 0)
+        if footprint(key, tombstone) > self.limit or (
+            self.used + growth > self.limit and not self.make_room(growth, now)
         ):
             return False
-        self._exhume(key)
-        self._tombstones[key] = tombstone
-        self._used += _footprint(key, tombstone)
-        self._due.add(math.ceil(tombstone.expires_at), key)
+        self.exhume(key)
+        self.tombstones[key] = tombstone
+        self.used += footprint(key, tombstone)
+        self.due.add(math.ceil(tombstone.expires_at), key)
         return True
 
-    def _exhume(self, key: Key) -> None:
+    def exhume(self, key: Key) -> None:
         """Forget a tombstone, if there is one."""
-        tombstone = self._tombstones.pop(key, None)
+        tombstone = self.tombstones.pop(key, None)
         if tombstone is not None:
-            self._used -= _footprint(key, tombstone)
+            self.used -= footprint(key, tombstone)
 
     # -- expiry ---------------------------------------------------------------
 
-    def _schedule(self, key: Key, document: Document, old: Document | None) -> None:
+    def schedule(self, key: Key, document: Document, old: Document | None) -> None:
         """Make sure that somebody looks at the document when it has expired.
 
         An entry that comes up earlier is good enough: it is queued again then.  So a
@@ -220,26 +231,26 @@ class DocumentTable(Statistics):
             document.due = old.due
             return
         document.due = due
-        self._due.add(due, key)
-        if self._due.entries > 2 * len(self._items) + _STALE_ENTRIES_ALLOWED:
+        self.due.add(due, key)
+        if self.due.entries > 2 * len(self.items) + _STALE_ENTRIES_ALLOWED:
             self._rebuild_due()
 
     def _rebuild_due(self) -> None:
         """Leave behind the entries of removed documents, once they are the majority."""
-        self._due = DueQueue()
-        for key, document in self._items.items():
+        self.due = DueQueue()
+        for key, document in self.items.items():
             if document.due:
-                self._due.add(document.due, key)
-        for key, tombstone in self._tombstones.items():
-            self._due.add(math.ceil(tombstone.expires_at), key)
+                self.due.add(document.due, key)
+        for key, tombstone in self.tombstones.items():
+            self.due.add(math.ceil(tombstone.expires_at), key)
 
     def _reclaim_due(self, now: float) -> None:
-        second, key = self._due.take()
-        document = self._items.get(key)
+        second, key = self.due.take()
+        document = self.items.get(key)
         if document is None:
-            tombstone = self._tombstones.get(key)
+            tombstone = self.tombstones.get(key)
             if tombstone is not None and tombstone.expires_at <= now:
-                self._exhume(key)
+                self.exhume(key)
             return
         if document.due != second:
             return
@@ -247,11 +258,11 @@ class DocumentTable(Statistics):
         if not document.expires_at:
             return
         if document.expires_at <= now:
-            self._remove(key, document)
-            self._reclaimed += 1
+            self.remove(key, document)
+            self._statistics.reclaimed += 1
         else:
             document.due = math.ceil(document.expires_at)
-            self._due.add(document.due, key)
+            self.due.add(document.due, key)
 
     # -- room -----------------------------------------------------------------
 
@@ -262,74 +273,80 @@ class DocumentTable(Statistics):
 
     def _do_chore(self, now: float) -> bool:
         """Reclaim one dead document, or look at one that may be; False when there is none."""
-        if self._garbage:
-            table = self._garbage[-1]
-            self._used -= _footprint(*table.popitem())
+        if self.garbage:
+            table = self.garbage[-1]
+            self.used -= footprint(*table.popitem())
             if not table:
-                self._garbage.pop()
-        elif self._sweeping:
+                self.garbage.pop()
+        elif self.sweeping:
             self._sweep_one()
-        elif self._due.first <= now:
+        elif self.due.first <= now:
             self._reclaim_due(now)
         else:
             return False
         return True
 
-    def _make_room(self, growth: int, now: float) -> bool:
+    def make_room(self, growth: int, now: float) -> bool:
         """Free memory, the dead first, until ``growth`` bytes fit."""
-        while self._used + growth > self._limit:
+        while self.used + growth > self.limit:
             if self._do_chore(now):
                 continue
-            if self._tombstones:
-                self._exhume(next(iter(self._tombstones)))
+            if self.tombstones:
+                self.exhume(next(iter(self.tombstones)))
                 continue
             if not self._evict:
                 return False
-            self._let_go(*self._items.popitem(last=False))
-            self._evictions += 1
+            self._let_go(*self.items.popitem(last=False))
+            self._statistics.evictions += 1
         return True
 
     # -- flush and dropped collections ----------------------------------------
 
-    def _flush(self, delay: int) -> None:
+    def flush(self, delay: int) -> None:
+        """Remove everything, now or at the moment that ``delay``, an expiry, means."""
         now = self._now()
         moment = deadline(delay, now)
         # An earlier flush whose moment has come counts, even if nobody has noticed it yet.
-        if moment <= now or self._flush_at <= now:
-            self._discard_all()
+        if moment <= now or self.flush_at <= now:
+            self.discard_all()
         if moment > now:
-            self._flush_at = moment
+            self.flush_at = moment
             self._choose_find()
 
-    def _discard_all(self) -> None:
-        self._flush_at = math.inf
-        self._garbage += [table for table in (self._items, self._tombstones) if table]
+    def discard_all(self) -> None:
+        """Remove everything, at once for readers; memory follows piecemeal."""
+        self.flush_at = math.inf
+        self.garbage += [table for table in (self.items, self.tombstones) if table]
         self._collections.clear()
         self._dropped.clear()
-        self._sweeping.clear()
+        self.sweeping.clear()
         self._start_empty()
 
-    def drop_collection(self, collection: int) -> None:
+    def drop_collection(self, collection: int, seqno: int) -> None:
         """Remove all documents of a collection, at once for readers; memory follows piecemeal.
 
         The default collection has no entry here: `flush` empties it.
+
+        Args:
+            collection: Its id.
+            seqno: The store's last sequence number; younger documents stay.
         """
-        for key in [k for k in self._tombstones if k.__class__ is tuple and k[0] == collection]:
-            self._exhume(key)
+        for key in [k for k in self.tombstones if k.__class__ is tuple and k[0] == collection]:
+            self.exhume(key)
         keys = self._collections.pop(collection, None)
         if keys is not None:
-            self._dropped[collection] = self._seqno
-            self._sweeping.append((collection, keys))
+            self._dropped[collection] = seqno
+            self.sweeping.append((collection, keys))
             self._choose_find()
 
     def _sweep_one(self) -> None:
-        collection, keys = self._sweeping[-1]
+        collection, keys = self.sweeping[-1]
         key, _ = keys.popitem()
-        document = self._items.get(key)
+        document = self.items.get(key)
         if document is not None and self._is_dropped(key, document):
-            self._remove(key, document)
+            self.remove(key, document)
         if not keys:
-            self._sweeping.pop()
-            if all(other != collection for other, _ in self._sweeping):
+            self.sweeping.pop()
+            if all(other != collection for other, _ in self.sweeping):
                 del self._dropped[collection]
                 self._choose_find()

@@ -54,7 +54,7 @@ class LimitTests(SynchronousTestCase):
 
     def left(self, store: MemoryStore) -> str:
         """Return the names in a store, least recently used first, without using them."""
-        return "".join(key.decode() for key in store._items if isinstance(key, bytes))
+        return "".join(key.decode() for key in store._table.items if isinstance(key, bytes))
 
     def test_least_recently_used_goes_first(self) -> None:
         """A full store drops what was least recently used: reading and writing are use."""
@@ -133,7 +133,7 @@ class LimitTests(SynchronousTestCase):
             else:
                 store.delete(key)
             self.clock.advance(0.5)
-        self.assertLess(store._due.entries, 1300)
+        self.assertLess(store._table.due.entries, 1300)
         check_books(store)
 
     def test_expiry_falling_all_the_time(self) -> None:
@@ -148,8 +148,8 @@ class LimitTests(SynchronousTestCase):
                 store.set(b"a", b"", 0, expiry, preserve_expiry=change == "lock")
                 if change == "lock":
                     store.touch(b"a", expiry)
-            self.assertLess(store._due.entries, 1_100, change)
-            self.assertLess(len(store._due._seconds), 1_100, change)
+            self.assertLess(store._table.due.entries, 1_100, change)
+            self.assertLess(len(store._table.due._seconds), 1_100, change)
             check_books(store)
             self.clock.advance(200)
             store.set(b"c", b"")
@@ -185,7 +185,9 @@ class LimitTests(SynchronousTestCase):
             lambda store: store.drop_collection(8),
         ):
             store = MemoryStore(self.clock.seconds, 100 * ITEM, evict=False)
-            while isinstance(store.set((8, b"%d" % len(store._items)), b"x" * 40, 0, 10), Document):
+            while isinstance(
+                store.set((8, b"%d" % len(store._table.items)), b"x" * 40, 0, 10), Document
+            ):
                 pass
             kill(store)
             self.assertIsInstance(store.set(b"a", b"v" * 99 * ITEM), Document)
@@ -245,8 +247,8 @@ class LimitTests(SynchronousTestCase):
         for _ in range(2000 // 8 + 1):
             store.set(b"k", b"")
         self.assertEqual(store.stats()["curr_items"], 1)
-        self.assertEqual((store._dropped, store._sweeping), ({}, []))
-        self.assertEqual(store._find, store._items.get)
+        self.assertEqual((store._table._dropped, store._table.sweeping), ({}, []))
+        self.assertEqual(store._table.find, store._table.items.get)
 
     def test_any_sequence_stays_below_the_limit(self) -> None:
         """Whatever is written, deleted, flushed and dropped, memory is below the limit."""

@@ -127,15 +127,18 @@ class Pair(RuleBasedStateMachine):
 
 def everything_in(store: MemoryStore) -> Any:
     """Return all that a store keeps, order of use included."""
-    plain = {name: value for name, value in vars(store).items() if type(value) in {int, float}}
-    tables = [store._items, store._tombstones, *store._garbage]
+    plain = [
+        {name: value for name, value in vars(part).items() if type(value) in {int, float}}
+        for part in (store, store._table, store._statistics)
+    ]
+    tables = [store._table.items, store._table.tombstones, *store._table.garbage]
     return (
         plain,
         [[(key, asdict(document)) for key, document in table.items()] for table in tables],
-        store._due._keys,
-        store._collections,
-        store._sweeping,
-        store._dropped,
+        store._table.due._keys,
+        store._table._collections,
+        store._table.sweeping,
+        store._table._dropped,
     )
 
 
@@ -157,7 +160,7 @@ class PlainTests(SynchronousTestCase):
         """New and known keys, with expiry and without, go the short way, in a full store too."""
 
         class Short(MemoryStore):
-            def _keep(self, *_: Any) -> Any:
+            def _carry_out(self, *_: Any) -> Any:
                 raise AssertionError("the general way")
 
         store = Short(lambda: START, 2 * ITEM_OVERHEAD)
