@@ -54,8 +54,6 @@ def substitute() -> None:
     # Twisted's tests leave handshakes unfinished on the real reactor.
     KVTLSProtocol.handshake_timeout = None
     KVTLSProtocol.close_timeout = None
-    KVTLSProtocol.half_close_timeout = None
-    KVTLSProtocol.answer_pause = 0
     modules = [tls, _newtls, endpoints]
     try:
         from twisted.protocols import _sni

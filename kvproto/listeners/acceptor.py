@@ -5,6 +5,7 @@
     Stopped ─> Starting ─> Listening ─> Stopping ─> Stopped
                   ^  (bind fails: wait, try again)     │
                   └────────────── restart ─────────────┘
+                     (fails: serve on as before, or wait and try again)
 
 Starting, restarting and stopping are serialised, and equal requests that still wait are
 one (`kvproto.listeners.serial`).  Each is bounded: what it waits for has a deadline in the
@@ -194,7 +195,13 @@ class AcceptorService(Service):
                 return
             if not self.running:
                 return  # stopped meanwhile; the stop waits in the queue
-            self._resume()
+            try:
+                self._resume()
+            except Exception:
+                if not self._listened:
+                    raise
+                self._bind_failed(Failure())
+                return
         self._answer_waiting(True)
 
     def _bind_failed(self, failure: Failure) -> None:
@@ -315,18 +322,17 @@ class AcceptorService(Service):
     ) -> dict[str, Any]:
         ended = 0
         if self.running and self._state is AcceptorState.LISTENING:
-            stack = self._stack()  # what cannot be built changes nothing
-            self._state = AcceptorState.STOPPING
-            self._binding.pause()
             entries = self._ledger.entries(self.name)
             terms = self._terms(Event.ACCEPTOR_STOPPING, verify, window)
-            if policy is not OnRotate.DRAIN:
-                ended = await closing.apply(policy, self._ledger, entries, terms)
-            if not self._binding.can_pause:
-                await self._binding.close()
-            self._door.replace(stack)
-            self._restarts += 1
-            await self._start()
+            stack = self._stack()  # what cannot be built changes nothing
+            try:
+                if policy is not OnRotate.DRAIN:
+                    self._pause()
+                    ended = await closing.apply(policy, self._ledger, entries, terms)
+                await self._replace(stack)
+            except Exception:
+                self._serve_on()
+                raise
             if policy is OnRotate.DRAIN:
                 ended = await closing.apply(policy, self._ledger, entries, terms)
         elif self.running:
@@ -337,6 +343,35 @@ class AcceptorService(Service):
             "policy": policy.value,
             "ended": ended,
         }
+
+    def _pause(self) -> None:
+        """Let newcomers wait."""
+        self._state = AcceptorState.STOPPING
+        self._binding.pause()
+
+    async def _replace(self, stack: IProtocolFactory) -> None:
+        """Put what was built anew behind the port, and accept again."""
+        self._pause()
+        if not self._binding.can_pause:
+            await self._binding.close()
+        self._door.replace(stack)
+        self._restarts += 1
+        await self._start()
+
+    def _serve_on(self) -> None:
+        """Accept again after a restart that failed: as before it, or else after a while."""
+        failure = Failure()
+        log.failure("{listener} could not restart", failure=failure, listener=self.name)
+        if not self.running or self._state is AcceptorState.LISTENING:
+            return
+        self._state = AcceptorState.STARTING
+        if not self._binding.is_open:
+            self._bind_failed(failure)
+            return
+        try:
+            self._resume()
+        except Exception:
+            self._bind_failed(Failure())
 
     def retire(
         self,

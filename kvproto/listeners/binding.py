@@ -59,9 +59,9 @@ class Door(Factory):
         return self.behind.buildProtocol(addr)
 
     def doStart(self) -> None:
-        """Hear that a port uses this."""
-        super().doStart()
+        """Hear that a port uses this; when what is behind it cannot start, no port does."""
         self.behind.doStart()
+        super().doStart()
 
     def doStop(self) -> None:
         """Hear that a port does not use this any more."""
@@ -69,11 +69,19 @@ class Door(Factory):
         self.behind.doStop()
 
     def replace(self, behind: IProtocolFactory) -> None:
-        """Put something else behind the door; who is inside stays inside."""
-        before, self.behind = self.behind, behind
+        """Put something else behind the door; who is inside stays inside.
+
+        Raises:
+            Exception: It could not be started; then nothing has changed.
+        """
         if self.numPorts:
             behind.doStart()
-            before.doStop()
+        before, self.behind = self.behind, behind
+        if self.numPorts:
+            try:
+                before.doStop()
+            except Exception:
+                log.failure("what served {listener} before failed to stop", listener=self.name)
 
 
 class Binding:

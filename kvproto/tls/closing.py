@@ -223,7 +223,7 @@ class ClosingTLS(OutgoingTLS):
 
     def _may_answer(self) -> bool:
         """Return whether an application that says nothing about it may be about to write."""
-        if not self.answer_pause:
+        if not self.answer_pause or self.close_timeout is None:
             return False
         gate = self._producer
         if gate is not None and isinstance(gate.producer, _PullToPush):
@@ -349,8 +349,10 @@ class ClosingTLS(OutgoingTLS):
         self._cut(HandshakeTimeout(f"{what} not finished in {self.handshake_timeout} s"))
 
     def _arm_close(self) -> None:
+        if self.close_timeout is None or self._close_call is not None or self._ended:
+            return
         period = self.half_close_timeout if self._peer_done else self.close_timeout
-        if period is not None and self._close_call is None and not self._ended:
+        if period is not None:
             self._taken = self._given - (unsent_bytes(self.transport) or 0)
             self._drained = False
             self._close_call = self._clock.callLater(period, self._close_overdue)

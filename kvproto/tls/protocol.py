@@ -76,7 +76,8 @@ class KVTLSProtocol(IncomingTLS):
     Attributes:
         handshake_timeout: Seconds from the connection to the end of the handshake; a
             renegotiation that blocks our writes gets the same.  None for no limit.
-        close_timeout: Seconds that a closing peer may take without progress, None for ever.
+        close_timeout: Seconds that a closing peer may take without progress; None for ever,
+            and then the next two are off as well.
         half_close_timeout: Seconds that answers to a peer that has ended its side may take
             without progress, the application's time included; None for ever.
         answer_pause: Seconds of silence after which an application that is no

@@ -428,6 +428,94 @@ class RestartTests(AcceptorCase):
         self.assertIs(self.acceptor.state, AcceptorState.LISTENING)
         self.assertTrue(self.endpoint.port.accepting)
 
+    def start_failing(self, *, pausable: bool = True) -> None:
+        """Start with a factory that will fail, once, when it is started at the next restart."""
+
+        class FailsOnce(WrappingFactory):
+            def doStart(self) -> None:
+                starts.append(self)
+                if len(starts) == 2:
+                    raise ZeroDivisionError
+                super().doStart()
+
+        starts: list[FailsOnce] = []
+        self.start(wrap=FailsOnce, pausable=pausable)
+        self.acceptor._handoffs.handshake = False
+
+    def test_failing_factory(self) -> None:
+        """When the new factory cannot be started, the old one serves on; the next try is free."""
+        self.start_failing()
+        self.failureResultOf(self.acceptor.restart(OnRotate.DISCONNECT), ZeroDivisionError)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertIs(self.acceptor.state, AcceptorState.LISTENING)
+        self.assertTrue(self.endpoint.port.accepting)
+        self.assertIs(self.connect().protocol.wrappedProtocol.state, State.OWNED)
+        self.assertEqual(self.acceptor.status()["restarts"], 0)
+        self.assertEqual(self.successResultOf(self.acceptor.restart())["state"], "listening")
+        self.assertEqual(self.acceptor.status()["restarts"], 1)
+
+    def test_failing_factory_and_a_port_that_cannot_pause(self) -> None:
+        """Its port is closed by then: it is opened again, at a time that the status tells."""
+        self.start_failing(pausable=False)
+        self.assertEqual(self.successResultOf(self.acceptor.restart())["state"], "starting")
+        status = self.acceptor.status()
+        self.assertEqual((status["state"], status["retry_in_s"]), ("starting", 0.5))
+        self.clock.advance(0.5)
+        self.assertIs(self.acceptor.state, AcceptorState.LISTENING)
+        self.assertTrue(self.endpoint.port.accepting)
+        self.assertIs(self.connect().protocol.wrappedProtocol.state, State.OWNED)
+
+    def test_failing_policy(self) -> None:
+        """Whatever fails while newcomers wait: they are served."""
+        self.start()
+        owned = self.connect()
+
+        def fire(*_arguments: object, **_options: object) -> None:
+            raise ZeroDivisionError
+
+        self.patch(owned.protocol, "fire", fire)
+        self.failureResultOf(self.acceptor.restart(OnRotate.DISCONNECT), ZeroDivisionError)
+        self.flushLoggedErrors(ZeroDivisionError)
+        self.assertIs(self.acceptor.state, AcceptorState.LISTENING)
+        self.assertIs(self.connect().protocol.state, State.OWNED)
+
+    def test_failing_resume(self) -> None:
+        """A port that fails to accept again is told to once more, after a while."""
+        self.start()
+        port, failures = self.endpoint.port, [ZeroDivisionError()]
+        resume = port.resume_accepting
+
+        def resume_accepting() -> None:
+            if failures:
+                raise failures.pop()
+            resume()
+
+        port.resume_accepting = resume_accepting
+        self.assertEqual(self.successResultOf(self.acceptor.restart())["state"], "starting")
+        self.clock.advance(0.5)
+        self.assertIs(self.acceptor.state, AcceptorState.LISTENING)
+        self.assertTrue(port.accepting)
+
+    def test_failing_stop_of_what_served_before(self) -> None:
+        """It is logged and holds nothing up."""
+
+        class FailsToStop(WrappingFactory):
+            def doStop(self) -> None:
+                super().doStop()
+                raise ZeroDivisionError
+
+        self.start(wrap=FailsToStop)
+        self.assertEqual(self.successResultOf(self.acceptor.restart())["state"], "listening")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_stop_after_a_failed_restart(self) -> None:
+        """Nothing is left of either."""
+        self.start_failing(pausable=False)
+        self.assertEqual(self.successResultOf(self.acceptor.restart())["state"], "starting")
+        self.successResultOf(self.acceptor.stopService())
+        self.assertIs(self.acceptor.state, AcceptorState.STOPPED)
+        self.assert_nothing_left()
+
     def test_factories_are_started_and_stopped(self) -> None:
         """Each factory behind the port hears once that it is used, and once that it is not."""
 
