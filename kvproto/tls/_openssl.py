@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from OpenSSL.SSL import Connection, Error, WantReadError
+from OpenSSL.SSL import Connection, Error, WantReadError, WantWriteError
 
 from kvproto.tls.outbox import RECORD_SIZE
 
@@ -39,7 +39,7 @@ class Engine:
         connection: The same.
         bounded: Whether its output is bounded, as a WANT_WRITE has shown: then output comes
             in pieces of any size, and `drain` asks until it is refused.
-        unfed: The rest of a record that `open` could not feed.
+        unfed: The rest of a record that `open` could not feed, a view of the record.
         asked_at: Bytes given to the transport when the application was last given data, -1 before
             that; set by who gives.
         armed: Whether the transport has been offered a shortcut; set by who offers it.
@@ -62,8 +62,8 @@ class Engine:
         """Give ciphertext to OpenSSL and return how many bytes it took."""
         try:
             taken = self.connection.bio_write(data)
-        except WantReadError:
-            # A bounded BIO that is full says "retry" this way.
+        except (WantReadError, WantWriteError):
+            # A bounded BIO that is full says "retry" in one of these ways.
             return 0
         return len(data) if taken is None else int(taken)
 
@@ -72,13 +72,12 @@ class Engine:
 
         What a bounded BIO did not take is left in `unfed`, with a `WantReadError`.
         """
-        connection = self.connection
         size = len(record)
-        taken = connection.bio_write(record)
-        if taken is not None and taken != size:
+        taken = self.feed(record)
+        if taken != size:
             self.unfed = memoryview(record)[taken:]
             raise WantReadError
-        plaintext: bytes = connection.recv(size)
+        plaintext: bytes = self.connection.recv(size)
         return plaintext
 
     def open_all(self, data: bytes, ends: Sequence[int]) -> tuple[bytes, int, Error | None]:

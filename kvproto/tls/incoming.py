@@ -20,7 +20,7 @@ Source: SSL_read(3), RFC 8446 section 6.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from OpenSSL.SSL import Error, WantReadError, WantWriteError, ZeroReturnError
 
@@ -130,6 +130,9 @@ class IncomingTLS(ClosingTLS):
         plaintext, fed, error = self._engine.open_all(data, ends)
         if fed < len(data):
             self._unfed.append(memoryview(data)[fed:])
+            if fed not in (0, *ends):
+                # A bounded BIO has taken a part of a record: its rest is no record.
+                self._records.count(data[max((end for end in ends if end < fed), default=0) : fed])
         if plaintext:
             self._hand_over(plaintext)
         if isinstance(error, WantWriteError):
@@ -194,6 +197,8 @@ class IncomingTLS(ClosingTLS):
         """Go on after one record that was fed whole but gave no application data."""
         unfed, self._engine.unfed = self._engine.unfed, None
         if unfed is not None:
+            record: Any = unfed.obj
+            self._records.count(record[: len(record) - len(unfed)])
             self._unfed.insert(0, unfed)
         if isinstance(error, WantWriteError):
             self._leftover = True

@@ -18,7 +18,10 @@ from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IOpenSSLServerConnectionCreator,
+)
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
@@ -169,9 +172,25 @@ class BoundedConnection:
         """There is nothing to free."""
 
 
-@implementer(IOpenSSLServerConnectionCreator)
+class Refusing(libssl.LibConnection):
+    """A bounded connection that says "retry" in pyOpenSSL's way, by an exception.
+
+    Attributes:
+        refusal: The exception's class; None to answer 0.
+    """
+
+    refusal: type[SSL.Error] | None = None
+
+    def bio_write(self, data: bytes | memoryview) -> int:
+        taken = super().bio_write(data)
+        if not taken and self.refusal is not None:
+            raise self.refusal
+        return taken
+
+
+@implementer(IOpenSSLServerConnectionCreator, IOpenSSLClientConnectionCreator)
 class Given:
-    """Gives a server one prepared connection."""
+    """Gives a server or a client one prepared connection."""
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
@@ -179,6 +198,10 @@ class Given:
     def serverConnectionForTLS(self, tlsProtocol: object) -> Any:
         return self.connection
 
+    clientConnectionForTLS = serverConnectionForTLS
+
+
+LIB_VERSIONS = {VERSIONS["TLSv1.2"]: libssl.TLS12, VERSIONS["TLSv1.3"]: libssl.TLS13}
 
 CERTIFICATE_SIZE = 9_000
 """Larger than the 8 KiB BIO, so that every bound is met during the handshake."""
@@ -220,14 +243,67 @@ class WantWriteTests(SynchronousTestCase):
 
     def test_bio_pair(self) -> None:
         """BIO pairs of 64, 512 and 8192 bytes, which bound the input as well."""
-        versions = {VERSIONS["TLSv1.2"]: libssl.TLS12, VERSIONS["TLSv1.3"]: libssl.TLS13}
         for size in (64, 512, 8192):
-            for version, lib_version in versions.items():
+            for version, lib_version in LIB_VERSIONS.items():
                 connection = libssl.LibConnection(
                     True, server_identity(CERTIFICATE_SIZE), lib_version, bio_size=size
                 )
                 self.check(connection, version)
                 self.assertGreater(connection.short_feeds, 0)
+
+    def test_bounded_both_ways(self) -> None:
+        """BIO pairs that refuse input in either way that pyOpenSSL has for it, on either side."""
+        data = bytes(range(256)) * 1172  # 300 kB
+        for size in (64, 512, 8192):
+            for version, lib_version in LIB_VERSIONS.items():
+                for refusal in (None, SSL.WantReadError, SSL.WantWriteError):
+                    for side in ("server", "client", "both"):
+                        with self.subTest(size=size, version=version, side=side, refusal=refusal):
+                            self.echo_bounded(size, version, lib_version, side, refusal, data)
+
+    def echo_bounded(
+        self, size: int, version: int, lib_version: int, side: str, refusal: Any, data: bytes
+    ) -> None:
+        """Echo a little and a lot, then say goodbye, where one side or both are bounded."""
+        server = Refusing(True, server_identity(CERTIFICATE_SIZE), lib_version, bio_size=size)
+        client = Refusing(False, None, lib_version, bio_size=size)
+        bounded = [server] * (side != "client") + [client] * (side != "server")
+        for connection in (server, client):
+            connection.refusal = refusal
+            self.addCleanup(connection.free)
+        wired = Wired(
+            version=version,
+            server_tls=Given(server) if server in bounded else None,
+            client_tls=Given(client) if client in bounded else None,
+        )
+        wired.server_app.echo()
+        wired.handshake()
+        for question in (b"small", data, b"x" * 16_384, b"small again"):
+            wired.client_app.received.clear()
+            wired.client_app.tls.write(question)
+            wired.flush()
+            self.assertEqual(bytes(wired.client_app.received), question)
+        wired.client_app.tls.loseConnection()
+        wired.flush()
+        for connection in bounded:
+            self.assertGreater(connection.want_writes, 0)
+            self.assertGreater(connection.short_feeds, 0)
+        for app in (wired.client_app, wired.server_app):
+            self.assertEqual([reason.type for reason in app.reasons], [ConnectionDone])
+
+    def test_records_in_records(self) -> None:
+        """What looks like a record inside a record that was fed in part is not taken for one."""
+        for version, lib_version in LIB_VERSIONS.items():
+            connection = libssl.LibConnection(True, None, lib_version, bio_size=64)
+            wired = self.serve(connection, version).handshake()
+            wired.client_app.tls.write(b"before")
+            wired.flush()
+            records = wired.server._records
+            self.assertTrue(records.aligned)
+            for size in (100, 5000, 40_000):
+                wired.client_app.tls.write(b"x" * size)
+                wired.flush()
+                self.assertEqual((records.aligned, records.lost), (True, False))
 
     def test_same_call_again(self) -> None:
         """A refused call is repeated as it was, before any other write."""
