@@ -44,6 +44,7 @@ setup(
         "txaio>=25.6.1",
         "zope.interface>=6",
         "attrs>=23.1",
+        "hiredis>=3.0",
     ],
     extras_require={
         "test": [

@@ -1,0 +1,164 @@
+"""One engine server: its connections, whether it answers, and what it costs.
+
+Owns the log lines about a server (one when it goes, one when it is back) and what is counted.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kvproto.base.log import make_logger
+from kvproto.upstream.link import Link, LinkState
+from kvproto.upstream.resp import EngineFailure
+
+__all__ = ["LATENCY_BOUNDS_S", "Latency", "Server"]
+
+log = make_logger()
+
+LATENCY_BOUNDS_S = (
+    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+)  # fmt: skip
+"""Upper bounds of the histogram's buckets, in seconds."""
+
+
+@dataclass(slots=True)
+class Latency:
+    """How long replies took.
+
+    Attributes:
+        counts: Replies in each bucket of `LATENCY_BOUNDS_S`, and one more for the rest.
+        seconds: All of them together.
+    """
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
+    seconds: float = 0.0
+
+    def observe(self, seconds: float, count: int) -> None:
+        """Count replies that took that long."""
+        self.counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += count
+        self.seconds += seconds * count
+
+
+class Server:
+    """A server and the connections to it.
+
+    Args:
+        name: ``HOST:PORT``, or the path of its socket.
+        make_link: Makes a connection; called with ``changed`` and ``observe`` as `Link` has them.
+        connections: How many.
+        changed: Called with this server when it has begun, or ceased, to answer.
+
+    Attributes:
+        name: As given.
+        links: The connections.
+        up: Whether it answers.
+        reason: Why not: a word of `kvproto.upstream.resp.REASONS`; ``""`` when it does.
+        text: The same for people.
+        errors: Failures by reason.
+        latency: How long its replies took.
+        node: Host and port, where it is one of a cluster.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make_link: Callable[[Callable[[Link], object], Callable[[float, int], object]], Link],
+        connections: int,
+        changed: Callable[[Server], object],
+    ) -> None:
+        self.name = name
+        self.up = False
+        self.reason, self.text = "unreachable", "not connected yet"
+        self.errors: Counter[str] = Counter()
+        self.latency = Latency()
+        self._make_link = make_link
+        self._changed = changed
+        self._said: str | None = None  # the reason in the last line about its absence
+        self._running = False
+        self.node = ("", 0)
+        self.links = [self._new_link() for _ in range(connections)]
+        self._durable: Link | None = None
+
+    @property
+    def _all_links(self) -> list[Link]:
+        return self.links if self._durable is None else [*self.links, self._durable]
+
+    def _new_link(self) -> Link:
+        link = self._make_link(self._link_changed, self.latency.observe)
+        link.server = self
+        return link
+
+    def start(self) -> None:
+        """Connect."""
+        self._running = True
+        for link in self.links:
+            link.start()
+
+    def stop(self) -> None:
+        """Close all connections."""
+        self._running = False
+        self.up = False
+        self.reason, self.text = "unreachable", "stopped"
+        for link in self._all_links:
+            link.stop()
+
+    def renew(self) -> None:
+        """Make new connections, with what is in the files now."""
+        for link in self._all_links:
+            link.renew()
+
+    @property
+    def durable_link(self) -> Link:
+        """The connection for durable writes: WAIT holds up whatever comes after it."""
+        if self._durable is None:
+            self._durable = self._new_link()
+            if self._running:
+                self._durable.start()
+        return self._durable
+
+    def link(self, lane: int) -> Link:
+        """Return the connection for a lane: the same for the same number as long as it works."""
+        links = self.links
+        link = links[lane % len(links)]
+        if link.state is LinkState.WAITING:
+            for other in links:
+                if other.state is LinkState.READY:
+                    return other
+        return link
+
+    def count(self, failure: EngineFailure) -> None:
+        """Count a command that has failed."""
+        self.errors[failure.reason] += 1
+
+    def _link_changed(self, link: Link) -> None:
+        if not self._running:
+            return
+        if link.state is LinkState.WAITING:
+            self.errors[link.reason] += 1
+        ready = any(other.state is LinkState.READY for other in self.links)
+        if ready:
+            self.reason = self.text = ""
+            if not self.up:
+                self.up = True
+                if self._said is not None:
+                    log.info("engine {server} is back", server=self.name)
+                else:
+                    log.info("engine {server} answers", server=self.name)
+                self._said = None
+                self._changed(self)
+        elif link.state is LinkState.WAITING:
+            was_up, self.up = self.up, False
+            self.reason, self.text = link.reason, link.text
+            if self._said != link.reason:
+                self._said = link.reason
+                log.warn(
+                    "engine {server} does not answer: {reason}: {text}",
+                    server=self.name,
+                    reason=link.reason,
+                    text=link.text,
+                )
+            if was_up:
+                self._changed(self)
