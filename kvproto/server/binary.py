@@ -15,11 +15,21 @@ from typing import Any
 from kvproto.errors import RemoteProtocolError
 from kvproto.server.buckets import Bucket
 from kvproto.server.documents import holds_json
-from kvproto.server.opcodes import BEFORE_LOGIN, REFUSED, accepts_framing, after_login, is_set
+from kvproto.server.opcodes import (
+    BEFORE_LOGIN,
+    REFUSED,
+    accepts_framing,
+    after_login,
+    has_key,
+    is_barrier,
+    is_set,
+    may_be_reordered,
+)
 from kvproto.server.quick import QuickState, serve_quickly
 from kvproto.server.replies import Reply, when
 from kvproto.server.sasl import Mechanism
 from kvproto.server.shared import KVServer, Peer
+from kvproto.server.window import BARRIER, FREE, Subject
 from kvproto.store import Document, Key, MemoryStore, Refusal
 from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, simple_reply
 from kvproto.wire.collections import unknown_collection_body
@@ -57,6 +67,15 @@ _PLAIN_STATUS_OF: dict[Refusal, int] = {
 _WITH_MANIFEST = frozenset({Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE})
 """Answers that tell which manifest they were looked up in."""
 
+
+def _is_fenced(request: Request) -> bool:
+    """Say whether a request's framing asks for a barrier."""
+    try:
+        return decode_request_framing(request.framing).barrier
+    except RemoteProtocolError:
+        return False  # it will be refused
+
+
 _MAJORITY = 1
 _PERSIST_LEVELS = frozenset({2, 3})
 
@@ -72,6 +91,7 @@ class BinarySession(QuickState):
         bucket: Where this session's documents are; None when its user may use none.
         selected: Whether the client has selected the bucket, or just found itself there.
         said_hello: Whether the client is a modern one: error bodies may be empty, DELETE has a CAS.
+        in_order: Whether replies come in the order of requests; the client may renounce it.
         preserve_expiry: Whether the request that is being served says so.
         mechanism: The login under way.
         mechanism_name: Its name.
@@ -85,6 +105,7 @@ class BinarySession(QuickState):
         "_status_of",
         "_table",
         "bucket",
+        "in_order",
         "mechanism",
         "mechanism_name",
         "peer",
@@ -147,6 +168,7 @@ class BinarySession(QuickState):
         self.collections = Feature.COLLECTIONS in features
         self.json = Feature.JSON in features
         self.tokens = Feature.MUTATION_SEQNO in features
+        self.in_order = Feature.UNORDERED not in features
         self.timer = self.server.timer if Feature.TRACING in features else None
         self._status_of = _STATUS_OF if Feature.XERROR in features else _PLAIN_STATUS_OF
 
@@ -193,6 +215,34 @@ class BinarySession(QuickState):
         if isinstance(request, Oversized):
             return self._oversized(request)
         return self._framed(request)
+
+    begin = execute
+
+    def conclude(self, request: Any, reply: Reply) -> Reply:
+        """Return what is sent now that it is the turn of this reply: the same."""
+        return reply
+
+    def subject(self, request: Request | Oversized, *, started: bool = False) -> Subject:
+        """Say what a request is about, so that it waits for the right others.
+
+        Args:
+            request: The request.
+            started: Whether it has been served up to a Deferred, so that its key is the store's.
+        """
+        opcode, bucket = request.opcode, self.bucket
+        if is_barrier(opcode) or not (self.in_order or may_be_reordered(opcode)):
+            return BARRIER
+        if isinstance(request, Request) and request.framing and _is_fenced(request):
+            return BARRIER
+        key = request.key
+        if not key or bucket is None or not has_key(opcode):
+            return FREE
+        if started or not self.collections:
+            return key
+        try:
+            return bucket.key(key)
+        except RemoteProtocolError:
+            return FREE  # it will be refused
 
     # frames out of the ordinary
 

@@ -19,6 +19,7 @@ FEATURES: dict[int, str] = {
     Feature.XERROR: "statuses that the error map explains may be answered",
     Feature.SELECT_BUCKET: "SELECT_BUCKET is understood",
     Feature.JSON: "responses say which values are JSON",
+    Feature.UNORDERED: "replies may overtake each other; `kvproto.server.window` has the rules",
     Feature.TRACING: "responses say how long the server worked",
     Feature.ALT_REQUEST: "requests with flexible framing are understood, asked for or not",
     Feature.SYNC_REPLICATION: "durability is answered honestly",

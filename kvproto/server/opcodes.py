@@ -9,7 +9,16 @@ from kvproto.server.documents import Handler
 from kvproto.server.wrappers import in_collections, quiet, quiet_on_miss, with_duration
 from kvproto.wire.constants import LOUD, QUIET_ON_MISS, Opcode
 
-__all__ = ["BEFORE_LOGIN", "REFUSED", "accepts_framing", "after_login", "is_set"]
+__all__ = [
+    "BEFORE_LOGIN",
+    "REFUSED",
+    "accepts_framing",
+    "after_login",
+    "has_key",
+    "is_barrier",
+    "is_set",
+    "may_be_reordered",
+]
 
 Table = tuple[Handler, ...]
 
@@ -122,3 +131,42 @@ def accepts_framing(opcode: int) -> tuple[bool, bool]:
 def is_set(opcode: int) -> bool:
     """Say whether an opcode is SET or its quiet form."""
     return LOUD.get(opcode, opcode) == Opcode.SET
+
+
+_POSITIONED = frozenset(_IN_BUCKET) - {Opcode.FLUSH, Opcode.STAT} | {
+    Opcode.GET_CLUSTER_CONFIG,
+    Opcode.VERBOSITY,
+    Opcode.SASL_LIST,
+    Opcode.GET_ERROR_MAP,
+    Opcode.NOOP,
+    Opcode.VERSION,
+    Opcode.QUIT,
+}
+"""What is answered at once, and waits for nothing: only its reply has a place."""
+
+
+def has_key(opcode: int) -> bool:
+    """Say whether an opcode is about one document."""
+    return LOUD.get(opcode, opcode) in _DOCUMENTS
+
+
+def is_barrier(opcode: int) -> bool:
+    """Say whether a request waits for all before it, and all behind it wait for it.
+
+    That is what is about the connection or the whole store, and what nobody knows.
+    """
+    loud = LOUD.get(opcode, opcode)
+    return loud not in _DOCUMENTS and loud not in _POSITIONED
+
+
+_REORDERED = frozenset(_DOCUMENTS) - {Opcode.GATK, Opcode.GET_META}
+
+
+def may_be_reordered(opcode: int) -> bool:
+    """Say whether an opcode's reply may overtake others where the client has agreed to it.
+
+    Those are kv_engine's: loud operations on documents.  Whoever sends quiet ones relies on order.
+
+    Source: Couchbase kv_engine ``docs/UnorderedExecution.md``.
+    """
+    return opcode in _REORDERED

@@ -5,17 +5,19 @@ peer is read.  What a request means is its session's business (`kvproto.server.b
 `kvproto.server.text`); the first byte of the connection says which kind it is.
 
 Theory.  There is one queue, `_items`: requests of one read that were decoded and not yet served.
-They are served in a loop until one of these stops it:
+While nothing is under way they are served one after the other, in a loop.  A reply that is a
+Deferred enters the window (`kvproto.server.window`), and so does whatever follows it, until the
+window is empty again.  Serving stops when
 
-* a reply is a Deferred: this connection waits for it, so nothing can overtake;
+* the window does not admit the next request: something must be waited for;
 * `unsent_limit` / 2 bytes of replies are written, and the transport, above its own high-water mark,
   said `pauseProducing`;
 * the connection is closing.
 
-While stopped, a read is kept undecoded and the transport is told to stop reading; so a connection
-holds at most one read of requests, and as unsent replies the transport's high-water mark (64 KiB in
-Twisted), half the limit, and one reply.  The loop goes on from `resumeProducing`, or from the
-Deferred.
+While stopped, a read is kept undecoded and the transport is told to stop reading.  So a connection
+holds at most one read of requests, the window's requests and replies (`unsent_limit`, and one of
+them), and as unsent replies the transport's high-water mark (64 KiB in Twisted), half the limit,
+and one reply.  Serving goes on from `resumeProducing`, or from the window.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
@@ -39,6 +41,7 @@ from kvproto.server.binary import BinarySession
 from kvproto.server.replies import Hangup, Reply
 from kvproto.server.shared import KVServer, Peer
 from kvproto.server.text import TextSession
+from kvproto.server.window import Servant, State, Subject, Window
 from kvproto.wire.constants import BINARY_MAGICS
 
 __all__ = ["KVServerProtocol", "Session"]
@@ -50,17 +53,26 @@ _JOIN_LIMIT = 32 * 1024
 """Replies of one turn up to this size, in bytes, are joined: cheaper than many parts."""
 
 
-class Session(Protocol):
+class Session(Servant, Protocol):
     """What the requests of one connection mean; the seam between order and meaning."""
 
     def feed(self, data: bytes) -> list[Any]:
         """Decode requests; once the stream is broken, `error` says why."""
 
     def execute(self, request: Any) -> Reply:
-        """Serve one request."""
+        """Serve one request, all before it having been answered."""
 
-    def failed(self, request: Any) -> bytes:
-        """Encode "internal error" as the answer to a request."""
+    def subject(self, request: Any, *, started: bool = False) -> Subject:
+        """Say what a request is about, so that it waits for the right others.
+
+        Args:
+            request: The request.
+            started: Whether `execute` has been called with it, and has returned a Deferred.
+        """
+
+    @property
+    def in_order(self) -> bool:
+        """Whether replies come in the order of requests."""
 
     @property
     def error(self) -> RemoteProtocolError | None:
@@ -88,6 +100,11 @@ class QuickSession(Session, Protocol):
         Returns:
             How many bytes of `data` they were.
         """
+
+
+def _weight(request: Any) -> int:
+    """Return how many bytes a request holds, about."""
+    return len(getattr(request, "value", b""))
 
 
 SessionFactory: TypeAlias = Any
@@ -120,7 +137,7 @@ class KVServerProtocol(TwistedProtocol):
         # share a line of the processor's cache.
         self._quick: QuickSession | None = None
         self._serving = False
-        # A read is kept, not served, while this is true: it is iff one of three below says so.
+        # A read is kept, not served, while this is true: `_look_again` says when.
         self._stopped = False
         self._turn_limit = max(1, server.settings.unsent_limit // 2)
         self._counters = server.counters
@@ -134,7 +151,9 @@ class KVServerProtocol(TwistedProtocol):
         self._at = 0
         self._unread: list[bytes] = []
         self._paused = False
-        self._waiting: Deferred[Any] | None = None
+        self._blocked = False  # the window does not admit what comes next
+        self._window: Window | None = None
+        self._quick_session: QuickSession | None = None
         self._closing = False
         self._reading = True
         self._connected = False
@@ -198,9 +217,8 @@ class KVServerProtocol(TwistedProtocol):
         """Answer what the peer has asked, then close: it has ended its side, and asks no more."""
         if self._session is not None and self._session.partial:
             self._note("the peer ended its side in the middle of a request")
-        self._draining = self._last_request = True
-        if not self._stopped and not self._serving:
-            self._rest()
+        self._last_request = True
+        self._begin_draining()
 
     def writeConnectionLost(self) -> None:
         """Nothing to do: nobody here closes one side of a connection."""
@@ -216,9 +234,8 @@ class KVServerProtocol(TwistedProtocol):
             self._note("the peer went away in the middle of a request")
         self._closing = self._stopped = True
         self._items, self._unread = [], []
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.cancel()
+        if self._window is not None:
+            self._window.end()
         drained, self._drained = self._drained, []
         for waiter in drained:
             waiter.callback(None)
@@ -251,10 +268,16 @@ class KVServerProtocol(TwistedProtocol):
             return done
         self._drained.append(done)
         if not self._draining:
-            self._draining = True
-            if not self._stopped and not self._serving:
-                self._rest()
+            self._begin_draining()
         return done
+
+    def _begin_draining(self) -> None:
+        """Close once everything is answered; now, if it is."""
+        self._draining = True
+        if not self._serving:
+            self._look_again()
+            if not self._stopped:
+                self._rest()
 
     # the loop
 
@@ -267,24 +290,29 @@ class KVServerProtocol(TwistedProtocol):
         # Where else the same server can be reached: at the port that the client has used.
         self._peer.port = getattr(self.transport.getHost(), "port", 0)
         kind = self._kinds[data[0] in BINARY_MAGICS]
-        self._session = cast("Session", kind(self._server, self._peer))
-        self._feed = self._session.feed
-        if getattr(self._session, "quick", None) is not None:
-            self._quick = cast("QuickSession", self._session)
+        self._session = session = cast("Session", kind(self._server, self._peer))
+        self._feed = session.feed
+        limit = self._server.settings.unsent_limit
+        self._window = Window(session, limit, self._go_on, self._report)
+        if getattr(session, "quick", None) is not None:
+            self._quick = self._quick_session = cast("QuickSession", session)
         return self._feed(data)
 
     def _serve(self) -> None:
         """Serve what is queued until it is empty or something stops us."""
-        session = cast("Session", self._session)
+        session, window = cast("Session", self._session), cast("Window", self._window)
         self._serving = True
         try:
-            while self._serve_turn(session):
-                if self._at < len(self._items):
+            while self._serve_turn(session, window):
+                if self._at < len(self._items) or window.ready:
                     continue
                 self._items = []  # an idle connection keeps no request alive
                 error = session.error
                 if error is not None:
-                    self._hang_up(session.last_words(error), str(error))
+                    if window.state is State.EMPTY:
+                        self._hang_up(session.last_words(error), str(error))
+                    else:
+                        self._blocked = True  # what came before the fault is answered first
                 elif self._unread:
                     data = b"".join(self._unread)
                     self._unread = []
@@ -295,95 +323,123 @@ class KVServerProtocol(TwistedProtocol):
                 break
         finally:
             self._serving = False
+        self._look_again()
         if not self._stopped and (self._draining or not self._reading):
             self._rest()
 
-    def _serve_turn(self, session: Session) -> bool:
+    def _serve_turn(self, session: Session, window: Window) -> bool:
         """Serve requests until there are no more, the turn's limit or a stop; write once.
 
         Returns:
             Whether there may be more to do now.
         """
-        items, execute, limit = self._items, session.execute, self._turn_limit
         out: list[bytes] = []
         size = 0
+        self._blocked = False
+        if window.state is not State.EMPTY:
+            size = window.take(out, self._turn_limit)
+        while self._at < len(self._items) and size < self._turn_limit and not self._closing:
+            if window.state is State.EMPTY:
+                size = self._serve_alone(session, window, out, size)
+            elif not self._serve_together(session, window):
+                self._blocked = True
+                break
+            if window.ready:
+                size += window.take(out, self._turn_limit - size)
+        if window.hangup is not None:
+            self._begin_closing(window.hangup)
+        if out:
+            self._write(out, size)
+        if self._closing:
+            self._close()
+        return not (self._paused or self._closing) and (window.ready or not self._blocked)
+
+    def _serve_alone(self, session: Session, window: Window, out: list[bytes], size: int) -> int:
+        """Serve requests as long as each is answered at once; nothing is under way.
+
+        Args:
+            session: Serves them.
+            window: Takes the first that is not answered at once.
+            out: Takes replies.
+            size: Bytes of the replies that are there already.
+
+        Returns:
+            Bytes of the replies that are there now.
+        """
+        items, execute, limit = self._items, session.execute, self._turn_limit
         at = self._at - 1
         for at in range(self._at, len(items)):
+            item = items[at]
             try:
-                reply = execute(items[at])
+                reply = execute(item)
             except Exception:
-                reply = self._bug(session, items[at])
+                self._report(Failure())
+                reply = session.conclude(item, session.failed(item))
             if reply.__class__ is bytes:
                 if reply:
                     out.append(reply)
                     size += len(reply)
+            elif isinstance(reply, Deferred):
+                window.in_order = session.in_order
+                subject = session.subject(item, started=True)
+                window.adopt(item, subject, _weight(item), reply)
+                break
             else:
-                size += self._take(reply, items[at], out)
-                if self._stopped:
+                size += self._take(reply, out)
+                if self._closing:
                     break
             if size >= limit:
                 break
         self._at = at + 1
-        if out:
-            self._write(out, size)
-        if self._closing:
-            self._close()
-        return not self._stopped
+        return size
 
-    def _take(self, reply: Reply, item: Any, out: list[bytes]) -> int:
+    def _serve_together(self, session: Session, window: Window) -> bool:
+        """Let the next request into the window; return whether it could enter."""
+        item = self._items[self._at]
+        subject = session.subject(item)
+        if not window.admits(subject):
+            return False
+        self._at += 1
+        if not window.unfinished:
+            window.in_order = session.in_order
+        window.enter(item, subject, _weight(item))
+        return True
+
+    def _take(self, reply: Reply, out: list[bytes]) -> int:
         """Take a reply of an unusual form; return how many bytes it has put into `out`."""
-        if isinstance(reply, bytes):
-            out.append(reply)
-            return len(reply)
+        if isinstance(reply, Hangup):
+            self._begin_closing(reply)
+            reply = reply.reply
         if isinstance(reply, list):
             out.extend(reply)
             return sum(map(len, reply))
-        if isinstance(reply, Hangup):
+        assert isinstance(reply, bytes)
+        if reply:
+            out.append(reply)
+        return len(reply)
+
+    def _begin_closing(self, hangup: Hangup) -> None:
+        """Serve nothing more; close once what is said before is written."""
+        if not self._closing:
             self._closing = self._stopped = True
-            if reply.reason:
-                self._note(reply.reason)
-            return self._take(reply.reply, item, out)
-        self._wait_for(reply, item, out)
-        return 0
+            if hangup.reason:
+                self._note(hangup.reason)
 
-    def _wait_for(self, reply: Deferred[Any], item: Any, out: list[bytes]) -> None:
-        """Serve nothing more until this reply is there; what is known already goes out now."""
-        if out:
-            self._write(out, sum(map(len, out)))
-            out.clear()
-        self._waiting = reply
-        self._stopped = True
-        reply.addErrback(self._failed_later, item)
-        reply.addCallback(self._answered, item)
-        reply.addErrback(self._report)
-
-    def _failed_later(self, failure: Failure, item: Any) -> bytes:
-        """Turn the failure of a Deferred reply into the answer "internal error"."""
-        if self._connected and self._session is not None:
-            self._report(failure)
-            return self._session.failed(item)
-        if not failure.check(CancelledError):
-            self._report(failure)
-        return b""
-
-    def _answered(self, reply: Reply, item: Any) -> None:
-        """Send the reply that was waited for, and go on."""
-        self._waiting = None
-        if not self._connected:
-            return
-        out: list[bytes] = []
-        size = self._take(reply, item, out)
-        if out:
-            self._write(out, size)
-        if self._closing:
-            self._close()
-        self._go_on()
+    def _look_again(self) -> None:
+        """See whether anything stops us, and whether the short way is open."""
+        window = self._window
+        busy = window is not None and window.state is not State.EMPTY
+        drained_first = self._draining and busy
+        self._stopped = self._paused or self._closing or self._blocked or drained_first
+        self._quick = None if busy or self._draining else self._quick_session
 
     def _go_on(self) -> None:
-        """See whether anything stops us still; if not, serve what is queued."""
-        self._stopped = self._paused or self._closing or self._waiting is not None
+        """Serve what is queued, unless something stops us still."""
         # The first read has not come yet, or this is called from within the loop, which goes on.
-        if self._stopped or self._serving or self._session is None:
+        if self._serving or self._session is None:
+            return
+        if self._paused or self._closing:
+            self._stopped = True
             return
         try:
             self._serve()
@@ -399,7 +455,6 @@ class KVServerProtocol(TwistedProtocol):
                 self._hang_up(b"", "")
                 return
             self._feed = self._feed_last
-            self._quick = None
         if not self._reading:
             self._reading = True
             self.transport.resumeProducing()
@@ -443,6 +498,8 @@ class KVServerProtocol(TwistedProtocol):
     def _close(self) -> None:
         """Close once everything that was written is sent."""
         self._items, self._unread = [], []
+        if self._window is not None:
+            self._window.end()
         if self._connected:
             # A transport waits for its producer to finish before it closes.
             self.transport.unregisterProducer()
@@ -459,11 +516,6 @@ class KVServerProtocol(TwistedProtocol):
             stage="before its login" if self._peer.user is None else "in its session",
             reason=reason,
         )
-
-    def _bug(self, session: Session, item: Any) -> bytes:
-        """Report a defect of ours; the client gets an answer and may go on."""
-        self._report(Failure())
-        return session.failed(item)
 
     def _broken(self) -> None:
         """Report a defect that left the stream in an unknown state, and drop the connection."""

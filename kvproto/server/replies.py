@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 
-__all__ = ["COPY_LIMIT", "Hangup", "Reply", "when"]
+__all__ = ["COPY_LIMIT", "ErrorLine", "Hangup", "Reply", "when"]
 
 COPY_LIMIT = 16 * 1024
 """Values up to this size, in bytes, are copied behind their header; a longer one is passed on as a
@@ -30,6 +30,15 @@ class Hangup:
 
     reply: bytes = b""
     reason: str = ""
+
+
+class ErrorLine(bytes):
+    """An error in place of one value of a text retrieval.
+
+    A client takes it for the whole answer, so nothing more of that answer may follow.
+    """
+
+    __slots__ = ()
 
 
 Reply: TypeAlias = bytes | list[bytes] | Hangup | Deferred[Any]

@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 from kvproto.errors import RemoteProtocolError
 from kvproto.server.buckets import Bucket
 from kvproto.server.quick_text import serve_text_quickly
-from kvproto.server.replies import COPY_LIMIT, Hangup, Reply, when
+from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, Reply, when
 from kvproto.server.shared import KVServer, Peer
 from kvproto.server.statistics import Report, report
+from kvproto.server.window import BARRIER, FREE, Subject
 from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, IStore, MemoryStore, Refusal
 from kvproto.wire import text as wire
 from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
@@ -94,30 +95,56 @@ class TextSession:
             return 0
         return serve_text_quickly(self, data, out, limit, self._decoder.max_value)
 
+    in_order = True
+    """Replies come in the order of requests: there is nothing else to tell them apart by."""
+
     def execute(self, item: TextCommand | TextRefusal) -> Reply:
-        """Serve one command."""
+        """Serve one command, all before it having been answered."""
+        if self._failed_keys:
+            return self.conclude(item, b"")
+        reply = self.begin(item)
+        if reply.__class__ is ErrorLine:
+            return self.conclude(item, reply)
+        return reply
+
+    def begin(self, item: TextCommand | TextRefusal) -> Reply:
+        """Start one command, whatever becomes of those before it."""
         if self.peer.user is None:
             return self._stranger(item)
         if isinstance(item, TextRefusal):
             return self._refused(item)
         if self.bucket is None and item.verb not in _WITHOUT_BUCKET:
             return b"" if item.noreply or item.verb in _KEYS else NO_BUCKET
-        if self._failed_keys and item.verb in _RETRIEVALS:
-            self._failed_keys = item.verb != "end"
-            return b""
         return _HANDLERS[item.verb](self, item)
+
+    def conclude(self, item: Any, reply: Reply) -> Reply:
+        """Return what is sent now that it is the turn of this reply.
+
+        Nothing follows an error within a retrieval, not even its END.
+        """
+        if self._failed_keys:
+            # A key that cannot be one ends a retrieval too.
+            self._failed_keys = item.verb != "end" and isinstance(item, TextCommand)
+            return b""
+        self._failed_keys = reply.__class__ is ErrorLine
+        return reply
+
+    def subject(self, item: TextCommand | TextRefusal, *, started: bool = False) -> Subject:
+        """Say what a command is about, so that it waits for the right others."""
+        if self.peer.user is None:
+            return BARRIER
+        at_once = isinstance(item, TextRefusal) or item.verb in _POSITIONED
+        return item.key or (FREE if at_once else BARRIER)
 
     def failed(self, item: Any) -> bytes:
         """Encode "internal error"."""
-        self._failed_keys = item.verb in _RETRIEVALS
+        if item.verb in _KEYS:
+            return ErrorLine(INTERNAL)
         return b"" if getattr(item, "noreply", False) else INTERNAL
 
     def refuse_key(self, refusal: Refusal) -> bytes:
         """Answer one key of a retrieval: with nothing if it is only missing."""
-        if refusal is Refusal.NOT_FOUND:
-            return b""
-        self._failed_keys = True
-        return _REFUSED[refusal]
+        return b"" if refusal is Refusal.NOT_FOUND else ErrorLine(_REFUSED[refusal])
 
     def not_stored(
         self, refusal: Refusal, command: TextCommand, refused: dict[Refusal, bytes] = _REFUSED
@@ -346,7 +373,8 @@ def _quit(session: TextSession, command: TextCommand) -> Reply:
 
 _KEYS = frozenset({"get", "gets", "gat", "gats"})
 _WITHOUT_BUCKET = frozenset({"version", "verbosity", "mn", "quit", "shutdown", "cache_memlimit"})
-_RETRIEVALS = _KEYS | {"end"}
+_POSITIONED = _WITHOUT_BUCKET | {"end"}
+"""What is answered at once, and waits for nothing: only its reply has a place."""
 
 _HANDLERS: dict[str, Handler] = {
     "get": _get,

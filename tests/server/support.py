@@ -290,6 +290,8 @@ class SlowStore:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
+        if not callable(method):
+            return method
 
         def later(*args: Any, **options: Any) -> Deferred[Any]:
             answer: Deferred[Any] = Deferred(self._cancel)
@@ -301,7 +303,11 @@ class SlowStore:
     def _cancel(self, _: Deferred[Any]) -> None:
         self.cancelled += 1
 
-    def release(self) -> None:
-        """Let the oldest answer come."""
-        answer, outcome = self.waiting.pop(0)
+    def release(self, number: int = 0) -> None:
+        """Let an answer come.
+
+        Args:
+            number: Which one: 0 for the oldest.
+        """
+        answer, outcome = self.waiting.pop(number)
         answer.callback(outcome)

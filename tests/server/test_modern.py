@@ -96,7 +96,9 @@ class HelloTests(SynchronousTestCase):
             "001e 000a 0004"
         )
         response = Link().call(Opcode.HELLO, key=b'{"a":"python/4.6.3"}', value=asked)
-        expected = bytes.fromhex("0003 0006 0007 0008 000b 0010 000f 0011 0015 0012 0017 0014 0004")
+        expected = bytes.fromhex(
+            "0003 0006 0007 0008 000b 0010 000f 0011 0015 0012 0017 0014 000e 0004"
+        )
         self.assertEqual(response.value, expected)
 
     def test_again(self) -> None:

@@ -188,15 +188,18 @@ class SlowStoreTests(SynchronousTestCase):
         self.assertEqual([r.opaque for r in replies], [77, *range(2000), 77])
 
     def test_reading_stops_and_goes_on(self) -> None:
-        """While a request waits, one more read is taken and no further one."""
-        self.link.ask(gets(1))
-        self.link.ask(gets(1, 1))
-        self.link.ask(gets(1, 2))
+        """While as many requests wait as may, one more read is taken and no further one."""
+        self.link.ask(gets(200))
+        self.assertTrue(self.link.transport.reading)
+        self.link.ask(gets(200, 200))
+        self.assertTrue(self.link.transport.reading)
+        self.link.ask(gets(1, 400))
+        self.link.ask(gets(1, 401))
         self.assertFalse(self.link.transport.reading)
         self.assertEqual(len(self.link.transport.arrived), 1)
-        for _ in range(3):
+        for _ in range(402):
             self.slow.release()
-        self.assertEqual([r.opaque for r in self.link.responses()], [0, 1, 2])
+        self.assertEqual([r.opaque for r in self.link.responses()], list(range(402)))
         self.assertTrue(self.link.transport.reading)
 
     def test_peer_leaves(self) -> None:
