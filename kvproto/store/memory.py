@@ -11,20 +11,19 @@ hand.  They must do exactly what the rules do: `tests/store/test_plain.py` compa
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from zope.interface import implementer
 
-from kvproto.store import partial, rules
 from kvproto.store.document import Document, Key, Refusal
 from kvproto.store.expiry import deadline
 from kvproto.store.interfaces import IStore
-from kvproto.store.multi import LookupResult, MutationResult
+from kvproto.store.operations import Operations
 from kvproto.store.rules import DEFAULT_MAX_VALUE, Answer, Decision, Effect, Limits, Rule
 from kvproto.store.statistics import Statistics
 from kvproto.store.table import ITEM_OVERHEAD, DocumentTable
-from kvproto.wire.subdoc_terms import DocFlag, LookupSpec, MutationSpec, PathStatus
+from kvproto.wire.subdoc_terms import DocFlag
 
 __all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "MemoryStore"]
 
@@ -35,7 +34,7 @@ _new = object.__new__
 
 
 @implementer(IStore)
-class MemoryStore:
+class MemoryStore(Operations):
     """A store in this process's memory.
 
     Args:
@@ -254,7 +253,7 @@ class MemoryStore:
         self._cas_until = float((cas | 0xFFFF) + 1)
         return cas
 
-    # -- storing --------------------------------------------------------------
+    # -- the operations -------------------------------------------------------
 
     def set(
         self,
@@ -266,124 +265,14 @@ class MemoryStore:
         *,
         datatype: int = 0,
         preserve_expiry: bool = False,
-    ) -> Document | Refusal:
+    ) -> Any:
         """Store whatever was there before; see `IStore.set`."""
         if not cas and not preserve_expiry and key.__class__ is bytes:
             document = self.set_plainly(key, value, flags, expiry, datatype)
             if document is not None:
                 return document
-        return self._apply(key, rules.set_, value, flags, expiry, cas, datatype, preserve_expiry)
-
-    def add(
-        self,
-        key: Key,
-        value: bytes,
-        flags: int = 0,
-        expiry: int = 0,
-        cas: int = 0,
-        *,
-        datatype: int = 0,
-        preserve_expiry: bool = False,
-    ) -> Document | Refusal:
-        """Store only where nothing is; see `IStore.add`."""
-        return self._apply(key, rules.add, value, flags, expiry, cas, datatype, preserve_expiry)
-
-    def replace(
-        self,
-        key: Key,
-        value: bytes,
-        flags: int = 0,
-        expiry: int = 0,
-        cas: int = 0,
-        *,
-        datatype: int = 0,
-        preserve_expiry: bool = False,
-    ) -> Document | Refusal:
-        """Store only where something is; see `IStore.replace`."""
-        return self._apply(key, rules.replace, value, flags, expiry, cas, datatype, preserve_expiry)
-
-    def append(self, key: Key, value: bytes, cas: int = 0) -> Document | Refusal:
-        """Put bytes behind a value; see `IStore.append`."""
-        return self._apply(key, rules.append, value, cas)
-
-    def prepend(self, key: Key, value: bytes, cas: int = 0) -> Document | Refusal:
-        """Put bytes before a value; see `IStore.prepend`."""
-        return self._apply(key, rules.prepend, value, cas)
-
-    def delete(self, key: Key, cas: int = 0) -> Document | Refusal:
-        """Remove a document; see `IStore.delete`."""
-        return self._apply(key, rules.delete, cas)
-
-    def increment(
-        self, key: Key, delta: int, initial: int, expiry: int, cas: int = 0
-    ) -> Document | Refusal:
-        """Add to a counter; see `IStore.increment`."""
-        return self._apply(key, rules.increment, delta, initial, expiry, cas)
-
-    def decrement(
-        self, key: Key, delta: int, initial: int, expiry: int, cas: int = 0
-    ) -> Document | Refusal:
-        """Subtract from a counter; see `IStore.decrement`."""
-        return self._apply(key, rules.decrement, delta, initial, expiry, cas)
-
-    def touch(self, key: Key, expiry: int) -> Document | Refusal:
-        """Give a document another expiry; see `IStore.touch`."""
-        return self._apply(key, rules.touch, expiry)
-
-    def get_and_touch(self, key: Key, expiry: int) -> Document | Refusal:
-        """Do as `touch`, counted as a read too; see `IStore.get_and_touch`."""
-        return self._apply(key, rules.get_and_touch, expiry)
-
-    def get_and_lock(self, key: Key, seconds: int) -> Document | Refusal:
-        """Lock a document; see `IStore.get_and_lock`."""
-        return self._apply(key, rules.get_and_lock, seconds)
-
-    def unlock(self, key: Key, cas: int) -> Refusal | None:
-        """Release a lock; see `IStore.unlock`."""
-        return self._apply(key, rules.unlock, cas)
-
-    def discard(self, key: Key) -> None:
-        """Remove a document, locked or not; see `IStore.discard`."""
-        self._apply(key, rules.discard)
-
-    # -- parts of documents ---------------------------------------------------
-
-    def lookup_in(
-        self, key: Key, specs: Sequence[LookupSpec], doc_flags: int = 0
-    ) -> LookupResult | PathStatus | Refusal:
-        """Look up several paths in one document; see `IStore.lookup_in`."""
-        status = partial.refuse_lookup(specs, doc_flags)
-        if status is not None:
-            return status
-        return self._apply_to_any(key, doc_flags, partial.lookup_in, specs, self.uuid)
-
-    def mutate_in(
-        self,
-        key: Key,
-        specs: Sequence[MutationSpec],
-        doc_flags: int = 0,
-        expiry: int = 0,
-        cas: int = 0,
-        *,
-        flags: int | None = None,
-        preserve_expiry: bool = False,
-    ) -> MutationResult | PathStatus | Refusal:
-        """Change several paths in one document, all or none; see `IStore.mutate_in`."""
-        status = partial.refuse_mutation(specs, doc_flags, cas)
-        if status is not None:
-            return status
-        return self._apply_to_any(
-            key,
-            doc_flags,
-            partial.mutate_in,
-            specs,
-            doc_flags,
-            expiry,
-            cas,
-            flags,
-            preserve_expiry,
-            self.uuid,
-            self._stamp,
+        return super().set(
+            key, value, flags, expiry, cas, datatype=datatype, preserve_expiry=preserve_expiry
         )
 
     def _apply_to_any(
