@@ -215,7 +215,7 @@ def serve_quickly(
                 layout, body_size = read_16(request + 4), read_32(request + 8)
                 if body_size > end - at - HEADER_SIZE or not prefix < key_size <= prefix + MAX_KEY:
                     break
-                if kind == GET and layout == 0 and key_size == body_size:
+                if kind == GET and layout == 0 and key_size == body_size and not read_64(request + 16):
                     text = <const char *>body
                     if prefix and text[0]:
                         break

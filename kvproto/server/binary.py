@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from kvproto.config import Mode
 from kvproto.errors import RemoteProtocolError
 from kvproto.server.buckets import Bucket
 from kvproto.server.documents import holds_json
 from kvproto.server.opcodes import (
-    BEFORE_LOGIN,
     REFUSED,
     accepts_framing,
     after_login,
+    before_login,
     has_key,
     is_barrier,
     is_set,
@@ -103,6 +104,7 @@ class BinarySession(QuickState):
         "_decoder",
         "_in_memory",
         "_status_of",
+        "_strict",
         "_table",
         "bucket",
         "in_order",
@@ -118,6 +120,7 @@ class BinarySession(QuickState):
     def __init__(self, server: KVServer, peer: Peer) -> None:
         self.server = server
         self.peer = peer
+        self._strict = server.settings.mode is Mode.COUCHBASE
         self.max_body = MAX_BODY_BEFORE_LOGIN
         self._decoder = RequestDecoder(self.max_body)
         self.bucket: Bucket | None = None
@@ -153,8 +156,8 @@ class BinarySession(QuickState):
                 self._use(self.server.default_bucket(user), selected=False)
         self._choose_table()
 
-    def select(self, bucket: Bucket) -> None:
-        """Work in this bucket from now on."""
+    def select(self, bucket: Bucket | None) -> None:
+        """Work in this bucket from now on, or in none."""
         self._use(bucket, selected=True)
         self._choose_table()
 
@@ -183,15 +186,16 @@ class BinarySession(QuickState):
         if self.peer.refused:
             self._table = REFUSED
         elif self.peer.user is None:
-            self._table = BEFORE_LOGIN
+            self._table = before_login(strict=self._strict)
         else:
             self._table = after_login(
                 has_bucket=self.bucket is not None,
                 collections=self.collections,
                 traced=self.timer is not None,
+                strict=self._strict,
             )
             # Its exact class: a subclass may answer later.
-            self._in_memory = getattr(self, "store", None).__class__ is MemoryStore
+            self._in_memory = self.bucket is not None and self.store.__class__ is MemoryStore
         self._open_or_close()
 
     def _open_or_close(self) -> None:
@@ -257,15 +261,17 @@ class BinarySession(QuickState):
             if not durable:
                 return self.error_to(request, Status.INVALID)
             level = framing.durability.level
-            if level in _PERSIST_LEVELS:
+            if level in _PERSIST_LEVELS and not self.store.persists:
                 # Nothing here survives the process: to say anything else would be a lie.
                 return self.error_to(request, Status.DURABILITY_IMPOSSIBLE)
-            if level != _MAJORITY:
+            if level != _MAJORITY and level not in _PERSIST_LEVELS:
                 return self.error_to(request, Status.DURABILITY_INVALID_LEVEL)
         if framing.impersonate is not None:
             return self.error_to(request, Status.NO_ACCESS)
-        if framing.stream_id is not None or (framing.preserve_ttl and not preserve):
+        if framing.stream_id is not None:
             return self.error_to(request, Status.INVALID)
+        if framing.preserve_ttl and not preserve:
+            return self.error_to(request, Status.NOT_SUPPORTED)
         self.preserve_expiry = framing.preserve_ttl
         try:
             return self._table[request.opcode](self, request)

@@ -20,9 +20,13 @@ from kvproto.wire.constants import Status
 __all__ = ["Bucket", "Manifest"]
 
 _FIRST_ID = 8
-"""Ids below are Couchbase's own."""
+"""Ids below are Couchbase's own: never in a manifest, and no client may name one in a key."""
 
 _DEFAULT_ID = 0
+
+MAX_NAMED_KEY = 246
+"""Longest key in a named collection, in bytes, its id not counted (kv_engine
+``MaxCollectionsLogicalKeyLen``)."""
 
 
 class Manifest:
@@ -127,12 +131,14 @@ class Bucket:
         """Return the store's key for a key that begins with a collection's id.
 
         Raises:
-            RemoteProtocolError: It is malformed (status 0x04), or there is no such collection
-                (0x88).
+            RemoteProtocolError: It is malformed, longer than `MAX_NAMED_KEY` in a named collection,
+                or in a reserved one (status 0x04); or there is no such collection (0x88).
         """
         collection, key = split_key(wire_key)
         if not collection:
             return key
+        if collection < _FIRST_ID or len(key) > MAX_NAMED_KEY:
+            raise RemoteProtocolError("a reserved collection, or a key too long", Status.INVALID)
         if collection not in self.manifest.ids:
             raise RemoteProtocolError(
                 f"no collection has the id {collection}", Status.UNKNOWN_COLLECTION

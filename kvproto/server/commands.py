@@ -6,6 +6,8 @@ Source: memcached ``protocol_binary.h``, ``doc/protocol-binary.xml``; Couchbase 
 
 from __future__ import annotations
 
+import json
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from kvproto.errors import RemoteProtocolError
@@ -35,6 +37,7 @@ __all__ = [
     "manifest",
     "no_bucket",
     "noop",
+    "observe_seqno",
     "quit_",
     "quit_quietly",
     "refuse",
@@ -48,6 +51,17 @@ __all__ = [
     "verbosity",
     "version",
 ]
+
+
+_VBUCKET_UUID = Struct(">Q")
+_OBSERVED = Struct(">BHQQQ")
+"""Format (0: no failover), vbucket, its UUID, last persisted and current sequence number."""
+
+_LONGEST_ARGUMENT = 4096
+"""Bytes of the JSON that STAT may come with; nothing here takes arguments in it."""
+
+NO_BUCKET_NAME = b"@no bucket@"
+"""What SELECT_BUCKET takes for none (kv_engine ``docs/BinaryProtocol.md``)."""
 
 
 def unknown(session: BinarySession, request: Request) -> Reply:
@@ -74,23 +88,17 @@ def no_bucket(session: BinarySession, request: Request) -> Reply:
 
 def noop(session: BinarySession, request: Request) -> Reply:
     """NOOP."""
-    if request.key or request.extras or request.value:
-        return session.error_to(request, Status.INVALID)
     return simple_reply(request.opcode, 0, request.opaque)
 
 
 def version(session: BinarySession, request: Request) -> Reply:
     """VERSION."""
-    if request.key or request.extras or request.value:
-        return session.error_to(request, Status.INVALID)
     value = session.server.settings.version.encode()
     return encode_response(request.opcode, value=value, opaque=request.opaque)
 
 
 def verbosity(session: BinarySession, request: Request) -> Reply:
     """VERBOSITY: accepted; what is logged is the operator's business, not a client's."""
-    if len(request.extras) != 4 or request.key or request.value:
-        return session.error_to(request, Status.INVALID)
     return simple_reply(request.opcode, 0, request.opaque)
 
 
@@ -106,8 +114,6 @@ def quit_quietly(session: BinarySession, request: Request) -> Reply:
 
 def flush(session: BinarySession, request: Request) -> Reply:
     """FLUSH, where the operator allows it."""
-    if len(request.extras) not in {0, 4} or request.key or request.value:
-        return session.error_to(request, Status.INVALID)
     if not session.server.settings.flush_allowed:
         return session.error_to(request, Status.NO_ACCESS)
     done = session.store.flush(int.from_bytes(request.extras))
@@ -116,10 +122,18 @@ def flush(session: BinarySession, request: Request) -> Reply:
 
 def stat(session: BinarySession, request: Request) -> Reply:
     """STAT: one packet for each item, and an empty one that ends them."""
-    if request.extras or request.value:
+    if request.value and not (request.datatype & Datatype.JSON and _is_json(request.value)):
         return session.error_to(request, Status.INVALID)
     found = report(session.server, session.store, tuple(request.key.split()))
     return when(found, _statistics, session, request)
+
+
+def _is_json(value: bytes) -> bool:
+    """Say whether a value is JSON that is short enough to be looked at."""
+    try:
+        return len(value) <= _LONGEST_ARGUMENT and json.loads(value) is not ...
+    except (ValueError, RecursionError):
+        return False
 
 
 def _statistics(found: Report, session: BinarySession, request: Request) -> Reply:
@@ -134,10 +148,20 @@ def _statistics(found: Report, session: BinarySession, request: Request) -> Repl
     return b"".join(packets)
 
 
+def observe_seqno(session: BinarySession, request: Request) -> Reply:
+    """OBSERVE_SEQNO: up to where this store's history is in memory, and up to where on disk."""
+    if len(request.value) != _VBUCKET_UUID.size:
+        return session.error_to(request, Status.INVALID)
+    store = session.store
+    if _VBUCKET_UUID.unpack(request.value)[0] != store.uuid:
+        # A history that this store knows nothing of; kv_engine has it so for unknown UUIDs.
+        return session.error_to(request, Status.NOT_FOUND)
+    value = _OBSERVED.pack(0, request.vbucket, store.uuid, store.persisted_seqno, store.seqno)
+    return encode_response(request.opcode, value=value, opaque=request.opaque)
+
+
 def hello(session: BinarySession, request: Request) -> Reply:
     """HELLO: agree on features."""
-    if request.extras:
-        return session.error_to(request, Status.INVALID)
     try:
         wanted = decode_features(request.value)
     except RemoteProtocolError as e:
@@ -152,9 +176,10 @@ def hello(session: BinarySession, request: Request) -> Reply:
 
 def select_bucket(session: BinarySession, request: Request) -> Reply:
     """SELECT_BUCKET; whether a bucket does not exist or is somebody else's is not told apart."""
-    if request.extras or request.value:
-        return session.error_to(request, Status.INVALID)
     user = session.peer.user
+    if request.key == NO_BUCKET_NAME:
+        session.select(None)
+        return simple_reply(request.opcode, 0, request.opaque)
     name = request.key.decode("utf-8", "replace")
     bucket = None if user is None else session.server.bucket(user, name)
     if bucket is None:
@@ -165,8 +190,6 @@ def select_bucket(session: BinarySession, request: Request) -> Reply:
 
 def cluster_config(session: BinarySession, request: Request) -> Reply:
     """GET_CLUSTER_CONFIG: of the selected bucket, or of the cluster as long as none is."""
-    if request.key or request.value:
-        return session.error_to(request, Status.INVALID)
     try:
         known = config_version(request.extras)
     except RemoteProtocolError as e:
@@ -182,22 +205,22 @@ def cluster_config(session: BinarySession, request: Request) -> Reply:
 def error_map(session: BinarySession, request: Request) -> Reply:
     """GET_ERROR_MAP."""
     version = int.from_bytes(request.value)
-    if request.extras or request.key or len(request.value) != 2 or not version:
+    if len(request.value) != 2 or not version:
         return session.error_to(request, Status.INVALID)
     return _json(request, make_error_map(version))
 
 
 def manifest(session: BinarySession, request: Request) -> Reply:
     """GET_MANIFEST: the collections of the bucket."""
-    if session.bucket is None or request.extras or request.key or request.value:
-        return session.error_to(request, Status.INVALID)
+    assert session.bucket is not None
     return _json(request, session.bucket.manifest.to_json())
 
 
 def collection_id(session: BinarySession, request: Request) -> Reply:
     """GET_COLLECTION_ID: of ``scope.collection``."""
     bucket = session.bucket
-    if bucket is None or request.extras:
+    assert bucket is not None
+    if request.key and request.value:
         return session.error_to(request, Status.INVALID)
     try:
         # The path is the value; older clients have it in the key.
@@ -215,7 +238,8 @@ def collection_id(session: BinarySession, request: Request) -> Reply:
 def scope_id(session: BinarySession, request: Request) -> Reply:
     """GET_SCOPE_ID: of a scope's name, or of ``scope.collection``."""
     bucket = session.bucket
-    if bucket is None or request.extras:
+    assert bucket is not None
+    if request.key and request.value:
         return session.error_to(request, Status.INVALID)
     scope = (request.value or request.key).partition(b".")[0].decode("utf-8", "replace")
     try:
@@ -240,8 +264,6 @@ def _json(request: Request, value: bytes) -> bytes:
 
 def sasl_list(session: BinarySession, request: Request) -> Reply:
     """SASL_LIST: names of mechanisms."""
-    if request.extras or request.key or request.value:
-        return session.error_to(request, Status.INVALID)
     names = mechanism_list(with_users=len(session.server.users) > 0)
     return encode_response(request.opcode, value=names, opaque=request.opaque)
 
@@ -251,9 +273,9 @@ def sasl_auth(session: BinarySession, request: Request) -> Reply:
     make = MECHANISMS.get(request.key)
     session.peer.begin("unknown" if make is None else request.key.decode())
     session.update_rights()
-    if make is None or request.extras:
+    if make is None:
         session.mechanism = None
-        session.peer.conclude(False, "", "no such mechanism" if make is None else MALFORMED)
+        session.peer.conclude(False, "", "no such mechanism")
         return session.error_to(request, Status.AUTH_ERROR)
     session.mechanism = make(session.peer)
     session.mechanism_name = request.key
@@ -263,7 +285,7 @@ def sasl_auth(session: BinarySession, request: Request) -> Reply:
 def sasl_step(session: BinarySession, request: Request) -> Reply:
     """SASL_STEP: go on with the login under way."""
     mechanism = session.mechanism
-    if mechanism is None or request.key != session.mechanism_name or request.extras:
+    if mechanism is None or request.key != session.mechanism_name:
         if mechanism is not None:
             session.peer.conclude(False, "", MALFORMED)
         session.mechanism = None

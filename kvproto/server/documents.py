@@ -1,7 +1,8 @@
 """Binary operations on documents: one function each, from a request to its reply.
 
-Each checks the shape of its request, asks the store, and encodes what the store says.  Quiet
-opcodes, collections and durations are `kvproto.server.wrappers` around the same functions.
+Each asks the store, and encodes what the store says; the shape of its request has been checked
+(`kvproto.server.shapes`).  Quiet opcodes, collections and durations are `kvproto.server.wrappers`
+around the same functions.
 
 Source: memcached ``protocol_binary.h``; Couchbase kv_engine ``docs/BinaryProtocol.md``.
 """
@@ -26,7 +27,7 @@ from kvproto.wire.binary import (
     simple_reply,
 )
 from kvproto.wire.collections import join_key
-from kvproto.wire.constants import MAX_KEY, Datatype, Status
+from kvproto.wire.constants import Datatype, Status
 from kvproto.wire.frames import Request
 
 if TYPE_CHECKING:
@@ -61,11 +62,6 @@ _COUNTER_EXTRAS = Struct(">QQI")
 _META = Struct(">IIIQ")
 _META_WITH_DATATYPE = Struct(">IIIQB")
 
-_DATATYPES_STORED = int(Datatype.JSON)
-"""Bits that a stored value may come with.  The SDK sets JSON unasked; compressed values and values
-with attributes need features that nobody was offered."""
-
-
 _LONGEST_PARSED = 256 * 1024
 """Bytes of a value that is parsed to see whether it is JSON, some milliseconds that all other
 connections wait.  Of a longer one it is believed what the client said."""
@@ -87,19 +83,12 @@ def answer(outcome: Any, session: BinarySession, request: Request, encode: Encod
     return session.refusal_to(request, Refusal.NOT_FOUND if outcome is None else outcome)
 
 
-def _invalid(session: BinarySession, request: Request) -> bytes:
-    return session.error_to(request, Status.INVALID)
-
-
 # Reading
 
 
 def get(session: BinarySession, request: Request) -> Reply:
     """GET; the shortest way through, most requests are this one."""
-    key = request.key
-    if not key or request.extras or request.value or len(key) > MAX_KEY:
-        return _invalid(session, request)
-    document = session.get(key)
+    document = session.get(request.key)
     if document.__class__ is not Document:
         return answer(document, session, request, found)
     value = document.value
@@ -151,19 +140,13 @@ def _found_locked(session: BinarySession, request: Request, document: Document) 
 
 def getk(session: BinarySession, request: Request) -> Reply:
     """GETK: GET whose answer names the key."""
-    key = request.key
-    if not key or request.extras or request.value or len(key) > MAX_KEY:
-        return _invalid(session, request)
-    return answer(session.get(key), session, request, _found_with_key)
+    return answer(session.get(request.key), session, request, _found_with_key)
 
 
 def _and_touch(encode: Encode) -> Handler:
     def handler(session: BinarySession, request: Request) -> Reply:
-        key = request.key
-        if not key or len(request.extras) != 4 or request.value or len(key) > MAX_KEY:
-            return _invalid(session, request)
         expiry = int.from_bytes(request.extras)
-        return answer(session.store.get_and_touch(key, expiry), session, request, encode)
+        return answer(session.store.get_and_touch(request.key, expiry), session, request, encode)
 
     return handler
 
@@ -174,10 +157,9 @@ getk_and_touch = _and_touch(_found_with_key)
 
 def get_meta(session: BinarySession, request: Request) -> Reply:
     """GET_META: what the SDK's ``exists`` asks for."""
-    key = request.key
-    if not key or request.extras not in {b"", b"\1", b"\2"} or request.value or len(key) > MAX_KEY:
-        return _invalid(session, request)
-    return answer(session.get(key), session, request, _meta)
+    if request.extras > b"\2":
+        return session.error_to(request, Status.INVALID)
+    return answer(session.get(request.key), session, request, _meta)
 
 
 def _meta(session: BinarySession, request: Request, document: Document) -> Reply:
@@ -216,20 +198,14 @@ def storing(method: str, *, is_set: bool = False) -> Handler:
     """
 
     def handler(session: BinarySession, request: Request) -> Reply:
-        key = request.key
-        if not key or len(request.extras) != 8 or len(key) > MAX_KEY:
-            return _invalid(session, request)
-        datatype = request.datatype
-        if datatype & ~_DATATYPES_STORED:
-            return _invalid(session, request)
         flags, expiry = _STORE_EXTRAS.unpack(request.extras)
         outcome = getattr(session.store, method)(
-            key,
+            request.key,
             request.value,
             flags,
             expiry,
             request.cas,
-            datatype=datatype,
+            datatype=request.datatype,
             preserve_expiry=session.preserve_expiry,
         )
         if outcome.__class__ is Document:
@@ -252,12 +228,7 @@ def set_refused(outcome: Any, session: BinarySession, request: Request) -> Reply
 
 def _extending(method: str) -> Handler:
     def handler(session: BinarySession, request: Request) -> Reply:
-        key = request.key
-        if not key or request.extras or len(key) > MAX_KEY:
-            return _invalid(session, request)
-        if request.datatype & ~_DATATYPES_STORED:
-            return _invalid(session, request)
-        outcome = getattr(session.store, method)(key, request.value, request.cas)
+        outcome = getattr(session.store, method)(request.key, request.value, request.cas)
         return answer(outcome, session, request, _mutated)
 
     return handler
@@ -269,10 +240,8 @@ prepend = _extending("prepend")
 
 def delete(session: BinarySession, request: Request) -> Reply:
     """DELETE."""
-    key = request.key
-    if not key or request.extras or request.value or len(key) > MAX_KEY:
-        return _invalid(session, request)
-    return answer(session.store.delete(key, request.cas), session, request, _deleted)
+    outcome = session.store.delete(request.key, request.cas)
+    return answer(outcome, session, request, _deleted)
 
 
 def _deleted(session: BinarySession, request: Request, document: Document) -> Reply:
@@ -286,11 +255,8 @@ def counter(method: str) -> Handler:
     """Make the handler of INCREMENT or DECREMENT."""
 
     def handler(session: BinarySession, request: Request) -> Reply:
-        key = request.key
-        if not key or len(request.extras) != 20 or request.value or len(key) > MAX_KEY:
-            return _invalid(session, request)
         delta, initial, expiry = _COUNTER_EXTRAS.unpack(request.extras)
-        outcome = getattr(session.store, method)(key, delta, initial, expiry, request.cas)
+        outcome = getattr(session.store, method)(request.key, delta, initial, expiry, request.cas)
         return answer(outcome, session, request, _counted)
 
     return handler
@@ -306,29 +272,20 @@ def _counted(session: BinarySession, request: Request, document: Document) -> Re
 
 def touch(session: BinarySession, request: Request) -> Reply:
     """TOUCH."""
-    key = request.key
-    if not key or len(request.extras) != 4 or request.value or len(key) > MAX_KEY:
-        return _invalid(session, request)
     expiry = int.from_bytes(request.extras)
-    return answer(session.store.touch(key, expiry), session, request, _touched)
+    return answer(session.store.touch(request.key, expiry), session, request, _touched)
 
 
 def get_locked(session: BinarySession, request: Request) -> Reply:
     """GET_LOCKED."""
-    key = request.key
-    if not key or len(request.extras) not in {0, 4} or request.value or len(key) > MAX_KEY:
-        return _invalid(session, request)
     seconds = int.from_bytes(request.extras)
-    outcome = session.store.get_and_lock(key, seconds)
+    outcome = session.store.get_and_lock(request.key, seconds)
     return answer(outcome, session, request, _found_locked)
 
 
 def unlock(session: BinarySession, request: Request) -> Reply:
     """UNLOCK; only the lock's CAS opens it."""
-    key = request.key
-    if not key or request.extras or request.value or not request.cas or len(key) > MAX_KEY:
-        return _invalid(session, request)
-    return when(session.store.unlock(key, request.cas), _unlocked, session, request)
+    return when(session.store.unlock(request.key, request.cas), _unlocked, session, request)
 
 
 def _unlocked(outcome: Refusal | None, session: BinarySession, request: Request) -> Reply:

@@ -6,14 +6,15 @@ from functools import lru_cache
 
 from kvproto.server import commands, documents, subdoc
 from kvproto.server.documents import Handler
+from kvproto.server.shapes import SHAPES, shaped
 from kvproto.server.wrappers import in_collections, quiet, quiet_on_miss, with_duration
-from kvproto.wire.constants import LOUD, QUIET_ON_MISS, Opcode
+from kvproto.wire.constants import LOUD, MAX_KEY, QUIET_ON_MISS, Opcode
 
 __all__ = [
-    "BEFORE_LOGIN",
     "REFUSED",
     "accepts_framing",
     "after_login",
+    "before_login",
     "has_key",
     "is_barrier",
     "is_set",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 Table = tuple[Handler, ...]
+Handlers = dict[int, Handler]
 
 _DOCUMENTS: dict[int, Handler] = {
     Opcode.GET: documents.get,
@@ -47,6 +49,7 @@ _DOCUMENTS: dict[int, Handler] = {
 _IN_BUCKET: dict[int, Handler] = {
     Opcode.FLUSH: commands.flush,
     Opcode.STAT: commands.stat,
+    Opcode.OBSERVE_SEQNO: commands.observe_seqno,
     Opcode.GET_MANIFEST: commands.manifest,
     Opcode.GET_COLLECTION_ID: commands.collection_id,
     Opcode.GET_SCOPE_ID: commands.scope_id,
@@ -86,46 +89,64 @@ def _quiet_forms(handlers: dict[int, Handler]) -> dict[int, Handler]:
     }
 
 
+def _shaped(handlers: dict[int, Handler], *, strict: bool, max_key: int = MAX_KEY) -> Handlers:
+    """Let each handler see requests of its opcode's shape only."""
+    return {
+        code: shaped(handler, SHAPES[LOUD.get(code, code)], strict=strict, max_key=max_key)
+        for code, handler in handlers.items()
+    }
+
+
 @lru_cache
-def after_login(*, has_bucket: bool, collections: bool, traced: bool) -> Table:
+def before_login(*, strict: bool) -> Table:
+    """Return the table of a stranger; see `after_login`."""
+    return _table(_shaped(_ANYBODY, strict=strict), commands.log_in_first)
+
+
+@lru_cache
+def after_login(*, has_bucket: bool, collections: bool, traced: bool, strict: bool) -> Table:
     """Return the table of somebody who may work.
 
     Args:
         has_bucket: Whether there is a bucket to work in.
         collections: Whether keys begin with the id of their collection.
         traced: Whether replies say how long they took.
+        strict: Whether requests are checked as Couchbase does, or as memcached.
     """
-    about_documents = dict(_DOCUMENTS)
+    about_documents, max_key = _DOCUMENTS, MAX_KEY
     if collections:
         about_documents = {code: in_collections(handler) for code, handler in _DOCUMENTS.items()}
-    in_bucket = about_documents | _IN_BUCKET
+        max_key += 1
+    in_bucket = _shaped(about_documents, strict=strict, max_key=max_key)
+    in_bucket |= _shaped(_IN_BUCKET, strict=strict)
     in_bucket |= _quiet_forms(in_bucket)
     if not has_bucket:
         in_bucket = dict.fromkeys(in_bucket, commands.no_bucket)
     elif traced:
         in_bucket = {code: with_duration(handler) for code, handler in in_bucket.items()}
-    return _table(in_bucket | _LOGGED_IN | _ANYBODY, commands.unknown)
+    others = _shaped(_LOGGED_IN | _ANYBODY, strict=strict)
+    return _table(in_bucket | others, commands.unknown)
 
 
-BEFORE_LOGIN = _table(_ANYBODY, commands.log_in_first)
 REFUSED = _table({}, commands.refuse)
 
-_STORING = frozenset({Opcode.SET, Opcode.ADD, Opcode.REPLACE})
-_MUTATIONS = _STORING | {
-    Opcode.DELETE,
-    Opcode.INCREMENT,
-    Opcode.DECREMENT,
-    Opcode.APPEND,
-    Opcode.PREPEND,
-    Opcode.SUBDOC_MULTI_MUTATION,
-}
-_KEEP_EXPIRY = _MUTATIONS - {Opcode.DELETE}
+_PRESERVING = frozenset({
+    Opcode.SET, Opcode.REPLACE, Opcode.INCREMENT, Opcode.DECREMENT, Opcode.APPEND, Opcode.PREPEND,
+    Opcode.SETQ, Opcode.REPLACEQ, Opcode.INCREMENTQ, Opcode.DECREMENTQ, Opcode.APPENDQ,
+    Opcode.PREPENDQ, Opcode.SUBDOC_MULTI_MUTATION,
+})  # fmt: skip
+_DURABLE = frozenset({
+    Opcode.SET, Opcode.ADD, Opcode.REPLACE, Opcode.DELETE, Opcode.INCREMENT, Opcode.DECREMENT,
+    Opcode.APPEND, Opcode.PREPEND, Opcode.TOUCH, Opcode.GAT, Opcode.SUBDOC_MULTI_MUTATION,
+})  # fmt: skip
 
 
 def accepts_framing(opcode: int) -> tuple[bool, bool]:
-    """Say whether an opcode may come with "preserve expiry", and with a durability level."""
-    loud = LOUD.get(opcode, opcode)
-    return loud in _KEEP_EXPIRY, loud in _MUTATIONS
+    """Say whether an opcode may come with "preserve expiry", and with a durability level.
+
+    Source: kv_engine ``protocol/mcbp/opcode.cc``; a quiet opcode cannot be durable.
+    """
+    return opcode in _PRESERVING, opcode in _DURABLE
 
 
 def is_set(opcode: int) -> bool:

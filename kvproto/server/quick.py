@@ -109,7 +109,7 @@ def serve_in_python(
             stop = body_at + body_size
             if stop > end or not prefix < key_size <= prefix + MAX_KEY:
                 break
-            if kind == _GET and key_size == body_size and layout == _NO_EXTRAS:
+            if kind == _GET and key_size == body_size and layout == _NO_EXTRAS and not cas:
                 if prefix and data[body_at]:
                     break
                 document = get(data[body_at + prefix : stop])

@@ -20,7 +20,6 @@ from kvproto.store import (
 )
 from kvproto.wire import subdoc as wire
 from kvproto.wire.binary import encode_response
-from kvproto.wire.constants import MAX_KEY, Status
 from kvproto.wire.frames import Request
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ __all__ = ["lookup_in", "mutate_in"]
 
 def lookup_in(session: BinarySession, request: Request) -> Reply:
     """SUBDOC_MULTI_LOOKUP."""
-    if not request.key or len(request.key) > MAX_KEY:
-        return session.error_to(request, Status.INVALID)
     try:
         lookup = wire.decode_lookup(request.extras, request.value)
     except RemoteProtocolError as e:
@@ -56,8 +53,6 @@ def _looked_up(outcome: Any, session: BinarySession, request: Request) -> Reply:
 
 def mutate_in(session: BinarySession, request: Request) -> Reply:
     """SUBDOC_MULTI_MUTATION."""
-    if not request.key or len(request.key) > MAX_KEY:
-        return session.error_to(request, Status.INVALID)
     try:
         mutation = wire.decode_mutation(request.extras, request.value)
     except RemoteProtocolError as e:

@@ -34,6 +34,13 @@ class IStore(Interface):
     ``cas`` 0 is "whatever is there"; any other must match the document's.
     """
 
+    persists = Attribute(
+        "bool: Whether a mutation is on disk, and survives this process, once it is answered."
+    )
+    seqno = Attribute("int: Sequence number of the last mutation, 0 before the first.")
+    persisted_seqno = Attribute(
+        "int: Sequence number up to which every mutation is on disk; 0 where none ever is."
+    )
     uuid = Attribute("int: 48 random bits that name this store's history of sequence numbers.")
 
     def get(key: Key) -> Document | Deferred[Document | None] | None:

@@ -67,6 +67,14 @@ class MemoryStore(Operations):
         self._cas = 0
         self._cas_until = 0.0
 
+    persists = False
+    persisted_seqno = 0
+
+    @property
+    def seqno(self) -> int:
+        """The sequence number of the last mutation; see `IStore.seqno`."""
+        return self._seqno
+
     # -- the two that are written out -----------------------------------------
 
     def get(self, key: Key) -> Document | None:

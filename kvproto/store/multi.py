@@ -18,6 +18,7 @@ from kvproto.store.paths import PathRefused
 from kvproto.store.subdoc import look_up, mutate
 from kvproto.store.virtual import expand_macro, is_macro, virtual_attribute
 from kvproto.wire.subdoc_terms import (
+    MAX_PATH_BYTES,
     MAX_SPECS,
     DocFlag,
     LookupSpec,
@@ -185,6 +186,8 @@ def _check_all(
 
 
 def _check_path(spec: LookupSpec | MutationSpec) -> PathStatus:
+    if len(spec.path) > MAX_PATH_BYTES:
+        return PathStatus.INVALID
     if spec.op in _WHOLE and (spec.flags or spec.path):
         return PathStatus.INVALID
     if spec.flags & ~_PATH_FLAGS[spec.op]:

@@ -54,9 +54,12 @@ def _locate(text: str, steps: tuple[str | int, ...]) -> _Place:
     """Follow a path as far as it leads.
 
     Raises:
-        PathRefused: MISMATCH where it wants an array and there is none, or an object.
+        PathRefused: MISMATCH where it wants an array and there is none, or an object; NOT_JSON of
+            a document that is a string, which for kv_engine is none.
     """
     entry = value = skip_space(text, 0)
+    if text[value] == '"':
+        raise PathRefused(PathStatus.NOT_JSON)
     for done, step in enumerate(steps):
         if text[value] != ("[" if isinstance(step, int) else "{"):
             raise PathRefused(PathStatus.MISMATCH)

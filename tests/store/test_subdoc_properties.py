@@ -301,7 +301,7 @@ class AnythingTests(SynchronousTestCase):
                     assert is_json(document.value), (specs, document.value)
                 for name, text in (document.xattrs or {}).items():
                     assert is_json(b'{"%b":%b}' % (name.encode(), text)), (specs, name, text)
-            if is_json(body):
+            if is_json(body) and not body.lstrip().startswith(b'"'):
                 again = store.mutate_in(b"k", specs)
                 looked = store.lookup_in(b"k", [LookupSpec(PathOp.GET_COUNT, 0, b"")])
                 if isinstance(again, MutationResult):
