@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from kvproto.client.bootstrap import Derive, SessionSettings, derive_here
 from kvproto.client.collection import Collection
 from kvproto.client.connector import Connector, ConnectorState, growing_delays
-from kvproto.client.errors import ConnectionFailedError, LoginError, StoppedError
+from kvproto.client.errors import ConnectionFailedError, LoginError, StoppedError, reason_of
 from kvproto.client.exchange import Exchange
 from kvproto.client.operations import ServerOperations
 from kvproto.client.protocol import (
@@ -57,8 +57,9 @@ class Limits:
             says otherwise.
         dial_timeout_s: Seconds from dialling to being ready for work: TCP, TLS, HELLO, login.
         close_timeout_s: Seconds that closing waits for outstanding replies.
-        silence_s: Seconds without a byte after which a server that owes overdue replies counts as
-            gone, and is dialled again.
+        silence_s: Seconds after the deadline of a request that was not answered.  A server that
+            has sent nothing in them counts as gone and is dialled again; one that answers others
+            is dialled again as soon as these have been answered.
         max_in_flight: Requests that may await replies; more wait to be written.
         max_waiting: Requests that may wait to be written; more fail at once.
         max_waiting_bytes: Bytes of values that may wait to be written.
@@ -195,7 +196,7 @@ class KVClient(Service, ServerOperations):
         cannot be sent, waiting would not help them.
         """
         error = failure.value
-        self._waiting.why = failure.getErrorMessage()
+        self._waiting.why = reason_of(failure)
         if isinstance(error, LoginError | LocalProtocolError):
             self._waiting.fail_all(lambda: type(error)(*error.args))
 

@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 
 from kvproto.base.log import make_logger
 from kvproto.client.bootstrap import Derive, SessionSettings, bootstrap
-from kvproto.client.errors import ConnectionFailedError, StoppedError
+from kvproto.client.errors import ConnectionFailedError, StoppedError, reason_of
 from kvproto.client.exchange import Exchange
 from kvproto.client.protocol import KVClientProtocol
 
@@ -223,7 +223,7 @@ class Connector:
                     f"no connection ready for work within {self._dial_timeout_s} s", False
                 )
             )
-        log.warn("no connection: {why}", why=failure.getErrorMessage())
+        log.warn("no connection: {why}", why=reason_of(failure))
         self._wait()
         self._owner.dialling_failed(failure)
 

@@ -41,6 +41,8 @@ from __future__ import annotations
 
 import json
 
+from twisted.python.failure import Failure
+
 from kvproto.errors import KVProtoError, UpstreamError
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
@@ -75,6 +77,7 @@ __all__ = [
     "UnknownCollectionError",
     "UnsupportedError",
     "WrongNodeError",
+    "reason_of",
     "reply_error",
 ]
 
@@ -272,6 +275,15 @@ class UnansweredError(UpstreamError):
     def __str__(self) -> str:
         sure = "it may have been carried out" if self.written else "it was not sent"
         return f"{self.reason}; {sure}"
+
+
+def reason_of(failure: Failure) -> str:
+    """Return why something failed, for the text of another error.
+
+    Whether *that* request was sent says nothing of this one, and would contradict it.
+    """
+    error = failure.value
+    return error.reason if isinstance(error, UnansweredError) else failure.getErrorMessage()
 
 
 class RequestTimeoutError(UnansweredError):

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 
 from kvproto.client.errors import OversizedReplyError, reply_error
 from kvproto.errors import LocalProtocolError, RemoteProtocolError
-from kvproto.wire.binary import encode_request
+from kvproto.wire.binary import DEFAULT_MAX_BODY, encode_request
 from kvproto.wire.collections import encode_collection_id
 from kvproto.wire.constants import MAX_KEY, Opcode, Status
 from kvproto.wire.frames import Oversized, Response
@@ -33,6 +33,9 @@ _STAT = int(Opcode.STAT)
 _NOT_FOUND = int(Status.NOT_FOUND)
 
 _DEFAULT_PREFIX = b"\0"
+
+_ITEM_BYTES = 64
+"""What one statistic takes besides its text, roughly."""
 
 
 class Holder(Protocol):
@@ -209,7 +212,7 @@ class Exchange(Generic[T]):
 
     def take_oversized(self, reply: Oversized) -> bool:
         """Note that a reply was too long to be read; return whether it was the last."""
-        self.error = OversizedReplyError(f"an answer of {reply.body_size} bytes")
+        self.error = self.error or OversizedReplyError(f"an answer of {reply.body_size} bytes")
         return True
 
     def finish(self) -> None:
@@ -231,15 +234,19 @@ class Exchange(Generic[T]):
 class Stats(Exchange[dict[str, str]]):
     """STAT: a reply for each item, then one without a key.
 
+    Nothing says how many there will be, so their sum is bounded as a single reply is.
+
     Args:
         group: Which statistics, ``b""`` for the general ones.
+        limit: Bytes of names and values.
     """
 
-    __slots__ = ()
+    __slots__ = ("_left",)
 
-    def __init__(self, group: bytes) -> None:
+    def __init__(self, group: bytes, limit: int = DEFAULT_MAX_BODY) -> None:
         super().__init__(_STAT, _nothing, key=group)
         self.result: dict[str, str] = {}
+        self._left = limit
 
     def take(self, reply: Response) -> bool:
         """Add one item, or end."""
@@ -250,7 +257,12 @@ class Stats(Exchange[dict[str, str]]):
             return True
         if not reply.key:
             return True
-        if self.deferred is not None:
+        # An item without a name or value takes memory as well.
+        self._left -= len(reply.key) + len(reply.value) + _ITEM_BYTES
+        if self._left < 0:
+            self.result = {}
+            self.fail(OversizedReplyError("statistics without an end"))
+        elif self.deferred is not None:
             name = reply.key.decode("utf-8", "replace")
             self.result[name] = reply.value.decode("utf-8", "replace")
         return False

@@ -6,9 +6,12 @@
       └──abort, or the peer broke the protocol──^           (from every state)
 
 Each request has an opaque by which its reply is found, so replies may come in any order and one
-that nobody waits for any more does no harm.  Three bounds hold whatever the server does: requests
-in flight, requests that wait to be written (while the transport is full, or too many are in
-flight), and the seconds that a silent server is believed in.
+that nobody waits for any more does no harm.  Bounds hold whatever the server does: requests in
+flight, requests that wait to be written (while the transport is full, or too many are in flight),
+and the seconds after the deadline of a request for which the server is believed in.  If nothing
+at all was read in them, the server is gone and the connection is cut; if it answers others, that
+one answer will never come, and the connection is drained, so that its place is not lost for ever
+and nobody else is harmed.
 
 Owns no login (`kvproto.client.bootstrap`) and no reconnecting (`kvproto.client.connector`).
 """
@@ -74,8 +77,9 @@ class KVClientProtocol(Protocol):
         timeout_s: Seconds that a request may take, unless it says otherwise.
         max_in_flight: Requests that may await replies.
         max_body: Longest reply that is read, in bytes; a longer one fails its request only.
-        silence_s: Seconds without a byte after which a server that owes overdue replies counts
-            as gone.
+        silence_s: Seconds, counted from the deadline of a request that was not answered, after
+            which a server that sends nothing counts as gone, and one that answers others is left
+            as soon as these have been answered.
         unsent: Where requests wait to be written.
 
     Attributes:
@@ -112,10 +116,10 @@ class KVClientProtocol(Protocol):
         self._why: str | None = None
         self._next_opaque = 1
         self._full = False
-        self._corked: list[bytes] | None = None
+        self._corked: dict[Exchange[Any], bytes] | None = None
         self._corked_bytes = 0
         self._heard = False
-        self._quiet_since = 0.0
+        self._heard_at = 0.0
         self._closed: list[Deferred[None]] = []
 
     # --- asking ---------------------------------------------------------------------------
@@ -163,7 +167,12 @@ class KVClientProtocol(Protocol):
         return deferred
 
     def submit(self, exchange: Exchange[Any]) -> None:
-        """Write a request, or let it wait to be written; its deadline must be set."""
+        """Write a request, or let it wait to be written; its deadline must be set.
+
+        One that was cancelled meanwhile, perhaps because another one failed, is passed over.
+        """
+        if exchange.deferred is None:
+            return
         if self._state is not _State.OPEN:
             exchange.fail(ConnectionFailedError(self._why or "the connection is closing", False))
             return
@@ -196,8 +205,6 @@ class KVClientProtocol(Protocol):
         except LocalProtocolError as error:
             exchange.fail(error)
             return
-        if not pending:
-            self._quiet_since = self._clock.seconds()
         if exchange.span == 1:
             pending[opaque] = exchange
         else:
@@ -205,10 +212,24 @@ class KVClientProtocol(Protocol):
         if self._corked is None:
             self.transport.write(data)
         else:
-            self._corked.append(data)
+            self._corked[exchange] = data
+            exchange.holder = self
             self._corked_bytes += len(data)
             if self._corked_bytes > _CORKED:
                 self._flush()
+
+    def drop(self, exchange: Exchange[Any]) -> None:
+        """Forget a request that was cancelled before its bytes were given to the transport."""
+        exchange.holder = None
+        if self._corked is not None and self._corked.pop(exchange, None) is not None:
+            self._forget(exchange)
+
+    def _forget(self, exchange: Exchange[Any]) -> None:
+        if exchange.span == 1:
+            del self._pending[exchange.opaque]
+        else:
+            for opaque in range(exchange.opaque, exchange.opaque + exchange.span):
+                del self._pending[opaque]
 
     def _free_opaques(self, span: int) -> int:
         """Return the first of as many opaques in a row that no reply can come for."""
@@ -237,7 +258,7 @@ class KVClientProtocol(Protocol):
         if self._corked is not None:
             work()
             return
-        self._corked = []
+        self._corked = {}
         try:
             work()
         finally:
@@ -247,9 +268,11 @@ class KVClientProtocol(Protocol):
     def _flush(self) -> None:
         # A transport may ask for more while it takes what it is given.
         while self._corked:
-            parts, self._corked, self._corked_bytes = self._corked, [], 0
+            parts, self._corked, self._corked_bytes = self._corked, {}, 0
+            for exchange in parts:
+                exchange.holder = None
             if self._state is not _State.LOST:
-                self.transport.write(b"".join(parts))
+                self.transport.write(b"".join(parts.values()))
 
     def _uncork(self) -> None:
         self._flush()
@@ -262,7 +285,7 @@ class KVClientProtocol(Protocol):
         if self._ending():
             return
         self._heard = True
-        self._corked = []
+        self._corked = {}
         frames = self._decoder.feed(data)
         try:
             for frame in frames:
@@ -298,11 +321,7 @@ class KVClientProtocol(Protocol):
         take = exchange.take if type(frame) is Response else exchange.take_oversized
         if not take(frame):  # type: ignore[arg-type]
             return
-        if exchange.span == 1:
-            del self._pending[opaque]
-        else:
-            for one in range(exchange.opaque, exchange.opaque + exchange.span):
-                del self._pending[one]
+        self._forget(exchange)
         stale = type(exchange.error) is StaleLoginError
         exchange.finish()
         if stale:
@@ -319,28 +338,36 @@ class KVClientProtocol(Protocol):
         """Let overdue requests fail; return when to look again."""
         if self._heard:
             self._heard = False
-            self._quiet_since = now
+            self._heard_at = now
         earliest = self._unsent.expire(now)
+        first_overdue: float | None = None
         due = []
-        owed = False
         for exchange in self._pending.values():
-            if exchange.deferred is None:
-                owed = True
-            elif exchange.deadline <= now:
+            deadline = exchange.deadline
+            if deadline > now:
+                if earliest is None or deadline < earliest:
+                    earliest = deadline
+                continue
+            if first_overdue is None or deadline < first_overdue:
+                first_overdue = deadline
+            if exchange.deferred is not None:
                 due.append(exchange)
-            elif earliest is None or exchange.deadline < earliest:
-                earliest = exchange.deadline
         for exchange in due:
             exchange.fail(RequestTimeoutError("no answer came in time", True))
-        if self._ending():
+        self._end_if_drained()
+        if first_overdue is None or self._ending():
+            return earliest
+        left_at = max(self._heard_at, first_overdue) + self._silence_s
+        if left_at <= now:
+            self.abort(f"the server has been silent for {self._silence_s:g} s")
             return None
-        if due or owed:
-            gone_at = self._quiet_since + self._silence_s
-            if gone_at <= now:
-                self.abort(f"the server has been silent for {self._silence_s} seconds")
-                return None
-            earliest = gone_at if earliest is None else min(earliest, gone_at)
-        return earliest
+        if self._state is _State.OPEN:
+            drained_at = first_overdue + self._silence_s
+            if drained_at <= now:
+                self.start_drain(f"an answer is overdue by {self._silence_s:g} s")
+            else:
+                left_at = min(left_at, drained_at)
+        return left_at if earliest is None else min(earliest, left_at)
 
     # --- back-pressure: the transport tells when it is full ---------------------------------
 
@@ -369,7 +396,8 @@ class KVClientProtocol(Protocol):
     def drain(self) -> Deferred[None]:
         """Take no more requests, wait for the replies to those that were written, then close.
 
-        What waits to be written is handed to `on_lost` at the end.  The caller bounds the wait.
+        What waits to be written is handed to `on_lost` at the end.  A reply is waited for until
+        the deadline of its request.
 
         Returns:
             A Deferred that fires once the connection has ended.
@@ -406,11 +434,18 @@ class KVClientProtocol(Protocol):
         self.transport.abortConnection()
 
     def _end_if_drained(self) -> None:
-        if self._state is _State.DRAINING and not self._pending:
+        if self._state is _State.DRAINING and self._owes_nothing():
             self._state = _State.CLOSING
             # A transport with a producer would wait for more from it before it closes.
             self.transport.unregisterProducer()
             self.transport.loseConnection()
+
+    def _owes_nothing(self) -> bool:
+        """Return whether no reply is awaited any more; those that are overdue are not."""
+        if not self._pending:
+            return True
+        now = self._clock.seconds()
+        return all(exchange.deadline <= now for exchange in self._pending.values())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Let everything that waits fail, and say whether it had been written."""

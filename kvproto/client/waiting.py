@@ -51,7 +51,12 @@ class WaitingRoom:
         return len(self._members)
 
     def add(self, exchange: Exchange[Any]) -> None:
-        """Let a request wait; when there is no room, it fails."""
+        """Let a request wait; when there is no room, it fails.
+
+        One that was cancelled meanwhile is passed over: nobody would take it out again.
+        """
+        if exchange.deferred is None:
+            return
         if len(self._members) >= self._limit or (
             self._members and self._bytes + exchange.size > self._limit_bytes
         ):

@@ -29,8 +29,9 @@ from kvproto.client.bootstrap import derive_here
 from kvproto.client.client import _default_derive
 from kvproto.client.connector import STABLE_S
 from kvproto.errors import ConfigError
+from kvproto.wire.binary import encode_request
 from kvproto.wire.collections import collection_id_extras
-from kvproto.wire.constants import Feature, Opcode, Status
+from kvproto.wire.constants import Feature, Magic, Opcode, Status
 from tests.client.peer import Answers, Endpoint, Peer, agrees, settle
 
 GET_HIT: dict[str, Any] = {"extras": bytes(4), "value": b"v", "cas": 1}
@@ -206,6 +207,33 @@ class RefusedTests(ClientTestCase):
         self.up({**agrees(), Opcode.SELECT_BUCKET: lambda request: {}})
 
 
+class TextTests(ClientTestCase):
+    """What errors say does not contradict itself."""
+
+    def test_waiting_for_a_login(self):
+        """That the login was sent says nothing of the request that waited for it."""
+        self.client.startService()
+        waiting = self.client.get(b"k", timeout_s=60)
+        self.clock.advance(0)
+        self.endpoint.accept({}).lose(ConnectionLost())
+        late = self.client.get(b"j", timeout_s=0.01)
+        self.clock.advance(0.1)
+        text = str(self.failureResultOf(late, RequestTimeoutError).value)
+        self.assertIn("the connection was lost", text)
+        self.assertEqual((text.count("not sent"), text.count("carried out")), (1, 0))
+        waiting.addErrback(lambda _: None).cancel()
+
+    def test_dialling_timeout(self):
+        """Nor is it said twice that a request was not sent."""
+        self.client.startService()
+        self.clock.advance(self.limits.dial_timeout_s)
+        waiting = self.client.get(b"k", timeout_s=0.5)
+        self.clock.advance(0.5)
+        text = str(self.failureResultOf(waiting, RequestTimeoutError).value)
+        self.assertIn("no connection ready for work", text)
+        self.assertEqual(text.count("not sent"), 1)
+
+
 class LosingTests(ClientTestCase):
     """Connections that are lost."""
 
@@ -227,6 +255,47 @@ class LosingTests(ClientTestCase):
         self.assertEqual([request.key for request in peer.asked], [b"b"])
         peer.reply(peer.asked[0], **GET_HIT)
         self.assertIsNotNone(self.successResultOf(unwritten))
+
+    def test_cancelled_by_a_loss(self):
+        """What an errback of the loss cancels is not sent on the next connection."""
+        self.client.get(b"written").addErrback(lambda _: None)
+        self.client._collections[b"s.c"] = 8
+        doomed: list[Deferred[Any]] = []
+        other = self.client.collection("s", "c").get(b"k").addErrback(lambda _: doomed[0].cancel())
+        last = self.client.get(b"last")
+        doomed.append(last)
+        self.peer.lose()
+        self.successResultOf(other)
+        self.failureResultOf(last, CancelledError)
+        self.clock.advance(1)
+        peer = self.up()
+        self.assertEqual((peer.asked, len(self.client._waiting)), ([], 0))
+
+    def test_cancelled_by_a_failure_on_the_next(self):
+        """So it is when something fails on the next connection."""
+        self.peer.lose()
+        failing = self.client.set(b"a", b"", preserve_expiry=True)
+        last = self.client.get(b"b")
+        failing.addCallbacks(lambda _: None, lambda _: last.cancel())
+        self.clock.advance(1)
+        peer = self.up()
+        self.failureResultOf(last, CancelledError)
+        self.assertEqual(peer.asked, [])
+
+    def test_answer_that_never_comes(self):
+        """A server that answers others gets a new connection for what comes later."""
+        self.client.get(b"lost", timeout_s=1).addErrback(lambda _: None)
+        self.peer.send(b"")
+        for _ in range(12):
+            self.peer.send(encode_request(1, magic=Magic.SERVER_REQUEST, value=b"{}"))
+            self.clock.advance(1)
+        settle(self.clock)
+        self.assertTrue(self.peer.gone)
+        found = self.client.get(b"later")
+        self.clock.advance(1)
+        peer = self.up()
+        peer.reply(peer.asked[0], **GET_HIT)
+        self.assertIsNotNone(self.successResultOf(found))
 
     def test_kept_deadline(self):
         """A request that changes connections keeps its deadline."""

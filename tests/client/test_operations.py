@@ -23,6 +23,7 @@ from kvproto.client import (
     NotFoundError,
     NotNegotiatedError,
     OversizedReplyError,
+    ReplyError,
     TemporaryError,
 )
 from kvproto.client.exchange import Exchange
@@ -182,6 +183,15 @@ class ManyTests(OperationsTestCase):
         self.assertNoResult(found)
         self.peer.send(encode(end))
         self.failureResultOf(found, TemporaryError)
+
+    def test_first_error(self):
+        """Of several errors the first one is told, also when a reply is too long."""
+        for first, second in ((Status.BUSY, Status.NO_ACCESS), (Status.NO_ACCESS, Status.BUSY)):
+            found = self.ask.get_many([b"a", b"b", b"c"])
+            a, b, c, end = self.peer.asked[-4:]
+            self.peer.send(encode(a, first) + encode(b, second) + self.hit(c, bytes(2000)))
+            self.peer.send(encode(end))
+            self.assertEqual(self.failureResultOf(found, ReplyError).value.status, first)
 
     def test_error_in_a_long_list(self):
         """The error of one batch is the error of the list, as it is."""

@@ -19,7 +19,7 @@ from kvproto.client import (
     RequestTimeoutError,
     StaleLoginError,
 )
-from kvproto.client.exchange import Exchange
+from kvproto.client.exchange import BatchGet, Exchange, Stats
 from kvproto.client.waiting import TICK_S, WaitingRoom
 from kvproto.errors import LocalProtocolError
 from kvproto.interfaces import IDrainable
@@ -251,17 +251,17 @@ class DeadlineTests(ProtocolTestCase):
 
 
 class SilenceTests(ProtocolTestCase):
-    """A server that says nothing at all."""
+    """Answers that do not come, and servers that say nothing at all."""
 
     limits = {"silence_s": 10.0}
 
     def test_gone(self):
-        """A server that owes an answer and says nothing is left."""
+        """A server that owes an answer and says nothing is left, so long after the deadline."""
         overdue = self.get(timeout_s=1)
         kept = self.get(b"b", timeout_s=60)
         self.clock.advance(1)
         self.failureResultOf(overdue, RequestTimeoutError)
-        self.clock.advance(8.9)
+        self.clock.advance(9.9)
         self.assertFalse(self.peer.aborted)
         self.clock.advance(0.1)
         self.assertTrue(self.peer.aborted)
@@ -269,15 +269,96 @@ class SilenceTests(ProtocolTestCase):
         self.assertIn("silent", self.unanswered(kept, ConnectionFailedError, written=True))
         self.assert_no_timers()
 
+    def test_slow_answer(self):
+        """A request that took long without an answer does not cut those just asked."""
+        slow = self.get(b"slow", timeout_s=30)
+        self.clock.pump([1] * 29)
+        healthy = [self.get(b"%d" % number, timeout_s=5) for number in range(100)]
+        self.clock.advance(1)
+        self.failureResultOf(slow, RequestTimeoutError)
+        self.assertFalse(self.peer.closing)
+        self.clock.advance(1)
+        for request in self.peer.asked[1:]:
+            self.peer.reply(request)
+        for deferred in healthy:
+            self.successResultOf(deferred)
+        self.assertFalse(self.peer.closing)
+
     def test_other_answers(self):
-        """A server that answers others is kept, even if one request is never answered."""
+        """When others are answered, the one that never is ends the connection for nobody."""
         lost = self.get(b"lost", timeout_s=1)
-        for _ in range(20):
+        for _ in range(10):
             self.get(b"other", timeout_s=5)
             self.clock.advance(1)
             self.peer.reply(self.peer.asked[-1])
         self.failureResultOf(lost, RequestTimeoutError)
+        self.assertTrue(self.protocol.is_open)
+        last = self.get(b"last", timeout_s=5)
+        self.clock.advance(1)
+        # Nothing new is taken, and what was asked is waited for.
+        self.assertFalse(self.protocol.is_open)
+        self.assertFalse(self.peer.closing)
+        self.assertIn("overdue", self.unanswered(self.get(), ConnectionFailedError, written=False))
+        self.peer.reply(self.peer.asked[-1])
+        self.successResultOf(last)
+        self.assertTrue(self.peer.closing)
         self.assertFalse(self.peer.aborted)
+        settle(self.clock)
+        self.assert_no_timers()
+
+    def test_pushes_are_no_answers(self):
+        """A peer that pushes other things and answers nothing does not keep the connection."""
+        self.protocol._max_in_flight = 2
+        asked = [self.get(timeout_s=1) for _ in range(4)]
+        for _ in range(20):
+            self.peer.send(encode_request(1, magic=Magic.SERVER_REQUEST, value=b"{}"))
+            self.clock.advance(1)
+        for deferred in asked:
+            self.failureResultOf(deferred, RequestTimeoutError)
+        self.assertTrue(self.peer.gone)
+        self.assert_no_timers()
+
+    def test_drain_with_an_answer_that_never_comes(self):
+        """A drain waits for an answer until its deadline, not longer."""
+        deferred = self.get(timeout_s=5)
+        drained = self.protocol.drain()
+        for _ in range(4):
+            self.peer.send(encode_request(1, magic=Magic.SERVER_REQUEST, value=b"{}"))
+            self.clock.advance(1)
+        self.assertFalse(self.peer.closing)
+        self.clock.advance(1)
+        self.failureResultOf(deferred, RequestTimeoutError)
+        settle(self.clock)
+        self.successResultOf(drained)
+        self.assert_no_timers()
+
+    def test_drain_with_a_cancelled_request(self):
+        """What was cancelled was sent all the same: its answer is waited for, for a while."""
+        self.get(timeout_s=5).addErrback(lambda _: None).cancel()
+        drained = self.protocol.drain()
+        self.clock.advance(4)
+        self.assertFalse(self.peer.closing)
+        self.clock.advance(1)
+        settle(self.clock)
+        self.successResultOf(drained)
+
+    def test_endless_statistics(self):
+        """Statistics that never end fail, keep nothing, and wedge nothing."""
+        stats = Stats(b"", 10_000)
+        stats.deadline = self.clock.seconds() + 5
+        deferred = stats.deferred
+        self.protocol.submit(stats)
+        (request,) = self.peer.asked
+        for number in range(80):
+            self.peer.send(encode(request, key=b"name%d" % number, value=b"x" * 100))
+        assert deferred is not None
+        self.failureResultOf(deferred, OversizedReplyError)
+        self.assertEqual(stats.result, {})
+        self.assertTrue(self.protocol.is_open)
+        for _ in range(16):
+            self.peer.send(encode(request, key=b"name", value=b"x"))
+            self.clock.advance(1)
+        self.assertTrue(self.peer.gone)
 
     def test_idle_before(self):
         """The time before the request does not count as silence."""
@@ -285,7 +366,7 @@ class SilenceTests(ProtocolTestCase):
         overdue = self.get(timeout_s=1)
         self.clock.advance(1)
         self.failureResultOf(overdue, RequestTimeoutError)
-        self.clock.advance(8)
+        self.clock.advance(9)
         self.assertFalse(self.peer.aborted)
 
     def test_within_its_deadline(self):
@@ -327,6 +408,60 @@ class CancelTests(ProtocolTestCase):
         self.peer.send(b"".join(encode(request) for request in self.peer.asked))
         self.failureResultOf(second, CancelledError)
         self.assertTrue(self.protocol.is_open)
+
+
+class CancelInsideFailureTests(ProtocolTestCase):
+    """Requests that are cancelled while another one fails."""
+
+    def exchange(self, key: bytes, *needs: int) -> tuple[Exchange[Any], Deferred[Any]]:
+        exchange = Exchange(Opcode.GET, lambda reply: reply, key=key, needs=needs)
+        exchange.deadline = 10.0
+        assert exchange.deferred is not None
+        return exchange, exchange.deferred
+
+    def test_before_and_after(self):
+        """Neither one that was to be written with it nor one behind it is sent."""
+        before, first = self.exchange(b"before")
+        failing, failure = self.exchange(b"failing", Feature.ALT_REQUEST)
+        after, last = self.exchange(b"after")
+        kept, answer = self.exchange(b"kept")
+
+        def cancel(_failure: Any) -> None:
+            first.cancel()
+            last.cancel()
+
+        failure.addErrback(cancel)
+        self.protocol.submit_all([before, failing, after, kept])
+        for deferred in (first, last):
+            self.failureResultOf(deferred, CancelledError)
+        self.assertEqual([request.key for request in self.peer.asked], [b"kept"])
+        self.assertEqual(self.protocol.in_flight, 1)
+        self.peer.reply(self.peer.asked[0])
+        self.successResultOf(answer)
+
+    def test_batch(self):
+        """A batch that is taken back leaves none of its places behind."""
+        batch = BatchGet([b"a", b"b"], lambda reply: reply, None)
+        batch.deadline = 10.0
+        deferred = batch.deferred
+        failing, failure = self.exchange(b"failing", Feature.ALT_REQUEST)
+        assert deferred is not None
+        failure.addErrback(lambda _: deferred.cancel())
+        self.protocol.submit_all([batch, failing])
+        self.failureResultOf(deferred, CancelledError)
+        self.assertEqual((self.peer.writes, self.protocol.in_flight), ([], 0))
+
+    def test_already_cancelled(self):
+        """A request that was cancelled before it is submitted is passed over."""
+        exchange, deferred = self.exchange(b"k")
+        deferred.cancel()
+        self.failureResultOf(deferred, CancelledError)
+        self.protocol.submit(exchange)
+        self.peer.fill()
+        self.protocol.submit(exchange)
+        self.assertEqual((self.peer.writes, self.protocol.waiting), ([], 0))
+        WaitingRoom().add(exchange)
+        self.assertIsNone(exchange.holder)
 
 
 class PressureTests(ProtocolTestCase):
