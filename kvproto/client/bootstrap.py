@@ -50,7 +50,7 @@ DEFAULT_FEATURES = (
     Feature.COLLECTIONS,
     Feature.PRESERVE_TTL,
 )
-"""What a client can make use of; not 0x0a: values would have to be decompressed."""
+"""Features that this client makes use of; not 0x0a: values would have to be decompressed."""
 
 PLAIN = b"PLAIN"
 
@@ -60,7 +60,7 @@ Derive: TypeAlias = Callable[[str, bytes, bytes, int], Awaitable[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who logs in.
+    """The user to log in as.
 
     Attributes:
         name: The user's name.
@@ -76,7 +76,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What is arranged on each new connection.
+    """Login, bucket and features of each new connection.
 
     Attributes:
         credentials: None for servers without logins, and for those that know us by certificate.
@@ -131,7 +131,7 @@ async def bootstrap(
 async def _begin(
     protocol: KVClientProtocol, settings: SessionSettings, timeout_s: float
 ) -> Response:
-    """Say HELLO and ask for mechanisms, in one flight: neither needs the other's answer.
+    """Send HELLO and ask for mechanisms, in one flight: neither needs the other's answer.
 
     Returns:
         The answer to SASL_LIST; without credentials any answer.
@@ -177,7 +177,7 @@ def _negotiate(protocol: KVClientProtocol, asked: Sequence[int], reply: Response
 
 
 def is_secret(transport: object) -> bool:
-    """Say whether what is sent is encrypted."""
+    """Return whether what is sent is encrypted."""
     return ISecuredTransport.providedBy(transport) or ISSLTransport.providedBy(transport)
 
 

@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds a client, in time and in memory.
+    """Bounds of a client, in time and in memory.
 
     Attributes:
         timeout_s: Seconds that a request may take, waiting for a connection included, unless it
@@ -143,7 +143,7 @@ class KVClient(Service, ServerOperations):
 
     @property
     def state(self) -> ConnectorState:
-        """Whether there is a connection, or what is being done about it."""
+        """State of the connection, or of the attempts to have one."""
         return self._connector.state
 
     @property
@@ -171,18 +171,18 @@ class KVClient(Service, ServerOperations):
         return self._connector.stop()
 
     def close(self) -> Deferred[None]:
-        """Do what ``stopService`` does, for a client that has no parent service."""
+        """Stop a client that has no parent service."""
         return self.stopService()
 
     def connection_up(self, protocol: KVClientProtocol) -> None:
-        """Hear that there is a connection (called by the connector)."""
+        """Send what waits on a new connection (called by the connector)."""
         self._protocol = protocol
         self._collections.clear()
         self._sweep.stop()
         protocol.submit_all(self._waiting.take_all())
 
     def connection_lost(self, why: str, unsent: list[Exchange[Any]]) -> None:
-        """Hear that the connection has ended (called by the connector)."""
+        """Keep what an ended connection has not sent (called by the connector)."""
         self._protocol = None
         self._collections.clear()
         self._waiting.why = why
@@ -190,7 +190,7 @@ class KVClient(Service, ServerOperations):
             self._enqueue(exchange, why)
 
     def dialling_failed(self, failure: Failure) -> None:
-        """Hear that an attempt has failed (called by the connector).
+        """Note why an attempt has failed (called by the connector).
 
         When the server is not there, requests wait on.  When it refuses us, or when our own words
         cannot be sent, waiting would not help them.

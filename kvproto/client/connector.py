@@ -42,7 +42,7 @@ each connection right after the login must not be dialled ten times a second."""
 
 
 class ConnectorState(Enum):
-    """Where a connector stands."""
+    """States of a connector; see the diagram of this module."""
 
     STOPPED = "stopped"
     DIALLING = "dialling"
@@ -52,16 +52,16 @@ class ConnectorState(Enum):
 
 
 class Owner(Protocol):
-    """Who wants the connection."""
+    """What a connector tells its owner."""
 
     def connection_up(self, protocol: KVClientProtocol) -> None:
-        """Hear that there is a connection, ready for work."""
+        """Use a new connection, ready for work."""
 
     def connection_lost(self, why: str, unsent: list[Exchange[Any]]) -> None:
-        """Hear that it has ended, and take back what it never wrote."""
+        """Take back what an ended connection never wrote."""
 
     def dialling_failed(self, failure: Failure) -> None:
-        """Hear that an attempt has failed; another one follows."""
+        """Note that an attempt has failed; another one follows."""
 
 
 def growing_delays(
@@ -180,7 +180,7 @@ class Connector:
         if not dialling.called:
             self._timer = self._clock.callLater(self._dial_timeout_s, self._give_up)
         dialling.addCallbacks(self._ready, self._failed)
-        dialling.addErrback(_bug)
+        dialling.addErrback(_log_bug)
 
     async def _make_ready(self) -> None:
         factory = Factory.forProtocol(self._make_protocol)
@@ -230,9 +230,9 @@ class Connector:
     def _wait(self) -> None:
         self._failures += 1
         self.state = ConnectorState.WAITING
-        self._timer = self._clock.callLater(self._delays(self._failures), self._wake)
+        self._timer = self._clock.callLater(self._delays(self._failures), self._dial_again)
 
-    def _wake(self) -> None:
+    def _dial_again(self) -> None:
         self._timer = None
         self._dial()
 
@@ -277,5 +277,5 @@ def _check_open(protocol: KVClientProtocol) -> None:
         raise ConnectionFailedError("the connection was lost at once", False)
 
 
-def _bug(failure: Failure) -> None:
+def _log_bug(failure: Failure) -> None:
     log.failure("a bug in the connector", failure=failure)

@@ -1,4 +1,4 @@
-"""What can become of a request, as exceptions.
+"""Exceptions that requests fail with.
 
 ::
 
@@ -223,7 +223,7 @@ REPLY_ERRORS: dict[int, type[ReplyError]] = {
     )
     for status in statuses
 }
-"""What each status is raised as; a status that is not here is a plain `ReplyError`."""
+"""Status to exception; a status that is not here is a plain `ReplyError`."""
 
 
 def reply_error(reply: Response, cas: int = 0) -> ReplyError:

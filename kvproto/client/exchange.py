@@ -35,11 +35,11 @@ _NOT_FOUND = int(Status.NOT_FOUND)
 _DEFAULT_PREFIX = b"\0"
 
 _ITEM_BYTES = 64
-"""What one statistic takes besides its text, roughly."""
+"""Bytes that one statistic takes besides its text, roughly."""
 
 
 class Holder(Protocol):
-    """Where an exchange waits to be written."""
+    """A place where an exchange waits to be written."""
 
     def drop(self, exchange: Exchange[Any]) -> None:
         """Forget an exchange that need not be written any more."""

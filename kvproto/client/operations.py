@@ -1,4 +1,4 @@
-"""What can be asked of a server, as methods: encoding of arguments, decoding of results.
+"""Operations as methods: encoding of arguments, decoding of results.
 
 Arguments that cannot be sent raise at once (`LocalProtocolError`, ``TypeError``); all else comes
 through the Deferred: a result (`kvproto.client.results`) or an error (`kvproto.client.errors`).

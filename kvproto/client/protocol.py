@@ -60,7 +60,7 @@ _OPAQUES = 2**32
 
 
 class _State(Enum):
-    """Where a connection stands; see the module's diagram."""
+    """States of a connection; see the module's diagram."""
 
     OPEN = "open"
     DRAINING = "draining"
@@ -131,12 +131,12 @@ class KVClientProtocol(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """How many replies are awaited, those that nobody wants any more included."""
+        """Number of replies that are awaited, those of abandoned requests included."""
         return len(self._pending)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait to be written."""
+        """Number of requests that wait to be written."""
         return len(self._unsent)
 
     def request(
@@ -254,7 +254,7 @@ class KVClientProtocol(Protocol):
             self._send(unsent.pop())
 
     def _joined(self, work: Callable[[], None]) -> None:
-        """Do something that sends requests, and write them together."""
+        """Call a function that sends requests, and write them together."""
         if self._corked is not None:
             work()
             return
@@ -292,21 +292,21 @@ class KVClientProtocol(Protocol):
                 if type(frame) is Response or type(frame) is Oversized:
                     self._answered(frame)
                 else:
-                    self._asked(frame)
+                    self._ignore_push(frame)
                 if self._ending():
                     return
         except RemoteProtocolError as error:
-            self._broken(error)
+            self._abort_broken(error)
         else:
             if self._decoder.error is not None:
-                self._broken(self._decoder.error)
+                self._abort_broken(self._decoder.error)
                 return
             self._pump()
             self._end_if_drained()
         finally:
             self._uncork()
 
-    def _broken(self, error: RemoteProtocolError) -> None:
+    def _abort_broken(self, error: RemoteProtocolError) -> None:
         log.warn("the server broke the protocol: {error}", error=error)
         self.abort(f"the server broke the protocol: {error}")
 
@@ -327,8 +327,8 @@ class KVClientProtocol(Protocol):
         if stale:
             self.start_drain("the login has to be repeated")
 
-    def _asked(self, frame: Any) -> None:
-        """Hear something unasked: we negotiated nothing that would oblige us to answer."""
+    def _ignore_push(self, frame: Any) -> None:
+        """Ignore a push: we negotiated nothing that would oblige us to answer."""
         assert isinstance(frame, Request)
         log.debug("ignored a request of the server, opcode {opcode}", opcode=frame.opcode)
 

@@ -1,4 +1,4 @@
-"""What requests give back."""
+"""Results of requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["CounterResult", "GetResult", "MutationResult", "MutationToken"]
 
 @dataclass(slots=True)
 class MutationToken:
-    """Where a mutation stands in its vbucket's history (feature 0x04).
+    """The place of a mutation in its vbucket's history (feature 0x04).
 
     Attributes:
         vbucket_uuid: Which history.

@@ -1,4 +1,4 @@
-"""How much a peer that reads too slowly may make us hold.
+"""A bound on the unsent bytes of a peer that reads too slowly.
 
 Twisted's transports keep whatever is written.  A distribution link cannot drop
 messages either, so there is one honest answer to a peer that does not read: end
@@ -70,19 +70,19 @@ class Backlog:
         self._transport.unregisterProducer()
 
     def pauseProducing(self) -> None:
-        """Hear that the transport is full."""
+        """Note that the transport is full."""
         if self.full_since is None:
             self.full_since = self._clock.seconds()
 
     def resumeProducing(self) -> None:
-        """Hear that it has room again."""
+        """Note that the transport has room again."""
         if self._look is None and not self._stopped:
             self._release()
         else:
             self.full_since = None
 
     def stopProducing(self) -> None:
-        """Hear that the transport is gone."""
+        """Stop: the transport is closed."""
         self.stop()
 
     def stop(self) -> None:

@@ -44,7 +44,7 @@ of now, and verifies the server."""
 
 
 class ConnectorState(Enum):
-    """Where a connector stands."""
+    """States of a connector; see the diagram of this module."""
 
     STOPPED = "stopped"
     SUSPENDED = "suspended"
@@ -65,7 +65,7 @@ class _Attempt:
         self.over = False
 
     def superseded(self) -> None:
-        """Hear that the node's own attempt goes first, or has won."""
+        """Give up: the peer's own attempt takes precedence or has succeeded."""
         self._connector._attempt_failed(self, "the node calls us")
 
     def end(self, reason: str) -> None:

@@ -53,7 +53,7 @@ _NOBODY = Atom("")
 
 
 class Op(Enum):
-    """What a control message wants, trace token or not."""
+    """Kinds of control messages, with or without a trace token."""
 
     LINK = "link"
     SEND = "send"
@@ -141,7 +141,7 @@ _ID: Final[_Field] = ("id", _is_int)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one control tuple is laid out.
+    """The layout of one control tuple.
 
     Args:
         op: What it means.
@@ -255,17 +255,17 @@ def monitor(sender: Pid, to: Pid | Atom, reference: Reference) -> bytes:
 
 
 def demonitor(sender: Pid, to: Pid | Atom, reference: Reference) -> bytes:
-    """Ask no longer."""
+    """Take back a monitor."""
     return _frame((20, sender, to, reference))
 
 
 def monitor_exit(process: Pid | Atom, to: Pid, reference: Reference, reason: Term) -> bytes:
-    """Tell one who asked that a process of ours has ended, or never was."""
+    """Notify a monitoring process that ours has ended or does not exist."""
     return _frame((21, process, to, reference, reason))
 
 
 def exit_signal(process: Pid, to: Pid | Port, reason: Term) -> bytes:
-    """Tell one who is linked that a process of ours has ended, or never was."""
+    """Notify a linked process that ours has ended or does not exist."""
     return _frame((3, process, to, reason))
 
 

@@ -16,7 +16,7 @@ __all__ = ["NodeController"]
 
 
 class _Refusal(Protocol):
-    """Says ``not_allowed`` to whatever name the peer is about to tell, and leaves."""
+    """Answers ``not_allowed`` to the name that the peer is about to send, and closes."""
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
@@ -43,5 +43,5 @@ class NodeController:
         """Nothing to let go of: a claim here is answered at once and holds nothing."""
 
     def refuse(self, connection: Any, reason: str) -> Protocol:
-        """Tell a peer that it may not come in now."""
+        """Return a protocol that refuses the peer."""
         return _Refusal()

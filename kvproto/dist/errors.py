@@ -1,4 +1,4 @@
-"""How calls to other nodes fail, and how a process of ours refuses one."""
+"""Errors of calls to other nodes, and the exception by which our processes refuse one."""
 
 from __future__ import annotations
 

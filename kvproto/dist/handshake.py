@@ -1,4 +1,4 @@
-"""Who are you, do you know the cookie: the node handshake, version 6, sans-IO.
+"""The node handshake, version 6, sans-IO: names, capabilities, proof of the cookie.
 
 Owns: the order of messages in both directions, names, flags and digests.
 Never does I/O, has no clock; frames come in whole, without their length, and
@@ -58,7 +58,7 @@ _U32 = Struct(">I")
 
 
 class State(Enum):
-    """Where a handshake stands."""
+    """States of a handshake; the values complete the sentence "failed while ..."."""
 
     NEW = "new"
     AWAIT_NAME = "waiting for the peer's name"
@@ -75,7 +75,7 @@ class State(Enum):
 
 
 class Status(Enum):
-    """What an accepting node says to a name."""
+    """Answers of an accepting node to a name."""
 
     OK = b"ok"
     OK_SIMULTANEOUS = b"ok_simultaneous"
@@ -86,7 +86,7 @@ class Status(Enum):
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """How this node shows itself.
+    """Name, cookie and capabilities of this node.
 
     Args:
         name: ``NAME@HOST``.
@@ -109,7 +109,7 @@ class NodeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What the other node has said of itself.
+    """What the other node has announced about itself.
 
     Args:
         name: ``NAME@HOST``.
@@ -190,7 +190,7 @@ class Handshake:
         return frames
 
     def begin(self) -> None:
-        """Say our name, on the dialling side."""
+        """Send our name, on the dialling side."""
         self._expect(State.NEW)
         name = self._local.name.encode("utf-8")
         self._out.append(
@@ -227,7 +227,7 @@ class Handshake:
             self._refuse(refusal or status.value.decode("ascii"))
 
     def answer_alive(self, insist: bool) -> None:
-        """Say whether the connection that the peer still has is dead, in state ASKED_ALIVE."""
+        """Answer whether the connection that the peer still has is dead, in state ASKED_ALIVE."""
         self._expect(State.ASKED_ALIVE)
         self._out.append(b"strue" if insist else b"sfalse")
         if insist:

@@ -57,7 +57,7 @@ _HINTS: Final = {
 
 
 class LinkState(Enum):
-    """Where a link stands."""
+    """States of a link; see the diagram of this module."""
 
     HANDSHAKING = "handshaking"
     UP = "up"
@@ -116,7 +116,7 @@ class NodeLink(Protocol):
 
     @property
     def outbound(self) -> bool:
-        """Whether we called."""
+        """Whether this side opened the connection."""
         return self._dialled is not None
 
     @property
@@ -162,7 +162,7 @@ class NodeLink(Protocol):
                 if self.state is LinkState.UP:
                     self._receive(payload)
                 else:
-                    self._shake(payload)
+                    self._advance_handshake(payload)
         except RemoteProtocolError as error:
             self.abort(str(error))
 
@@ -174,7 +174,7 @@ class NodeLink(Protocol):
         """Nothing to do: nobody closes one side of a link."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell everybody who waits, once."""
+        """Fire what waits for the end, once."""
         if self.state is LinkState.CLOSED:
             return
         if not self.reason:
@@ -188,7 +188,7 @@ class NodeLink(Protocol):
             self._finished(self)
 
     def _why_lost(self, reason: Failure) -> str:
-        """Say at which step the connection was lost, and why."""
+        """Return the step at which the connection was lost, and the reason."""
         why = str(getattr(reason.value, "reason", "")) or reason.getErrorMessage()
         if self.state is not LinkState.HANDSHAKING:
             return f"connection lost: {why}"
@@ -200,7 +200,7 @@ class NodeLink(Protocol):
 
     # The handshake.
 
-    def _shake(self, payload: bytes) -> None:
+    def _advance_handshake(self, payload: bytes) -> None:
         handshake = self._handshake
         handshake.receive(payload)
         if handshake.state is State.DECIDING:
@@ -283,7 +283,7 @@ class NodeLink(Protocol):
         self.state = LinkState.UP
         self._decoder.limit = node.settings.max_frame
         self.session = Session(node, peer, self._write, node.settings.session)
-        self._set_timer(node.settings.ticktime / SILENT_PERIODS, self._beat)
+        self._set_timer(node.settings.ticktime / SILENT_PERIODS, self._check_liveness)
         if self._connection is not None:
             self._connection.authenticated(peer.name)
         node.link_up(self)
@@ -297,7 +297,7 @@ class NodeLink(Protocol):
         elif self._node.clock.seconds() - self._spoke_at >= TICK_ANSWER_PAUSE:
             self._tick()
 
-    def _beat(self) -> None:
+    def _check_liveness(self) -> None:
         """Each quarter of the ticktime: say that we are here, see whether the peer is."""
         self._timer = None
         settings = self._node.settings
@@ -312,7 +312,7 @@ class NodeLink(Protocol):
         if not self._spoke:
             self._tick()
         self._heard = self._spoke = False
-        self._set_timer(settings.ticktime / SILENT_PERIODS, self._beat)
+        self._set_timer(settings.ticktime / SILENT_PERIODS, self._check_liveness)
 
     def _tick(self) -> None:
         self._send(TICK)
@@ -335,7 +335,7 @@ class NodeLink(Protocol):
     # The end.
 
     def close(self, reason: str) -> None:
-        """Say goodbye; whoever does not answer is cut off after ``close_timeout``."""
+        """Close the connection; a peer that does not close its side is cut after ``close_timeout``."""
         if self.state is LinkState.HANDSHAKING:
             self.abort(reason)
         elif self.state is LinkState.UP:
@@ -369,10 +369,10 @@ class NodeLink(Protocol):
     def _begin_closing(self, reason: str) -> None:
         self.reason = reason
         self._end(LinkState.CLOSING)
-        self._set_timer(self._node.settings.close_timeout, self._cut)
+        self._set_timer(self._node.settings.close_timeout, self._abort_closing)
         self.transport.loseConnection()
 
-    def _cut(self) -> None:
+    def _abort_closing(self) -> None:
         self._timer = None
         self.transport.abortConnection()
 

@@ -42,7 +42,7 @@ Admit = Callable[[str, Any], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """How a node behaves.
+    """Settings of a node.
 
     Args:
         name: ``NAME@HOST``.
@@ -86,11 +86,11 @@ class Dialling(Protocol):
     """An attempt to reach a node."""
 
     def superseded(self) -> None:
-        """Hear that the node reaches us first: give up this attempt."""
+        """Give up: the peer's own attempt has succeeded first."""
 
 
 class _NetKernel(GenServer):
-    """What ``net_adm:ping`` asks."""
+    """Answers ``net_adm:ping``."""
 
     def handle_call(self, request: Term, caller: Caller) -> Any:
         if type(request) is tuple and len(request) == 2 and request[0] == "is_auth":
@@ -188,11 +188,11 @@ class Node:
         return sorted(self._links)
 
     def is_connected(self, name: str) -> bool:
-        """Tell whether a link with that node is up."""
+        """Return whether a link with that node is up."""
         return name in self._links
 
     def watch(self, watcher: Callable[[NodeEvent], None]) -> Callable[[], None]:
-        """Hear of each node that comes and goes, exactly once each.
+        """Call a function for each node that comes or goes, exactly once each.
 
         Returns:
             A function that ends this.
@@ -208,7 +208,7 @@ class Node:
     def call(
         self, node: str, process: Pid | str, request: Term, timeout_s: float | None = CALL_TIMEOUT
     ) -> Deferred[Term]:
-        """Do ``gen_server:call({Process, Node}, Request, Timeout)``.
+        """Call a process, as ``gen_server:call({Process, Node}, Request, Timeout)``.
 
         Returns:
             The reply.  Fails with `NodeDownError`, `ProcessDownError` or
@@ -223,7 +223,7 @@ class Node:
         return session.call(process, request, timeout_s)
 
     def cast(self, node: str, process: Pid | str, message: Term) -> None:
-        """Do ``gen_server:cast({Process, Node}, Message)``.
+        """Cast to a process, as ``gen_server:cast({Process, Node}, Message)``.
 
         Raises:
             NodeDownError: There is no link with that node.
@@ -232,7 +232,7 @@ class Node:
         self.send(node, process, (Atom("$gen_cast"), message))
 
     def send(self, node: str, process: Pid | str, message: Term) -> None:
-        """Do ``{Process, Node} ! Message``.
+        """Send a message, as ``{Process, Node} ! Message``.
 
         Raises:
             NodeDownError: There is no link with that node.
@@ -262,7 +262,7 @@ class Node:
         arguments: list[Term],
         timeout_s: float | None = CALL_TIMEOUT,
     ) -> Deferred[Term]:
-        """Do ``rpc:call(Node, Module, Function, Arguments)`` through the peer's ``rex``.
+        """Call a function, as ``rpc:call(Node, Module, Function, Arguments)``, by the peer's ``rex``.
 
         Returns:
             What the function returned.  Fails with `RemoteCallError` where Erlang
@@ -272,7 +272,7 @@ class Node:
         return self.call(node, "rex", request, timeout_s).addCallback(_rpc_result)
 
     def ping(self, node: str, timeout_s: float | None = CALL_TIMEOUT) -> Deferred[bool]:
-        """Do ``net_adm:ping(Node)``: whether the node answers."""
+        """Return whether a node answers, as ``net_adm:ping(Node)``."""
         asked = self.call(node, "net_kernel", (Atom("is_auth"), self._atom), timeout_s)
         return asked.addCallbacks(_is_yes, _is_no)
 
@@ -317,18 +317,18 @@ class Node:
         return True
 
     def end_dialling(self, name: str, attempt: Dialling) -> None:
-        """Say that an attempt is over, however it went."""
+        """Forget an attempt that has ended, however it went."""
         if self._dialling.get(name) is attempt:
             del self._dialling[name]
 
     def link_made(self, link: NodeLink) -> None:
-        """Hear that a link has a connection."""
+        """Register a link that has a connection."""
         self._live.add(link)
         if self._stopping:
             link.abort("this node is stopping")
 
     def link_up(self, link: NodeLink) -> None:
-        """Hear that a link's handshake went well; it takes the place of an older one."""
+        """Register a link whose handshake has succeeded; it replaces an older one."""
         name = link.name
         older = self._links.get(name)
         if older is not None:
@@ -337,20 +337,20 @@ class Node:
         if attempt is not None and not link.outbound:
             attempt.superseded()
         self._links[name] = link
-        self._tell(NodeEvent(name, up=True))
+        self._notify_watchers(NodeEvent(name, up=True))
 
     def link_down(self, link: NodeLink) -> None:
-        """Hear that a link that was up is no more."""
+        """Forget a link that was up."""
         if self._links.get(link.name) is link:
             del self._links[link.name]
-            self._tell(NodeEvent(link.name, up=False, reason=link.reason))
+            self._notify_watchers(NodeEvent(link.name, up=False, reason=link.reason))
 
     def link_gone(self, link: NodeLink) -> None:
-        """Hear that a link's connection is lost."""
+        """Forget a link whose connection is lost."""
         self._live.discard(link)
         log.debug("link with {node} ended: {reason}", node=link.name or "?", reason=link.reason)
 
-    def _tell(self, event: NodeEvent) -> None:
+    def _notify_watchers(self, event: NodeEvent) -> None:
         if event.up:
             log.info("node {node} is up", node=event.name)
         else:

@@ -22,7 +22,7 @@ __all__ = ["Caller", "GenServer", "IGenServer", "Process", "ProcessTable"]
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks.
+    """The caller of a ``gen_server:call``.
 
     Args:
         node: Name of the node whose link the request came by; it has shown

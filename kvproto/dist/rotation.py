@@ -1,4 +1,4 @@
-"""What new credentials mean for node links: all of them are made again.
+"""Restart of all node links when credentials change.
 
 Owns: the order of a restart, who was linked before it, who came back.  Listeners
 and contexts are restarted by a function that is passed in.
@@ -25,7 +25,7 @@ COME_BACK_WITHIN: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class RestartReport:
-    """How a restart of the node links went.
+    """The outcome of a restart of the node links.
 
     Args:
         listeners: Those that did not start.
@@ -84,7 +84,7 @@ class LinkRotation:
         return self.relink().addCallback(self.wait_for_return)
 
     def relink(self) -> Deferred[tuple[str, ...]]:
-        """Do the first half of `restart`: close all links and begin to make them again.
+        """Perform the first half of `restart`: close all links and begin to make them again.
 
         Returns:
             Fires with the listeners that did not start, some seconds later at most,
@@ -107,7 +107,7 @@ class LinkRotation:
         return tuple(failed)
 
     def wait_for_return(self, listeners: tuple[str, ...]) -> Deferred[RestartReport]:
-        """Do the second half of `restart`: wait for those that were linked.
+        """Perform the second half of `restart`: wait for those that were linked.
 
         Args:
             listeners: The result of `relink`.

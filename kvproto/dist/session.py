@@ -46,7 +46,7 @@ SYSTEM_LIMIT: Final = Atom("system_limit")
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """How much one peer may make us remember.
+    """Bounds on what is kept for one peer.
 
     Args:
         calls: Calls of the peer that wait for an answer; further ones are refused
@@ -60,7 +60,7 @@ class SessionLimits:
 
 
 class SessionHost(Protocol):
-    """What a session needs of its node."""
+    """What a session needs from its node."""
 
     pid: Pid
     processes: ProcessTable
@@ -142,9 +142,9 @@ class Session:
                 self._on_gen_call(process, *caller, term[2])
                 return
             if term[0] == "$gen_cast" and len(term) == 2:
-                self._tell(process, process.server.handle_cast, term[1])
+                self._run_handler(process, process.server.handle_cast, term[1])
                 return
-        self._tell(process, process.server.handle_info, term)
+        self._run_handler(process, process.server.handle_info, term)
 
     def _on_oversized(self, process: Process, head: Term) -> None:
         """Drop a message that is larger than we read; one who waits for an answer is told."""
@@ -158,7 +158,7 @@ class Session:
         if caller is not None:
             self._end_call(process, caller[1], SYSTEM_LIMIT)
 
-    def _tell(self, process: Process, handler: Callable[[Term], Any], term: Term) -> None:
+    def _run_handler(self, process: Process, handler: Callable[[Term], Any], term: Term) -> None:
         try:
             result = handler(term)
         except Exception:
@@ -300,7 +300,7 @@ class Session:
             self._end_call(process, tag, (Atom("failed"), type(unsendable).__name__))
 
     def _end_call(self, process: Process, tag: Term, reason: Term) -> None:
-        """Tell a caller by its monitor that there will be no reply."""
+        """End a call without a reply, by way of the monitor that the caller made."""
         reference = tag.tail if type(tag) is ImproperList else tag
         watch = self._watched.get(reference) if type(reference) is Reference else None
         if watch is not None and not self._over:
@@ -320,7 +320,7 @@ class Session:
             self._write(control.reg_send(self._host.pid, target, message))
 
     def call(self, to: Pid | str, request: Term, timeout_s: float | None) -> Deferred[Term]:
-        """Do ``gen_server:call``.
+        """Call a process, as ``gen_server:call``.
 
         Args:
             to: A process or a registered name.
@@ -397,7 +397,7 @@ class Session:
     # Ends.
 
     def process_ended(self, process: Process, reason: Term) -> None:
-        """Tell the peer's processes that watch one of ours."""
+        """Notify the peer's processes that monitor, or are linked to, one of ours."""
         for reference, (sender, to, watched) in list(self._watched.items()):
             if watched is process:
                 del self._watched[reference]
@@ -407,7 +407,7 @@ class Session:
             self._write(control.exit_signal(ours, theirs, reason))
 
     def closed(self) -> None:
-        """Hear that the link is gone: nothing may wait for it any longer."""
+        """End everything that waits for the link: it is gone."""
         self._over = True
         self._watched.clear()
         self._linked.clear()
@@ -463,7 +463,7 @@ _HANDLERS: Final[dict[Op, Callable[[Session, Any], None]]] = {
     Op.UNLINK_ID: Session._on_unlink,
     Op.UNLINK_ID_ACK: Session._ignore,
 }
-"""What each control message does."""
+"""Handlers of control messages."""
 
 HANDLED: Final = frozenset(_HANDLERS)
 """For the test that none is missing."""

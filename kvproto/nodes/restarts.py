@@ -1,4 +1,4 @@
-"""Who hears how a restart of the node links ended.
+"""The outcome of restarts of the node links, for those who wait for it.
 
 A restart has two halves: all links are closed and the listener is back, which takes a
 second or two; and everybody who was linked is linked again, which takes as long as the

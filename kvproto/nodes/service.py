@@ -233,7 +233,7 @@ class NodeService(Service):
         return self.acceptor.startService().addCallback(self._listening)
 
     def _listening(self, listening: bool) -> bool:
-        """Tell epmd on which port, now that it is known."""
+        """Register with epmd, now that the port is known."""
         epmd = self._settings.epmd
         if listening and epmd is not None and self.registration is None:
             port = int(self.acceptor.address.rpartition(":")[2])
@@ -361,7 +361,7 @@ class NodeService(Service):
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _Numbered:
-    """Tells a protocol which generation's context it is given."""
+    """Notes on a protocol which generation's context it is given."""
 
     def __init__(self, creator: ClientContext, generation: int) -> None:
         self._creator = creator
