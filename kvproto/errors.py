@@ -10,6 +10,9 @@
     ├── HandoffError          a connection could not be handed to its controller
     ├── CommandError          an operator's command could not be carried out
     └── UpstreamError         a server that we depend on failed
+        ├── StoreUnavailable      where values live cannot be reached; nothing was changed
+        ├── OutcomeUnknown        a write was sent there and got no answer
+        └── DurabilityImpossible  a write cannot become durable; nothing was changed
 
 Exceptions are raised with values; ``__str__`` builds the sentence.
 """
@@ -22,10 +25,13 @@ __all__ = [
     "CommandError",
     "ConfigError",
     "CredentialError",
+    "DurabilityImpossible",
     "HandoffError",
     "KVProtoError",
     "LocalProtocolError",
+    "OutcomeUnknown",
     "RemoteProtocolError",
+    "StoreUnavailable",
     "UpstreamError",
 ]
 
@@ -115,3 +121,15 @@ class CommandError(KVProtoError):
 
 class UpstreamError(KVProtoError):
     """A server that this one depends on failed or could not be reached."""
+
+
+class StoreUnavailable(UpstreamError):
+    """A store cannot do now what it was asked, and has changed nothing: the client may retry."""
+
+
+class OutcomeUnknown(UpstreamError):
+    """A write got no answer: nobody can say whether it was performed, so it must not be retried."""
+
+
+class DurabilityImpossible(UpstreamError):
+    """A write cannot become as durable as asked, so nothing was changed."""

@@ -13,7 +13,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from kvproto.config import Mode
-from kvproto.errors import RemoteProtocolError
+from kvproto.errors import (
+    DurabilityImpossible,
+    OutcomeUnknown,
+    RemoteProtocolError,
+    StoreUnavailable,
+)
 from kvproto.server.buckets import Bucket
 from kvproto.server.documents import holds_json
 from kvproto.server.opcodes import (
@@ -27,7 +32,7 @@ from kvproto.server.opcodes import (
     may_be_reordered,
 )
 from kvproto.server.quick import QuickState, serve_quickly
-from kvproto.server.replies import Reply, when
+from kvproto.server.replies import Hangup, Reply, when
 from kvproto.server.sasl import Mechanism
 from kvproto.server.shared import KVServer, Peer
 from kvproto.server.window import BARRIER, FREE, Subject
@@ -37,7 +42,7 @@ from kvproto.wire.collections import unknown_collection_body
 from kvproto.wire.constants import Datatype, Feature, Status
 from kvproto.wire.extras import mutation_token
 from kvproto.wire.frames import FrameError, Oversized, Request
-from kvproto.wire.framing import decode_request_framing
+from kvproto.wire.framing import Durability, decode_request_framing
 
 __all__ = ["MAX_BODY_BEFORE_LOGIN", "BinarySession"]
 
@@ -69,6 +74,13 @@ _WITH_MANIFEST = frozenset({Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE})
 """Answers that tell which manifest they were looked up in."""
 
 
+def _is_durable(request: Request | Oversized) -> bool:
+    """Say whether a request's framing asks for durability."""
+    if not isinstance(request, Request) or not request.framing:
+        return False
+    return decode_request_framing(request.framing).durability is not None
+
+
 def _is_fenced(request: Request) -> bool:
     """Say whether a request's framing asks for a barrier."""
     try:
@@ -77,8 +89,7 @@ def _is_fenced(request: Request) -> bool:
         return False  # it will be refused
 
 
-_MAJORITY = 1
-_PERSIST_LEVELS = frozenset({2, 3})
+_LEVELS = frozenset({1, 2, 3})
 
 
 class BinarySession(QuickState):
@@ -260,11 +271,7 @@ class BinarySession(QuickState):
         if framing.durability is not None:
             if not durable:
                 return self.error_to(request, Status.INVALID)
-            level = framing.durability.level
-            if level in _PERSIST_LEVELS and not self.store.persists:
-                # Nothing here survives the process: to say anything else would be a lie.
-                return self.error_to(request, Status.DURABILITY_IMPOSSIBLE)
-            if level != _MAJORITY and level not in _PERSIST_LEVELS:
+            if framing.durability.level not in _LEVELS:
                 return self.error_to(request, Status.DURABILITY_INVALID_LEVEL)
         if framing.impersonate is not None:
             return self.error_to(request, Status.NO_ACCESS)
@@ -274,9 +281,25 @@ class BinarySession(QuickState):
             return self.error_to(request, Status.NOT_SUPPORTED)
         self.preserve_expiry = framing.preserve_ttl
         try:
+            if framing.durability is not None and self.bucket is not None:
+                return self._durably(request, framing.durability)
             return self._table[request.opcode](self, request)
         finally:
             self.preserve_expiry = False
+
+    def _durably(self, request: Request, durability: Durability) -> Reply:
+        """Serve a mutation that is to be durable before it is answered."""
+        usual = self.store
+        milliseconds = durability.timeout_ms
+        timeout = None if milliseconds is None else milliseconds / 1000
+        durable = usual.durable(durability.level, timeout)
+        if durable is None:
+            return self.error_to(request, Status.DURABILITY_IMPOSSIBLE)
+        self.store = durable
+        try:
+            return self._table[request.opcode](self, request)
+        finally:
+            self.store = usual
 
     def _oversized(self, frame: Oversized) -> Reply:
         """Answer a frame that was thrown away."""
@@ -331,11 +354,19 @@ class BinarySession(QuickState):
             return error
         return when(self.store.discard(key), lambda _: error)
 
-    def failed(self, request: Any) -> bytes:
-        """Encode "internal error"."""
-        if self.said_hello:
-            return simple_reply(request.opcode, Status.INTERNAL, request.opaque)
-        return error_reply(request.opcode, Status.INTERNAL, request.opaque)
+    def failed(self, request: Any, error: BaseException | None = None) -> Reply:
+        """Answer a request that could not be served."""
+        status = Status.INTERNAL
+        if isinstance(error, OutcomeUnknown):
+            if not _is_durable(request):
+                # Any status would be a lie, and a counter that is sent again counts twice.
+                return Hangup(reason=str(error))
+            status = Status.SYNC_WRITE_AMBIGUOUS
+        elif isinstance(error, DurabilityImpossible):
+            status = Status.DURABILITY_IMPOSSIBLE
+        elif isinstance(error, StoreUnavailable):
+            status = Status.TEMPORARY_FAILURE
+        return self.error_to(request, status)
 
     def last_words(self, error: RemoteProtocolError) -> bytes:
         """Encode the answer to a frame that broke the stream, if it was read far enough."""

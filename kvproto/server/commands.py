@@ -11,7 +11,6 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from kvproto.errors import RemoteProtocolError
-from kvproto.server.features import FEATURES
 from kvproto.server.replies import Hangup, Reply, when
 from kvproto.server.sasl import MALFORMED, MECHANISMS, Verdict, mechanism_list
 from kvproto.server.statistics import Report, report
@@ -166,7 +165,7 @@ def hello(session: BinarySession, request: Request) -> Reply:
         wanted = decode_features(request.value)
     except RemoteProtocolError as e:
         return session.protocol_error_to(request, e)
-    features = negotiate(wanted, FEATURES)
+    features = negotiate(wanted, session.server.features)
     session.enable(features)
     return encode_response(request.opcode, value=encode_features(features), opaque=request.opaque)
 

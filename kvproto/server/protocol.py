@@ -35,7 +35,7 @@ from zope.interface import implementer
 from kvproto.base.addresses import describe_peer
 from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import CONNECTION, make_logger
-from kvproto.errors import RemoteProtocolError
+from kvproto.errors import RemoteProtocolError, UpstreamError
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
 from kvproto.server.binary import BinarySession
 from kvproto.server.replies import Hangup, Reply
@@ -372,9 +372,10 @@ class KVServerProtocol(TwistedProtocol):
             item = items[at]
             try:
                 reply = execute(item)
-            except Exception:
-                self._report(Failure())
-                reply = session.conclude(item, session.failed(item))
+            except Exception as error:
+                if not isinstance(error, UpstreamError):
+                    self._report(Failure())
+                reply = session.conclude(item, session.failed(item, error))
             if reply.__class__ is bytes:
                 if reply:
                     out.append(reply)

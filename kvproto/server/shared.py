@@ -11,10 +11,12 @@ from twisted.internet.defer import Deferred
 
 from kvproto.server.buckets import Bucket
 from kvproto.server.counters import Counters
+from kvproto.server.features import FEATURES
 from kvproto.server.settings import ServerSettings
 from kvproto.server.topology import DEFAULT_PORT, cluster_config
 from kvproto.server.users import UserTable
 from kvproto.store import IStore
+from kvproto.wire.constants import Feature
 from kvproto.wire.scram import ScramKeys
 
 __all__ = ["DEFAULT_BUCKET", "Identify", "KVServer", "Peer"]
@@ -71,6 +73,12 @@ class KVServer:
         self.uuid = secrets.token_hex(16)
         self._configs: dict[tuple[int, str | None], bytes] = {}
         self._baselines: dict[int, dict[str, int]] = {}
+
+    @property
+    def features(self) -> frozenset[int]:
+        """What HELLO can enable: no mutation tokens where a store keeps no history of them."""
+        tokens = all(getattr(bucket.store, "tokens", True) for bucket in self.buckets.values())
+        return frozenset(FEATURES) if tokens else frozenset(FEATURES) - {Feature.MUTATION_SEQNO}
 
     @property
     def anonymous(self) -> bool:

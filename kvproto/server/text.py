@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from kvproto.errors import RemoteProtocolError
+from kvproto.errors import OutcomeUnknown, RemoteProtocolError, StoreUnavailable
 from kvproto.server.buckets import Bucket
 from kvproto.server.quick_text import serve_text_quickly
 from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, Reply, when
@@ -40,6 +40,8 @@ _MOST_MEGABYTES = 1_000_000_000
 NO_BUCKET = wire.client_error(b"no bucket")
 INTERNAL = wire.server_error(b"internal error")
 
+TEMPORARY = wire.server_error(b"temporary failure")
+
 _REFUSED: dict[Refusal, bytes] = {
     Refusal.NOT_FOUND: wire.NOT_FOUND,
     Refusal.EXISTS: wire.EXISTS,
@@ -47,7 +49,7 @@ _REFUSED: dict[Refusal, bytes] = {
     Refusal.TOO_BIG: wire.TOO_LARGE,
     Refusal.NOT_A_NUMBER: wire.NOT_A_NUMBER,
     # memcached knows no locks: whoever hears this should come again later.
-    Refusal.LOCKED: wire.server_error(b"temporary failure"),
+    Refusal.LOCKED: TEMPORARY,
     Refusal.NO_MEMORY: wire.server_error(b"out of memory storing object"),
 }
 _NOT_STORED = {**_REFUSED, Refusal.NOT_FOUND: wire.NOT_STORED, Refusal.EXISTS: wire.NOT_STORED}
@@ -136,11 +138,14 @@ class TextSession:
         at_once = isinstance(item, TextRefusal) or item.verb in _POSITIONED
         return item.key or (FREE if at_once else BARRIER)
 
-    def failed(self, item: Any) -> bytes:
-        """Encode "internal error"."""
+    def failed(self, item: Any, error: BaseException | None = None) -> Reply:
+        """Answer a command that could not be served."""
+        if isinstance(error, OutcomeUnknown):
+            return Hangup(reason=str(error))
+        line = TEMPORARY if isinstance(error, StoreUnavailable) else INTERNAL
         if item.verb in _KEYS:
-            return ErrorLine(INTERNAL)
-        return b"" if getattr(item, "noreply", False) else INTERNAL
+            return ErrorLine(line)
+        return b"" if getattr(item, "noreply", False) else line
 
     def refuse_key(self, refusal: Refusal) -> bytes:
         """Answer one key of a retrieval: with nothing if it is only missing."""

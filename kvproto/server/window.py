@@ -59,6 +59,7 @@ from typing import Any, Final, Protocol
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from kvproto.errors import UpstreamError
 from kvproto.server.replies import Hangup, Reply
 
 __all__ = ["BARRIER", "FREE", "MAX_REQUESTS", "Servant", "State", "Subject", "Window"]
@@ -102,8 +103,13 @@ class Servant(Protocol):
     def conclude(self, request: Any, reply: Reply) -> Reply:
         """Return what is sent now that it is the turn of this reply."""
 
-    def failed(self, request: Any) -> Reply:
-        """Encode "internal error" as the answer to a request."""
+    def failed(self, request: Any, error: BaseException | None = None) -> Reply:
+        """Answer a request that could not be served.
+
+        Args:
+            request: The request.
+            error: Why; without a meaning for clients, it is "internal error".
+        """
 
 
 class _Entry:
@@ -335,9 +341,10 @@ class Window:
                 self._startable.popleft()
                 try:
                     reply = self._servant.begin(entry.request)
-                except Exception:
-                    self._report(Failure())
-                    reply = self._servant.failed(entry.request)
+                except Exception as error:
+                    if not isinstance(error, UpstreamError):
+                        self._report(Failure())
+                    reply = self._servant.failed(entry.request, error)
                 if isinstance(reply, Deferred):
                     self._wait_for(entry, reply)
                 else:
@@ -369,8 +376,9 @@ class Window:
             if not failure.check(CancelledError):
                 self._report(failure)
             return
-        self._report(failure)
-        self._answered(self._servant.failed(entry.request), entry)
+        if not failure.check(UpstreamError):
+            self._report(failure)
+        self._answered(self._servant.failed(entry.request, failure.value), entry)
 
     def _ended(self, entry: _Entry, reply: Reply) -> None:
         """Note how a request has ended; what waited for that may start, or leave."""

@@ -28,20 +28,40 @@ class IStore(Interface):
     Deferred of the same; a caller checks once.  A refused operation has
     changed nothing.  Nothing here raises for what a client may have sent.
 
+    A store that depends on others may fail, at once or by its Deferred, with
+    `kvproto.errors.StoreUnavailable`, `OutcomeUnknown` or `DurabilityImpossible`; what clients are
+    told then is the session's business.
+
     ``expiry`` is what a client sends: 0 never, 1 to 2592000 seconds from now,
     above that unix time; a time in the past, and any negative number (memcached's
     text protocol), is "expired at once": the operation succeeds, the document is gone.
     ``cas`` 0 is "whatever is there"; any other must match the document's.
     """
 
-    persists = Attribute(
-        "bool: Whether a mutation is on disk, and survives this process, once it is answered."
-    )
     seqno = Attribute("int: Sequence number of the last mutation, 0 before the first.")
     persisted_seqno = Attribute(
         "int: Sequence number up to which every mutation is on disk; 0 where none ever is."
     )
     uuid = Attribute("int: 48 random bits that name this store's history of sequence numbers.")
+
+    tokens = Attribute(
+        "bool: whether its sequence numbers are one history, so that clients may be given tokens."
+    )
+
+    def durable(level: int, timeout: float | None) -> IStore | None:
+        """Return this store as it is for requests that ask for durability.
+
+        Its mutations answer when they are durable; it fails with `DurabilityImpossible` where it
+        knows before that they will not be, with `OutcomeUnknown` where it cannot tell.
+
+        Args:
+            level: 1: known to a majority; 2: and on the disk of the active node; 3: on the disks
+                of a majority.
+            timeout: Seconds that a request may wait for it; None leaves it to the store.
+
+        Returns:
+            None when this store never has this level.
+        """
 
     def get(key: Key) -> Document | Deferred[Document | None] | None:
         """Read a document, locked or not; None when there is none."""

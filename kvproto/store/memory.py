@@ -67,13 +67,17 @@ class MemoryStore(Operations):
         self._cas = 0
         self._cas_until = 0.0
 
-    persists = False
+    tokens = True
     persisted_seqno = 0
 
     @property
     def seqno(self) -> int:
         """The sequence number of the last mutation; see `IStore.seqno`."""
         return self._seqno
+
+    def durable(self, level: int, timeout: float | None) -> MemoryStore | None:
+        """Return itself for "majority": it is all there is, and nothing of it is on a disk."""
+        return self if level == 1 else None
 
     # -- the two that are written out -----------------------------------------
 

@@ -288,6 +288,9 @@ class SlowStore:
         self.waiting: list[tuple[Deferred[Any], Any]] = []
         self.cancelled = 0
 
+    def durable(self, level: int, timeout: float | None) -> Any:
+        return None if self.store.durable(level, timeout) is None else self
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
         if not callable(method):

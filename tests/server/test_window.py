@@ -44,7 +44,7 @@ class Servant:
     def conclude(self, request: str, reply: Reply) -> Reply:
         return reply
 
-    def failed(self, request: str) -> bytes:
+    def failed(self, request: str, error: BaseException | None = None) -> bytes:
         return b"failed " + request.encode()
 
     def answer(self, request: str, reply: Any = None) -> None:

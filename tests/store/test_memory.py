@@ -32,10 +32,15 @@ class RefusingStoreContractTests(StoreContract, SubdocContract, SynchronousTestC
 class _WaitingStore:
     """Answers everything later, when it is pushed."""
 
+    tokens = True
+
     def __init__(self, store: MemoryStore, waiting: list[Callable[[], None]]) -> None:
         self._store = store
         self._waiting = waiting
         self.uuid = store.uuid
+
+    def durable(self, level: int, timeout: float | None) -> Any:
+        return self
 
     def __getattr__(self, name: str) -> Callable[..., Deferred[Any]]:
         method = getattr(self._store, name)
