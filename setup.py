@@ -38,9 +38,9 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "Twisted[tls]>=24.11",
-        "pyOpenSSL>=25.1",
+        "pyOpenSSL>=25.2",
         "service-identity>=24.1",
-        "cryptography>=45",
+        "cryptography>=45.0.7",
         "txaio>=25.6.1",
         "zope.interface>=6",
         "attrs>=23.1",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import Any
 from unittest import SkipTest
+
+from tests.integration.peers import PEERS
 
 __all__ = ["require_compiled"]
 
@@ -22,6 +23,6 @@ def require_compiled(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as e:
-        if os.environ.get("KVPROTO_REQUIRE_PEERS") == "1":
+        if PEERS == "required":
             raise
         raise SkipTest(f"the compiled code was not built: {e}") from e

@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from kvproto.testing.certificates import Authority, Identity, root_authority
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 from tests.integration.wire_client import packet, read_answer
 
 __all__ = [
@@ -176,7 +176,7 @@ def kvtls(service: KvtlsProcess, *arguments: str) -> Command:
         [sys.executable, "-m", "kvproto.cli", "--state-dir", str(service.state_dir), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
         env={**os.environ, "COLUMNS": "80"},
     )
@@ -190,26 +190,20 @@ def status(service: KvtlsProcess) -> dict[str, Any]:
     return answer
 
 
-def eventually(true: Callable[[], object], seconds: float, what: str = "") -> float:
+def eventually(true: Callable[[], object], what: str = "") -> None:
     """Wait until something is true.
 
     Args:
         true: Asked again and again.
-        seconds: How long at most.
         what: For the error.
 
-    Returns:
-        How many seconds it took.
-
     Raises:
-        AssertionError: Time is over.
+        AssertionError: It has not happened within `PATIENCE`.
     """
     started = time.monotonic()
     while not true():
-        elapsed = time.monotonic() - started
-        assert elapsed < seconds, f"not within {seconds} s: {what or true}"
+        assert time.monotonic() - started < PATIENCE, f"not within {PATIENCE} s: {what or true}"
         time.sleep(0.02)
-    return time.monotonic() - started
 
 
 class HalfHello:

@@ -27,13 +27,13 @@ from unittest import TestResult
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.ops.client import call
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 
 __all__ = ["ROOT", "SDKTestCase"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TEST_SECONDS = 60
+TEST_SECONDS = 4 * PATIENCE
 """Far above the slowest test; a test that hangs takes its child with it."""
 
 
@@ -166,9 +166,9 @@ class SDKTestCase(SynchronousTestCase):
         """Return a key that no other test uses."""
         return f"{self._testMethodName}{name}"
 
-    def until(self, happened: Callable[[], bool], seconds: float = 10) -> None:
+    def until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that others do in their own time."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not happened():
             self.assertLess(time.monotonic(), end, "it has not happened")
             time.sleep(0.02)
@@ -193,7 +193,7 @@ def connect(
         ca: Trust anchors; the service's development CA when None.
         port: Which of its ports; the first when 0.
         mechanisms: SASL mechanisms that the SDK may use; its default when None.
-        timeouts: The SDK's ``ClusterTimeoutOptions``, if any.
+        timeouts: The SDK's ``ClusterTimeoutOptions``; `long_timeouts` when None.
     """
     from couchbase.auth import PasswordAuthenticator
     from couchbase.options import ClusterOptions
@@ -201,8 +201,9 @@ def connect(
     authenticator = PasswordAuthenticator(
         name, password, cert_path=str(ca or service.ca_path), allowed_sasl_mechanisms=mechanisms
     )
-    options = {} if timeouts is None else {"timeout_options": timeouts}
-    return _open(service, port, ClusterOptions(authenticator, **options))
+    return _open(
+        service, port, ClusterOptions(authenticator, timeout_options=timeouts or long_timeouts())
+    )
 
 
 def connect_with_certificate(
@@ -217,14 +218,20 @@ def connect_with_certificate(
         key_path=str(private_key),
         trust_store_path=str(service.ca_path),
     )
-    options = {} if timeouts is None else {"timeout_options": timeouts}
-    return _open(service, 0, ClusterOptions(authenticator, **options))
+    return _open(
+        service, 0, ClusterOptions(authenticator, timeout_options=timeouts or long_timeouts())
+    )
 
 
 def _open(service: KvtlsProcess, port: int, options: Any) -> Any:
     from couchbase.cluster import Cluster
 
     return Cluster(f"couchbases://127.0.0.1:{port or service.port}", options)
+
+
+def long_timeouts() -> Any:
+    """Return timeouts that say nothing of speed; the SDK's own are 2.5 s."""
+    return short_timeouts(PATIENCE)
 
 
 def short_timeouts(seconds: float = 1.5) -> Any:
@@ -239,7 +246,7 @@ def short_timeouts(seconds: float = 1.5) -> Any:
 
 def steer(service: KvtlsProcess, command: str, **arguments: object) -> dict[str, Any]:
     """Do as ``kvtls COMMAND`` does."""
-    return call(service.state_dir / "control.sock", command, arguments, 20)
+    return call(service.state_dir / "control.sock", command, arguments, PATIENCE)
 
 
 @contextmanager

@@ -12,27 +12,28 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-__all__ = ["MODES", "KvtlsProcess", "run_kvtls"]
+__all__ = ["MODES", "PATIENCE", "KvtlsProcess", "run_kvtls"]
 
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
 
 MODES = (("--mode", "memcached"), ("--mode", "couchbase", "--allow-flush"))
 """Options of each mode, made alike where clients would notice a default."""
 
-START_SECONDS = 20
-"""Far above the promised 3 s: how fast it starts is one test's business, not everybody's."""
+PATIENCE = 60.0
+"""Seconds that a test waits for what must happen: far more than the busiest machine needs.
+
+No test judges speed, that is the benchmarks' business; what never comes is a failure."""
 
 READY = re.compile(r"kvtls ready\b.*")
 ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<v4>[0-9.]+)):(?P<port>\d+)")
 
 
-def run_kvtls(*options: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+def run_kvtls(*options: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """Run ``twistd kvtls`` to its end, for option errors and ``--check``."""
     with tempfile.TemporaryDirectory() as directory:
         return subprocess.run(
@@ -68,14 +69,12 @@ class KvtlsProcess:
         self.state_dir = self._directory / "state"
         self.addresses: list[tuple[str, int]] = []
         self.output = ""
-        self.seconds_to_ready = 0.0
         self._lines_seen = threading.Condition()
         arguments = list(options)
         if "--listen" not in arguments:
             arguments += ["--listen", "tcp:0:interface=127.0.0.1"]
         if "--state-dir" not in arguments:
             arguments += ["--state-dir", str(self.state_dir)]
-        started = time.monotonic()
         self.process = subprocess.Popen(
             [*before, *TWISTD, "kvtls", *arguments],
             cwd=self._directory,
@@ -88,11 +87,10 @@ class KvtlsProcess:
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,))
         self._reader.start()
         try:
-            ready = self.wait_for_line(READY, START_SECONDS)
+            ready = self.wait_for_line(READY)
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        self.seconds_to_ready = time.monotonic() - started
         for found in ADDRESS.finditer(ready):
             self.addresses.append((found["v6"] or found["v4"], int(found["port"])))
 
@@ -104,7 +102,7 @@ class KvtlsProcess:
         with self._lines_seen:
             self._lines_seen.notify_all()
 
-    def wait_for_line(self, pattern: re.Pattern[str], seconds: float = 10) -> str:
+    def wait_for_line(self, pattern: re.Pattern[str], seconds: float = PATIENCE) -> str:
         """Return the first matching part of the output, waiting for it if it is not there yet.
 
         Raises:
@@ -132,7 +130,9 @@ class KvtlsProcess:
         """A verifying client context that trusts the development CA."""
         return ssl.create_default_context(cafile=str(self.ca_path))
 
-    def connect(self, context: ssl.SSLContext | None = None, timeout: float = 10) -> ssl.SSLSocket:
+    def connect(
+        self, context: ssl.SSLContext | None = None, timeout: float = PATIENCE
+    ) -> ssl.SSLSocket:
         """Return a verified TLS connection to the first listener."""
         host, port = self.addresses[0]
         plain = socket.create_connection((host, port), timeout)
@@ -142,7 +142,7 @@ class KvtlsProcess:
             plain.close()
             raise
 
-    def terminate(self, timeout: float = 20) -> int:
+    def terminate(self, timeout: float = PATIENCE) -> int:
         """Send SIGTERM and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(timeout)

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor as installed
@@ -35,63 +27,9 @@ from kvproto.client import (
     UnansweredError,
     UnsupportedError,
 )
-from tests.integration.peers import require
+from tests.integration.memcached import Memcached
 
 reactor: Any = installed
-
-START_SECONDS = 10.0
-
-
-class Memcached:
-    """A memcached on a free port of 127.0.0.1."""
-
-    def __init__(self) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="memcached-test-"))
-        self.port = 0
-
-    def start(self) -> None:
-        """Start, on the port of before if there was one, and wait until it listens."""
-        told = self._directory / "port"
-        told.unlink(missing_ok=True)
-        # As root it asks for a name; the port file is in a directory that only we may write.
-        self._process = subprocess.Popen(
-            [
-                require("memcached", "memcached"),
-                *[
-                    "-l",
-                    "127.0.0.1",
-                    "-U",
-                    "0",
-                    "-u",
-                    getpass.getuser(),
-                    "-p",
-                    str(self.port or -1),
-                ],
-            ],
-            env={**os.environ, "MEMCACHED_PORT_FILENAME": str(told)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        until = time.monotonic() + START_SECONDS
-        while "TCP INET" not in (told.read_text(encoding="ascii") if told.exists() else ""):
-            assert self._process.poll() is None, "memcached has ended"
-            assert time.monotonic() < until, "memcached did not start"
-            time.sleep(0.01)
-        self.port = int(told.read_text(encoding="ascii").split("TCP INET:")[1].split()[0])
-
-    def stop(self) -> None:
-        """Kill it."""
-        self._process.kill()
-        self._process.wait(10)
-
-    def freeze(self) -> None:
-        """Let it hold its connections and say nothing."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def remove(self) -> None:
-        """Leave nothing behind."""
-        self.stop()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class MemcachedTests(TestCase):

@@ -28,7 +28,7 @@ from tests.integration.live import (
     noop,
     status,
 )
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 from tests.integration.wire_client import packet, read_answer, sasl_plain
 
 GET, SET = 0x00, 0x01
@@ -73,7 +73,7 @@ class ManyCallersTests(ControlCase):
         service = self.run_service()
         served = self.files.serve(new_server_identity())
         commands = [self.later(service, "reload", "--wait", "--json") for _ in range(CALLERS)]
-        answers = [json.loads(one.result(60).stdout) for one in commands]
+        answers = [json.loads(one.result(PATIENCE).stdout) for one in commands]
         self.assertEqual(
             {(one["ok"], one["generation"], one["fingerprint_sha256"]) for one in answers},
             {(True, 2, served)},
@@ -88,7 +88,7 @@ class ManyCallersTests(ControlCase):
 
         def reload() -> dict[str, Any]:
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(30)
+                connection.settimeout(PATIENCE)
                 connection.connect(str(service.state_dir / CONTROL_SOCKET))
                 together.wait(30)
                 connection.sendall(b'{"command":"reload","arguments":{"wait":true}}\n')
@@ -96,7 +96,9 @@ class ManyCallersTests(ControlCase):
                     answer: dict[str, Any] = json.loads(stream.readline())
                     return answer
 
-        answers = [one.result(60) for one in [self.aside.submit(reload) for _ in range(CALLERS)]]
+        answers = [
+            one.result(PATIENCE) for one in [self.aside.submit(reload) for _ in range(CALLERS)]
+        ]
         self.assertEqual({(one["ok"], one["generation"]) for one in answers}, {(True, 2)})
         self.assertLessEqual(len(re.findall(r"] reload: ", service.output)), CALLERS // 2)
 
@@ -108,7 +110,7 @@ class ManyCallersTests(ControlCase):
             self.files.serve(new_server_identity())
             words = ("reload", "--wait") if number % 2 else ("restart", "all")
             commands.append(self.later(service, *words))
-        outcomes = Counter(one.result(60).returncode for one in commands)
+        outcomes = Counter(one.result(PATIENCE).returncode for one in commands)
         self.assertEqual(outcomes, {0: CALLERS})
         ask(service, self.files.client())
 
@@ -121,12 +123,12 @@ class MomentTests(ControlCase):
         path = self.files.path / "state"
         asked = self.aside.submit(self.reload_first, path / CONTROL_SOCKET)
         self.run_service("--state-dir", str(path))
-        answer = asked.result(30)
+        answer = asked.result(PATIENCE)
         self.assertEqual((answer["ok"], answer["changed"], answer["generation"]), (True, False, 1))
 
     def reload_first(self, path: Path) -> dict[str, Any]:
         """Ask as soon as anybody listens."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 return call(path, "reload", {"wait": True})
@@ -141,16 +143,16 @@ class MomentTests(ControlCase):
         self.addCleanup(idle.close)
         silent = socket.create_connection(service.addresses[0])
         self.addCleanup(silent.close)
-        eventually(lambda: status(service)["connections"]["total"] == 3, 5)
+        eventually(lambda: status(service)["connections"]["total"] == 3)
         drained = self.later(service, "drain", "--wait", "--json")
         self.assertEqual(idle.recv(1), b"")
         idle.close()
-        eventually(lambda: status(service)["service"]["state"] == "draining", 5)
+        eventually(lambda: status(service)["service"]["state"] == "draining")
         served = self.files.serve(new_server_identity())
         done = kvtls(service, "reload", "--wait", "--json")
         answer = json.loads(done.stdout)
         self.assertEqual((done.returncode, answer["fingerprint_sha256"]), (0, served))
-        answer = json.loads(drained.result(30).stdout)
+        answer = json.loads(drained.result(PATIENCE).stdout)
         self.assertEqual((answer["ok"], answer["drained"], answer["aborted"]), (True, 1, 1))
         self.assertEqual(status(service)["service"]["state"], "drained")
         self.assertRaises(OSError, service.connect, self.files.client())
@@ -165,16 +167,14 @@ class MomentTests(ControlCase):
         """While the service stops, whoever asks gets a verdict, and the stop its end."""
         service = self.run_service("--drain-timeout", "2")
         self.stuck(service)
-        began = time.monotonic()
         stopped = self.later(service, "stop", "--wait")
-        eventually(lambda: status(service)["service"]["state"] == "stopping", 5)
+        eventually(lambda: status(service)["service"]["state"] == "stopping")
         served = self.files.serve(new_server_identity())
         done = kvtls(service, "reload", "--wait", "--json")
         answer = json.loads(done.stdout)
         self.assertEqual((done.returncode, answer["fingerprint_sha256"]), (0, served))
-        self.assertEqual(stopped.result(30).returncode, 0)
-        self.assertEqual(service.process.wait(10), 0)
-        self.assertLess(time.monotonic() - began, 8)
+        self.assertEqual(stopped.result(PATIENCE).returncode, 0)
+        self.assertEqual(service.process.wait(PATIENCE), 0)
         self.assertEqual(kvtls(service, "status").returncode, 3)
 
 
@@ -183,16 +183,15 @@ class SignalTests(ControlCase):
 
     def test_in_a_hurry(self) -> None:
         """The first SIGTERM waits for who does not read, the second for nobody."""
-        service = self.run_service("--drain-timeout", "60", "--close-timeout", "30")
+        forever = str(100 * PATIENCE)
+        service = self.run_service("--drain-timeout", forever, "--close-timeout", forever)
         self.stuck(service)
         service.process.send_signal(signal.SIGTERM)
         service.wait_for_line(re.compile("a second signal stops at once"))
-        eventually(lambda: status(service)["service"]["state"] == "stopping", 5)
+        eventually(lambda: status(service)["service"]["state"] == "stopping")
         self.assertIsNone(service.process.poll())
-        began = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
-        self.assertEqual(service.process.wait(10), 0)
-        self.assertLess(time.monotonic() - began, 2)
+        self.assertEqual(service.process.wait(PATIENCE), 0)
 
 
 def names_in(value: object) -> set[str]:
@@ -221,7 +220,7 @@ class ReadingTests(ControlCase):
             (socket.AF_UNIX, str(sock)),
         ):
             plain = socket.socket(family)
-            plain.settimeout(10)
+            plain.settimeout(PATIENCE)
             plain.connect(address)
             peer = context.wrap_socket(plain, server_hostname="localhost")
             self.addCleanup(peer.close)

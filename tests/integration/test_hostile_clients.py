@@ -9,7 +9,7 @@ import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 from tests.integration.wire_client import packet, read_answer
 
 GET, SET, NOOP = 0x00, 0x01, 0x0A
@@ -48,7 +48,7 @@ class SilenceTests(SynchronousTestCase):
                 slow = sockets[128:]
                 gone: set[socket.socket] = set()
                 sent = 0
-                while len(gone) < len(sockets) and time.monotonic() - started < 14:
+                while len(gone) < len(sockets) and time.monotonic() - started < 10 + PATIENCE:
                     for peer in slow:
                         if peer not in gone:
                             try:
@@ -71,7 +71,6 @@ class SilenceTests(SynchronousTestCase):
                             except OSError:
                                 gone.add(peer)
                 self.assertEqual(len(gone), len(sockets))
-                self.assertLess(time.monotonic() - started, 12)
             finally:
                 for peer in sockets:
                     peer.close()
@@ -109,7 +108,7 @@ class NotReadingTests(SynchronousTestCase):
     ) -> None:
         """Read all replies while the rest of the requests goes out."""
         length, received, checked = 24 + 4 + size, bytearray(), 0
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 4 * PATIENCE
         while checked < count:
             self.assertLess(time.monotonic(), deadline)
             progress = False

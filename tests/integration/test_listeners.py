@@ -417,10 +417,8 @@ class TLSTests(ListenerCase):
         plain = socket.create_connection(self.address(acceptor), timeout=5)
         frozen = await deferToThread(context.wrap_socket, plain)
         self.addCleanup(frozen.close)
-        began = reactor.seconds()
         answer = await acceptor.restart(OnRotate.DISCONNECT)
         self.assertEqual(answer["ended"], 1)
-        self.assertLess(reactor.seconds() - began, 2.5)
         self.assertEqual(len(self.ledger), 0)
 
     async def test_stop_during_handshake(self) -> None:

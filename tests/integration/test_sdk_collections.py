@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -76,9 +75,7 @@ class CollectionTests(SDKTestCase):
         )
         from couchbase.options import GetOptions, UpsertOptions
 
-        began = time.monotonic()
         self.assertRaises(ScopeNotFoundException, self.within("no", "items").get, self.key())
-        self.assertLess(time.monotonic() - began, 1)
         wait = timedelta(seconds=0.4)
         for place in (self.within("shop", "no"), self.within("shop", "only")):
             with self.assertRaises((AmbiguousTimeoutException, UnAmbiguousTimeoutException)):
@@ -117,9 +114,7 @@ class CollectionTests(SDKTestCase):
             lambda: bucket.collections().get_all_scopes(),
             lambda: self.cluster.buckets().get_all_buckets(),
         ):
-            began = time.monotonic()
             self.assertRaises(ServiceUnavailableException, call)
-            self.assertLess(time.monotonic() - began, 2)
         for call in (
             lambda: self.collection.lookup_in_any_replica(self.key(), [SD.exists("a")]),
             lambda: list(self.collection.scan(PrefixScan("a"))),

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -104,7 +103,6 @@ class LoginTests(SDKTestCase):
 
         for mechanisms in (None, *([mechanism] for mechanism in SCRAM)):
             for name in ("alice", "nobody"):
-                began = time.monotonic()
                 self.assertRaises(
                     AuthenticationException,
                     connect,
@@ -113,7 +111,6 @@ class LoginTests(SDKTestCase):
                     "wrong",
                     mechanisms=mechanisms,
                 )
-                self.assertLess(time.monotonic() - began, 2)
 
     def test_buckets(self) -> None:
         """A bucket that does not exist, and one that is somebody else's, are not found."""
@@ -121,9 +118,7 @@ class LoginTests(SDKTestCase):
 
         with closing(connect(self.service)) as cluster:
             for name in ("nowhere", "private"):
-                began = time.monotonic()
                 self.assertRaises(BucketNotFoundException, cluster.bucket, name)
-                self.assertLess(time.monotonic() - began, 2)
             cluster.bucket("public").default_collection().upsert(self.key(), 1)
             self.assertFalse(
                 cluster.bucket("default").default_collection().exists(self.key()).exists

@@ -6,19 +6,16 @@ Where the answers differ on purpose, `DIFFERENT` says both, and so that differen
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
-import time
-from typing import ClassVar
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-MEMCACHED = shutil.which("memcached")
-REFERENCE = b"1.6.18"
+from tests.integration.memcached import Memcached
+
+REFERENCE = "1.6.18"
 FENCE = b"mn\r\n"
 FENCED = b"MN\r\n"
 
@@ -228,47 +225,24 @@ def ask(port: int, said: bytes) -> tuple[bytes, bool]:
 class DifferentialTests(SynchronousTestCase):
     """memcached's answers and ours."""
 
-    ports: ClassVar[dict[str, int]] = {}
-
     def setUp(self) -> None:
-        if MEMCACHED is None:
-            raise SkipTest("memcached is not installed")
-        version = subprocess.run(
-            [MEMCACHED, "--version"], capture_output=True, check=True, timeout=10
-        ).stdout
-        if REFERENCE not in version:
-            raise SkipTest(f"the reference is memcached {REFERENCE.decode()}")
-        self.theirs, self.ours = self.start_memcached(), self.start_ours()
-
-    def start_memcached(self) -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        command = [str(MEMCACHED), "-l", "127.0.0.1", "-p", str(port), "-U", "0"]
-        self.start([*command, *(["-u", "nobody"] if os.getuid() == 0 else [])])
-        for _ in range(500):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-            except OSError:
-                time.sleep(0.01)
-            else:
-                return port
-        raise AssertionError("memcached did not start")
+        memcached = Memcached()
+        self.addCleanup(memcached.remove)
+        if REFERENCE not in memcached.version():
+            raise SkipTest(f"the reference is memcached {REFERENCE}")
+        memcached.start()
+        self.theirs, self.ours = memcached.port, self.start_ours()
 
     def start_ours(self) -> int:
-        process = self.start([sys.executable, "-c", OURS])
-        assert process.stdout is not None
-        return int(process.stdout.readline())
-
-    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", OURS], stdout=subprocess.PIPE)
 
         def stop() -> None:
             process.kill()
             process.communicate()
 
         self.addCleanup(stop)
-        return process
+        assert process.stdout is not None
+        return int(process.stdout.readline())
 
     def test_same(self) -> None:
         """Every line of the script gets the same answer, CAS numbers apart."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import time
 from functools import partial
 from unittest import SkipTest
 
@@ -59,18 +58,6 @@ class TicketTests(SynchronousTestCase):
         self.assertIsNotNone(session)
         self.assertFalse(session is not None and session.has_ticket)
 
-    def test_the_first_request_is_not_held_up(self) -> None:
-        """A client with Nagle's algorithm on waits for no delayed acknowledgement (40 ms)."""
-        waits = []
-        for _ in range(10):
-            client = self.connect()
-            self.assertFalse(client.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-            began = time.monotonic()
-            client.sendall(packet(NOOP))
-            read_answer(client)
-            waits.append(time.monotonic() - began)
-        self.assertLess(min(waits), 0.03)
-
     def test_who_writes_and_goes_loses_nothing(self) -> None:
         """Its kernel would drop what it has not sent if there were something it had not read."""
         for number in range(3):
@@ -78,4 +65,4 @@ class TicketTests(SynchronousTestCase):
             client = self.connect()
             client.sendall(packet(SETQ, key, bytes(LARGE), extras=bytes(8)))
             client.close()
-            eventually(partial(self.is_whole, key), 10, f"{key!r} is not whole")
+            eventually(partial(self.is_whole, key), f"{key!r} is not whole")

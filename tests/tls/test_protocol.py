@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from hypothesis import given, settings
@@ -42,6 +43,20 @@ class ContractTests(SynchronousTestCase):
         server = Wired().handshake().server
         self.assertTrue(verifyObject(ISecuredTransport, server))
         self.assertTrue(ITransport.providedBy(server))
+
+    def test_end_of_a_handshake_is_acknowledged(self) -> None:
+        """A transport that can is told to, where no message of ours does it.
+
+        Otherwise a peer that has Nagle's algorithm on keeps its first request back until our
+        kernel's delayed acknowledgement, after 40 ms.  A TLS 1.2 client says nothing after the
+        server's last message, a TLS 1.3 client does.
+        """
+        for version, expected in ((TLS12, 1), (TLS13, 0)):
+            wired = Wired(version=version).connect()
+            calls: list[int] = []
+            wired.client.transport.acknowledge = partial(calls.append, version)
+            wired.flush()
+            self.assertEqual(len(calls), expected, version)
 
     def test_generation(self) -> None:
         """Who makes the OpenSSL connection may number it; 0 otherwise."""
