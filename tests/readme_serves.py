@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 INSTALL_SECONDS = 300
-READY_SECONDS = 3
 NOOP = bytes([0x80, 0x0A]) + bytes(22)
 
 
@@ -40,7 +39,6 @@ def main(path: str) -> None:
             raise SystemExit("the command ended before the service was ready")
         assert started is not None
         took = time.monotonic() - started
-        assert took < READY_SECONDS, f"ready after {took:.1f} s"
         context = ssl.create_default_context(cafile="kvtls-state/development/ca.pem")
         with (
             socket.create_connection(("127.0.0.1", 11207), 5) as plain,
