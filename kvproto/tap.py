@@ -377,13 +377,14 @@ def _absolute_paths(config: Config | NodeConfig) -> dict[str, Any]:
 
 def makeService(options: Options) -> IService:
     """Build the service that ``twistd kvtls`` runs."""
+    # Before the reactor: importing that imports pyOpenSSL.
+    load_openssl()
     from twisted.internet import reactor
 
     from kvproto.ops.signals import SignalService
 
     signals = SignalService(reactor)
     signals.take()
-    load_openssl()
     from kvproto.service import KVTLSService
 
     assert options.kvtls_config is not None, "parseOptions() makes the configuration"
