@@ -335,7 +335,7 @@ class NodeLink(Protocol):
     # The end.
 
     def close(self, reason: str) -> None:
-        """Close the connection; a peer that does not close its side is cut after ``close_timeout``."""
+        """Close the connection; a peer that keeps its side open is cut after ``close_timeout``."""
         if self.state is LinkState.HANDSHAKING:
             self.abort(reason)
         elif self.state is LinkState.UP:

@@ -352,7 +352,8 @@ class LongRetrievalTests(SynchronousTestCase):
         wire = b"get " + b"key:123456 " * 95000 + b"\r\n"
         counts = [len(decoder.feed(wire[at : at + 1024])) for at in range(0, len(wire), 1024)]
         self.assertEqual(sum(counts), 95001)
-        self.assertLessEqual(max(counts), 1024 // len(b"key:123456 ") + 2)
+        # Some reads are gathered first, never more than a few.
+        self.assertLessEqual(max(counts), 8 * 1024 // len(b"key:123456 "))
 
 
 class ReplyTests(SynchronousTestCase):
