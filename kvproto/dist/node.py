@@ -262,7 +262,7 @@ class Node:
         arguments: list[Term],
         timeout_s: float | None = CALL_TIMEOUT,
     ) -> Deferred[Term]:
-        """Call a function by the peer's ``rex``, as ``rpc:call(Node, Module, Function, Arguments)``.
+        """Call a function by a peer's ``rex``, as ``rpc:call(Node, Module, Function, Arguments)``.
 
         Returns:
             What the function returned.  Fails with `RemoteCallError` where Erlang
