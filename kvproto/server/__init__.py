@@ -11,8 +11,8 @@ from kvproto.server.passwords import (
     hash_password,
 )
 from kvproto.server.protocol import KVServerProtocol
+from kvproto.server.server import Identify, KVServer
 from kvproto.server.settings import ServerSettings
-from kvproto.server.shared import Identify, KVServer
 from kvproto.server.users import UserTable, Verifier
 
 __all__ = [

@@ -18,7 +18,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from kvproto.server import documents, replies, wrappers
+from kvproto.server import decorators, documents, replies
 from kvproto.store import Document as _StoreDocument
 from kvproto.wire import constants, frames
 
@@ -27,12 +27,12 @@ __all__ = ["serve_quickly"]
 # Variables of C, because a module's names would be looked up at each use.
 cdef object Document = _StoreDocument
 cdef object Request = frames.Request
-cdef object answer = documents.answer
-cdef object found = documents.found
+cdef object encode_outcome = documents.encode_outcome
+cdef object encode_hit = documents.encode_hit
 cdef object holds_json = documents.holds_json
 cdef object set_refused = documents.set_refused
-cdef object duration = wrappers.duration
-cdef object stamped = wrappers.stamped
+cdef object duration = decorators.duration
+cdef object stamped = decorators.stamped
 cdef size_t COPY_LIMIT = replies.COPY_LIMIT
 cdef size_t MAX_KEY = constants.MAX_KEY
 cdef uint16_t GET = constants.Magic.REQUEST << 8 | constants.Opcode.GET
@@ -252,7 +252,7 @@ def serve_quickly(
                         reply = set_refused(document, session, plain)
                 elif not write_hit(&buffer, request, framing, json, document):
                     plain = Request(opaque=read_32(request + 12))
-                    reply = answer(document, session, plain, found)
+                    reply = encode_outcome(document, session, plain, encode_hit)
                 if reply is None:
                     size += buffer.size - written
                 else:

@@ -32,9 +32,9 @@ from kvproto.server.opcodes import (
     may_be_reordered,
 )
 from kvproto.server.quick import QuickState, serve_quickly
-from kvproto.server.replies import Hangup, Reply, when
+from kvproto.server.replies import Hangup, Reply, then
 from kvproto.server.sasl import Mechanism
-from kvproto.server.shared import KVServer, Peer
+from kvproto.server.server import KVServer, Peer
 from kvproto.server.window import BARRIER, FREE, Subject
 from kvproto.store import Document, Key, MemoryStore, Refusal
 from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, simple_reply
@@ -352,7 +352,7 @@ class BinarySession(QuickState):
         error = self.error_to(request, status)
         if not self.server.settings.oversized_set_deletes:
             return error
-        return when(self.store.discard(key), lambda _: error)
+        return then(self.store.discard(key), lambda _: error)
 
     def failed(self, request: Any, error: BaseException | None = None) -> Reply:
         """Answer a request that could not be served."""

@@ -11,7 +11,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from kvproto.errors import RemoteProtocolError
-from kvproto.server.replies import Hangup, Reply, when
+from kvproto.server.replies import Hangup, Reply, then
 from kvproto.server.sasl import MALFORMED, MECHANISMS, Verdict, mechanism_list
 from kvproto.server.statistics import Report, report
 from kvproto.server.topology import CONFIG_EPOCH
@@ -116,7 +116,7 @@ def flush(session: BinarySession, request: Request) -> Reply:
     if not session.server.settings.flush_allowed:
         return session.error_to(request, Status.NO_ACCESS)
     done = session.store.flush(int.from_bytes(request.extras))
-    return when(done, lambda _: simple_reply(request.opcode, 0, request.opaque))
+    return then(done, lambda _: simple_reply(request.opcode, 0, request.opaque))
 
 
 def stat(session: BinarySession, request: Request) -> Reply:
@@ -124,7 +124,7 @@ def stat(session: BinarySession, request: Request) -> Reply:
     if request.value and not (request.datatype & Datatype.JSON and _is_json(request.value)):
         return session.error_to(request, Status.INVALID)
     found = report(session.server, session.store, tuple(request.key.split()))
-    return when(found, _statistics, session, request)
+    return then(found, _statistics, session, request)
 
 
 def _is_json(value: bytes) -> bool:
@@ -278,7 +278,7 @@ def sasl_auth(session: BinarySession, request: Request) -> Reply:
         return session.error_to(request, Status.AUTH_ERROR)
     session.mechanism = make(session.peer)
     session.mechanism_name = request.key
-    return when(session.mechanism.step(request.value), _stepped, session, request)
+    return then(session.mechanism.step(request.value), _stepped, session, request)
 
 
 def sasl_step(session: BinarySession, request: Request) -> Reply:
@@ -289,7 +289,7 @@ def sasl_step(session: BinarySession, request: Request) -> Reply:
             session.peer.conclude(False, "", MALFORMED)
         session.mechanism = None
         return session.error_to(request, Status.AUTH_ERROR)
-    return when(mechanism.step(request.value), _stepped, session, request)
+    return then(mechanism.step(request.value), _stepped, session, request)
 
 
 def _stepped(verdict: Verdict, session: BinarySession, request: Request) -> Reply:

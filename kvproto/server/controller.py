@@ -15,7 +15,7 @@ from zope.interface import implementer
 from kvproto.interfaces import IController
 from kvproto.server.protocol import KVServerProtocol
 from kvproto.server.refusal import RefusingProtocol
-from kvproto.server.shared import KVServer
+from kvproto.server.server import KVServer
 
 __all__ = ["KVController", "KVServerFactory"]
 

@@ -1,7 +1,7 @@
 """Binary operations on documents: one function each, from a request to its reply.
 
 Each asks the store, and encodes what the store says; the shape of its request has been checked
-(`kvproto.server.shapes`).  Quiet opcodes, collections and durations are `kvproto.server.wrappers`
+(`kvproto.server.shapes`).  Quiet opcodes, collections and durations are `kvproto.server.decorators`
 around the same functions.
 
 Source: memcached ``protocol_binary.h``; Couchbase kv_engine ``docs/BinaryProtocol.md``.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 
-from kvproto.server.replies import COPY_LIMIT, Reply, when
+from kvproto.server.replies import COPY_LIMIT, Reply, then
 from kvproto.store import LOCKED_CAS, Document, Key, Refusal, is_json
 from kvproto.wire.binary import (
     counter_reply,
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Handler",
-    "answer",
     "append",
     "counter",
     "delete",
-    "found",
+    "encode_hit",
+    "encode_outcome",
     "get",
     "get_and_touch",
     "get_locked",
@@ -49,7 +49,7 @@ __all__ = [
     "holds_json",
     "prepend",
     "set_refused",
-    "storing",
+    "store_handler",
     "touch",
     "unlock",
 ]
@@ -74,12 +74,12 @@ def holds_json(document: Document) -> bool:
     return is_json(document)
 
 
-def answer(outcome: Any, session: BinarySession, request: Request, encode: Encode) -> Reply:
+def encode_outcome(outcome: Any, session: BinarySession, request: Request, encode: Encode) -> Reply:
     """Encode what a store answered, at once or when it has."""
     if outcome.__class__ is Document:
         return encode(session, request, outcome)
     if isinstance(outcome, Deferred):
-        return outcome.addCallback(answer, session, request, encode)
+        return outcome.addCallback(encode_outcome, session, request, encode)
     return session.refusal_to(request, Refusal.NOT_FOUND if outcome is None else outcome)
 
 
@@ -90,10 +90,10 @@ def get(session: BinarySession, request: Request) -> Reply:
     """GET; the shortest way through, most requests are this one."""
     document = session.get(request.key)
     if document.__class__ is not Document:
-        return answer(document, session, request, found)
+        return encode_outcome(document, session, request, encode_hit)
     value = document.value
     if len(value) > COPY_LIMIT or document.locked_until:
-        return found(session, request, document)
+        return encode_hit(session, request, document)
     return get_reply(
         request.opcode,
         session.json and holds_json(document),
@@ -104,7 +104,7 @@ def get(session: BinarySession, request: Request) -> Reply:
     )
 
 
-def found(session: BinarySession, request: Request, document: Document) -> Reply:
+def encode_hit(session: BinarySession, request: Request, document: Document) -> Reply:
     """Encode a hit without the key."""
     cas = LOCKED_CAS if document.locked_until else document.cas
     value = document.value
@@ -140,18 +140,20 @@ def _found_locked(session: BinarySession, request: Request, document: Document) 
 
 def getk(session: BinarySession, request: Request) -> Reply:
     """GETK: GET whose answer names the key."""
-    return answer(session.get(request.key), session, request, _found_with_key)
+    return encode_outcome(session.get(request.key), session, request, _found_with_key)
 
 
 def _and_touch(encode: Encode) -> Handler:
     def handler(session: BinarySession, request: Request) -> Reply:
         expiry = int.from_bytes(request.extras)
-        return answer(session.store.get_and_touch(request.key, expiry), session, request, encode)
+        return encode_outcome(
+            session.store.get_and_touch(request.key, expiry), session, request, encode
+        )
 
     return handler
 
 
-get_and_touch = _and_touch(found)
+get_and_touch = _and_touch(encode_hit)
 getk_and_touch = _and_touch(_found_with_key)
 
 
@@ -159,7 +161,7 @@ def get_meta(session: BinarySession, request: Request) -> Reply:
     """GET_META: what the SDK's ``exists`` asks for."""
     if request.extras > b"\2":
         return session.error_to(request, Status.INVALID)
-    return answer(session.get(request.key), session, request, _meta)
+    return encode_outcome(session.get(request.key), session, request, _meta)
 
 
 def _meta(session: BinarySession, request: Request, document: Document) -> Reply:
@@ -189,7 +191,7 @@ def _touched(session: BinarySession, request: Request, document: Document) -> Re
     return simple_reply(request.opcode, 0, request.opaque, document.cas)
 
 
-def storing(method: str, *, is_set: bool = False) -> Handler:
+def store_handler(method: str, *, is_set: bool = False) -> Handler:
     """Make the handler of SET, ADD or REPLACE.
 
     Args:
@@ -211,8 +213,8 @@ def storing(method: str, *, is_set: bool = False) -> Handler:
         if outcome.__class__ is Document:
             return _mutated(session, request, outcome)
         if is_set:
-            return when(outcome, set_refused, session, request)
-        return answer(outcome, session, request, _mutated)
+            return then(outcome, set_refused, session, request)
+        return encode_outcome(outcome, session, request, _mutated)
 
     return handler
 
@@ -223,13 +225,13 @@ def set_refused(outcome: Any, session: BinarySession, request: Request) -> Reply
         return session.set_failed(request, request.key, Status.TOO_BIG)
     if outcome is Refusal.NO_MEMORY:
         return session.set_failed(request, request.key, Status.NO_MEMORY)
-    return answer(outcome, session, request, _mutated)
+    return encode_outcome(outcome, session, request, _mutated)
 
 
 def _extending(method: str) -> Handler:
     def handler(session: BinarySession, request: Request) -> Reply:
         outcome = getattr(session.store, method)(request.key, request.value, request.cas)
-        return answer(outcome, session, request, _mutated)
+        return encode_outcome(outcome, session, request, _mutated)
 
     return handler
 
@@ -241,7 +243,7 @@ prepend = _extending("prepend")
 def delete(session: BinarySession, request: Request) -> Reply:
     """DELETE."""
     outcome = session.store.delete(request.key, request.cas)
-    return answer(outcome, session, request, _deleted)
+    return encode_outcome(outcome, session, request, _deleted)
 
 
 def _deleted(session: BinarySession, request: Request, document: Document) -> Reply:
@@ -257,7 +259,7 @@ def counter(method: str) -> Handler:
     def handler(session: BinarySession, request: Request) -> Reply:
         delta, initial, expiry = _COUNTER_EXTRAS.unpack(request.extras)
         outcome = getattr(session.store, method)(request.key, delta, initial, expiry, request.cas)
-        return answer(outcome, session, request, _counted)
+        return encode_outcome(outcome, session, request, _counted)
 
     return handler
 
@@ -273,19 +275,19 @@ def _counted(session: BinarySession, request: Request, document: Document) -> Re
 def touch(session: BinarySession, request: Request) -> Reply:
     """TOUCH."""
     expiry = int.from_bytes(request.extras)
-    return answer(session.store.touch(request.key, expiry), session, request, _touched)
+    return encode_outcome(session.store.touch(request.key, expiry), session, request, _touched)
 
 
 def get_locked(session: BinarySession, request: Request) -> Reply:
     """GET_LOCKED."""
     seconds = int.from_bytes(request.extras)
     outcome = session.store.get_and_lock(request.key, seconds)
-    return answer(outcome, session, request, _found_locked)
+    return encode_outcome(outcome, session, request, _found_locked)
 
 
 def unlock(session: BinarySession, request: Request) -> Reply:
     """UNLOCK; only the lock's CAS opens it."""
-    return when(session.store.unlock(request.key, request.cas), _unlocked, session, request)
+    return then(session.store.unlock(request.key, request.cas), _unlocked, session, request)
 
 
 def _unlocked(outcome: Refusal | None, session: BinarySession, request: Request) -> Reply:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 from kvproto.server import commands, documents, subdoc
+from kvproto.server.decorators import in_collections, quiet, quiet_on_miss, with_duration
 from kvproto.server.documents import Handler
 from kvproto.server.shapes import SHAPES, shaped
-from kvproto.server.wrappers import in_collections, quiet, quiet_on_miss, with_duration
 from kvproto.wire.constants import LOUD, MAX_KEY, QUIET_ON_MISS, Opcode
 
 __all__ = [
@@ -30,9 +30,9 @@ _DOCUMENTS: dict[int, Handler] = {
     Opcode.GAT: documents.get_and_touch,
     Opcode.GATK: documents.getk_and_touch,
     Opcode.GET_META: documents.get_meta,
-    Opcode.SET: documents.storing("set", is_set=True),
-    Opcode.ADD: documents.storing("add"),
-    Opcode.REPLACE: documents.storing("replace"),
+    Opcode.SET: documents.store_handler("set", is_set=True),
+    Opcode.ADD: documents.store_handler("add"),
+    Opcode.REPLACE: documents.store_handler("replace"),
     Opcode.DELETE: documents.delete,
     Opcode.INCREMENT: documents.counter("increment"),
     Opcode.DECREMENT: documents.counter("decrement"),

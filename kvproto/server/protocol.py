@@ -39,7 +39,7 @@ from kvproto.errors import RemoteProtocolError, UpstreamError
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
 from kvproto.server.binary import BinarySession
 from kvproto.server.replies import Hangup, Reply
-from kvproto.server.shared import KVServer, Peer
+from kvproto.server.server import KVServer, Peer
 from kvproto.server.text import TextSession
 from kvproto.server.window import Servant, State, Subject, Window
 from kvproto.wire.constants import BINARY_MAGICS

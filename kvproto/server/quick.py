@@ -22,9 +22,9 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from kvproto.compiled import compiled
-from kvproto.server.documents import answer, found, set_refused
+from kvproto.server.decorators import stamped
+from kvproto.server.documents import encode_hit, encode_outcome, set_refused
 from kvproto.server.replies import COPY_LIMIT
-from kvproto.server.wrappers import stamped
 from kvproto.store import Document, IStore, Key
 from kvproto.wire.constants import HEADER_SIZE, MAX_KEY, Datatype, Magic, Opcode
 from kvproto.wire.encoding import get_reply, mutation_reply, simple_reply
@@ -121,7 +121,7 @@ def serve_in_python(
                     datatype = session.json and session.datatype(document)
                     reply = get_reply(0, datatype, opaque, document.cas, document.flags, value)
                 else:
-                    reply = answer(document, session, Request(opaque=opaque), found)
+                    reply = encode_outcome(document, session, Request(opaque=opaque), encode_hit)
             elif (
                 kind == _SET
                 and layout | _JSON == _SET_EXTRAS | _JSON

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 
-__all__ = ["COPY_LIMIT", "ErrorLine", "Hangup", "Reply", "when"]
+__all__ = ["COPY_LIMIT", "ErrorLine", "Hangup", "Reply", "then"]
 
 COPY_LIMIT = 16 * 1024
 """Values up to this size, in bytes, are copied behind their header; a longer one is passed on as a
@@ -45,8 +45,8 @@ Reply: TypeAlias = bytes | list[bytes] | Hangup | Deferred[Any]
 """``list``: parts that are sent in this order.  A Deferred fires with one of the other forms."""
 
 
-def when(outcome: Any, then: Callable[..., Reply], *args: Any) -> Reply:
-    """Call ``then(outcome, *args)``, now or when a Deferred outcome is there."""
+def then(outcome: Any, encode: Callable[..., Reply], *args: Any) -> Reply:
+    """Call ``encode(outcome, *args)``, now or when a Deferred outcome is there."""
     if isinstance(outcome, Deferred):
-        return outcome.addCallback(then, *args)
-    return then(outcome, *args)
+        return outcome.addCallback(encode, *args)
+    return encode(outcome, *args)

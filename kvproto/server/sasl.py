@@ -1,6 +1,6 @@
 """SASL mechanisms, server side: what a client sends in, what to answer out.
 
-Which user a peer becomes is `kvproto.server.shared.Peer`'s to keep; what it may do then, the
+Which user a peer becomes is `kvproto.server.server.Peer`'s to keep; what it may do then, the
 session's.
 
 Source: RFC 4616 (PLAIN), RFC 5802 (SCRAM); Couchbase kv_engine ``docs/sasl.md``.
@@ -17,7 +17,7 @@ from typing import Protocol, TypeAlias
 from twisted.internet.defer import Deferred
 
 from kvproto.errors import RemoteProtocolError
-from kvproto.server.shared import WRONG, Peer
+from kvproto.server.server import WRONG, Peer
 from kvproto.wire.scram import DIGESTS, ServerExchange
 
 __all__ = ["MECHANISMS", "Mechanism", "Plain", "Scram", "Verdict", "mechanism_list"]

@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 
 from kvproto import __version__
 from kvproto.server.quick import COMPILED
-from kvproto.server.shared import KVServer
+from kvproto.server.server import KVServer
 from kvproto.store import IStore
 
 __all__ = ["Report", "report"]

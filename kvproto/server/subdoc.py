@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvproto.errors import RemoteProtocolError
-from kvproto.server.replies import Reply, when
+from kvproto.server.replies import Reply, then
 from kvproto.store import (
     LOCKED_CAS,
     LookupResult,
@@ -35,7 +35,7 @@ def lookup_in(session: BinarySession, request: Request) -> Reply:
     except RemoteProtocolError as e:
         return session.protocol_error_to(request, e)
     outcome = session.store.lookup_in(request.key, lookup.specs, lookup.doc_flags)
-    return when(outcome, _looked_up, session, request)
+    return then(outcome, _looked_up, session, request)
 
 
 def _looked_up(outcome: Any, session: BinarySession, request: Request) -> Reply:
@@ -66,7 +66,7 @@ def mutate_in(session: BinarySession, request: Request) -> Reply:
         flags=mutation.user_flags,
         preserve_expiry=session.preserve_expiry,
     )
-    return when(outcome, _mutated, session, request)
+    return then(outcome, _mutated, session, request)
 
 
 def _mutated(outcome: Any, session: BinarySession, request: Request) -> Reply:

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 from kvproto.errors import OutcomeUnknown, RemoteProtocolError, StoreUnavailable
 from kvproto.server.buckets import Bucket
 from kvproto.server.quick_text import serve_text_quickly
-from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, Reply, when
-from kvproto.server.shared import KVServer, Peer
+from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, Reply, then
+from kvproto.server.server import KVServer, Peer
 from kvproto.server.statistics import Report, report
 from kvproto.server.window import BARRIER, FREE, Subject
 from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, IStore, MemoryStore, Refusal
@@ -164,7 +164,7 @@ class TextSession:
         line = b"" if command.noreply else refused[refusal]
         no_room = refusal is Refusal.TOO_BIG or refusal is Refusal.NO_MEMORY
         if no_room and command.verb == "set" and self.server.settings.oversized_set_deletes:
-            return when(self.store.discard(command.key), lambda _: line)
+            return then(self.store.discard(command.key), lambda _: line)
         return line
 
     def last_words(self, error: RemoteProtocolError) -> bytes:
@@ -175,7 +175,7 @@ class TextSession:
         """Pass on the decoder's answer; as memcached does, let nobody read a stale value."""
         removes = item.too_large and item.verb == "set" and self.bucket is not None
         if removes and self.server.settings.oversized_set_deletes:
-            return when(self.store.discard(item.key), lambda _: item.line)
+            return then(self.store.discard(item.key), lambda _: item.line)
         return item.line
 
     # login
@@ -207,7 +207,7 @@ class TextSession:
             return BAD_TOKEN
         self.peer.begin("text")
         right = self.peer.check(name.decode("utf-8", "replace"), password)
-        return when(right, self._logged_in)
+        return then(right, self._logged_in)
 
     def _logged_in(self, right: bool) -> Reply:
         self._update_rights()
@@ -218,21 +218,21 @@ class TextSession:
 
 
 def _get(session: TextSession, command: TextCommand) -> Reply:
-    return when(session.store.get(command.key), _found, session, command.key)
+    return then(session.store.get(command.key), _found, session, command.key)
 
 
 def _gets(session: TextSession, command: TextCommand) -> Reply:
-    return when(session.store.get(command.key), _found_with_cas, session, command.key)
+    return then(session.store.get(command.key), _found_with_cas, session, command.key)
 
 
 def _gat(session: TextSession, command: TextCommand) -> Reply:
     outcome = session.store.get_and_touch(command.key, command.expiry)
-    return when(outcome, _found, session, command.key)
+    return then(outcome, _found, session, command.key)
 
 
 def _gats(session: TextSession, command: TextCommand) -> Reply:
     outcome = session.store.get_and_touch(command.key, command.expiry)
-    return when(outcome, _found_with_cas, session, command.key)
+    return then(outcome, _found_with_cas, session, command.key)
 
 
 def _found(outcome: Any, session: TextSession, key: bytes, cas: int | None = None) -> Reply:
@@ -262,7 +262,7 @@ def _storage(method: str, refused: dict[Refusal, bytes]) -> Handler:
         outcome = getattr(session.store, method)(
             command.key, command.value, command.flags, command.expiry
         )
-        return when(outcome, _stored, session, command, refused)
+        return then(outcome, _stored, session, command, refused)
 
     return handler
 
@@ -270,7 +270,7 @@ def _storage(method: str, refused: dict[Refusal, bytes]) -> Handler:
 def _extension(method: str) -> Handler:
     def handler(session: TextSession, command: TextCommand) -> Reply:
         outcome = getattr(session.store, method)(command.key, command.value)
-        return when(outcome, _stored, session, command, _NOT_STORED)
+        return then(outcome, _stored, session, command, _NOT_STORED)
 
     return handler
 
@@ -279,7 +279,7 @@ def _cas(session: TextSession, command: TextCommand) -> Reply:
     # 0 would mean "whatever is there"; no document has a CAS of 0, so this one cannot match.
     cas = command.cas or LOCKED_CAS
     outcome = session.store.set(command.key, command.value, command.flags, command.expiry, cas)
-    return when(outcome, _stored, session, command, _REFUSED)
+    return then(outcome, _stored, session, command, _REFUSED)
 
 
 def _stored(
@@ -294,12 +294,12 @@ def _stored(
 
 
 def _delete(session: TextSession, command: TextCommand) -> Reply:
-    return when(session.store.delete(command.key), _changed, command, wire.DELETED)
+    return then(session.store.delete(command.key), _changed, command, wire.DELETED)
 
 
 def _touch(session: TextSession, command: TextCommand) -> Reply:
     outcome = session.store.touch(command.key, command.expiry)
-    return when(outcome, _changed, command, wire.TOUCHED)
+    return then(outcome, _changed, command, wire.TOUCHED)
 
 
 def _changed(outcome: Any, command: TextCommand, success: bytes) -> Reply:
@@ -311,7 +311,7 @@ def _changed(outcome: Any, command: TextCommand, success: bytes) -> Reply:
 def _arithmetic(method: str) -> Handler:
     def handler(session: TextSession, command: TextCommand) -> Reply:
         outcome = getattr(session.store, method)(command.key, command.delta, 0, DO_NOT_CREATE)
-        return when(outcome, _counted, command)
+        return then(outcome, _counted, command)
 
     return handler
 
@@ -329,11 +329,11 @@ def _flush_all(session: TextSession, command: TextCommand) -> Reply:
     if not session.server.settings.flush_allowed:
         return b"" if command.noreply else NOT_ALLOWED
     answer = b"" if command.noreply else wire.OK
-    return when(session.store.flush(command.expiry), lambda _: answer)
+    return then(session.store.flush(command.expiry), lambda _: answer)
 
 
 def _stats(session: TextSession, command: TextCommand) -> Reply:
-    return when(report(session.server, session.store, command.args), _report)
+    return then(report(session.server, session.store, command.args), _report)
 
 
 def _report(found: Report) -> Reply:

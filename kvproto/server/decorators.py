@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 
 from kvproto.errors import RemoteProtocolError
 from kvproto.server.documents import Handler
-from kvproto.server.replies import Reply, when
+from kvproto.server.replies import Reply, then
 from kvproto.wire.constants import Magic, Status
 from kvproto.wire.frames import Request
 from kvproto.wire.framing import encode_server_duration
@@ -36,7 +36,7 @@ def _silencing(silent: bytes) -> Callable[[Handler], Handler]:
 
     def silence(handler: Handler) -> Handler:
         def quiet_handler(session: BinarySession, request: Request) -> Reply:
-            return when(handler(session, request), hush)
+            return then(handler(session, request), hush)
 
         return quiet_handler
 
