@@ -152,7 +152,7 @@ def live(found: Document | None, now: float) -> Document | None:
     if found is None or (found.expires_at and found.expires_at <= now):
         return None
     if found.locked_until and found.locked_until <= now:
-        found.locked_until = 0.0
+        return _copy(found, 0.0)
     return found
 
 

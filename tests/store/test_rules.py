@@ -1,0 +1,290 @@
+"""The rules, over a store that can only read and compare-and-swap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from kvproto.store import (
+    DocFlag,
+    Document,
+    IStore,
+    Key,
+    LookupSpec,
+    MutationSpec,
+    PathFlag,
+    PathOp,
+    Refusal,
+    partial,
+    rules,
+)
+from kvproto.store.expiry import deadline
+from kvproto.store.rules import Effect, Limits, Rule
+from kvproto.store.statistics import Statistics
+from kvproto.testing.store import StoreContract
+from kvproto.testing.store_subdoc import SubdocContract
+
+NOW = 1_700_000_000.0
+
+
+@implementer(IStore)
+class SwappingStore:
+    """The rules in a loop of read, decide, compare and swap, as over a network.
+
+    Attributes:
+        before_swap: Called between reading and swapping; what it does to `kept` is what another
+            client did in the meantime.
+    """
+
+    uuid = 7
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self.kept: dict[Key, Document] = {}
+        self._statistics = Statistics()
+        self._limits = Limits(20 << 20, 20 << 20)
+        self._numbers = (0, 0)
+        self._flush_at = float("inf")
+        self.before_swap: Callable[[Key], None] = lambda key: None
+
+    def _read(self, key: Key) -> Document | None:
+        if self._flush_at <= self._now():
+            self.kept, self._flush_at = {}, float("inf")
+        found = self.kept.get(key)
+        return None if found is None else replace(found)
+
+    def _stamp(self, document: Document) -> None:
+        cas, seqno = self._numbers
+        document.cas = document.cas or max(cas + 1, int(self._now() * 1e9))
+        document.seqno = document.seqno or seqno + 1
+
+    def _apply(self, key: Key, rule: Rule[Any], *args: Any, doc_flags: int = 0) -> Any:
+        for _ in range(10):
+            now = self._now()
+            found = self._read(key)
+            old = rules.live(found, now)
+            if old is not None and old.deleted and not doc_flags & DocFlag.ACCESS_DELETED:
+                old = None
+            before = replace(old) if old is not None else None
+            decision = rule(old, now, *args)
+            assert old == before, "a rule has changed what it was given"
+            self.before_swap(key)
+            if self._read(key) == found:
+                break
+        else:
+            raise AssertionError("the loop does not end")
+        self._statistics.count(decision.counts)
+        document = decision.document
+        if document is not None and decision.effect is not Effect.UNLOCK:
+            if self._limits.refuse(key, document):
+                return Refusal.TOO_BIG
+            self._stamp(document)
+            if decision.effect is Effect.LOCK:
+                assert old is not None
+                document.cas = max(self._numbers[0] + 1, int(now * 1e9))
+                self._numbers = (document.cas, self._numbers[1])
+            else:
+                self._numbers = (document.cas, document.seqno)
+        gone = decision.effect is Effect.DELETE and document is not None and not document.xattrs
+        if decision.effect is Effect.REMOVE or gone:
+            self.kept.pop(key, None)
+        elif decision.effect is not Effect.NOTHING:
+            assert document is not None
+            self.kept[key] = replace(document)
+        return decision.answer
+
+    def get(self, key: Key) -> Document | None:
+        return self._apply(key, rules.get)  # type: ignore[no-any-return]
+
+    def _storing(self, rule: Rule[Any]) -> Callable[..., Any]:
+        def store(
+            key: Key,
+            value: bytes,
+            flags: int = 0,
+            expiry: int = 0,
+            cas: int = 0,
+            *,
+            datatype: int = 0,
+            preserve_expiry: bool = False,
+        ) -> Any:
+            return self._apply(key, rule, value, flags, expiry, cas, datatype, preserve_expiry)
+
+        return store
+
+    @property
+    def set(self) -> Callable[..., Any]:
+        return self._storing(rules.set_)
+
+    @property
+    def add(self) -> Callable[..., Any]:
+        return self._storing(rules.add)
+
+    @property
+    def replace(self) -> Callable[..., Any]:
+        return self._storing(rules.replace)
+
+    def append(self, key: Key, value: bytes, cas: int = 0) -> Any:
+        return self._apply(key, rules.append, value, cas)
+
+    def prepend(self, key: Key, value: bytes, cas: int = 0) -> Any:
+        return self._apply(key, rules.prepend, value, cas)
+
+    def delete(self, key: Key, cas: int = 0) -> Any:
+        return self._apply(key, rules.delete, cas)
+
+    def increment(self, key: Key, delta: int, initial: int, expiry: int, cas: int = 0) -> Any:
+        return self._apply(key, rules.increment, delta, initial, expiry, cas)
+
+    def decrement(self, key: Key, delta: int, initial: int, expiry: int, cas: int = 0) -> Any:
+        return self._apply(key, rules.decrement, delta, initial, expiry, cas)
+
+    def touch(self, key: Key, expiry: int) -> Any:
+        return self._apply(key, rules.touch, expiry)
+
+    def get_and_touch(self, key: Key, expiry: int) -> Any:
+        return self._apply(key, rules.get_and_touch, expiry)
+
+    def get_and_lock(self, key: Key, seconds: int) -> Any:
+        return self._apply(key, rules.get_and_lock, seconds)
+
+    def unlock(self, key: Key, cas: int) -> Any:
+        return self._apply(key, rules.unlock, cas)
+
+    def discard(self, key: Key) -> Any:
+        return self._apply(key, rules.discard)
+
+    def lookup_in(self, key: Key, specs: Sequence[LookupSpec], doc_flags: int = 0) -> Any:
+        status = partial.refuse_lookup(specs, doc_flags)
+        if status is not None:
+            return status
+        return self._apply(key, partial.lookup_in, specs, self.uuid, doc_flags=doc_flags)
+
+    def mutate_in(
+        self,
+        key: Key,
+        specs: Sequence[MutationSpec],
+        doc_flags: int = 0,
+        expiry: int = 0,
+        cas: int = 0,
+        *,
+        flags: int | None = None,
+        preserve_expiry: bool = False,
+    ) -> Any:
+        status = partial.refuse_mutation(specs, doc_flags, cas)
+        if status is not None:
+            return status
+        return self._apply(
+            key,
+            partial.mutate_in,
+            *(specs, doc_flags, expiry, cas, flags, preserve_expiry, self.uuid, self._stamp),
+            doc_flags=doc_flags,
+        )
+
+    def flush(self, delay: int = 0) -> None:
+        self._statistics.cmd_flush += 1
+        self._read(b"")
+        moment = deadline(delay, self._now())
+        self._flush_at = float("inf")
+        if moment <= self._now():
+            self.kept = {}
+        else:
+            self._flush_at = moment
+
+    def drop_collection(self, collection: int) -> None:
+        self.kept = {
+            key: document
+            for key, document in self.kept.items()
+            if not (isinstance(key, tuple) and key[0] == collection)
+        }
+
+    def stats(self) -> dict[str, int | str]:
+        return {**self._statistics.report(), "curr_items": len(self.kept)}
+
+
+class SwappingStoreContractTests(StoreContract, SubdocContract, SynchronousTestCase):
+    """A store that is nothing but the rules and compare-and-swap keeps the contract."""
+
+    def make_store(self, now: Callable[[], float]) -> IStore:
+        return SwappingStore(now)
+
+
+class RepeatTests(SynchronousTestCase):
+    """A rule that has to run again, because somebody came in between, starts from what is there."""
+
+    def setUp(self) -> None:
+        self.store = SwappingStore(lambda: NOW)
+        self.interruptions = 3
+
+    def interrupt(self, change: Callable[[Document], None]) -> None:
+        """Let others change a document before each of the next swaps."""
+
+        def before_swap(key: Key) -> None:
+            if self.interruptions:
+                self.interruptions -= 1
+                document = replace(self.store.kept[key])
+                document.cas += 1
+                change(document)
+                self.store.kept[key] = document
+
+        self.store.before_swap = before_swap
+
+    def test_counter(self) -> None:
+        """Nobody's increment is lost or counted twice, neither in the value nor in statistics."""
+        self.store.set(b"n", b"10")
+
+        def increment(document: Document) -> None:
+            document.value = b"%d" % (int(document.value) + 1)
+
+        self.interrupt(increment)
+        self.assertEqual(self.store.increment(b"n", 5, 0, 0).value, b"18")
+        self.assertEqual(self.store.stats()["incr_hits"], 1)
+
+    def test_append_and_paths(self) -> None:
+        """What others appended stays, to a value and to an array."""
+        self.store.set(b"t", b"a")
+
+        def append(document: Document) -> None:
+            document.value += b"b"
+
+        self.interrupt(append)
+        self.assertEqual(self.store.append(b"t", b"c").value, b"abbbc")
+        self.store.set(b"j", b"[0]")
+        self.interruptions = 3
+
+        def push(document: Document) -> None:
+            document.value = document.value[:-1] + b",1]"
+
+        self.interrupt(push)
+        specs = [
+            MutationSpec(PathOp.DICT_UPSERT, 0x14, b"_x", b'"${Mutation.CAS}"'),
+            MutationSpec(PathOp.ARRAY_PUSH_LAST, 0, b"", b"2"),
+        ]
+        made = self.store.mutate_in(b"j", specs).document
+        self.assertEqual(made.value, b"[0,1,1,1,2]")
+        assert made.xattrs is not None
+        expected = f'"0x{made.cas.to_bytes(8, "little").hex()}"'.encode()
+        self.assertEqual(made.xattrs["_x"], expected)
+
+    def test_lock_taken_meanwhile(self) -> None:
+        """Who reads an open document and finds it locked when swapping is refused."""
+        self.store.set(b"k", b"1")
+
+        def lock(document: Document) -> None:
+            document.locked_until = NOW + 10
+
+        self.interrupt(lock)
+        self.assertIs(self.store.append(b"k", b"2"), Refusal.LOCKED)
+
+    def test_only_macros_ask_for_numbers(self) -> None:
+        """A mutation without macros leaves the CAS to the store."""
+        asked: list[Document] = []
+        plain = [MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_x", b"1")]
+        partial.mutate_in(None, NOW, plain, DocFlag.ADD, 0, 0, None, False, 7, asked.append)
+        self.assertEqual(asked, [])
+        macro = [MutationSpec(PathOp.DICT_UPSERT, 0x14, b"_x", b'"${Mutation.seqno}"')]
+        partial.mutate_in(None, NOW, macro, DocFlag.ADD, 0, 0, None, False, 7, asked.append)
+        self.assertEqual(len(asked), 1)
