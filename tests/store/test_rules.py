@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from kvproto.store import (
     Document,
     IStore,
     Key,
-    LookupSpec,
     MutationSpec,
     PathFlag,
     PathOp,
@@ -23,6 +22,7 @@ from kvproto.store import (
     rules,
 )
 from kvproto.store.expiry import deadline
+from kvproto.store.operations import Operations
 from kvproto.store.rules import Effect, Limits, Rule
 from kvproto.store.statistics import Statistics
 from kvproto.testing.store import StoreContract
@@ -32,7 +32,7 @@ NOW = 1_700_000_000.0
 
 
 @implementer(IStore)
-class SwappingStore:
+class SwappingStore(Operations):
     """The rules in a loop of read, decide, compare and swap, as over a network.
 
     Attributes:
@@ -41,6 +41,8 @@ class SwappingStore:
     """
 
     uuid = 7
+    seqno = persisted_seqno = 0
+    tokens = False
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -62,7 +64,7 @@ class SwappingStore:
         document.cas = document.cas or max(cas + 1, int(self._now() * 1e9))
         document.seqno = document.seqno or seqno + 1
 
-    def _apply(self, key: Key, rule: Rule[Any], *args: Any, doc_flags: int = 0) -> Any:
+    def _apply_to_any(self, key: Key, doc_flags: int, rule: Rule[Any], *args: Any) -> Any:
         for _ in range(10):
             now = self._now()
             found = self._read(key)
@@ -97,92 +99,14 @@ class SwappingStore:
             self.kept[key] = replace(document)
         return decision.answer
 
-    def get(self, key: Key) -> Document | None:
-        return self._apply(key, rules.get)  # type: ignore[no-any-return]
+    def _apply(self, key: Key, rule: Rule[Any], *args: Any) -> Any:
+        return self._apply_to_any(key, 0, rule, *args)
 
-    def _storing(self, rule: Rule[Any]) -> Callable[..., Any]:
-        def store(
-            key: Key,
-            value: bytes,
-            flags: int = 0,
-            expiry: int = 0,
-            cas: int = 0,
-            *,
-            datatype: int = 0,
-            preserve_expiry: bool = False,
-        ) -> Any:
-            return self._apply(key, rule, value, flags, expiry, cas, datatype, preserve_expiry)
+    def get(self, key: Key) -> Any:
+        return self._apply(key, rules.get)
 
-        return store
-
-    @property
-    def set(self) -> Callable[..., Any]:
-        return self._storing(rules.set_)
-
-    @property
-    def add(self) -> Callable[..., Any]:
-        return self._storing(rules.add)
-
-    @property
-    def replace(self) -> Callable[..., Any]:
-        return self._storing(rules.replace)
-
-    def append(self, key: Key, value: bytes, cas: int = 0) -> Any:
-        return self._apply(key, rules.append, value, cas)
-
-    def prepend(self, key: Key, value: bytes, cas: int = 0) -> Any:
-        return self._apply(key, rules.prepend, value, cas)
-
-    def delete(self, key: Key, cas: int = 0) -> Any:
-        return self._apply(key, rules.delete, cas)
-
-    def increment(self, key: Key, delta: int, initial: int, expiry: int, cas: int = 0) -> Any:
-        return self._apply(key, rules.increment, delta, initial, expiry, cas)
-
-    def decrement(self, key: Key, delta: int, initial: int, expiry: int, cas: int = 0) -> Any:
-        return self._apply(key, rules.decrement, delta, initial, expiry, cas)
-
-    def touch(self, key: Key, expiry: int) -> Any:
-        return self._apply(key, rules.touch, expiry)
-
-    def get_and_touch(self, key: Key, expiry: int) -> Any:
-        return self._apply(key, rules.get_and_touch, expiry)
-
-    def get_and_lock(self, key: Key, seconds: int) -> Any:
-        return self._apply(key, rules.get_and_lock, seconds)
-
-    def unlock(self, key: Key, cas: int) -> Any:
-        return self._apply(key, rules.unlock, cas)
-
-    def discard(self, key: Key) -> Any:
-        return self._apply(key, rules.discard)
-
-    def lookup_in(self, key: Key, specs: Sequence[LookupSpec], doc_flags: int = 0) -> Any:
-        status = partial.refuse_lookup(specs, doc_flags)
-        if status is not None:
-            return status
-        return self._apply(key, partial.lookup_in, specs, self.uuid, doc_flags=doc_flags)
-
-    def mutate_in(
-        self,
-        key: Key,
-        specs: Sequence[MutationSpec],
-        doc_flags: int = 0,
-        expiry: int = 0,
-        cas: int = 0,
-        *,
-        flags: int | None = None,
-        preserve_expiry: bool = False,
-    ) -> Any:
-        status = partial.refuse_mutation(specs, doc_flags, cas)
-        if status is not None:
-            return status
-        return self._apply(
-            key,
-            partial.mutate_in,
-            *(specs, doc_flags, expiry, cas, flags, preserve_expiry, self.uuid, self._stamp),
-            doc_flags=doc_flags,
-        )
+    def durable(self, level: int, timeout: float | None) -> None:
+        return None
 
     def flush(self, delay: int = 0) -> None:
         self._statistics.cmd_flush += 1
