@@ -7,6 +7,10 @@ what is written here.
 
 from __future__ import annotations
 
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol
 from zope.interface import Attribute, Interface
 
 __all__ = [
@@ -27,13 +31,13 @@ class ISecuredTransport(Interface):
         "0 when its context came from elsewhere."
     )
 
-    def peer_chain():  # type: ignore[no-untyped-def]
+    def peer_chain() -> tuple[bytes, ...]:
         """Return the peer's certificates as a tuple of DER ``bytes``, leaf first.
 
         Empty when the peer showed none or the handshake has not ended.
         """
 
-    def tls_version():  # type: ignore[no-untyped-def]
+    def tls_version() -> str:
         """Return the negotiated version, ``"TLSv1.2"`` or ``"TLSv1.3"``; ``""`` before that."""
 
 
@@ -46,14 +50,14 @@ class IVerifiedConnection(Interface):
     generation = Attribute("int: credential generation of its handshake.")
     peer_chain = Attribute("tuple[bytes, ...]: the peer's DER certificates, leaf first.")
 
-    def authenticated(user):  # type: ignore[no-untyped-def]
+    def authenticated(user: str) -> None:
         """Say that the peer is somebody now: leave the pool of unauthenticated connections.
 
         Args:
             user: The name, ``""`` for an anonymous peer that may work here.
         """
 
-    def login_ended(mechanism, user, fault):  # type: ignore[no-untyped-def]
+    def login_ended(mechanism: str, user: str, fault: str) -> None:
         """Hear how an attempt to log in ended, for the log and the count.
 
         Args:
@@ -62,17 +66,17 @@ class IVerifiedConnection(Interface):
             fault: Why it failed, ``""`` when it succeeded.
         """
 
-    def log_fields():  # type: ignore[no-untyped-def]
+    def log_fields() -> dict[str, Any]:
         """Return the fields that a line of the log about this connection has."""
 
-    def note_error(reason):  # type: ignore[no-untyped-def]
+    def note_error(reason: str) -> None:
         """Remember why this side is about to close, for the log and the ledger."""
 
 
 class IController(Interface):
     """What connections of a listener are handed to."""
 
-    def claim(connection):  # type: ignore[no-untyped-def]
+    def claim(connection: IVerifiedConnection) -> Any:
         """Take a verified connection.
 
         Args:
@@ -84,10 +88,10 @@ class IController(Interface):
             controller lets go of whatever it prepared.
         """
 
-    def too_late(connection):  # type: ignore[no-untyped-def]
+    def too_late(connection: IVerifiedConnection) -> None:
         """Hear that a claim was answered after it had been cancelled; the answer is not used."""
 
-    def refuse(connection, reason):  # type: ignore[no-untyped-def]
+    def refuse(connection: IVerifiedConnection, reason: str) -> IProtocol:
         """Return an `IProtocol` that tells the peer "busy" in its own protocol and closes.
 
         Args:
@@ -99,7 +103,7 @@ class IController(Interface):
 class IDrainable(Interface):
     """A protocol that can end at a request boundary."""
 
-    def drain():  # type: ignore[no-untyped-def]
+    def drain() -> Deferred[None]:
         """Answer what has been asked, ask for nothing more, close.
 
         Returns:
@@ -111,7 +115,7 @@ class IDrainable(Interface):
 class IAnswers(Interface):
     """A protocol that can give the answer to a read back, instead of writing it."""
 
-    def answer(data, replies):  # type: ignore[no-untyped-def]
+    def answer(data: bytes, replies: list[bytes]) -> int:
         """Answer requests from the beginning of a read, as long as that needs nothing else.
 
         It does not touch the transport, and does not raise.

@@ -29,6 +29,7 @@ class Shout(LineOnlyReceiver):
     """Answers each line in capitals."""
 
     delimiter = b"\n"
+    transport: Any
 
     def __init__(self, connection: IVerifiedConnection) -> None:
         self.connection = connection
@@ -36,7 +37,7 @@ class Shout(LineOnlyReceiver):
 
     def lineReceived(self, line: bytes) -> None:
         self.connection.authenticated("")  # a peer that asked something is a client
-        self.sendLine(line.upper())
+        self.transport.write(line.upper() + b"\n")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.gone.callback(None)
@@ -50,10 +51,10 @@ class Shout(LineOnlyReceiver):
 class Busy(LineOnlyReceiver):
     """Says so, in the words of this protocol."""
 
-    delimiter = b"\n"
+    transport: Any
 
     def connectionMade(self) -> None:
-        self.sendLine(b"BUSY, come back later")
+        self.transport.write(b"BUSY, come back later\n")
         self.transport.loseConnection()
 
 

@@ -1,6 +1,7 @@
 """Count visitors with kvproto's client: python client.py ENDPOINT [USER PASSWORD]."""
 
 import sys
+from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import clientFromString
@@ -48,9 +49,9 @@ async def visit(client: KVClient) -> None:
         print(error)
 
 
-async def run(reactor, endpoint: str, *login: str) -> None:
+async def run(reactor: Any, endpoint: str, name: str = "", password: str = "") -> None:
     """Connect, work, close."""
-    session = SessionSettings(Credentials(*login) if login else None)
+    session = SessionSettings(Credentials(name, password) if name else None)
     client = KVClient(clientFromString(reactor, endpoint), reactor, session)
     client.startService()
     try:
@@ -59,7 +60,7 @@ async def run(reactor, endpoint: str, *login: str) -> None:
         await client.close()
 
 
-def main(reactor, endpoint: str, *login: str) -> "Deferred[None]":
+def main(reactor: Any, endpoint: str, *login: str) -> "Deferred[None]":
     """Let `react` wait for it."""
     return Deferred.fromCoroutine(run(reactor, endpoint, *login))
 

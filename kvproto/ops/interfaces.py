@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
 __all__ = ["IControl"]
@@ -21,10 +24,10 @@ class IControl(Interface):
     ask at once; one Deferred for each, since each adds its own callbacks.
     """
 
-    def status():  # type: ignore[no-untyped-def]
+    def status() -> dict[str, Any]:
         """Return `kvproto.ops.status.status_report`."""
 
-    def connections(listener, limit):  # type: ignore[no-untyped-def]
+    def connections(listener: str | None, limit: int) -> dict[str, Any]:
         """Return `kvproto.ops.status.connections_report`.
 
         Args:
@@ -35,7 +38,7 @@ class IControl(Interface):
             CommandError: ``unknown-listener``.
         """
 
-    def reload(allow_fewer_names):  # type: ignore[no-untyped-def]
+    def reload(allow_fewer_names: bool) -> Deferred[dict[str, Any]]:
         """Read the credential files again and serve them if they are good.
 
         Args:
@@ -47,14 +50,14 @@ class IControl(Interface):
             connections have been started.
         """
 
-    def rollback():  # type: ignore[no-untyped-def]
+    def rollback() -> Deferred[dict[str, Any]]:
         """Serve the generation before the current one; returns what `reload` does.
 
         Raises:
             CommandError: ``nothing-to-roll-back-to``.
         """
 
-    def restart(listener):  # type: ignore[no-untyped-def]
+    def restart(listener: str) -> Deferred[dict[str, Any]]:
         """Restart one listener, or all of them (``"all"``), and start those that were drained.
 
         Returns:
@@ -65,7 +68,7 @@ class IControl(Interface):
             CommandError: ``unknown-listener``.
         """
 
-    def drain():  # type: ignore[no-untyped-def]
+    def drain() -> Deferred[dict[str, Any]]:
         """Close the listening ports, end every connection at a request boundary, go on running.
 
         ``restart("all")`` takes traffic again.
@@ -75,7 +78,7 @@ class IControl(Interface):
             no connection is left, which the drain timeout bounds.
         """
 
-    def stop():  # type: ignore[no-untyped-def]
+    def stop() -> dict[str, Any]:
         """Begin to drain and end the process with status 0; return at once.
 
         Returns:
