@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -18,6 +18,7 @@ from kvproto.client.errors import (
 from kvproto.errors import KVProtoError, UpstreamError
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
+from tests.examples import examples
 
 
 class ReplyErrorTests(SynchronousTestCase):
@@ -64,7 +65,7 @@ class ReplyErrorTests(SynchronousTestCase):
         self.assertIs(type(error), ReplyError)
         self.assertEqual(str(error), "0xee was answered 0x7ff0")
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.integers(1, 0xFFFF), st.integers(0, 255), st.binary(max_size=300))
     def test_any_reply(self, status, opcode, value):
         """Every reply makes an error with one printable line."""

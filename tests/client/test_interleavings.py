@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,6 +22,7 @@ from kvproto.client import KVClient, Limits, UnansweredError
 from kvproto.wire.binary import encode_response
 from kvproto.wire.constants import Opcode, Status
 from tests.client.peer import Endpoint, Peer, agrees, encode, settle
+from tests.examples import examples
 
 LIMITS = Limits(
     timeout_s=2, dial_timeout_s=3, close_timeout_s=2, silence_s=4, max_in_flight=8, max_waiting=8
@@ -209,5 +209,5 @@ class InterleavingTests(SynchronousTestCase):
         """Every Deferred fires exactly once, never with another's answer; nothing is left."""
         run_state_machine_as_test(
             Interleavings,
-            settings=settings(max_examples=150, stateful_step_count=40, deadline=None),
+            settings=examples(150, steps=40),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -12,6 +12,7 @@ from kvproto.dist import Atom, Pid, Port, Reference, control, encode
 from kvproto.dist.control import LAYOUTS, Control, Op, decode_control
 from kvproto.dist.session import HANDLED
 from kvproto.errors import RemoteProtocolError
+from tests.examples import examples
 
 THEIRS = Pid(Atom("erl@host"), 1, 0, 7)
 OURS = Pid(Atom("kv@host"), 2, 0, 9)
@@ -86,7 +87,7 @@ class DecodeTests(SynchronousTestCase):
             with self.subTest(data=data[:30]):
                 self.assertRaises(RemoteProtocolError, decode_control, data)
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(st.binary(min_size=1, max_size=80))
     def test_noise(self, noise: bytes) -> None:
         """Noise is refused."""

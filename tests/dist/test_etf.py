@@ -11,7 +11,7 @@ import tracemalloc
 import zlib
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -30,6 +30,7 @@ from kvproto.dist import (
 )
 from kvproto.dist.etf import LARGEST_MIXED_DICT, MAX_DEPTH, decode_at
 from kvproto.errors import LocalProtocolError, RemoteProtocolError
+from tests.examples import examples
 
 CLOSURE = Fun(
     bytes.fromhex(
@@ -115,13 +116,13 @@ def _same(left: Any, right: Any) -> bool:
 class RoundTripTests(SynchronousTestCase):
     """Whatever is encoded is decoded again."""
 
-    @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+    @examples(200)
     @given(TERMS)
     def test_any_term(self, term: Any) -> None:
         """A term comes back equal, type by type."""
         self.assertTrue(_same(decode(encode(term)), term), term)
 
-    @settings(max_examples=50, deadline=None)
+    @examples(50)
     @given(TERMS, TERMS)
     def test_two_in_a_row(self, first: Any, second: Any) -> None:
         """Two terms, as in a send, are told apart without a length between them."""
@@ -402,7 +403,7 @@ WILD = st.recursive(
 class AnythingTests(SynchronousTestCase):
     """Whatever a program hands over is written so that it can be read, or refused."""
 
-    @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+    @examples(400)
     @given(WILD)
     def test_written_or_refused(self, term: Any) -> None:
         """No other exception than LocalProtocolError, no bytes that we would not read."""
@@ -464,14 +465,14 @@ class HostileTests(SynchronousTestCase):
         for end in range(len(data)):
             self.assert_refused(data[:end])
 
-    @settings(max_examples=300, deadline=None)
+    @examples(300)
     @given(st.binary(max_size=200))
     def test_noise(self, noise: bytes) -> None:
         """Noise is a term or refused, never anything else."""
         with contextlib.suppress(RemoteProtocolError):
             decode(b"\x83" + noise)
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(TERMS, st.data())
     def test_one_wrong_byte(self, term: Any, data: st.DataObject) -> None:
         """A term with one byte changed is a term or refused."""

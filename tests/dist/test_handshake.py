@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -22,6 +22,7 @@ from kvproto.dist.handshake import (
     digest,
 )
 from kvproto.errors import LocalProtocolError, RemoteProtocolError
+from tests.examples import examples
 
 COOKIE = b"secret"
 ERLANG = NodeIdentity("erl@host", COOKIE, 7)
@@ -130,7 +131,7 @@ class TableTests(SynchronousTestCase):
             long = message + bytes(MAX_HANDSHAKE_FRAME)
             self.assertRaises(RemoteProtocolError, make(state).receive, long)
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(st.sampled_from(list(VALID)), st.binary(max_size=60))
     def test_noise(self, state: State, noise: bytes) -> None:
         """Noise moves a handshake on, or fails it; it never comes up by it."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, ClassVar
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -35,6 +34,7 @@ from kvproto.dist import (
 )
 from tests.dist.endpoints import ManualEndpoint
 from tests.dist.pairs import Connection, NodeUnderTest, Wire, make_node
+from tests.examples import examples
 
 NAMES = ("aaa@host", "zzz@host")
 
@@ -232,12 +232,7 @@ class InvariantTests(SynchronousTestCase):
     def test_two_nodes(self) -> None:
         """No order of events breaks an invariant."""
         TwoNodes.reached.clear()
-        chosen = settings(
-            max_examples=400,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
+        chosen = examples(400, steps=40)
         run_state_machine_as_test(TwoNodes, settings=chosen)
         # The rules would prove little if they never brought a link up and down.
         self.assertLessEqual({"up", "down", "answered", "unanswered"}, set(TwoNodes.reached))

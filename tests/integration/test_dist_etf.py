@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import given, seed
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -17,6 +17,7 @@ from kvproto.dist import encode
 from kvproto.dist.etf import decode_at
 from kvproto.errors import LocalProtocolError
 from tests.dist.test_etf import ONCE, TERMS, WILD
+from tests.examples import examples
 from tests.integration.peers import require
 
 COUNT = 4000
@@ -126,12 +127,7 @@ class DifferentialTests(SynchronousTestCase):
         written: list[bytes] = []
 
         @seed(1)
-        @settings(
-            max_examples=1500,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
+        @examples(1500)
         @given(st.one_of(WILD, TERMS))
         def write(term: Any) -> None:
             with contextlib.suppress(LocalProtocolError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -33,6 +32,7 @@ from kvproto.config import OnRotate
 from kvproto.listeners.acceptor import AcceptorService, AcceptorState
 from kvproto.listeners.ledger import Ledger, Limits
 from kvproto.listeners.states import Event, State
+from tests.examples import examples
 from tests.listeners.support import (
     DrainableOwner,
     FakeController,
@@ -311,11 +311,6 @@ class ListenerTests(SynchronousTestCase):
         """Whatever happens in whatever order, everybody is owned or closed, and nothing is left."""
         run_state_machine_as_test(
             ListenerMachine,
-            settings=settings(
-                max_examples=200,
-                stateful_step_count=40,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
+            settings=examples(200, steps=40),
         )
         self.flushLoggedErrors(ZeroDivisionError)

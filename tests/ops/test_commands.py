@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -18,6 +18,7 @@ from kvproto.ops.commands import (
     parse_request,
 )
 from kvproto.ops.interfaces import IControl
+from tests.examples import examples
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -124,7 +125,7 @@ class ParseTests(SynchronousTestCase):
         for id_ in ids:
             self.assertEqual(self.refused({"id": id_, "command": "status"}).code, "bad-request")
 
-    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @examples()
     @given(st.dictionaries(st.sampled_from(["id", "command", "arguments", "timeout", "x"]), JSON))
     def test_anything(self, value: dict[str, Any]) -> None:
         """Any JSON object is a request or refused; nothing else is raised."""

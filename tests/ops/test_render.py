@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.ops.render import WIDTH, render, span
 from kvproto.ops.status import connections_report
+from tests.examples import examples
 from tests.ops.material import NOW, generation, listener, row, status, verdict
 
 WORDS = st.text(max_size=100)
@@ -104,7 +105,7 @@ class StatusTests(TextTestCase):
             "no certificate is served", self.rendered("status", {**status(), "generation": None})
         )
 
-    @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+    @examples(30)
     @given(WORDS, WORDS, WORDS)
     def test_any_words(self, name: str, address: str, error: str) -> None:
         """Nothing that is in a name or a reason breaks the form."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -18,6 +18,7 @@ from kvproto.server.passwords import DIGESTS
 from kvproto.store import MemoryStore
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.scram import ClientExchange, prepare, salted_password
+from tests.examples import examples
 from tests.server.support import NOW, FakeConnection, Link
 
 MECHANISMS = {
@@ -198,7 +199,7 @@ class ScramTests(SynchronousTestCase):
         response = link.call(Opcode.SASL_AUTH, key=b"SCRAM-SHA1", value=b"n,,n=alice,r=x")
         self.assertEqual(response.status, Status.AUTH_CONTINUE)
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.lists(st.binary(max_size=60), max_size=4), st.sampled_from(sorted(MECHANISMS)))
     def test_any_messages(self, messages: list[bytes], mechanism: bytes) -> None:
         """Whatever is sent as a login, each message is answered and nobody gets in."""

@@ -6,7 +6,7 @@ import itertools
 import random
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -18,6 +18,7 @@ from kvproto.wire.constants import Feature, Opcode, Status
 from kvproto.wire.frames import Response
 from kvproto.wire.framing import RequestFraming, encode_request_framing
 from kvproto.wire.hello import encode_features
+from tests.examples import examples
 from tests.server.support import NOW, FakeConnection, FakeTransport, Link, SlowStore
 
 BARRIER = encode_request_framing(RequestFraming(barrier=True))
@@ -382,7 +383,7 @@ class AnyOrderTests(SynchronousTestCase):
         frames = [frame for frame in ResponseDecoder().feed(data) if isinstance(frame, Response)]
         return [(frame.opaque, frame.status, frame.value) for frame in frames]
 
-    @settings(deadline=None)
+    @examples()
     @given(
         st.lists(REQUESTS, max_size=30),
         st.booleans(),
@@ -432,7 +433,7 @@ class AnyOrderTests(SynchronousTestCase):
         if drained is not None:
             self.successResultOf(drained)
 
-    @settings(deadline=None)
+    @examples()
     @given(st.lists(REQUESTS, min_size=1, max_size=30), st.randoms(use_true_random=False))
     def test_the_peer_leaves(
         self, requests: list[tuple[Opcode, bytes]], chance: random.Random

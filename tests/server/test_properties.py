@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -10,6 +10,7 @@ from kvproto.config import Mode
 from kvproto.server.features import FEATURES
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import LOUD, Opcode
+from tests.examples import examples
 from tests.server.support import FakeConnection, FakeTransport, Link
 
 KEYS = st.sampled_from([b"a", b"\0a", b"\x09a", b"b", b"n", b"", b"k" * 250, b"k" * 251])
@@ -63,7 +64,7 @@ ANYTHING = st.one_of(
 class AnythingTests(SynchronousTestCase):
     """Properties of a session."""
 
-    @settings(max_examples=300, deadline=None)
+    @examples(300)
     @given(ANYTHING, st.integers(1, 600), st.booleans(), st.booleans(), st.booleans())
     def test_any_bytes(
         self, data: bytes, size: int, login: bool, memcached: bool, modern: bool
@@ -88,7 +89,7 @@ class AnythingTests(SynchronousTestCase):
         link.transport.lose()
         self.assertEqual(link.server.counters.curr_connections, 0)
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(st.lists(requests(), max_size=20), st.integers(1, 600))
     def test_order(self, made: list[tuple[int, bytes]], size: int) -> None:
         """Replies come in the order of the requests; only quiet requests have none."""
@@ -116,7 +117,7 @@ class AnythingTests(SynchronousTestCase):
                 self.assertGreaterEqual(count, 1, hex(opcode))
         self.assertEqual(position, len(answered))
 
-    @settings(max_examples=50, deadline=None)
+    @examples(50)
     @given(
         st.integers(1000, 300_000),
         st.integers(0, 40_000),

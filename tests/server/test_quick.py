@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any
 from unittest import mock
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -31,6 +31,7 @@ from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Datatype, Feature, Opcode, Status
 from kvproto.wire.framing import decode_response_framing
 from tests.compiled import require_compiled
+from tests.examples import examples
 from tests.server.support import FakeTransport, Link, link_with
 from tests.server.test_properties import requests
 from tests.store.test_plain import everything_in
@@ -119,11 +120,7 @@ class PythonSameTests(Twin, SynchronousTestCase):
     """Both ways, side by side."""
 
     # Two cases inherit this test; they share nothing that a repetition could depend on.
-    @settings(
-        max_examples=300,
-        deadline=None,
-        suppress_health_check=[HealthCheck.differing_executors],
-    )
+    @examples(300)
     @given(
         STREAMS,
         st.integers(1, 40_000),
@@ -328,7 +325,7 @@ class TwinsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.twins = serve_in_python, compiled_twin()
 
-    @settings(max_examples=500, deadline=None)
+    @examples(500)
     @given(
         st.one_of(hostile(), hostile(), st.binary(max_size=200)),
         st.sampled_from([0, 1, 24, 1000, 1 << 30]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -12,6 +12,7 @@ from kvproto.config import Mode
 from kvproto.server.replies import COPY_LIMIT
 from kvproto.server.text import TextSession
 from kvproto.store import MemoryStore
+from tests.examples import examples
 from tests.server.support import FakeTransport, Link, link_with
 
 KEYS = st.sampled_from(
@@ -61,7 +62,7 @@ class Usual(TextSession):
 class SameTests(SynchronousTestCase):
     """Both ways, side by side."""
 
-    @settings(max_examples=400, deadline=None)
+    @examples(400)
     @given(
         STREAMS,
         st.integers(1, 40_000),

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.server.replies import Hangup, Reply
 from kvproto.server.window import BARRIER, FREE, State, Subject, Window
+from tests.examples import examples
 
 LIMIT = 3
 SIZE_LIMIT = 100
@@ -402,7 +403,7 @@ SUBJECTS: dict[str, Subject] = {"a": b"a", "b": b"b", "barrier": BARRIER}
 class AnyHistoryTests(SynchronousTestCase):
     """Whatever comes in whatever order."""
 
-    @settings(deadline=None)
+    @examples()
     @given(STEPS, st.booleans())
     def test_promises(self, steps: list[tuple[str, Any]], in_order: bool) -> None:
         """Each request is answered once, in the order promised; each key's order holds."""

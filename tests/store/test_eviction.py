@@ -8,7 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -24,6 +24,7 @@ from kvproto.store import (
     Refusal,
 )
 from kvproto.store.table import COLLECTION_OVERHEAD, ITEM_OVERHEAD
+from tests.examples import examples
 from tests.store.test_stateful import START, check_books
 
 ITEM = ITEM_OVERHEAD + 100
@@ -253,7 +254,7 @@ class LimitTests(SynchronousTestCase):
     def test_any_sequence_stays_below_the_limit(self) -> None:
         """Whatever is written, deleted, flushed and dropped, memory is below the limit."""
 
-        @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @examples(60)
         @given(st.integers(0, 1 << 32), st.booleans())
         def check(seed: int, evict: bool) -> None:
             rng = random.Random(seed)

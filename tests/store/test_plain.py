@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from twisted.internet.task import Clock
@@ -24,6 +24,7 @@ from kvproto.store import (
 )
 from kvproto.store.jsontext import Kind
 from kvproto.store.table import ITEM_OVERHEAD
+from tests.examples import examples
 from tests.store.test_stateful import START, check_books
 
 keys: st.SearchStrategy[Key] = st.sampled_from([b"a", b"a", b"b" * 80, (8, b"a"), (8, b"b")])
@@ -147,12 +148,7 @@ class PlainTests(SynchronousTestCase):
 
     def test_same(self) -> None:
         """Any sequence of operations, with time passing, leaves both stores the same."""
-        Pair.TestCase.settings = settings(
-            max_examples=400,
-            stateful_step_count=50,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],
-        )
+        Pair.TestCase.settings = examples(400, steps=50)
         case = Pair.TestCase()
         case.runTest()
 
@@ -193,7 +189,7 @@ class PlainTests(SynchronousTestCase):
             store.set(b"a", b"1")
             self.assertEqual(store.stats()["reclaimed"], reclaimed)
 
-    @settings(deadline=None)
+    @examples()
     @given(st.lists(st.floats(0, 2e9) | st.floats(1.7e9, 1.7e9 + 1e-3), max_size=50))
     def test_cas(self, moments: list[float]) -> None:
         """A CAS is the clock's nanoseconds less their low 16 bits, or the last one and one."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.store import DO_NOT_CREATE, Document, Key, MemoryStore, Refusal
+from tests.examples import examples
 
 START = 1_700_000_000.5
 KEYS: list[Key] = [b"a", b"b", (8, b"a"), (9, b"a")]
@@ -294,11 +294,6 @@ class ModelTests(SynchronousTestCase):
 
     def test_store_is_like_the_model(self) -> None:
         """Any sequence of operations, with time passing, gives the model's answers."""
-        StoreMachine.TestCase.settings = settings(
-            max_examples=150,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],
-        )
+        StoreMachine.TestCase.settings = examples(150, steps=40)
         case = StoreMachine.TestCase()
         case.runTest()

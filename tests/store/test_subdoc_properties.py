@@ -6,7 +6,7 @@ import copy
 import json
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -23,6 +23,7 @@ from kvproto.store.jsontext import levels_of
 from kvproto.store.paths import PathRefused
 from kvproto.store.subdoc import look_up, mutate
 from kvproto.wire.subdoc_terms import PathOp, PathStatus
+from tests.examples import examples
 from tests.store.test_stateful import check_books
 
 NAMES = ("a", "b", "c.d", "e`f", 'g"h', "")
@@ -177,7 +178,7 @@ class ModelTests(SynchronousTestCase):
     def test_mutations(self) -> None:
         """Any mutation of any document gives what the model gives, text or refusal."""
 
-        @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @examples(1500)
         @given(roots, operations, paths, documents, st.booleans(), layouts, st.booleans())
         def check(
             root: Any, op: PathOp, path: list[str | int], value: Any, create: bool,
@@ -204,7 +205,7 @@ class ModelTests(SynchronousTestCase):
     def test_lookups(self) -> None:
         """Any lookup gives the value that is there, as it is spelt there."""
 
-        @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @examples(500)
         @given(roots, paths, layouts)
         def check(
             root: Any, path: list[str | int], layout: tuple[int | None, tuple[str, str]]
@@ -230,7 +231,7 @@ class ModelTests(SynchronousTestCase):
     def test_levels(self) -> None:
         """The nesting of any document is counted as the model counts it."""
 
-        @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @examples(500)
         @given(
             documents | st.text('[]{}"\\\\', max_size=9).map(lambda text: [[text], {text: 1}]),
             layouts,
@@ -288,7 +289,7 @@ class AnythingTests(SynchronousTestCase):
         ).map(lambda specs: sorted(specs, key=lambda spec: not spec.flags & 4))
         bodies = st.sampled_from([b"{}", b"[]", b'{"a":[1],"x":{"a":1}}']) | hostile_values
 
-        @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @examples(2000)
         @given(bodies, mutations)
         def check(body: bytes, specs: list[MutationSpec]) -> None:
             store = MemoryStore(Clock().seconds)
@@ -337,7 +338,7 @@ class AnythingTests(SynchronousTestCase):
         mutations = st.lists(st.builds(MutationSpec, ops, flags, some_paths, values), max_size=4)
         lookups = st.lists(st.builds(LookupSpec, ops, flags, some_paths), max_size=4)
 
-        @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @examples(1000)
         @given(bodies, mutations, lookups, st.integers(0, 63))
         def check(
             body: bytes, specs: list[MutationSpec], looks: list[LookupSpec], doc_flags: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener, ITransport
@@ -22,6 +22,7 @@ from kvproto.base.limited_log import LimitedLog
 from kvproto.interfaces import ISecuredTransport
 from kvproto.testing.contexts import TLS12, TLS13, Creator, server_context
 from kvproto.tls import KVTLSFactory, KVTLSProtocol, closing
+from tests.examples import examples
 from tests.tls.wired import App, Wired
 
 
@@ -343,13 +344,13 @@ class AnyBytesTests(SynchronousTestCase):
         max_size=6,
     )
 
-    @settings(deadline=None, max_examples=150)
+    @examples(150)
     @given(pieces)
     def test_before_the_handshake(self, pieces: list[bytes]) -> None:
         """Any bytes in place of a handshake end the connection, once, with a reason."""
         self.check(Wired().connect(), pieces)
 
-    @settings(deadline=None, max_examples=60)
+    @examples(60)
     @given(pieces, st.sampled_from([TLS12, TLS13]))
     def test_after_the_handshake(self, pieces: list[bytes], version: int) -> None:
         """... and so do any bytes after it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL.SSL import Error, SysCallError
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,6 +13,7 @@ from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE, Outbox
 from kvproto.tls.progress import unsent_bytes
 from kvproto.tls.reasons import describe_error, explained, explanation, represents_eof
 from kvproto.tls.records import BATCH_SIZE, UNKNOWN, RecordCounter, leading_records
+from tests.examples import examples
 
 
 def record(size: int, kind: int = 23) -> bytes:
@@ -32,7 +33,7 @@ class RecordCounterTests(SynchronousTestCase):
             self.assertTrue(counter.aligned)
             self.assertEqual(counter.cipher_changes, 1)
 
-    @settings(deadline=None)
+    @examples()
     @given(st.lists(st.integers(0, 17_000), max_size=6), st.lists(st.integers(0, 60_000)))
     def test_any_split(self, sizes: list[int], cuts: list[int]) -> None:
         """However a stream is cut, each record is counted in the piece that it ends in."""

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionLost
@@ -19,6 +19,7 @@ from kvproto.interfaces import IAnswers
 from kvproto.testing.contexts import TLS12, TLS13
 from kvproto.tls import _handles
 from kvproto.tls._handles import HandleEngine, NativeEngine
+from tests.examples import examples
 from tests.tls.test_handles import require_native
 from tests.tls.wired import App, Wired
 
@@ -377,7 +378,7 @@ CHUNKS = st.integers(1, 400)
 class InOrderTests(Shortcuts):
     """Whatever is asked, said, and stopped between: each answer comes once, in order."""
 
-    @settings(deadline=None, max_examples=60)
+    @examples(60)
     @given(STEPS, CHUNKS)
     def test_python(self, steps: list[Any], chunk: int) -> None:
         """In Python."""
@@ -387,7 +388,7 @@ class InOrderTests(Shortcuts):
 class CompiledInOrderTests(_Compiled):
     """The same compiled."""
 
-    @settings(deadline=None, max_examples=60)
+    @examples(60)
     @given(STEPS, CHUNKS)
     def test_compiled(self, steps: list[Any], chunk: int) -> None:
         """Compiled."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.wire.binary import HEAD_BOUND, RequestDecoder, ResponseDecoder, encode_frame
 from kvproto.wire.frames import Request, Response
+from tests.examples import examples
 from tests.wire.cutting import cut_at, decode
 
 u8 = st.integers(0, 0xFF)
@@ -55,14 +56,14 @@ streams = st.lists(st.one_of(headers, st.binary(max_size=300)), max_size=8).map(
 class RoundTripTests(SynchronousTestCase):
     """What is encoded is decoded."""
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.lists(frames(Request, 0x80, 0x08), max_size=5), cuts)
     def test_requests(self, requests, places):
         """Requests come back as they were, wherever the stream is cut."""
         stream = b"".join(map(encode_frame, requests))
         self.assertEqual(decode(RequestDecoder, cut_at(stream, places)), (requests, None))
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.lists(frames(Response, 0x81, 0x18), max_size=5), cuts)
     def test_responses(self, responses, places):
         """Responses come back as they were, wherever the stream is cut."""
@@ -84,19 +85,19 @@ class AnyBytesTests(SynchronousTestCase):
         )
         self.assertEqual(parts, whole)
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(streams, cuts)
     def test_request_decoder(self, stream, places):
         """A server's decoder."""
         self.check(RequestDecoder, stream, places)
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(streams, cuts)
     def test_response_decoder(self, stream, places):
         """A client's decoder."""
         self.check(ResponseDecoder, stream, places)
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(streams)
     def test_byte_by_byte(self, stream):
         """Single bytes, the most cuts there are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -19,6 +19,7 @@ from kvproto.wire.collections import (
     unknown_collection_body,
 )
 from kvproto.wire.constants import Status
+from tests.examples import examples
 
 # kv_engine docs/Collections.md and DWARF's leb128 examples.
 GOLDEN = [
@@ -72,13 +73,13 @@ class KeyTests(SynchronousTestCase):
         self.assertRaises(LocalProtocolError, encode_collection_id, 1 << 32)
         self.assertRaises(LocalProtocolError, join_key, -1, b"k")
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.integers(0, 0xFFFFFFFF), st.binary(min_size=1, max_size=250))
     def test_round_trip(self, collection, key):
         """Any id and key come back."""
         self.assertEqual(split_key(join_key(collection, key)), (collection, key))
 
-    @settings(max_examples=300, deadline=None)
+    @examples(300)
     @given(st.binary(max_size=12))
     def test_canonical(self, wire):
         """What is accepted is exactly what would have been sent."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -19,6 +19,7 @@ from kvproto.wire.framing import (
     encode_server_duration,
     objects,
 )
+from tests.examples import examples
 
 # kv_engine docs/BinaryProtocol.md, "Request header with flexible framing extras", and what the
 # Python SDK 4.6.3 sends (majority, 2250 ms).
@@ -102,7 +103,7 @@ class RequestFramingTests(SynchronousTestCase):
         ):
             self.assertRaises(LocalProtocolError, encode_request_framing, framing)
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(
         st.builds(
             RequestFraming,
@@ -118,13 +119,13 @@ class RequestFramingTests(SynchronousTestCase):
         """What is encoded is decoded."""
         self.assertEqual(decode_request_framing(encode_request_framing(framing)), framing)
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.lists(st.tuples(st.integers(0, 270), st.binary(max_size=14)), max_size=10))
     def test_objects_round_trip(self, pairs):
         """Any objects come back, escaped ids included."""
         self.assertEqual(objects(encode_objects(pairs)), pairs)
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(st.binary(max_size=60))
     def test_any_bytes(self, wire):
         """Nothing but the promised error comes out of any bytes."""

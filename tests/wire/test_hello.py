@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.errors import LocalProtocolError, RemoteProtocolError
 from kvproto.wire.constants import Feature, Status
 from kvproto.wire.hello import decode_agent, decode_features, encode_features, negotiate
+from tests.examples import examples
 
 # The list that the Python SDK 4.6.3 sends.
 SDK = bytes.fromhex(
@@ -45,7 +46,7 @@ class FeatureTests(SynchronousTestCase):
         self.assertEqual(negotiate([0x0D, 0x0C], offered), [0x0D, 0x0C])
         self.assertEqual(negotiate([0x0D, 0x0C], offered - {Feature.DUPLEX}), [])
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.lists(st.integers(0, 0x30)), st.sets(st.integers(0, 0x30)))
     def test_honest(self, asked, offered):
         """Only what was asked for and is offered is granted, once each, in the asked order."""
@@ -71,7 +72,7 @@ class AgentTests(SynchronousTestCase):
         self.assertEqual(decode_agent(b'{"a":"x","i":[]}'), ("x", ""))
         self.assertEqual(decode_agent(b"a\nb\x1b[0m"), ("a\ufffdb\ufffd[0m", ""))
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(st.one_of(st.binary(max_size=400), st.just(b'{"a":' + b"[" * 60000)))
     def test_any_bytes(self, key):
         """Whatever it is becomes short and printable."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.wire.pieces import Pieces
+from tests.examples import examples
 
 
 class PiecesTests(SynchronousTestCase):
     """Parts of any size are joined in order, and cost about their size."""
 
-    @settings(max_examples=50, deadline=None)
+    @examples(50)
     @given(st.lists(st.integers(0, 20000), max_size=20))
     def test_join(self, sizes):
         """The join is the parts, in order, whatever their sizes."""

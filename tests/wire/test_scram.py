@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64decode
 from dataclasses import dataclass
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -21,6 +21,7 @@ from kvproto.wire.scram import (
     prepare,
     salted_password,
 )
+from tests.examples import examples
 
 
 @dataclass
@@ -292,7 +293,7 @@ class PrepareTests(SynchronousTestCase):
 class PropertyTests(SynchronousTestCase):
     """Any names, passwords and bytes."""
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(
         st.sampled_from(sorted(set(DIGESTS.values()))),
         st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name),
@@ -310,7 +311,7 @@ class PropertyTests(SynchronousTestCase):
         if guess.rstrip(b"\0") != password.rstrip(b"\0"):
             self.assertIsNone(log_in(digest, keys, name, guess)[1])
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(st.binary(max_size=80), st.binary(max_size=80))
     def test_any_bytes(self, first, final):
         """Whatever a client sends, it is answered or refused, never anything else."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -33,6 +33,7 @@ from kvproto.wire.subdoc_terms import (
     PathOp,
     PathResult,
 )
+from tests.examples import examples
 
 XATTR = int(PathFlag.XATTR)
 
@@ -191,14 +192,14 @@ u32 = st.integers(0, 0xFFFFFFFF)
 class PropertyTests(SynchronousTestCase):
     """Both directions, and anything at all."""
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(st.lists(lookup_specs, min_size=1, max_size=16), st.sampled_from([0, 4, 0x20, 0x24]))
     def test_lookup_round_trip(self, specs, doc_flags):
         """Any lookup comes back."""
         lookup = Lookup(specs, doc_flags)
         self.assertEqual(decode_lookup(*encode_lookup(lookup)), lookup)
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(
         st.lists(mutation_specs, min_size=1, max_size=16),
         st.one_of(st.tuples(st.none(), st.none()), st.tuples(u32, st.none()), st.tuples(u32, u32)),
@@ -210,13 +211,13 @@ class PropertyTests(SynchronousTestCase):
         mutation = Mutation(specs, expiry, user_flags, doc_flags)
         self.assertEqual(decode_mutation(*encode_mutation(mutation)), mutation)
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=40)), max_size=16))
     def test_lookup_results_round_trip(self, results):
         """Any results come back."""
         self.assertEqual(decode_lookup_results(encode_lookup_results(results)), results)
 
-    @settings(max_examples=300, deadline=None)
+    @examples(300)
     @given(st.binary(max_size=10), st.binary(max_size=120))
     def test_any_bytes(self, extras, value):
         """Nothing but the promised error comes out of any bytes."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
+from tests.examples import examples
 from tests.wire.cutting import cut_at, decode
 
 MAX_VALUE = 40
@@ -75,13 +76,13 @@ class AnyBytesTests(SynchronousTestCase):
                 self.assertLessEqual(item.expiry, 0xFFFFFFFF)
                 self.assertGreaterEqual(item.expiry, 0)
 
-    @settings(max_examples=300, deadline=None)
+    @examples(300)
     @given(streams, cuts)
     def test_cut_anywhere(self, stream, places):
         """A few cuts."""
         self.check(stream, places)
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(streams)
     def test_byte_by_byte(self, stream):
         """Single bytes, the most cuts there are."""
@@ -95,7 +96,7 @@ class RoundTripTests(SynchronousTestCase):
         lambda key: not set(key) & set(b" \r\n") and key != b"noreply"
     )
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(
         plain_keys,
         st.binary(max_size=MAX_VALUE),
@@ -111,7 +112,7 @@ class RoundTripTests(SynchronousTestCase):
         items, _ = decode(lambda: TextDecoder(MAX_VALUE), cut_at(wire, places))
         self.assertEqual(items, [expected])
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.lists(plain_keys, min_size=1, max_size=30), cuts)
     def test_retrieval(self, names, places):
         """Every key asked for is delivered, long line or short, and then the end."""
