@@ -43,10 +43,11 @@ class Engine:
         asked_at: Bytes given to the transport when the application was last given data, -1 before
             that; set by who gives.
         armed: Whether the transport has been offered a shortcut; set by who offers it.
+        made: The shortcut, once there has been one.
         busy: Whether a call to `handshake` is on the stack, callbacks included; set by its caller.
     """
 
-    __slots__ = ("armed", "asked_at", "bounded", "busy", "connection", "unfed")
+    __slots__ = ("armed", "asked_at", "bounded", "busy", "connection", "made", "unfed")
 
     seals = False
     """Whether there is a `seal`: an encryption that is whole or not at all."""
@@ -56,6 +57,7 @@ class Engine:
         self.connection: Any = connection
         self.unfed: memoryview | None = None
         self.asked_at = -1
+        self.made: Callable[[bytes], bytes | None] | None = None
         self.armed = self.bounded = self.busy = False
 
     def feed(self, data: bytes | memoryview) -> int:

@@ -426,10 +426,14 @@ class ClosingTLS(OutgoingTLS):
         return reason
 
     def _cancel_calls(self) -> None:
-        calls = self._handshake_call, self._close_call, self._flush_call, self._answer_call
-        if calls == (None, None, None, None):
+        turn = self._turn
+        if turn is not None:
+            self._turn = None
+            turn.discard(self)
+        calls = self._handshake_call, self._close_call, self._answer_call
+        if calls == (None, None, None):
             return
-        self._handshake_call = self._close_call = self._flush_call = self._answer_call = None
+        self._handshake_call = self._close_call = self._answer_call = None
         for call in calls:
             if call is not None and call.active():
                 call.cancel()
@@ -441,6 +445,8 @@ class ClosingTLS(OutgoingTLS):
         self._retry = None
         self._fast = False
         self._close_shortcut()
+        if self._engine is not None:
+            self._engine.made = None
         self._engine = None  # type: ignore[assignment]
 
     def _report(self, reason: Failure) -> None:

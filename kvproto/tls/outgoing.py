@@ -8,7 +8,9 @@ for the moment, and back-pressure.  The rules:
 * After *every* call into OpenSSL all of its output is fetched, whatever the call said.
 * A refused call (WANT_READ, WANT_WRITE) is repeated with the same bytes before any other.
 * What is written while ``dataReceived`` runs leaves when it ends, in one write; what is
-  written at other times leaves in the reactor's next turn, or at once above `FLUSH_SIZE`.
+  written at other times leaves together at the end of the reactor's turn, or at once above
+  `FLUSH_SIZE`.
+* While something is queued reads do not go past us: their answers would overtake it.
 * Plaintext is encrypted only as fast as the transport takes ciphertext.
 
 Source: SSL_write(3), SSL_get_error(3).
@@ -29,7 +31,9 @@ from kvproto.tls.gate import OutputGate
 from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE, Outbox
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.internet.interfaces import IReactorTime
+
+    from kvproto.base.turn import Turn
 
 __all__ = ["FLUSH_SIZE", "OutgoingTLS"]
 
@@ -78,7 +82,7 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
     _given = 0  # bytes of ciphertext given to the transport
     _unread = 0  # ... of these, while it was full
     _drained = False  # the transport became empty since the flag was last cleared
-    _flush_call: IDelayedCall | None = None
+    _turn: Turn[OutgoingTLS] | None = None  # at whose end we flush; None while nothing is put off
 
     @property
     def _clock(self) -> IReactorTime:
@@ -100,7 +104,9 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
         outbox = self._outbox
         outbox.pieces.append(data)
         outbox.size += len(data)
-        if not self._reading or outbox.size > FLUSH_SIZE:
+        if outbox.size > FLUSH_SIZE or not (
+            self._reading or (self._turn is not None and not self._engine.armed)
+        ):
             self._plan_flush()
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
@@ -179,15 +185,23 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
 
     def _plan_flush(self) -> None:
         """Flush now what is much, soon what is little."""
-        self._close_shortcut()
+        engine = self._engine
+        if engine.armed:
+            engine.armed = False
+            self.transport.shortcut = None
         if self._outbox.size > FLUSH_SIZE:
             self._flush()
-        elif self._flush_call is None and not self._full:
-            self._flush_call = self._clock.callLater(0, self._flush_due)
+        elif self._turn is None and not self._full:
+            self._turn = turn = self._this_turn()
+            turn.add(self)
 
-    def _flush_due(self) -> None:
-        self._flush_call = None
-        self._flush()
+    def turn_ended(self) -> None:
+        """Send what was written in a turn of the reactor, apart from answers to reads."""
+        self._turn = None
+        if self._outbox.pieces:
+            self._flush_quickly()
+        else:
+            self._flush()
 
     def _flush(self) -> None:
         """Encrypt and send what is queued, as far as OpenSSL and the transport take it."""
@@ -215,6 +229,8 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
                 self._output_done()
         elif self._gate is not None and not self._full:
             self._gate.release()
+            if self._fast:
+                self._offer_shortcut()
 
     def _ends_after_output(self) -> bool:
         """Return whether close_notify follows what is queued; a producer is waited for."""
@@ -273,16 +289,25 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
         With a gate only: what goes past us is not counted, so the transport has to tell us when it
         is full.  Whatever may make us keep something back closes the shortcut.
         """
-        answer = getattr(self.wrappedProtocol, "answer", None)
+        engine = self._engine
         if (
-            answer is not None
-            and self._fast
-            and self._gate is not None
-            and not (self._full or self._mute or self._outbox.pieces)
-            and IShortcutTransport.providedBy(self.transport)
+            engine.armed
+            or not self._fast
+            or self._gate is None
+            or self._full
+            or self._mute
+            or self._half_closed
+            or self._outbox.pieces
         ):
-            self._engine.armed = True
-            self.transport.shortcut = self._engine.shortcut(self, answer)
+            return
+        shortcut = engine.made
+        if shortcut is None:
+            answer = getattr(self.wrappedProtocol, "answer", None)
+            if answer is None or not IShortcutTransport.providedBy(self.transport):
+                return
+            shortcut = engine.made = engine.shortcut(self, answer)
+        engine.armed = True
+        self.transport.shortcut = shortcut
 
     def _close_shortcut(self) -> None:
         """Have all reads given to us."""
@@ -375,6 +400,10 @@ class OutgoingTLS(TLSMemoryBIOProtocol):
         except RuntimeError:
             # Somebody registered a producer behind our back: it hears of pauses, we do not.
             self._gate = None
+
+    def _this_turn(self) -> Turn[OutgoingTLS]:
+        """Return what flushes us at the end of the reactor's turn, with others if there are any."""
+        raise NotImplementedError
 
     # --- what the other half of the protocol adds -----------------------------------------
 

@@ -28,6 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementedBy, implementer, providedBy
 
 from kvproto.base.log import make_logger
+from kvproto.base.turn import Turn
 from kvproto.interfaces import ISecuredTransport
 from kvproto.tls._handles import engine_for
 from kvproto.tls.incoming import IncomingTLS
@@ -237,6 +238,14 @@ class KVTLSProtocol(IncomingTLS):
         self._tlsConnection = connection
         return None
 
+    def _this_turn(self) -> Turn[Any]:
+        factory: Any = self.factory
+        clock = self._clock
+        turn: Turn[Any] | None = getattr(factory, "turn", None)
+        if turn is None or turn.clock is not clock:
+            turn = factory.turn = Turn(clock, KVTLSProtocol.turn_ended)
+        return turn
+
     def _handshake(self, *, first: bool = False) -> bool:
         if self._deaf():
             return False
@@ -317,3 +326,7 @@ class KVTLSFactory(TLSMemoryBIOFactory):
         if inner is None:
             return None
         return self.protocol(self, inner)
+
+    turn: Turn[KVTLSProtocol] | None = None
+    """At whose end connections send what was not written in answer to a read; made by the first
+    that needs it."""

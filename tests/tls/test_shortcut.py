@@ -19,6 +19,7 @@ from kvproto.interfaces import IAnswers
 from kvproto.testing.contexts import TLS12, TLS13
 from kvproto.tls import _handles
 from kvproto.tls._handles import HandleEngine, NativeEngine
+from kvproto.tls.records import leading_records
 from tests.examples import examples
 from tests.tls.test_handles import require_native
 from tests.tls.wired import App, Wired
@@ -194,6 +195,89 @@ class OpenTests(Shortcuts):
         self.begin(producer=False)
         self.assertFalse(self.open)
         self.assertEqual(self.ask(b"a"), 0)
+
+
+class OutsideTests(Shortcuts):
+    """Answers that are written outside a read."""
+
+    def records(self) -> int:
+        """Return how many records the server has sent since this was last asked."""
+        sent, self.wired.pair.server.sent = self.wired.pair.server.sent or b"", bytearray()
+        return len(leading_records(bytes(sent)))
+
+    def test_one_record_for_a_turn(self) -> None:
+        """All that is written in one turn is sealed and sent together."""
+        self.records()
+        for letter in (b"x", b"y", b"z"):
+            self.app.tls.write(letter)
+        self.app.tls.writeSequence([b"1", b"2"])
+        self.expected += b"xyz12"
+        self.wired.flush()
+        self.assertEqual(self.records(), 1)
+        self.assertEqual(bytes(self.wired.client_app.received), self.expected)
+
+    def test_open_again(self) -> None:
+        """After that turn reads go past the protocol again, the very next one too."""
+        self.app.tls.write(b"x")
+        self.assertFalse(self.open)
+        self.wired.clock.advance(0)
+        self.assertTrue(self.open)
+        self.expected += b"x"
+        self.assertEqual(self.ask(b"a"), 1)
+
+    def test_read_in_the_same_turn(self) -> None:
+        """It is answered after what was written before it, and before what is written after it."""
+        wired = self.wired
+        wired.client.write(b"a")
+        wired.clock.advance(0)
+        record = bytes(wired.pair.client.unsent)
+        wired.pair.client.unsent.clear()
+        self.app.tls.write(b"before ")
+        wired.server.dataReceived(record)
+        self.app.tls.write(b" after")
+        self.assertFalse(self.open)
+        self.expected += b"before A after"
+        self.assertEqual(self.ask(b"a"), 1)
+
+    def test_much(self) -> None:
+        """What does not fit into a record is sent whole, and reads go past again."""
+        for size in (RECORD + 1, 60_000, 300_000):
+            self.app.tls.write(b"x" * size)
+            self.expected += b"x" * size
+            self.wired.flush()
+            self.assertTrue(self.open)
+            self.assertEqual(self.ask(b"a"), 1)
+
+    def test_one_call_for_many(self) -> None:
+        """Connections of one listener share the delayed call, and one that ends leaves it."""
+        others = []
+        for _ in range(2):
+            other = Wired(version=self.version)
+            other.server_factory = self.wired.server_factory
+            other.server.factory = self.wired.server_factory
+            others.append(other.handshake().server)
+        self.app.tls.write(b"x")
+        for server in others:
+            server.write(b"y")
+        self.assertEqual(len(self.wired.clock.getDelayedCalls()), 1)
+        self.expected += b"x"
+        for server in others:
+            server.connectionLost(Failure(ConnectionLost()))
+        self.wired.flush()
+        self.ask(b"a")
+        self.app.tls.write(b"x")
+        self.wired.server.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.wired.clock.getDelayedCalls(), [])
+
+
+class CompiledOutsideTests(OutsideTests):
+    """The same with the compiled engine."""
+
+    engine = NativeEngine
+
+    def setUp(self) -> None:
+        require_native(self)
+        super().setUp()
 
 
 class ClosedTests(Shortcuts):

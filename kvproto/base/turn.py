@@ -1,0 +1,61 @@
+"""Work that many put off to the end of a reactor's turn, done with one delayed call for all.
+
+A delayed call costs some microseconds, as much as the work that is put off; so there is one for
+everybody who has something to do.  Who adds to a turn that is just being ended comes with the
+next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from kvproto.base.log import make_logger
+
+__all__ = ["Turn"]
+
+log = make_logger()
+
+T = TypeVar("T")
+
+
+class Turn(Generic[T]):
+    """The members that have something to do before the reactor waits for events again.
+
+    Args:
+        clock: The reactor, or a test's clock.
+        act: Called with each member, in the order in which they were added; one that raises is
+            logged and keeps nobody else from its turn.
+    """
+
+    __slots__ = ("_act", "_call", "_members", "clock")
+
+    def __init__(self, clock: IReactorTime, act: Callable[[T], object]) -> None:
+        self.clock = clock
+        self._act = act
+        self._members: dict[T, None] = {}
+        self._call: IDelayedCall | None = None
+
+    def add(self, member: T) -> None:
+        """Let a member act at the end of this turn, once."""
+        self._members[member] = None
+        if self._call is None:
+            self._call = self.clock.callLater(0, self._end)
+
+    def discard(self, member: T) -> None:
+        """Let a member not act after all."""
+        self._members.pop(member, None)
+        if not self._members and self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _end(self) -> None:
+        self._call = None
+        members, self._members = self._members, {}
+        for member in members:
+            try:
+                self._act(member)
+            except Exception:
+                log.failure("what was put off to the end of a turn failed")
