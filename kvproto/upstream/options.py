@@ -6,6 +6,7 @@ Source: the URLs are kvproto's own; they look like those of Redis clients.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ from urllib.parse import parse_qsl, unquote
 
 from kvproto.errors import ConfigError
 
-__all__ = ["DEFAULT_PORT", "OPTION", "SCHEMES", "EngineOptions", "parse_options"]
+__all__ = [
+    "DEFAULT_PORT",
+    "OPTION",
+    "SCHEMES",
+    "EngineOptions",
+    "parse_options",
+    "parse_parameters",
+    "parse_seconds",
+    "wrong",
+]
 
 OPTION = "--store"
 DEFAULT_PORT = 6379
@@ -72,85 +82,106 @@ def parse_options(url: str) -> EngineOptions:
     """
     scheme, _, rest = url.partition(":")
     if scheme not in SCHEMES:
-        raise _wrong(url, f"{scheme!r} is none of {', '.join(sorted(SCHEMES))}")
+        raise wrong(url, f"{scheme!r} is none of {', '.join(sorted(SCHEMES))}")
     where, _, query = rest.partition("?")
     where = where.partition("#")[0]
-    fields = _parameters(url, query)
+    fields = parse_parameters(url, query)
     kind = scheme.removeprefix("redis").removeprefix("valkey")
     if kind == "+unix":
         path = unquote(where.removeprefix("//"))
         if not path:
-            raise _wrong(url, "the path of the socket is missing")
+            raise wrong(url, "the path of the socket is missing")
         if "ca" in fields or "cert" in fields or "key" in fields:
-            raise _wrong(url, "ca, cert and key are for TLS, which a Unix socket does not need")
+            raise wrong(url, "ca, cert and key are for TLS, which a Unix socket does not need")
         return EngineOptions(path=path, **fields)
     if not where.startswith("//"):
-        raise _wrong(url, f"write {scheme}://HOST")
+        raise wrong(url, f"write {scheme}://HOST")
     authority, _, database = where[2:].partition("/")
     fields["tls"] = kind.startswith("s")
     fields["cluster"] = kind.endswith("+cluster")
     if not fields["tls"] and ("ca" in fields or "cert" in fields or "key" in fields):
         name, plus, rest_of_it = scheme.partition("+")
-        raise _wrong(url, f"ca, cert and key are for TLS: write {name}s{plus}{rest_of_it}://…")
+        raise wrong(url, f"ca, cert and key are for TLS: write {name}s{plus}{rest_of_it}://…")
     user, at, hosts = authority.rpartition("@")
     if ":" in user:
-        raise _wrong(
+        raise wrong(
             url, "a password on the command line is seen by everybody: use password-file=FILE"
         )
     if at:
         fields["user"] = unquote(user)
         if "password_file" not in fields:
-            raise _wrong(url, "a user needs password-file=FILE")
+            raise wrong(url, "a user needs password-file=FILE")
     if database:
         if fields["cluster"]:
-            raise _wrong(url, "a cluster has one database only")
+            raise wrong(url, "a cluster has one database only")
         if not database.isdecimal() or int(database) > _LAST_DATABASE:
-            raise _wrong(url, f"{database!r} is no number of a database")
+            raise wrong(url, f"{database!r} is no number of a database")
         fields["database"] = int(database)
     servers = tuple(_server(url, host) for host in hosts.split(","))
     if len(servers) > 1 and not fields["cluster"]:
-        raise _wrong(url, "several servers are a cluster: write redis+cluster://…")
+        raise wrong(url, "several servers are a cluster: write redis+cluster://…")
     return EngineOptions(servers=servers, **fields)
 
 
-def _parameters(url: str, query: str) -> dict[str, Any]:
+def parse_parameters(
+    url: str, query: str, more: dict[str, Callable[[str, str, str], Any]] | None = None
+) -> dict[str, Any]:
+    """Read what follows the question mark of a URL.
+
+    Args:
+        url: All of it, for errors.
+        query: What follows.
+        more: Parameters besides those of all engines: functions of URL, name and value.
+
+    Returns:
+        Values by name, with underscores for hyphens.
+
+    Raises:
+        ConfigError: A parameter is unknown, given twice, or has a value that cannot be.
+    """
+    more = {} if more is None else more
     fields: dict[str, Any] = {}
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
     except ValueError:
-        raise _wrong(url, "parameters are written ?NAME=VALUE&NAME=VALUE") from None
+        raise wrong(url, "parameters are written ?NAME=VALUE&NAME=VALUE") from None
     for name, value in pairs:
         field = name.replace("-", "_")
         if field in fields:
-            raise _wrong(url, f"{name} is given twice")
+            raise wrong(url, f"{name} is given twice")
         if name in {"password-file", "ca", "cert", "key"}:
             if not value:
-                raise _wrong(url, f"{name} needs the name of a file")
+                raise wrong(url, f"{name} needs the name of a file")
             fields[field] = Path(value)
         elif name == "connections":
             if not value.isdecimal() or not 0 < int(value) <= _MOST_CONNECTIONS:
-                raise _wrong(url, f"connections must be 1 to {_MOST_CONNECTIONS}, not {value!r}")
+                raise wrong(url, f"connections must be 1 to {_MOST_CONNECTIONS}, not {value!r}")
             fields[field] = int(value)
         elif name in {"connect-timeout", "timeout"}:
-            fields[field] = _seconds(url, name, value)
+            fields[field] = parse_seconds(url, name, value)
+        elif name in more:
+            fields[field] = more[name](url, name, value)
         else:
-            raise _wrong(
-                url,
-                f"there is no parameter {name!r}; there are password-file, ca, cert, key, "
-                "connections, connect-timeout and timeout",
-            )
+            known = ", ".join((*_PARAMETERS, *more))
+            raise wrong(url, f"there is no parameter {name!r}; there are {known}")
     if "key" in fields and "cert" not in fields:
-        raise _wrong(url, "key needs cert as well")
+        raise wrong(url, "key needs cert as well")
     return fields
 
 
-def _seconds(url: str, name: str, value: str) -> float:
+_PARAMETERS = (
+    "password-file", "ca", "cert", "key", "connections", "connect-timeout", "timeout",
+)  # fmt: skip
+
+
+def parse_seconds(url: str, name: str, value: str) -> float:
+    """Read a number of seconds above 0."""
     try:
         seconds = float(value)
     except ValueError:
         seconds = 0.0
     if not 0.0 < seconds <= _LONGEST_TIMEOUT_S:
-        raise _wrong(url, f"{name} must be seconds, more than 0, not {value!r}")
+        raise wrong(url, f"{name} must be seconds, more than 0, not {value!r}")
     return seconds
 
 
@@ -161,13 +192,14 @@ _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<name>[^\[\]:]+))(?::(?P<
 def _server(url: str, text: str) -> tuple[str, int]:
     found = _HOST.fullmatch(text)
     if found is None:
-        raise _wrong(url, f"{text!r} is no HOST:PORT")
+        raise wrong(url, f"{text!r} is no HOST:PORT")
     port = int(found["port"] or DEFAULT_PORT)
     if not 0 < port < 1 << 16:
-        raise _wrong(url, f"{port} is no port")
+        raise wrong(url, f"{port} is no port")
     return found["v6"] or found["name"], port
 
 
-def _wrong(url: str, reason: str) -> ConfigError:
+def wrong(url: str, reason: str) -> ConfigError:
+    """Make the error about a URL."""
     # Whatever stands before an @ may be a password.
     return ConfigError(OPTION, f"{_LOGIN.sub('//…@', url)}: {reason}")
