@@ -2,15 +2,19 @@
 
 ``python -m benchmarks.compare [-t SECONDS] [-n ROUNDS] [--plot FILE] [SERVER ...]``
 
-Same work, same certificate, same run: per line of work the servers take turns,
-``ROUNDS`` times, and the median counts.  All processes of a server count
-(front and memcached).  Machines differ and two cores are shared with the load
-generator, so read the ratios.
+Same work, same certificate, same run: per line of work the servers take turns, ``ROUNDS`` times,
+every other round in the opposite order.  What counts is the ratio to the first server *within a
+round*; the table has the median of these, and their range.  All processes of a server count
+(front and memcached).  The load generator has a processor for itself where there are two.
+
+Ratios differ between machines too: with the size of the caches, and with what the neighbours do.
+So the processor, its caches and the load at the beginning and the end are printed with the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import statistics
 import subprocess
@@ -19,10 +23,11 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.plots import ratios
-from benchmarks.servers import SERVERS, Running, start
+from benchmarks.servers import GENERATOR_CPUS, SERVERS, Running, start
 
 HERE = Path(__file__).resolve().parent
 IDLE_CONNECTIONS = 1000
@@ -82,6 +87,7 @@ def load(
         text=True,
         timeout=seconds + 60,
         check=False,
+        preexec_fn=partial(os.sched_setaffinity, 0, GENERATOR_CPUS),
     )
     took, spent = time.monotonic() - began, server.cpu_seconds() - before
     figures = dict(re.findall(r"(\S+)=(\S+)", done.stdout))
@@ -114,9 +120,13 @@ def idle_kib(program: Path, server: Running) -> float:
     return held / IDLE_CONNECTIONS
 
 
-def measure(servers: Sequence[str], seconds: float, rounds: int) -> dict[str, dict[str, float]]:
-    """Return server -> column -> figure (microseconds per operation, KiB for idle)."""
-    table: dict[str, dict[str, float]] = {}
+Table = dict[str, dict[str, list[float]]]
+"""Server -> column -> a figure for each round: microseconds per operation, KiB for idle."""
+
+
+def measure(servers: Sequence[str], seconds: float, rounds: int) -> Table:
+    """Let the servers take turns at each line of work."""
+    table: Table = {}
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvtls-bench-")))
         program = build(scratch)
@@ -135,35 +145,47 @@ def measure(servers: Sequence[str], seconds: float, rounds: int) -> dict[str, di
                 running.append(server)
                 table[name] = {}
         for server in running:
-            table[server.name]["idle KiB/conn"] = idle_kib(program, server)
+            table[server.name]["idle KiB/conn"] = [idle_kib(program, server)]
         for work in WORKS:
-            samples: dict[str, list[float]] = {server.name: [] for server in running}
-            for _ in range(rounds):
-                for server in running:
+            for turn in range(rounds):
+                for server in running if turn % 2 == 0 else reversed(running):
                     if work.prepare:
                         load(program, server, 1, work.prepare)
                     cost, figures = load(program, server, seconds, work.options)
-                    samples[server.name].append(cost)
+                    table[server.name].setdefault(work.name, []).append(cost)
                     rate, late = figures["ops/s"], figures["p99us"]
                     print(
                         f"{work.name:18} {server.name:20} {cost:8.2f} us/op  "
                         f"{rate:>8} ops/s  p99 {late} us",
                         flush=True,
                     )
-            for name, costs in samples.items():
-                table[name][work.name] = statistics.median(costs)
     return table
 
 
-def markdown(table: dict[str, dict[str, float]]) -> str:
-    """Return the table, figures with the ratio to the first server."""
-    columns = COLUMNS
+def cell(figures: Sequence[float], base: Sequence[float]) -> str:
+    """Return the median figure, and the ratios to the first server round by round."""
+    ratios = [one / other for one, other in zip(figures, base, strict=True)]
+    spread = f", {min(ratios):.2f} to {max(ratios):.2f}" if len(ratios) > 1 else ""
+    return f"{statistics.median(figures):.2f} ({statistics.median(ratios):.2f}{spread})"
+
+
+def markdown(table: Table) -> str:
+    """Return the table: figure, then median and range of the ratio to the first server."""
     base = next(iter(table.values()))
-    lines = ["| CPU us per op | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = ["| CPU us per op | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, row in table.items():
-        cells = [f"{row[column]:.2f} ({row[column] / base[column]:.2f})" for column in columns]
+        cells = [cell(row[column], base[column]) for column in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def machine() -> str:
+    """Return processor, caches and load, as the reader needs them to compare with his own."""
+    done = subprocess.run(["lscpu"], capture_output=True, text=True, check=False)
+    wanted = ("Model name", "CPU(s)", "L1d cache", "L2 cache", "L3 cache")
+    found = dict(re.findall(r"^(\S[^:]*):\s+(.*)$", done.stdout, re.MULTILINE))
+    facts = [f"{name}: {found[name]}" for name in wanted if name in found]
+    return "; ".join([*facts, "load: {:.1f} {:.1f} {:.1f}".format(*os.getloadavg())])
 
 
 def main() -> None:
@@ -172,15 +194,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-t", "--seconds", type=float, default=3)
-    parser.add_argument("-n", "--rounds", type=int, default=3)
+    parser.add_argument("-n", "--rounds", type=int, default=7)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios, e.g. as .svg")
     parser.add_argument("servers", nargs="*", choices=[[], *SERVERS], metavar="SERVER")
     arguments = parser.parse_args()
+    print(machine())
     table = measure(arguments.servers or list(SERVERS), arguments.seconds, arguments.rounds)
+    print()
+    print(machine())
     print()
     print(markdown(table))
     if arguments.plot is not None:
-        ratios(table, COLUMNS, arguments.plot)
+        middle = {
+            name: {column: statistics.median(figures) for column, figures in row.items()}
+            for name, row in table.items()
+        }
+        ratios(middle, COLUMNS, arguments.plot)
 
 
 if __name__ == "__main__":

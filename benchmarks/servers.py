@@ -17,16 +17,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from kvproto.testing.certificates import server_identity
 
-__all__ = ["SERVERS", "Running", "Workplace", "start"]
+__all__ = ["GENERATOR_CPUS", "SERVERS", "SERVER_CPUS", "Running", "Workplace", "start"]
 
 START_SECONDS = 10
 TICKS = os.sysconf("SC_CLK_TCK")
 FRONTED_CONNECTIONS = min(25_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100)
 """A front needs two descriptors for each; HAProxy does not start without them."""
+MEMCACHED_THREADS = 4
+"""memcached's default."""
+
+GENERATOR_CPUS = set(sorted(os.sched_getaffinity(0))[-1:])
+SERVER_CPUS = os.sched_getaffinity(0) - GENERATOR_CPUS or GENERATOR_CPUS
+"""The load generator has the last processor for itself, the servers have the others."""
+
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
 
 
@@ -70,31 +78,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def memcached_plain(port: int) -> list[str]:
-    """Command of the plain memcached behind a front."""
+def memcached_plain(port: int, threads: int = 1) -> list[str]:
+    """Command of a plain memcached, such as stands behind a front.
+
+    One thread, as everybody else here has one: threads that share a core cost each other's cache.
+    """
     return [
-        "memcached",
-        "-u",
-        "nobody",
-        "-l",
-        "127.0.0.1",
-        "-p",
-        str(port),
-        "-t",
-        "2",
-        "-c",
-        "12000",
-        "-I",
-        "2m",
-        "-m",
-        "256",
+        *["memcached", "-u", "nobody", "-l", "127.0.0.1", "-p", str(port), "-t", str(threads)],
+        *["-c", "12000", "-I", "2m", "-m", "256"],
     ]
 
 
-def memcached_tls(port: int, place: Workplace) -> list[list[str]]:
+def memcached_tls(port: int, place: Workplace, threads: int = 1) -> list[list[str]]:
     """memcached's own TLS."""
     tls = f"ssl_chain_cert={place.chain},ssl_key={place.key}"
-    return [[*memcached_plain(port), "-Z", "-o", tls]]
+    return [[*memcached_plain(port, threads), "-Z", "-o", tls]]
 
 
 def kvtls(port: int, place: Workplace) -> list[list[str]]:
@@ -197,7 +195,8 @@ key = {place.key}
 
 
 SERVERS: dict[str, Callable[[int, Workplace], list[list[str]]]] = {
-    "memcached TLS": memcached_tls,
+    "memcached TLS -t 1": memcached_tls,
+    "memcached TLS": partial(memcached_tls, threads=MEMCACHED_THREADS),
     "kvtls": kvtls,
     "stock Twisted": stock_twisted,
     "nginx + memcached": nginx,
@@ -263,7 +262,13 @@ def start(name: str, directory: Path, certificate_size: int = 0) -> Iterator[Run
     with (directory / "output").open("wb") as output:
         environment = {**os.environ, "PATH": SEARCH_PATH}
         processes = [
-            subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+            subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                preexec_fn=partial(os.sched_setaffinity, 0, SERVER_CPUS),
+            )
             for command in commands
         ]
         try:
