@@ -16,6 +16,7 @@ from kvproto.config import (
     DEFAULT_BUCKET,
     DEFAULT_LISTEN,
     DEFAULT_STATE_DIR,
+    DEFAULT_STORE,
     ClientAuth,
     Collection,
     Config,
@@ -90,6 +91,12 @@ class Options(usage.Options):
             Path,
         ],
         ["mode", "m", Mode.COUCHBASE.value, "couchbase or memcached."],
+        [
+            "store",
+            None,
+            DEFAULT_STORE,
+            "Where values live, as a URL: memory:.",
+        ],
         ["memory-limit", None, "64MiB", "What may be stored: bytes, or 64MiB, 2GiB."],
         ["max-value", None, None, "Largest value (default: 20MiB, in memcached mode 1MiB)."],
         [
@@ -281,6 +288,7 @@ class Options(usage.Options):
             collections=tuple(self._collections),
             anonymous=True if self["anonymous"] else None,
             mode=self._choice(Mode, self["mode"], "--mode"),
+            store=self["store"],
             allow_flush=True if self["allow-flush"] else None,
             memory_limit=parse_size("--memory-limit", self["memory-limit"]),
             evict=not self["refuse-when-full"],
@@ -364,7 +372,10 @@ def _anchored(config: Config) -> Config:
     That happens between the first look at them and the opening of the control socket; a
     reload would look for other files than the start.
     """
-    files = _absolute_paths(config) | {"state_dir": config.state_directory.absolute()}
+    files = _absolute_paths(config) | {
+        "state_dir": config.state_directory.absolute(),
+        "store": config.store_url.absolute().text,
+    }
     if config.nodes is not None:
         files["nodes"] = replace(config.nodes, **_absolute_paths(config.nodes))
     return replace(config, **files)

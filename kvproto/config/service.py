@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvproto.config.nodes import NodeConfig
+from kvproto.config.stores import DEFAULT_STORE, STORE_OPTION, StoreURL
 from kvproto.config.values import (
     DEFAULT_BUCKET,
     DEFAULT_LISTEN,
@@ -56,6 +57,7 @@ class Config:
         anonymous: Whether a peer that did not log in may work; None: only
             when no user is configured.
         mode: Whose habits to follow.
+        store: URL of where values live; `kvproto.config.StoreURL` cuts it into parts.
         allow_flush: Whether FLUSH works; None: only in memcached mode.
         memory_limit: Bytes all buckets together may hold, keys and overhead counted; each
             has the same share.
@@ -97,6 +99,7 @@ class Config:
     collections: tuple[Collection, ...] = ()
     anonymous: bool | None = None
     mode: Mode = Mode.COUCHBASE
+    store: str = DEFAULT_STORE
     allow_flush: bool | None = None
     memory_limit: int = 64 * MIB
     evict: bool = True
@@ -122,6 +125,7 @@ class Config:
         self._check_users()
         self._check_buckets()
         self._check_nodes()
+        self._check_store()
         for option, value in (
             ("--handshake-timeout", self.handshake_timeout),
             ("--close-timeout", self.close_timeout),
@@ -193,6 +197,15 @@ class Config:
                 "--certificate only a development certificate is shown",
             )
 
+    def _check_store(self) -> None:
+        url = self.store_url
+        if url.scheme.startswith("memcached") and self.mode is not Mode.MEMCACHED:
+            raise ConfigError(
+                STORE_OPTION,
+                f"{url.scheme}: needs --mode memcached: memcached servers have no collections, "
+                "locks or sub-documents",
+            )
+
     def _check_users(self) -> None:
         names = [user.name for user in self.users]
         for name in names:
@@ -223,6 +236,11 @@ class Config:
         for name in names:
             if name not in self.buckets:
                 raise ConfigError(option, f"there is no bucket {name!r}")
+
+    @property
+    def store_url(self) -> StoreURL:
+        """Where values live, cut into its parts."""
+        return StoreURL.parse(self.store)
 
     @property
     def development(self) -> bool:

@@ -6,37 +6,39 @@ of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from twisted.internet.interfaces import IReactorTime
 
-from kvproto.config import Config, Mode, User
+from kvproto.config import Config, User
+from kvproto.dataplane.stores import IStores, Run, make_stores
 from kvproto.errors import ConfigError, LocalProtocolError
 from kvproto.server import Bucket, KVServer, Manifest, ServerSettings, UserTable, hash_password
 from kvproto.server.passwords import DEFAULT_ITERATIONS, DIGESTS, Hashes
 from kvproto.server.users_file import OPTION, UserRecord, UsersFile, read_users
-from kvproto.store import MemoryStore
 from kvproto.tls import DEFAULT_RULES, parse_rule, user_of
 from kvproto.wire.scram import decoy_keys
 
 __all__ = ["make_server", "make_users"]
 
-Run = Callable[..., Any]
-"""Calls a function with arguments, e.g. in a thread; returns a Deferred of its result."""
 
-
-def make_server(config: Config, clock: IReactorTime, run: Run | None = None) -> KVServer:
+def make_server(
+    config: Config,
+    clock: IReactorTime,
+    run: Run | None = None,
+    stores: IStores | None = None,
+) -> KVServer:
     """Make what all sessions share.
 
     Args:
         config: What the operator decided.
         clock: Its seconds are Unix time.
         run: Where passwords are hashed at login; where they are checked when None.
+        stores: Where values live; made of the configuration when None.
 
     Raises:
         ConfigError: An option cannot be used.
     """
+    if stores is None:
+        stores = make_stores(config, clock, run)
     rules = tuple(map(parse_rule, config.cert_users)) or DEFAULT_RULES
     server: KVServer
 
@@ -45,7 +47,10 @@ def make_server(config: Config, clock: IReactorTime, run: Run | None = None) -> 
         return user_of(chain, rules, server.users.__contains__)
 
     server = KVServer(
-        [_bucket(config, name, clock) for name in config.buckets],
+        [
+            Bucket(name, stores.store(name), Manifest(config.collections_of(name)))
+            for name in config.buckets
+        ],
         ServerSettings(
             mode=config.mode,
             max_value=config.value_limit,
@@ -61,18 +66,6 @@ def make_server(config: Config, clock: IReactorTime, run: Run | None = None) -> 
         clock.seconds,
     )
     return server
-
-
-def _bucket(config: Config, name: str, clock: IReactorTime) -> Bucket:
-    store = MemoryStore(
-        clock.seconds,
-        memory_limit=config.bucket_memory_limit,
-        evict=config.evict,
-        # memcached's limit is on the item, key included; Couchbase's on the value.
-        max_item=config.value_limit if config.mode is Mode.MEMCACHED else None,
-        max_value=config.value_limit,
-    )
-    return Bucket(name, store, Manifest(config.collections_of(name)))
 
 
 def make_users(config: Config, run: Run | None = None) -> UserTable:

@@ -44,9 +44,14 @@ class IStore(Interface):
     )
     uuid = Attribute("int: 48 random bits that name this store's history of sequence numbers.")
 
+    persists = Attribute("bool: whether documents outlive this process.")
+
     tokens = Attribute(
         "bool: whether its sequence numbers are one history, so that clients may be given tokens."
     )
+
+    def ready() -> str | None:
+        """Say why requests cannot be served now, for people; None when they can."""
 
     def durable(level: int, timeout: float | None) -> IStore | None:
         """Return this store as it is for requests that ask for durability.

@@ -67,6 +67,7 @@ class MemoryStore(Operations):
         self._cas = 0
         self._cas_until = 0.0
 
+    persists = False
     tokens = True
     persisted_seqno = 0
 
@@ -74,6 +75,10 @@ class MemoryStore(Operations):
     def seqno(self) -> int:
         """The sequence number of the last mutation; see `IStore.seqno`."""
         return self._seqno
+
+    def ready(self) -> str | None:
+        """Return None: memory is always ready."""
+        return None
 
     def durable(self, level: int, timeout: float | None) -> MemoryStore | None:
         """Return itself for "majority": it is all there is, and nothing of it is on a disk."""

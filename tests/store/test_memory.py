@@ -42,6 +42,9 @@ class _WaitingStore:
     def durable(self, level: int, timeout: float | None) -> Any:
         return self
 
+    def ready(self) -> None:
+        return None
+
     def __getattr__(self, name: str) -> Callable[..., Deferred[Any]]:
         method = getattr(self._store, name)
 

@@ -42,7 +42,7 @@ class SwappingStore(Operations):
 
     uuid = 7
     seqno = persisted_seqno = 0
-    tokens = False
+    persists = tokens = False
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -104,6 +104,9 @@ class SwappingStore(Operations):
 
     def get(self, key: Key) -> Any:
         return self._apply(key, rules.get)
+
+    def ready(self) -> None:
+        return None
 
     def durable(self, level: int, timeout: float | None) -> None:
         return None
