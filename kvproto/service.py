@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,6 +19,7 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.threads import deferToThreadPool
 
+from kvproto.base.clock import keep_monotonic
 from kvproto.base.log import make_logger
 from kvproto.config import Config
 from kvproto.dataplane import UsersReload, make_server
@@ -58,7 +60,8 @@ class KVTLSService(MultiService):
         config: What the operator decided.
         reactor: Where it runs; the global one when None.
         signals: Where the process is ours: makes SIGHUP reload and SIGTERM drain.  The limit
-            of open files may be raised then.  None under somebody else's reactor.
+            of open files may be raised then, and the reactor's clock becomes monotonic
+            (`kvproto.base.clock.keep_monotonic`).  None under somebody else's reactor.
         owner: Whom the process becomes after `privilegedStartService`; None: it stays who it is.
 
     Raises:
@@ -77,6 +80,8 @@ class KVTLSService(MultiService):
         super().__init__()
         self._config = config
         self._reactor = _reactor_or_global(reactor)
+        if signals is not None:
+            keep_monotonic(self._reactor)
         for description in config.listen:
             validate(self._reactor, description)
         if config.nodes is not None:
@@ -85,7 +90,7 @@ class KVTLSService(MultiService):
         if owner is not None:
             owner.make_directory(config.state_directory)
         with self._acting_as_owner():
-            files = _credential_files(config, self._reactor.seconds())
+            files = _credential_files(config, time.time())
         policy = _server_policy(config)
         self.rotation = Rotation(files, policy, self._reactor, self._in_thread)
         self.server = make_server(config, self._reactor, self._in_thread)

@@ -71,6 +71,8 @@ class Entry:
         stage: The last state in which nobody had begun to end it: how far it came.
         deadline: When its state ends of itself; None only for an owned connection
             whose peer showed no certificate that expires.
+        expires: When its peer's certificate ends, in Unix seconds; None when it does not, or
+            where nothing is done about it.
         generation: Credential generation of its handshake, 0 when not known.
         tls: Version of TLS, ``""`` before the end of the handshake and without one.
         user: Who it logged in as, ``""`` for anonymous, None before that.
@@ -91,6 +93,7 @@ class Entry:
     state: State = State.HANDSHAKING
     stage: State = State.HANDSHAKING
     deadline: float | None = None
+    expires: float | None = None
     generation: int = 0
     tls: str = ""
     user: str | None = None

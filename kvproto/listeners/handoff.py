@@ -11,10 +11,9 @@ What happens when is not decided here but in `kvproto.listeners.states.TABLE`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -287,8 +286,7 @@ class Handoff(VerifiedConnection, Protocol):
         if chain:
             expires = self.factory.expires(chain)
             if expires is not None:
-                remaining = max(0.0, expires - self.factory.now())
-                self._ledger.enter(self.entry, State.OWNED, within=remaining)
+                self._ledger.ends_at(self.entry, expires)
 
     def _refuse(self) -> None:
         """Let the controller tell the peer in its own protocol that there is no room."""
@@ -467,7 +465,6 @@ class HandoffFactory(Factory):
         objection: Asked when a handshake has ended well: ``""`` or why the peer cannot
             stay after all (its trust was withdrawn meanwhile).
         expires: Maps a peer's chain to when it ends, in Unix seconds, or None.
-        now: The time of day, in Unix seconds.
     """
 
     name: str
@@ -477,7 +474,6 @@ class HandoffFactory(Factory):
     limit: int = 0
     objection: Callable[[Handoff], str] = _no_objection
     expires: Callable[[tuple[bytes, ...]], float | None] = certificate_expiry
-    now: Callable[[], float] = field(default=time.time)
 
     noisy = False
 

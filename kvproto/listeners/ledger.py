@@ -14,6 +14,7 @@ where there is none it is refused *after* TLS, by its own protocol's words.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
 
 from kvproto.base.addresses import describe_peer, host_of
+from kvproto.base.clock import WALL_CLOCK_CHECK
 from kvproto.listeners.deadlines import Deadlines
 from kvproto.listeners.entry import GONE, Entry, IAccepted, Rank
 from kvproto.listeners.room import Strangers
@@ -68,6 +70,7 @@ class Ledger:
         clock: For deadlines and ages.
         limits: How many there may be.
         timeouts: How long each state may last.
+        now: The time of day, in Unix seconds, by which certificates expire.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class Ledger:
         clock: IReactorTime,
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.clock = clock
+        self.now = now
         self.limits = limits or Limits()
         self.timeouts = timeouts or Timeouts()
         self.accepted = 0
@@ -277,8 +282,25 @@ class Ledger:
 
     # deadlines
 
+    def ends_at(self, entry: Entry, when: float) -> None:
+        """Let an owned connection end when its peer's certificate does.
+
+        Args:
+            entry: Which connection.
+            when: In Unix seconds.  The clock on the wall may be set meanwhile, so it is looked at
+                now and then.
+        """
+        entry.expires = when
+        left = max(0.0, when - self.now())
+        self._deadlines.set(entry, self.clock.seconds() + min(left, WALL_CLOCK_CHECK))
+
     def _expire(self, entry: Entry) -> None:
         """Tell a connection that its time is over."""
+        if entry.state is State.OWNED and entry.expires is not None:
+            if entry.expires > self.now():
+                self.ends_at(entry, entry.expires)
+                return
+            entry.expires = None
         self.expired[entry.state.value] += 1
         reason = _DEADLINE_REASONS[entry.state].format(self.timeouts)
         entry.accepted.fire(Event.DEADLINE, reason)
@@ -321,6 +343,14 @@ class Ledger:
             oldest[entry.state.value] = max(age, oldest.get(entry.state.value, 0.0))
         return oldest
 
+    def _time_left(self, entry: Entry, now: float) -> float | None:
+        """Return the seconds until a connection's deadline, None where it has none."""
+        if entry.deadline is None:
+            return None
+        if entry.state is State.OWNED and entry.expires is not None:
+            return round(entry.expires - self.now(), 3)
+        return round(entry.deadline - now, 3)
+
     def snapshot(self, listener: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield one plain dict for each connection, ready for JSON, oldest first."""
         now = self.clock.seconds()
@@ -334,9 +364,7 @@ class Ledger:
                 "state": entry.state.value,
                 "since_s": round(now - entry.since, 3),
                 "age_s": round(now - entry.born, 3),
-                "deadline_in_s": (
-                    None if entry.deadline is None else round(entry.deadline - now, 3)
-                ),
+                "deadline_in_s": self._time_left(entry, now),
                 "tls": entry.tls,
                 "user": entry.user,
                 "owner": entry.owner,

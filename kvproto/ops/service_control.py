@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ class ServiceControl:
         self._open = {acceptor.name: acceptor.startService for acceptor in acceptors}
         self._close: list[Callable[[], Any]] = [acceptor.stopService for acceptor in acceptors]
         if nodes is not None:
-            self.nodes = NodeControl(nodes, clock.seconds, self.status, self._reload_data)
+            self.nodes = NodeControl(nodes, time.time, self.status, self._reload_data)
             self._acceptors.append(nodes.acceptor)
             self._open[nodes.acceptor.name] = nodes.open
             self._close.append(nodes.close)
@@ -88,7 +89,7 @@ class ServiceControl:
         """Return what applies the policy for live connections to one listener."""
 
         def verify(generation: Generation) -> Callable[[tuple[bytes, ...]], str | None]:
-            return lambda chain: generation.verify_peer(chain, self._clock.seconds())
+            return lambda chain: generation.verify_peer(chain, time.time())
 
         def retire(old: Generation, new: Generation) -> Deferred[dict[str, Any]]:
             return acceptor.retire(
@@ -104,12 +105,12 @@ class ServiceControl:
 
     def status(self) -> dict[str, Any]:
         """Return the documented status."""
-        now = self._clock.seconds()
+        now = time.time()
+        # Ages go by the clock that nobody sets; what is shown as a time of day by the wall's.
+        started = now - (self._clock.seconds() - self._started)
         rotation = self._rotation
         return status_report(
-            ServiceFacts(
-                __version__, os.getpid(), self.state, self._config.mode.value, self._started
-            ),
+            ServiceFacts(__version__, os.getpid(), self.state, self._config.mode.value, started),
             generation_report(
                 rotation.current,
                 now,
@@ -137,7 +138,7 @@ class ServiceControl:
             self._named(listener)
         return connections_report(
             self._ledger.snapshot(listener),
-            self._clock.seconds(),
+            time.time(),
             total=len(self._ledger.entries(listener)),
             limit=limit,
         )

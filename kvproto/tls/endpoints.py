@@ -16,6 +16,7 @@ raised there, naming parameter and file.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def parse_server(
     policy = ServerPolicy(_client_auth(clientAuth, clientCA))
     below = _server_below(reactor, port, interface, backlog, unix, endpoint)
     try:
-        generation = build_generation(1, files, policy, reactor.seconds())
+        generation = build_generation(1, files, policy, time.time())
     except GenerationError as error:
         if isinstance(error.__cause__, CredentialError):
             raise error.__cause__ from None
@@ -223,7 +224,7 @@ def parse_client(
         _CLIENT_OPTIONS,
         Purpose.CLIENT,
     )
-    own = load_credentials(files, reactor.seconds())
+    own = load_credentials(files, time.time())
     context = build_client_context(own, own.client_cas if caCertificate else None)
     return TLSClientEndpoint(below, ClientContext(context, hostname), reactor)
 

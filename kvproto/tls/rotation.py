@@ -12,6 +12,7 @@ files as they left them.  A job that fails changes nothing at all.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,10 +87,11 @@ class Rotation(Service):
     Args:
         files: Where credentials are read from.
         policy: How contexts treat peers.
-        clock: For dates, retries and deadlines; its seconds are Unix time.
+        clock: For retries and deadlines.
         in_thread: Where generations are built; by default in place, which holds up the
             reactor for some milliseconds, or more with large RSA keys.
         part: Of what these are the credentials, for the log of a process with several.
+        now: The time of day in Unix seconds, by which certificates are judged.
 
     Attributes:
         contexts: What `KVTLSFactory` is given; always the serving generation's.
@@ -110,12 +112,14 @@ class Rotation(Service):
         clock: IReactorTime,
         in_thread: InThread = execute,
         part: str = "",
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._files = files
         self._policy = policy
         self._clock = clock
         self._in_thread = in_thread
         self._part = f"{part}: " if part else ""
+        self._now = now
         first = self._first()
         self._current = first
         self._previous: Generation | None = None
@@ -126,14 +130,14 @@ class Rotation(Service):
         self._pause: Deferred[None] | None = None
         self._stopped = False
         self._idle: list[Deferred[None]] = []
-        self.served_since = clock.seconds()
+        self.served_since = now()
         self.last_verdict: Verdict | None = None
         self.last_verdict_at: float | None = None
         self._warn(first)
 
     def _first(self) -> Generation:
         try:
-            first = build_generation(1, self._files, self._policy, self._clock.seconds())
+            first = build_generation(1, self._files, self._policy, self._now())
         except GenerationError as error:
             if isinstance(error.__cause__, CredentialError):
                 raise error.__cause__ from None
@@ -246,7 +250,7 @@ class Rotation(Service):
 
     def _answer(self, job: _Job, verdict: Verdict) -> None:
         self.last_verdict = verdict
-        self.last_verdict_at = self._clock.seconds()
+        self.last_verdict_at = self._now()
         self._running = None
         # One by one from the list itself: a waiter may cancel another, or ask again.
         while job.waiting:
@@ -268,7 +272,7 @@ class Rotation(Service):
             )
             return self._verdict(job)
         old, self._current, self._previous = self._current, new, self._current
-        self.served_since = self._clock.seconds()
+        self.served_since = self._now()
         self.contexts.current = new
         log.info(
             "{action}: generation {number} serves, certificate {fingerprint}",
@@ -313,7 +317,7 @@ class Rotation(Service):
 
     def _builder(self, job: _Job) -> Callable[[], Generation | None]:
         """Return what builds a job's generation, without a reference to anything that moves."""
-        number, now = self._current.number + 1, self._clock.seconds()
+        number, now = self._current.number + 1, self._now()
         if job.action is Action.RELOAD:
             return partial(
                 build_generation,

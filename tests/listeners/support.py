@@ -285,10 +285,10 @@ class Bench:
     ) -> None:
         self.clock = Clock()
         self.timeouts = Timeouts()
-        self.ledger = Ledger(self.clock, limits, self.timeouts)
+        self.ledger = Ledger(self.clock, limits, self.timeouts, now=self.now)
         self.controller = FakeController(answer)
         self.factory = HandoffFactory(
-            name, self.controller, self.ledger, handshake=handshake, limit=limit, now=self.now
+            name, self.controller, self.ledger, handshake=handshake, limit=limit
         )
 
     def now(self) -> float:

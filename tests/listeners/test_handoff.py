@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from OpenSSL.SSL import Error
@@ -349,6 +350,29 @@ class EndTests(SynchronousTestCase):
         handoff.fire(Event.DRAIN, within=100)
         handoff.fire(Event.GENERATION_RETIRED)
         self.assertEqual(handoff.entry.deadline, bench.timeouts.close)
+
+    def wall(self, bench: Bench, offsets: list[int]) -> float:
+        """Return the time on a wall's clock that somebody may have set."""
+        return bench.clock.seconds() + offsets[0]
+
+    def test_wall_clock(self) -> None:
+        """Whoever sets the clock on the wall sets when a certificate expires."""
+        for change, ends in ((0, 3600), (-1800, 5400), (1800, 1800)):
+            bench = Bench()
+            offsets = [0]
+            bench.ledger.now = partial(self.wall, bench, offsets)
+            bench.factory.expires = lambda chain: 3600.0
+            handoff, transport = bench.connect()
+            transport.chain = (b"a certificate",)
+            handoff.handshakeCompleted()
+            self.assertEqual(next(bench.ledger.snapshot())["deadline_in_s"], 3600)
+            offsets[0] = change
+            for _ in range(1000):
+                if handoff.state is not State.OWNED:
+                    break
+                bench.clock.advance(10)
+            self.assertIs(handoff.state, State.CLOSING)
+            self.assertAlmostEqual(bench.clock.seconds(), ends, delta=30)
 
     def test_expired_certificate(self) -> None:
         """The connection ends when the peer's certificate does."""

@@ -73,7 +73,7 @@ class ListenerMachine(RuleBasedStateMachine):
             drain_timeout=DRAIN_TIMEOUT,
             expires=lambda chain: 100.0 if chain == (b"short",) else None,
         )
-        self.acceptor._handoffs.now = self.clock.seconds
+        self.ledger.now = self.clock.seconds
         self.everybody: list[LivelyTransport] = []
         self.answers: list[Deferred[Any]] = []
         self.owners: list[Owner] = []

@@ -69,7 +69,7 @@ class RotationCase(SynchronousTestCase):
         self.files = write_identity(self.directory, self.identity, client_ca=ROOT)
         self.clock = Clock()
         self.clock.advance(NOW)
-        self.rotation = Rotation(self.files, self.policy, self.clock)
+        self.rotation = Rotation(self.files, self.policy, self.clock, now=self.clock.seconds)
         self.rotation.startService()
         self.addCleanup(self.check_clock)
 
@@ -358,7 +358,9 @@ class SerialTests(RotationCase):
     def setUp(self) -> None:
         super().setUp()
         self.thread = FakeThread()
-        self.rotation = Rotation(self.files, self.policy, self.clock, self.thread)
+        self.rotation = Rotation(
+            self.files, self.policy, self.clock, self.thread, now=self.clock.seconds
+        )
         self.rotation.startService()
 
     def test_twenty_at_once(self) -> None:
@@ -566,7 +568,7 @@ class StopTests(RotationCase):
     def test_while_building(self) -> None:
         """What a thread builds meanwhile is dropped; stopping waits for the thread."""
         thread = FakeThread()
-        rotation = Rotation(self.files, self.policy, self.clock, thread)
+        rotation = Rotation(self.files, self.policy, self.clock, thread, now=self.clock.seconds)
         rotation.startService()
         self.write()
         asked = rotation.reload()
@@ -591,6 +593,6 @@ class StopTests(RotationCase):
 
     def test_before_start(self) -> None:
         """A rotation that is not started yet reloads: signals may come early."""
-        rotation = Rotation(self.files, self.policy, self.clock)
+        rotation = Rotation(self.files, self.policy, self.clock, now=self.clock.seconds)
         self.write()
         self.assertTrue(self.verdict(rotation.reload()).changed)

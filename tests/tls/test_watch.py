@@ -40,7 +40,9 @@ class WatchTests(SynchronousTestCase):
     def start(self) -> None:
         self.clock = Clock()
         self.clock.advance(NOW)
-        self.rotation = CountingRotation(self.files, ServerPolicy(), self.clock)
+        self.rotation = CountingRotation(
+            self.files, ServerPolicy(), self.clock, now=self.clock.seconds
+        )
         self.rotation.startService()
         self.watch = FileWatch(self.rotation, self.clock, INTERVAL)
         self.watch.startService()

@@ -1,0 +1,55 @@
+"""A reactor's clock that nobody can set.
+
+Deadlines, waits and ages must go by a clock that only moves forward, at the speed of time.
+Twisted's reactors go by the wall clock: when that is set back by an hour, a delayed call of three
+seconds comes an hour and three seconds later.  `keep_monotonic` mends this for a whole reactor.
+
+The wall clock (``time.time``) is for what clients and certificates call time: when a document
+expires, until when a certificate is valid, what a log line says.  Where something must end at such
+a time, the wall clock is asked again at least every `WALL_CLOCK_CHECK` seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from twisted.internet.base import ReactorBase
+
+__all__ = ["WALL_CLOCK_CHECK", "keep_monotonic"]
+
+WALL_CLOCK_CHECK: Final = 30.0
+"""Seconds after which a wait for a time of day looks at the clock on the wall again."""
+
+_WALL: Final = ReactorBase.seconds
+
+
+def keep_monotonic(reactor: Any) -> bool:
+    """Let a reactor's clock go on monotonically from the time that it shows now.
+
+    ``reactor.seconds()`` is Unix time at this moment, and still is as long as nobody sets the
+    system's clock; calls that are pending keep their time.  For programs that own their process:
+    the whole reactor is changed.
+
+    Args:
+        reactor: The reactor.
+
+    Returns:
+        Whether its clock is monotonic now; False for one with a clock of its own that is not
+        known to be, which is left alone.
+    """
+    if not isinstance(reactor, ReactorBase):
+        return False
+    if getattr(reactor.seconds, "is_monotonic", False):
+        return True
+    if reactor.seconds != _WALL:
+        return False
+    monotonic = time.monotonic
+    ahead = reactor.seconds() - monotonic()
+
+    def seconds() -> float:
+        return monotonic() + ahead
+
+    seconds.is_monotonic = True  # type: ignore[attr-defined]
+    reactor.seconds = seconds
+    return True
