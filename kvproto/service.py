@@ -8,9 +8,11 @@ happens first at start and last at stop.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import socket
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,6 +24,7 @@ from twisted.internet.threads import deferToThreadPool
 from kvproto.base.clock import keep_monotonic
 from kvproto.base.log import make_logger
 from kvproto.config import Config
+from kvproto.config.settings import Settings
 from kvproto.dataplane import UsersReload, make_server
 from kvproto.errors import ConfigError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
@@ -43,6 +46,7 @@ from kvproto.tls import (
     ServerPolicy,
     ensure_development_credentials,
 )
+from kvproto.tls.generation import Generation
 from kvproto.tls.watch import FileWatch
 
 __all__ = ["KVTLSService", "check"]
@@ -51,6 +55,12 @@ log = make_logger()
 
 UNAUTHENTICATED = 1024
 """Connections that may always be in their handshake or login, whatever the others do."""
+
+
+LISTENER_MODE = "660"
+PLAIN_MODE = "600"
+"""Modes of Unix sockets whose description names none: the group may connect where TLS and logins
+are in between, only the owner where nothing is."""
 
 
 class KVTLSService(MultiService):
@@ -62,6 +72,7 @@ class KVTLSService(MultiService):
         signals: Where the process is ours: makes SIGHUP reload and SIGTERM drain.  The limit
             of open files may be raised then, and the reactor's clock becomes monotonic
             (`kvproto.base.clock.keep_monotonic`).  None under somebody else's reactor.
+        settings: Where each value of the configuration comes from, for ``kvtls config``.
         owner: Whom the process becomes after `privilegedStartService`; None: it stays who it is.
 
     Raises:
@@ -76,6 +87,7 @@ class KVTLSService(MultiService):
         *,
         signals: SignalService | None = None,
         owner: FutureUser | None = None,
+        settings: Settings | None = None,
     ) -> None:
         super().__init__()
         self._config = config
@@ -84,6 +96,9 @@ class KVTLSService(MultiService):
             keep_monotonic(self._reactor)
         for description in config.listen:
             validate(self._reactor, description)
+            config.check_reach(description)
+        for description in config.plain:
+            validate(self._reactor, description, "--plain")
         if config.nodes is not None:
             validate(self._reactor, config.nodes.listen, "--node-listen")
         self._owner = owner
@@ -107,6 +122,9 @@ class KVTLSService(MultiService):
             ),
         )
         self.acceptors = [self._acceptor(number) for number in range(len(config.listen))]
+        for acceptor in self.acceptors:
+            self.rotation.subscribe(acceptor.name, self._retirer(acceptor))
+        self.acceptors += [self._plain_acceptor(number) for number in range(len(config.plain))]
         self.nodes = self._node_service(files, policy)
         self.control = ServiceControl(
             config,
@@ -117,6 +135,7 @@ class KVTLSService(MultiService):
             self._end_process,
             self.nodes,
             self.users.reload,
+            settings,
         )
         self._announced = False
         self._signals = signals
@@ -183,7 +202,7 @@ class KVTLSService(MultiService):
 
         return AcceptorService(
             name,
-            server_endpoint(self._reactor, config.listen[number]),
+            server_endpoint(self._reactor, _with_mode(config.listen[number], LISTENER_MODE)),
             self.controller,
             self.ledger,
             self._reactor,
@@ -192,6 +211,31 @@ class KVTLSService(MultiService):
             required=len(config.listen) == 1,
             drain_timeout=config.drain_timeout,
         )
+
+    def _plain_acceptor(self, number: int) -> AcceptorService:
+        config = self._config
+        return AcceptorService(
+            "plain" if len(config.plain) == 1 else f"plain-{number + 1}",
+            server_endpoint(self._reactor, _with_mode(config.plain[number], PLAIN_MODE)),
+            self.controller,
+            self.ledger,
+            self._reactor,
+            option="--plain",
+            drain_timeout=config.drain_timeout,
+        )
+
+    def _retirer(self, acceptor: AcceptorService) -> Callable[[Generation, Generation], Any]:
+        """Return what applies the policy for live connections to one listener."""
+
+        def retire(_old: Generation, new: Generation) -> Deferred[dict[str, Any]]:
+            return acceptor.retire(
+                self._config.on_rotate,
+                new.number,
+                verify=lambda chain: new.verify_peer(chain, time.time()),
+                window=self._config.drain_window,
+            )
+
+        return retire
 
     def _node_service(self, files: CredentialFiles, policy: ServerPolicy) -> NodeService | None:
         config = self._config
@@ -232,6 +276,8 @@ class KVTLSService(MultiService):
         if self._config.nodes is not None:
             probe(self._reactor, self._config.nodes.listen, "--node-listen")
         failures: list[ConfigError] = []
+        for description in self._config.plain:
+            probe(self._reactor, description, "--plain")
         for description in self._config.listen:
             try:
                 probe(self._reactor, description)
@@ -378,6 +424,14 @@ def _credential_files(config: Config, now: float) -> CredentialFiles:
     return CredentialFiles(
         made.certificate, made.private_key, client_ca=config.client_ca, crl=config.crl
     )
+
+
+def _with_mode(description: str, mode: str) -> str:
+    """Return an endpoint description whose Unix socket has a stated mode."""
+    kind, *arguments = re.split(r"(?<!\\):", description)
+    if kind != "unix" or any(argument.startswith("mode=") for argument in arguments):
+        return description
+    return f"{description}:mode={mode}"
 
 
 def _limits(config: Config) -> Limits:

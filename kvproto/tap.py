@@ -1,4 +1,9 @@
-"""The command line of ``twistd kvtls``: text becomes a `Config`, a `Config` a service."""
+"""The command line of ``twistd kvtls``: text becomes a `Config`, a `Config` a service.
+
+Every option, its value's form and its help stand in `kvproto.config.options`; the file of
+``--config`` is `kvproto.config.toml_file`'s.  What is given on the command line replaces what the
+file says.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +11,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from twisted.application.service import IService
 from twisted.python import usage
 
 from kvproto import __version__
-from kvproto.config import (
-    DEFAULT_BUCKET,
-    DEFAULT_LISTEN,
-    DEFAULT_STATE_DIR,
-    DEFAULT_STORE,
-    ClientAuth,
-    Collection,
-    Config,
-    Mode,
-    NodeAddress,
-    NodeConfig,
-    OnRotate,
-    User,
-    UserBuckets,
-    parse_collection,
-    parse_epmd,
-    parse_node_address,
-    parse_seconds,
-    parse_size,
-    parse_user,
-    parse_user_buckets,
-)
+from kvproto.config import Config, NodeConfig
+from kvproto.config.options import OPTIONS, Option
+from kvproto.config.settings import Settings, build_config, merge
+from kvproto.config.toml_file import FileValues, read_config_file
 from kvproto.errors import ConfigError
 from kvproto.openssl import load_openssl
 from kvproto.ops.privileges import FutureUser, future_user
@@ -43,193 +30,74 @@ __all__ = ["Options", "makeService"]
 USAGE_STATUS = 2
 """Exit status for options that cannot be used, as getopt-style commands have it."""
 
-NODE_OPTIONS = {
-    "node-listen": "listen",
-    "node-name": "name",
-    "node-cookie-file": "cookie_file",
-    "node-certificate": "certificate",
-    "node-key": "private_key",
-    "node-key-passphrase-file": "key_passphrase_file",
-    "node-ca": "ca",
-    "node-crl": "crl",
-    "node-process": "process",
-    "epmd": "epmd",
-}
-"""Options that make a `NodeConfig`, and its fields."""
-
-Choice = TypeVar("Choice", Mode, ClientAuth, OnRotate)
-Parsed = TypeVar("Parsed")
-
 
 class Options(usage.Options):
-    """Options of ``twistd kvtls``."""
+    """Options of ``twistd kvtls``.
 
-    synopsis = "Usage: twistd [twistd options] kvtls [options]"
+    Attributes:
+        kvtls_config: What was decided, once parsed.
+        settings: The same with where each value comes from.
+    """
+
+    synopsis = "[options]"
     longdesc = (
         "Serve the Couchbase KV protocol (memcached binary) and memcached's text protocol over "
         "TLS. Without --certificate a development CA and certificate are made in the state "
         "directory and only loopback addresses are served."
     )
 
-    optParameters = [
-        ["certificate", "c", None, "PEM file: certificate chain, leaf first.", Path],
-        ["private-key", "k", None, "PEM file: private key of the certificate.", Path],
-        ["key-passphrase-file", None, None, "File whose first line opens the key.", Path],
-        ["client-ca", None, None, "PEM file: CA that client certificates come from.", Path],
-        [
-            "client-auth",
-            None,
-            None,
-            "none, optional or required (default: optional with --client-ca, else none).",
-        ],
-        ["crl", None, None, "PEM file: revocation lists for client certificates.", Path],
-        [
-            "users",
-            None,
-            None,
-            "File of users that may log in, made by kvtls passwd: passwords that nobody sees.",
-            Path,
-        ],
-        ["mode", "m", Mode.COUCHBASE.value, "couchbase or memcached."],
-        [
-            "store",
-            None,
-            DEFAULT_STORE,
-            "Where values live, as a URL: memory:.",
-        ],
-        ["memory-limit", None, "64MiB", "What may be stored: bytes, or 64MiB, 2GiB."],
-        ["max-value", None, None, "Largest value (default: 20MiB, in memcached mode 1MiB)."],
-        [
-            "max-connections",
-            None,
-            None,
-            "Connections at once (default: 10000, in memcached mode 1024).",
-        ],
-        ["max-connections-per-peer", None, "0", "Connections at once from one address, 0: any."],
-        ["handshake-timeout", None, "10", "Seconds from accept to the end of the TLS handshake."],
-        ["close-timeout", None, "3", "Seconds a closing connection waits for its peer."],
-        ["drain-timeout", None, "10", "Seconds for what was asked to be answered, at shutdown."],
-        [
-            "on-rotate",
-            None,
-            OnRotate.RECHECK.value,
-            "What happens to live connections on rotation: keep, recheck, drain or disconnect.",
-        ],
-        ["drain-window", None, "10", "Seconds over which --on-rotate drain spreads the closing."],
-        ["watch-interval", None, "2", "Seconds between looks at the credential files, 0: never."],
-        [
-            "state-dir",
-            None,
-            None,
-            f"Development credentials, control socket (default: {DEFAULT_STATE_DIR}).",
-            Path,
-        ],
-        ["keylog", None, None, "File that TLS secrets are appended to, for debugging.", Path],
-        [
-            "node-listen",
-            None,
-            None,
-            "Twisted server endpoint to accept Erlang nodes on, over mutual TLS.",
-        ],
-        ["node-name", None, None, "NAME@HOST that this node of an Erlang cluster is called."],
-        ["node-cookie-file", None, None, "File with the cluster's cookie, mode 0600.", Path],
-        ["node-certificate", None, None, "PEM file: chain to show nodes (default: data's).", Path],
-        ["node-key", None, None, "PEM file: private key of --node-certificate.", Path],
-        ["node-key-passphrase-file", None, None, "File whose first line opens that key.", Path],
-        ["node-ca", None, None, "PEM file: CA of other nodes (default: --client-ca).", Path],
-        ["node-crl", None, None, "PEM file: revocation lists of --node-ca.", Path],
-        ["node-process", None, None, "Registered name that answers nodes (default: kvtls)."],
-        ["epmd", None, None, "HOST:PORT of epmd, or none (default: 127.0.0.1:4369)."],
-    ]
-    optFlags = [
-        ["anonymous", None, "Let clients work without a login even though users exist."],
-        ["allow-flush", None, "Let clients FLUSH (always on in memcached mode)."],
-        ["refuse-when-full", None, "Refuse writes when the store is full instead of evicting."],
-        ["check", None, "Validate everything, start nothing."],
-    ]
     compData = usage.Completions(
         optActions={
-            "mode": usage.CompleteList([mode.value for mode in Mode]),
-            "client-auth": usage.CompleteList([auth.value for auth in ClientAuth]),
-            "on-rotate": usage.CompleteList([policy.value for policy in OnRotate]),
-            "certificate": usage.CompleteFiles(),
-            "private-key": usage.CompleteFiles(),
-            "client-ca": usage.CompleteFiles(),
-            "node-certificate": usage.CompleteFiles(),
-            "node-cookie-file": usage.CompleteFiles(),
-            "users": usage.CompleteFiles(),
-            "state-dir": usage.CompleteDirs(),
+            option.name: usage.CompleteDirs()
+            if option.kind.metavar == "DIR"
+            else usage.CompleteFiles()
+            if option.kind.is_file
+            else usage.CompleteList(option.kind.metavar.split("|"))
+            for option in OPTIONS.values()
+            if option.kind.is_file or "|" in option.kind.metavar
         }
     )
 
     def __init__(self) -> None:
         super().__init__()
-        self._listen: list[str] = []
-        self._proxied: set[int] = set()
-        self._users: list[User] = []
-        self._user_buckets: list[UserBuckets] = []
-        self._cert_users: list[str] = []
-        self._buckets: list[str] = []
-        self._collections: list[Collection] = []
-        self._node_connect: list[NodeAddress] = []
+        self._given: dict[str, Any] = {}
+        self._file: Path | None = None
+        self._check = False
         self.kvtls_config: Config | None = None
+        self.settings = Settings({}, None)
 
-    def opt_listen(self, description: str) -> None:
-        """Twisted server endpoint to listen on, TLS is put on top (repeatable).
+    def take(self, option: Option, text: str) -> None:
+        """Take one option of the command line."""
+        try:
+            value = option.kind.parse(option.spelled, text)
+        except ConfigError as error:
+            raise usage.UsageError(str(error)) from error
+        if option.repeatable:
+            self._given.setdefault(option.name, []).append(value)
+        elif option.name in self._given:
+            raise usage.UsageError(f"{option.spelled} is given twice: which one is meant?")
+        else:
+            self._given[option.name] = value
 
-        Default: tcp:11207:interface=127.0.0.1.  Examples: tcp:11207, tcp6:11207,
-        unix:/run/kvtls/kv.sock, systemd:domain=INET:index=0
-        """
-        self._listen.append(description)
+    def take_flag(self, option: Option) -> None:
+        """Take a flag of the command line."""
+        if option.name == "proxy-protocol":
+            listening = self._given.get("listen")
+            if not listening:
+                raise usage.UsageError("--proxy-protocol: goes after the --listen it is for")
+            self._given.setdefault(option.name, []).append(listening[-1])
+        else:
+            self._given[option.name] = True
 
-    opt_l = opt_listen
+    def opt_config(self, path: str) -> None:
+        """FILE: TOML with options as keys, max-connections = 100; the command line wins."""
+        if self._file is not None:
+            raise usage.UsageError("--config is given twice: which one is meant?")
+        self._file = Path(path)
 
-    def opt_proxy_protocol(self) -> None:
-        """The --listen just before takes a PROXY header (v1 or v2) from its peers first."""
-        if not self._listen:
-            raise usage.UsageError("--proxy-protocol: goes after the --listen it is for")
-        self._proxied.add(len(self._listen) - 1)
-
-    def opt_user(self, text: str) -> None:
-        """NAME:PASSWORD that may log in (repeatable).
-
-        For tests only: every user of this machine can see it.  Others go into the file of --users.
-        """
-        self._users.append(_parsed(parse_user, text))
-
-    opt_u = opt_user
-
-    def opt_user_buckets(self, text: str) -> None:
-        """NAME:BUCKET,BUCKET that a user may use, the first where it selects none (repeatable).
-
-        Other users may use every bucket.
-        """
-        self._user_buckets.append(_parsed(parse_user_buckets, text))
-
-    def opt_cert_user(self, rule: str) -> None:
-        r"""How a client certificate names its user (repeatable, the first known user wins).
-
-        subject.cn (the default), san.dns, san.email or san.uri, with :prefix=TEXT,
-        :suffix=TEXT and :delimiter=CHARACTERS; a colon in them is written \:
-        """
-        self._cert_users.append(rule)
-
-    def opt_bucket(self, name: str) -> None:
-        """Bucket to serve (repeatable, the first where clients select none; default: default)."""
-        self._buckets.append(name)
-
-    opt_b = opt_bucket
-
-    def opt_collection(self, text: str) -> None:
-        """SCOPE.NAME to serve in all buckets, BUCKET:SCOPE.NAME in one (repeatable)."""
-        self._collections.append(_parsed(parse_collection, text))
-
-    def opt_node_connect(self, text: str) -> None:
-        """NAME@HOST of a node to stay linked with, or NAME@HOST:PORT (repeatable).
-
-        With a port no epmd is asked.
-        """
-        self._node_connect.append(_parsed(parse_node_address, text))
+    def opt_check(self) -> None:
+        """Validate everything, start nothing."""
+        self._check = True
 
     def opt_version(self) -> NoReturn:
         """Print the version of kvproto and exit."""
@@ -253,106 +121,56 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """Build the `Config`; with ``--check`` try it and end the process."""
         try:
-            self.kvtls_config = self._config()
+            found: FileValues | None = None
+            if self._file is not None:
+                found = read_config_file(self._file)
+            self.settings = merge(self._given, found)
+            self.kvtls_config = build_config(self.settings)
         except ConfigError as error:
+            if error.option in {"--config", ""}:
+                _fail(str(error))
             raise usage.UsageError(str(error)) from error
-        if self["check"]:
+        if self._check:
             from kvproto.service import check
 
             try:
                 findings = check(self.kvtls_config, _owner(self))
             except ConfigError as error:
-                _fail(str(error))
+                _fail(str(self.settings.relabelled(error)))
             for line in findings:
                 print(line)
             print("kvtls: the configuration is good")
             sys.exit(0)
 
-    def _config(self) -> Config:
-        return Config(
-            listen=tuple(self._listen) or (DEFAULT_LISTEN,),
-            proxy_protocol=frozenset(self._proxied),
-            certificate=self["certificate"],
-            private_key=self["private-key"],
-            key_passphrase_file=self["key-passphrase-file"],
-            client_ca=self["client-ca"],
-            client_auth=self._optional(
-                "client-auth", lambda _, text: self._choice(ClientAuth, text)
-            ),
-            crl=self["crl"],
-            users=tuple(self._users),
-            users_file=self["users"],
-            user_buckets=tuple(self._user_buckets),
-            cert_users=tuple(self._cert_users),
-            buckets=tuple(self._buckets) or (DEFAULT_BUCKET,),
-            collections=tuple(self._collections),
-            anonymous=True if self["anonymous"] else None,
-            mode=self._choice(Mode, self["mode"], "--mode"),
-            store=self["store"],
-            allow_flush=True if self["allow-flush"] else None,
-            memory_limit=parse_size("--memory-limit", self["memory-limit"]),
-            evict=not self["refuse-when-full"],
-            max_value=self._optional("max-value", parse_size),
-            max_connections=self._optional("max-connections", _count),
-            max_connections_per_peer=_count(
-                "--max-connections-per-peer", self["max-connections-per-peer"]
-            ),
-            handshake_timeout=self._seconds("handshake-timeout"),
-            close_timeout=self._seconds("close-timeout"),
-            drain_timeout=self._seconds("drain-timeout"),
-            on_rotate=self._choice(OnRotate, self["on-rotate"], "--on-rotate"),
-            drain_window=self._seconds("drain-window"),
-            watch_interval=self._seconds("watch-interval"),
-            state_dir=self["state-dir"],
-            keylog=self["keylog"],
-            nodes=self._nodes(),
-        )
 
-    def _nodes(self) -> NodeConfig | None:
-        given: dict[str, Any] = {
-            field: self[option]
-            for option, field in NODE_OPTIONS.items()
-            if self[option] is not None
-        }
-        if self._node_connect:
-            given["connect"] = tuple(self._node_connect)
-        if not given:
-            return None
-        for option in ("node-listen", "node-name", "node-cookie-file"):
-            if self[option] is None:
-                raise ConfigError(f"--{option}", "is missing: an Erlang node needs it")
-        if "epmd" in given:
-            given["epmd"] = parse_epmd(given["epmd"])
-        return NodeConfig(**given)
+def _handler(option: Option) -> Callable[..., None]:
+    """Return what Twisted calls for one option; its documentation is the help."""
+    if option.kind.is_flag:
 
-    def _optional(self, name: str, parse: Callable[[str, str], Any]) -> Any:
-        text = self[name]
-        return None if text is None else parse(f"--{name}", text)
+        def flag(self: Options) -> None:
+            self.take_flag(option)
 
-    def _seconds(self, name: str) -> float:
-        return parse_seconds(f"--{name}", self[name])
+        flag.__doc__ = _help(option)
+        return flag
 
-    @staticmethod
-    def _choice(choices: type[Choice], text: str, option: str = "--client-auth") -> Choice:
-        try:
-            return choices(text)
-        except ValueError:
-            allowed = ", ".join(choice.value for choice in choices)
-            raise ConfigError(option, f"{text!r} is none of {allowed}") from None
+    def one(self: Options, text: str) -> None:
+        self.take(option, text)
+
+    one.__doc__ = _help(option)
+    return one
 
 
-def _parsed(parse: Callable[[str], Parsed], text: str) -> Parsed:
-    """Parse the text of an option that may be repeated."""
-    try:
-        return parse(text)
-    except ConfigError as error:
-        raise usage.UsageError(str(error)) from error
+def _help(option: Option) -> str:
+    """Return an option's help as a sentence that begins with what it takes."""
+    start = "" if option.kind.is_flag else f"{option.kind.metavar}: "
+    text = f"{start}{option.help}."
+    return text[0].upper() + text[1:] if option.kind.is_flag else text
 
 
-def _count(option: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise ConfigError(option, f"{text!r} is no whole number")
-    return int(text)
+for _option in OPTIONS.values():
+    # Twisted finds options as methods of these names.
+    for _name in filter(None, (_option.name, _option.short)):
+        setattr(Options, f"opt_{_name.replace('-', '_')}", _handler(_option))
 
 
 def _fail(message: str) -> NoReturn:
@@ -403,8 +221,10 @@ def makeService(options: Options) -> IService:
     if options.parent is not None and options.parent.get("rundir", ".") != ".":
         config = _anchored(config)
     try:
-        service = KVTLSService(config, signals=signals, owner=_owner(options))
+        service = KVTLSService(
+            config, signals=signals, owner=_owner(options), settings=options.settings
+        )
         service.probe()
     except ConfigError as error:
-        _fail(str(error))
+        _fail(str(options.settings.relabelled(error)))
     return service

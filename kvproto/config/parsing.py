@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
+from typing import TypeVar
 
 from kvproto.config.values import MIB, NODE_NAME, Collection, NodeAddress, User, UserBuckets
 from kvproto.errors import ConfigError
 
 __all__ = [
+    "parse_choice",
     "parse_collection",
+    "parse_count",
     "parse_epmd",
     "parse_node_address",
     "parse_seconds",
@@ -21,6 +25,48 @@ _SIZE = re.compile(r"(\d+)\s*(|[kmg])(?:i?b)?", re.IGNORECASE)
 _SIZE_FACTOR = {"": 1, "k": 1024, "m": MIB, "g": 1024 * MIB}
 
 
+Choice = TypeVar("Choice", bound=Enum)
+
+MAX_SECONDS = 10 * 365 * 86400.0
+"""Ten years: more is a mistake, and no timer could wait for it."""
+
+MAX_NUMBER = 2**62
+"""Above any number of bytes or connections that means something."""
+
+
+def parse_choice(option: str, choices: type[Choice], text: str) -> Choice:
+    """Turn the name of one of several choices into it.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    try:
+        return choices(text)
+    except ValueError:
+        allowed = ", ".join(choice.value for choice in choices)
+        raise ConfigError(option, f"{text!r} is none of {allowed}") from None
+
+
+def parse_count(option: str, text: str) -> int:
+    """Turn ``"100"`` into a number of things.
+
+    Raises:
+        ConfigError: It is no whole number, or one below 0.
+    """
+    if not text.isascii() or not text.removeprefix("-").isdigit():
+        raise ConfigError(option, f"{text!r} is no whole number")
+    if text.startswith("-"):
+        raise ConfigError(option, f"must be 0 or more, not {text}")
+    return _bounded(option, text)
+
+
+def _bounded(option: str, text: str, factor: int = 1) -> int:
+    value = int(text[:40]) * factor
+    if value > MAX_NUMBER:
+        raise ConfigError(option, f"{text[:40]!r} is too large a number")
+    return value
+
+
 def parse_size(option: str, text: str) -> int:
     """Turn ``"64MiB"``, ``"1g"`` or ``"1048576"`` into bytes.
 
@@ -30,7 +76,7 @@ def parse_size(option: str, text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigError(option, f"{text!r} is no size: write bytes, or 512KiB, 64MiB, 2GiB")
-    return int(match[1]) * _SIZE_FACTOR[match[2].lower()]
+    return _bounded(option, match[1], _SIZE_FACTOR[match[2].lower()])
 
 
 def parse_seconds(option: str, text: str) -> float:
@@ -42,9 +88,11 @@ def parse_seconds(option: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ConfigError(option, f"{text!r} is no number of seconds")
+        value = float("nan")
+    if value < 0:
+        raise ConfigError(option, f"must be 0 seconds or more, not {text}")
+    if not value <= MAX_SECONDS:
+        raise ConfigError(option, f"{text!r} is no number of seconds up to {MAX_SECONDS:.0f}")
     return value
 
 

@@ -16,6 +16,8 @@ from kvproto.config.values import (
     MIB,
     ClientAuth,
     Collection,
+    LogFormat,
+    LogLevel,
     Mode,
     OnRotate,
     User,
@@ -28,6 +30,11 @@ __all__ = ["Config"]
 
 SMALLEST_STORE = 64 * 1024
 """A smaller limit is a mistake: memcached's ``-m 64`` means MiB, ours is in bytes."""
+
+_WELL_FORMED_TCP = re.compile(
+    r"tcp[46]?:(?:port=)?\d{1,5}(?::(?:interface|backlog)=(?:\\:|[^:])*)*"
+)
+"""TCP endpoints as nearly everybody writes them; others are understood by their own parsers."""
 
 _BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
 """What Couchbase lets a bucket be called."""
@@ -72,6 +79,9 @@ class Config:
         handshake_timeout: Seconds from accept() to the end of the TLS handshake.
         close_timeout: Seconds a closing connection may wait for its peer.
         drain_timeout: Seconds for answering what was asked, at shutdown.
+        idle_timeout: Seconds after which a connection that asks nothing is closed, 0 for never.
+        max_lifetime: Seconds after which a connection is drained, spread by up to a tenth, 0
+            for never.
         on_rotate: What happens to established connections on rotation.
         drain_window: Seconds over which ``OnRotate.DRAIN`` spreads the closing.
         watch_interval: Seconds between looks at the credential files, 0 for never.
@@ -81,6 +91,10 @@ class Config:
             ``kvtls-state`` in the working directory, without a control socket if
             another process serves from there.
         keylog: File that TLS secrets are appended to, for debugging.
+        plain: Endpoint descriptions of listeners without TLS, on this machine only.
+        http: Endpoint description for health, metrics and the status page; None for none.
+        log_format: What lines of the log look like, where the process is ours.
+        log_level: The least important lines that are logged.
         nodes: How to take part in an Erlang cluster; None: not at all.
     """
 
@@ -110,12 +124,18 @@ class Config:
     handshake_timeout: float = 10.0
     close_timeout: float = 3.0
     drain_timeout: float = 10.0
+    idle_timeout: float = 0.0
+    max_lifetime: float = 0.0
     on_rotate: OnRotate = OnRotate.RECHECK
     drain_window: float = 10.0
     watch_interval: float = 2.0
     proxy_protocol: frozenset[int] = frozenset()
     state_dir: Path | None = None
     keylog: Path | None = None
+    plain: tuple[str, ...] = ()
+    http: str | None = None
+    log_format: LogFormat = LogFormat.TEXT
+    log_level: LogLevel = LogLevel.INFO
     nodes: NodeConfig | None = None
 
     def __post_init__(self) -> None:
@@ -137,6 +157,13 @@ class Config:
             raise ConfigError("--max-connections", "must be at least 1")
         if not 0 < self.value_limit <= 1024 * MIB:
             raise ConfigError("--max-value", "must be between 1 byte and 1 GiB")
+        if self.max_value is not None and self.max_value > self.bucket_memory_limit:
+            share = "" if len(self.buckets) == 1 else f", shared by {len(self.buckets)} buckets"
+            raise ConfigError(
+                "--max-value",
+                f"{self.max_value} bytes never fit into --memory-limit "
+                f"({self.memory_limit} bytes{share}): lower the one or raise the other",
+            )
         if self.memory_limit < SMALLEST_STORE:
             raise ConfigError(
                 "--memory-limit", "is in bytes and must be at least 64KiB: write 64MiB, not 64"
@@ -153,13 +180,35 @@ class Config:
         for description in self.listen:
             if self.listen.count(description) > 1 and ":0" not in description:
                 raise ConfigError("--listen", f"{description!r} is given twice")
-            if self.development and not endpoint_is_local(description):
+            if _WELL_FORMED_TCP.fullmatch(description):
+                self.check_reach(description)
+        for description in self.plain:
+            if self.plain.count(description) > 1 and ":0" not in description:
+                raise ConfigError("--plain", f"{description!r} is given twice")
+            if not endpoint_is_local(description):
                 raise ConfigError(
-                    "--listen",
-                    f"{description!r} does not name a loopback address, and without --certificate "
-                    "only a development certificate is served: write for example "
-                    "tcp:11207:interface=127.0.0.1, or give --certificate and --private-key",
+                    "--plain",
+                    f"{description!r} can be reached from other machines, and without TLS "
+                    "everybody could read along: write tcp:11211:interface=127.0.0.1, or "
+                    "unix:PATH, or use --listen",
                 )
+
+    def check_reach(self, description: str) -> None:
+        """See that a development certificate is shown to nobody but this machine.
+
+        Args:
+            description: An endpoint that makes sense; of one that does not there is more to say.
+
+        Raises:
+            ConfigError: It would be shown to others.
+        """
+        if self.development and not endpoint_is_local(description):
+            raise ConfigError(
+                "--listen",
+                f"{description!r} does not name a loopback address, and without --certificate "
+                "only a development certificate is served: write for example "
+                "tcp:11207:interface=127.0.0.1, or give --certificate and --private-key",
+            )
 
     def _check_credentials(self) -> None:
         if self.certificate is None:

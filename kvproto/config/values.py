@@ -16,6 +16,8 @@ __all__ = [
     "NODE_NAME",
     "ClientAuth",
     "Collection",
+    "LogFormat",
+    "LogLevel",
     "Mode",
     "NodeAddress",
     "OnRotate",
@@ -74,6 +76,22 @@ class OnRotate(enum.Enum):
     RECHECK = "recheck"
     DRAIN = "drain"
     DISCONNECT = "disconnect"
+
+
+class LogFormat(enum.Enum):
+    """What lines of the log look like."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(enum.Enum):
+    """The least important lines that are logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)

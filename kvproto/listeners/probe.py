@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 from typing import Any, NoReturn
@@ -111,6 +112,8 @@ class _Nowhere(_BindAndLetGo):
 
 def _check_unix_path(address: str | bytes) -> None:
     """See whether the kernel could take a path: it has a fixed number of bytes for one."""
+    if not address:
+        raise CannotListenError("unix:", None, OSError(errno.EINVAL, "it names no path"))
     if len(os.fsencode(address)) > MAX_UNIX_PATH:
         error = OSError(
             errno.ENAMETOOLONG, f"the path of a Unix socket has at most {MAX_UNIX_PATH} bytes"
@@ -170,6 +173,24 @@ def _check_passed(descriptor: int, description: str, option: str) -> None:
     raise ConfigError(option, f"{description!r}: the socket that was passed does not listen")
 
 
+_PARSER_WORDS = (
+    (r"unexpected keyword argument '(.*)'", "it has an argument {0!r} that is not known"),
+    (r"missing .* argument: '(\w+)'", "its {0} is missing"),
+    (r"takes .* positional arguments? but", "it has too many arguments, or an unquoted colon"),
+    (r"invalid literal for int\(\) with base \d+: '(.*)'", "{0!r} is no number"),
+    (r"Unknown endpoint type: '(.*)'", "there is no kind of endpoint called {0!r}"),
+)
+
+
+def _parser_words(error: Exception) -> str:
+    """Say what a parser of endpoints met; it raises KeyError, ValueError, TypeError as it comes."""
+    text = str(error) or error.__class__.__name__
+    for pattern, words in _PARSER_WORDS:
+        if found := re.search(pattern, text):
+            return words.format(*found.groups())
+    return text
+
+
 def _is_taken(failure: Any) -> bool:
     cause = getattr(failure.value, "socketError", None)
     return getattr(cause, "errno", None) == errno.EADDRINUSE
@@ -186,11 +207,9 @@ def _listen(reactor: Any, description: str, option: str, *, may_be_taken: bool =
     except Exception as error:
         if kind == "systemd" and isinstance(error, LookupError):
             raise ConfigError(option, f"{description!r}: {_NOT_PASSED}") from error
-        # Parsers raise whatever they meet: KeyError, ValueError, TypeError.
-        text = str(error) or error.__class__.__name__
         raise ConfigError(
             option,
-            f"{description!r} is no endpoint that Twisted knows ({text}): "
+            f"{description!r} is no endpoint: {_parser_words(error)}; "
             "write for example tcp:11207:interface=127.0.0.1",
         ) from error
     if isinstance(endpoint, AdoptedStreamServerEndpoint):

@@ -120,6 +120,7 @@ COMMANDS: dict[str, Command] = {
         seconds=120.0,
         detachable=True,
     ),
+    "config": Command("show every option that is in force, and where its value comes from"),
     "stop": Command("drain, then end the process", seconds=10.0),
 }
 

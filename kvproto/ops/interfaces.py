@@ -78,6 +78,9 @@ class IControl(Interface):
             no connection is left, which the drain timeout bounds.
         """
 
+    def config() -> dict[str, Any]:
+        """Return ``{"options": [{"name", "value", "source"}, ...]}``, secrets hidden."""
+
     def stop() -> dict[str, Any]:
         """Begin to drain and end the process with status 0; return at once.
 

@@ -361,6 +361,21 @@ def _drain(answer: Answer) -> list[str]:
     ]
 
 
+def _config(answer: Answer) -> list[str]:
+    """Show each option on a line; what is not set is left out."""
+    rows = [
+        (row["name"], ", ".join(map(_option_value, many)), row["source"])
+        for row in answer["options"]
+        if (many := row["value"] if isinstance(row["value"], list) else [row["value"]])
+        and many != [None]
+    ]
+    return _table(("OPTION", "VALUE", "FROM"), rows, {"VALUE": 20, "FROM": 16})
+
+
+def _option_value(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _stop(answer: Answer) -> list[str]:
     """Show what is going to end, or has."""
     known = {True: "has ended", False: "is still there; it may yet end", None: "is stopping"}
@@ -374,5 +389,6 @@ _RENDERERS: dict[str, Callable[[Answer], list[str]]] = {
     "rollback": _verdict,
     "restart": _restart,
     "drain": _drain,
+    "config": _config,
     "stop": _stop,
 }

@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from kvproto import __version__
 from kvproto.config import Config, OnRotate
+from kvproto.config.settings import Settings, describe
 from kvproto.errors import CommandError
 from kvproto.listeners import AcceptorService, Ledger
 from kvproto.ops.interfaces import IControl
@@ -25,7 +26,6 @@ from kvproto.ops.status import (
     status_report,
     verdict_report,
 )
-from kvproto.tls.generation import Generation
 from kvproto.tls.rotation import Rotation
 
 __all__ = ["ServiceControl"]
@@ -41,12 +41,13 @@ class ServiceControl:
     Args:
         config: For what the operator decided.
         ledger: All accepted connections.
-        acceptors: The listeners, in the order of the configuration.
+        acceptors: The listeners, in the order of the configuration, those without TLS last.
         rotation: Who owns the serving generation.
         clock: Its seconds are Unix time.
         begin_stop: Begins to end the process; returns at once.
         nodes: The node part, None where there is none.
         reload_users: Begins to read the users file again; its outcome is in the log.
+        settings: Where the values of the configuration come from; None: from a program.
 
     Attributes:
         state: Where the process is in its life; the service moves it.
@@ -62,18 +63,19 @@ class ServiceControl:
         begin_stop: Callable[[], object],
         nodes: INodes | None = None,
         reload_users: Callable[[], object] | None = None,
+        settings: Settings | None = None,
     ) -> None:
         self.state = ServiceState.STARTING
         self._config = config
         self._ledger = ledger
         self._acceptors = [*acceptors]
+        self._plain = {acceptor.name for acceptor in acceptors[len(config.listen) :]}
         self._rotation = rotation
         self._clock = clock
         self._begin_stop = begin_stop
         self._reload_users = reload_users
+        self._settings = settings
         self._started = clock.seconds()
-        for acceptor in acceptors:
-            rotation.subscribe(acceptor.name, self._retirer(acceptor))
         self.nodes: NodeControl | None = None
         self._open = {acceptor.name: acceptor.startService for acceptor in acceptors}
         self._close: list[Callable[[], Any]] = [acceptor.stopService for acceptor in acceptors]
@@ -82,24 +84,6 @@ class ServiceControl:
             self._acceptors.append(nodes.acceptor)
             self._open[nodes.acceptor.name] = nodes.open
             self._close.append(nodes.close)
-
-    # what a new generation means
-
-    def _retirer(self, acceptor: AcceptorService) -> Callable[[Generation, Generation], Any]:
-        """Return what applies the policy for live connections to one listener."""
-
-        def verify(generation: Generation) -> Callable[[tuple[bytes, ...]], str | None]:
-            return lambda chain: generation.verify_peer(chain, time.time())
-
-        def retire(old: Generation, new: Generation) -> Deferred[dict[str, Any]]:
-            return acceptor.retire(
-                self._config.on_rotate,
-                new.number,
-                verify=verify(new),
-                window=self._config.drain_window,
-            )
-
-        return retire
 
     # seeing
 
@@ -130,7 +114,9 @@ class ServiceControl:
         """Return what one listener says, and what becomes of its connections on rotation."""
         if self.nodes is not None and acceptor is self.nodes.acceptor:
             return self.nodes.listener_status()
-        return {**acceptor.status(), "on_rotate": self._config.on_rotate.value}
+        secured = acceptor.name not in self._plain
+        policy = self._config.on_rotate if secured else OnRotate.KEEP
+        return {**acceptor.status(), "on_rotate": policy.value}
 
     def connections(self, listener: str | None, limit: int) -> dict[str, Any]:
         """Return the documented list of connections, oldest first."""
@@ -142,6 +128,10 @@ class ServiceControl:
             total=len(self._ledger.entries(listener)),
             limit=limit,
         )
+
+    def config(self) -> dict[str, Any]:
+        """Return what is in force, and where each value comes from."""
+        return {"options": describe(self._config, self._settings)}
 
     def _named(self, name: str) -> AcceptorService:
         for acceptor in self._acceptors:

@@ -208,5 +208,9 @@ class FakeControl:
     def drain(self) -> Any:
         return self._slow("drain")
 
+    def config(self) -> dict[str, Any]:
+        self.asked.append(("config", {}))
+        return {"options": [{"name": "mode", "value": "couchbase", "source": "default"}]}
+
     def stop(self) -> Any:
         return self._slow("stop")

@@ -29,6 +29,32 @@ class TextTestCase(SynchronousTestCase):
         return text
 
 
+class ConfigTests(SynchronousTestCase):
+    """What is in force."""
+
+    def test_table(self) -> None:
+        """One line for each option that has a value; lists and flags as they are written."""
+        rows = [
+            {"name": "listen", "value": ["tcp:1", "tcp6:1"], "source": "command line"},
+            {"name": "anonymous", "value": True, "source": "default"},
+            {"name": "crl", "value": None, "source": "default"},
+            {"name": "plain", "value": [], "source": "default"},
+            {"name": "state-dir", "value": "/a\n" + "b" * 100, "source": "/etc/kvtls.toml:7"},
+        ]
+        lines = render("config", {"ok": True, "options": rows}).splitlines()
+        self.assertEqual(
+            [line.split() for line in lines[:3]],
+            [
+                ["OPTION", "VALUE", "FROM"],
+                ["listen", "tcp:1,", "tcp6:1", "command", "line"],
+                ["anonymous", "true", "default"],
+            ],
+        )
+        self.assertEqual(len(lines), 4)
+        self.assertLessEqual(max(map(len, lines)), WIDTH)
+        self.assertIn("/etc/kvtls.toml:7", lines[3])
+
+
 class SpanTests(SynchronousTestCase):
     """Durations."""
 
