@@ -41,6 +41,7 @@ setup(
         "pyOpenSSL>=25.2",
         "service-identity>=24.1",
         "cryptography>=45.0.7",
+        "google-crc32c>=1.6",
         "txaio>=25.6.1",
         "zope.interface>=6",
         "attrs>=23.1",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 from twisted.application.service import IService, Service
@@ -76,7 +77,7 @@ class MemoryStores(Service):
     def __init__(self, url: StoreURL, config: Config, reactor: Any, run: Run | None) -> None:
         check_memory_url(url)
         self.description = url.text
-        self._stores = {name: memory_store(config, reactor.seconds) for name in config.buckets}
+        self._stores = {name: memory_store(config, reactor) for name in config.buckets}
 
     def store(self, bucket: str) -> IStore:
         """Return the store of a bucket; see `IStores.store`."""
@@ -99,15 +100,16 @@ class MemoryStores(Service):
         return {"url": self.description, "ready": True, "reason": ""}
 
 
-def memory_store(config: Config, now: Callable[[], float]) -> MemoryStore:
+def memory_store(config: Config, reactor: Any) -> MemoryStore:
     """Make one bucket's store in memory, with the limits of the configuration."""
     return MemoryStore(
-        now,
+        reactor.seconds,
         memory_limit=config.bucket_memory_limit,
         evict=config.evict,
         # memcached's limit is on the item, key included; Couchbase's on the value.
         max_item=config.value_limit if config.mode is Mode.MEMCACHED else None,
         max_value=config.value_limit,
+        later=partial(reactor.callLater, 0),
     )
 
 

@@ -1,154 +1,59 @@
-"""JSON as text: where things are in it, without changing what nobody asked to change.
+r"""JSON as text: where things are in it, without changing what nobody asked to change.
 
-Values go in and out as the text that they are, so ``1.0``, ``1e400``, integers of any length,
-the order of keys and white space survive.  Nothing is built from a document but positions; the
-skipping of a value is done by the standard library's C scanner.
+Values go in and out as the bytes that they are, so ``1.0``, ``1e400``, integers of any length, the
+order of names and white space survive.  Nothing is built from a document but positions, which are
+indexes into its bytes.  `Text` wants valid JSON; whether bytes are that is
+`kvproto.store.jsoncheck`'s to say, and `kind` keeps the answer on the document.
 
-Positions are indexes into the decoded text.  All functions but `kind_of` and `check_value` want
-valid JSON.
+Theory.  In valid JSON, to skip a value is to find the bracket that closes it, and all that can hide
+a bracket is a string.  So one regular expression takes everything that is balanced, as far as the
+piece goes, and Python counts only the brackets of what reaches beyond it.
 
-Source: RFC 8259; depth limits: kv_engine ``docs/SubDocument.md`` (32 levels, a scalar is one).
+A path is followed in one pass.  For a name or an index that is plain: what comes before it is
+skipped.  The last element (``[-1]``) is known only at the end of its array, so each element that
+might be it is followed as if it were, and forgotten when another one comes; otherwise each of
+thirty-one ``[-1]`` would read the same bytes again.
+
+Source: RFC 8259.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
-from enum import IntEnum
-from json.decoder import scanstring  # type: ignore[attr-defined]
-from json.scanner import make_scanner
+from dataclasses import dataclass
 
 from kvproto.store.document import Document
-from kvproto.store.paths import PathRefused
-from kvproto.wire.subdoc_terms import PathStatus
+from kvproto.store.jsoncheck import Kind, kind_of
+from kvproto.store.paths import Path, PathRefused
+from kvproto.store.pieces import PIECE, STEP, Work, at_once
+from kvproto.wire.subdoc_terms import MAX_PATH_BYTES, PathStatus
 
-__all__ = [
-    "MAX_LEVELS",
-    "Kind",
-    "check_value",
-    "children",
-    "count",
-    "end_of",
-    "is_json",
-    "kind_of",
-    "skip_space",
-    "splice",
-]
-
-MAX_LEVELS = 32
-"""Levels of nesting that sub-document operations accept; a scalar is one level."""
+__all__ = ["Place", "Text", "check_value", "is_json", "kind", "splice"]
 
 
-class Kind(IntEnum):
-    """What a value is to sub-document operations."""
-
-    UNKNOWN = 0
-    OPAQUE = 1
-    JSON = 2
-    TOO_DEEP = 3
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-# Numbers are handed over as text: that costs least and knows no limit of digits.
-_scan = make_scanner(
-    json.JSONDecoder(  # type: ignore[arg-type]
-        parse_float=str, parse_int=str, parse_constant=_refuse_constant
-    )
-)
-_scan_pairs = make_scanner(
-    json.JSONDecoder(  # type: ignore[arg-type]
-        object_pairs_hook=lambda pairs: pairs, parse_float=str, parse_int=str
-    )
-)
-_space = re.compile(r"[ \t\n\r]*").match
-_colon = re.compile(r"[ \t\n\r]*:[ \t\n\r]*").match
-_comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*").match
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
-_BOILED = bytes(byte if byte in b"[]{}" else ord("s") for byte in range(256))
-
-
-def skip_space(text: str, at: int) -> int:
-    """Return the position of the next character that is no white space."""
-    match = _space(text, at)
-    assert match is not None
-    return match.end()
-
-
-def end_of(text: str, start: int) -> int:
-    """Return where the value that begins at ``start`` ends.
-
-    Raises:
-        ValueError: There is no valid value.
-        RecursionError: It is nested a thousand levels deep.
-    """
-    try:
-        end: int = _scan(text, start)[1]
-    except StopIteration:
-        raise ValueError(start) from None
-    return end
-
-
-def levels_of(text: str) -> int:
-    """Return how deep a valid text is nested, a scalar or empty container counted as one level.
-
-    Everything but brackets is boiled down to ``s``; then, level by level from the inside,
-    ``[s]`` becomes ``s``.  All in C, so a large document costs no more than parsing it does.
-    """
-    rest = _STRING.sub("s", text).encode().translate(_BOILED, b" \t\n\r,:")
-    rest = _squeeze(rest.replace(b"[]", b"s").replace(b"{}", b"s"))
-    level = 1
-    while rest != b"s":
-        rest = _squeeze(rest.replace(b"[s]", b"x").replace(b"{s}", b"x").replace(b"x", b"s"))
-        level += 1
-    return level
-
-
-def _squeeze(text: bytes) -> bytes:
-    while b"ss" in text:
-        text = text.replace(b"ss", b"s")
-    return text
-
-
-def _is_deeper(text: str, levels: int) -> bool:
-    brackets = text.count("[") + text.count("{")
-    return brackets >= levels and levels_of(text) > levels
-
-
-def kind_of(value: bytes) -> Kind:
-    """Say whether bytes are one JSON value, and whether it is too deep to work on."""
-    try:
-        text = value.decode()
-        if skip_space(text, end_of(text, skip_space(text, 0))) != len(text):
-            return Kind.OPAQUE
-    except RecursionError:
-        return Kind.TOO_DEEP
-    except ValueError:
-        return Kind.OPAQUE
-    return Kind.TOO_DEEP if _is_deeper(text, MAX_LEVELS) else Kind.JSON
-
-
-def kind(document: Document) -> Kind:
+def kind(document: Document) -> Work[Kind]:
     """Return the kind of a document's value, found out once and kept on the document."""
     if document.kind == Kind.UNKNOWN:
-        document.kind = kind_of(document.value)
+        document.kind = yield from kind_of(document.value)
     return Kind(document.kind)
 
 
 def is_json(document: Document) -> bool:
     """Say whether a document is JSON, for the datatype of a response.
 
-    The first call for a document parses its value (10 to 20 µs for each KiB), later ones look it
-    up; so a session asks only for clients that have negotiated JSON.
+    The first call for a document parses its value (5 to 40 µs for each KiB, 1 ms for nothing but
+    brackets), later ones look it up; so a session asks only for clients that have negotiated JSON.
     """
-    return document.kind >= Kind.JSON if document.kind else kind(document) >= Kind.JSON
+    return (document.kind or at_once(kind(document))) >= Kind.JSON
 
 
-def check_value(value: bytes, levels: int, *, several: bool = False, scalar: bool = False) -> str:
-    """Return a value to insert as text.
+def check_value(
+    value: bytes, levels: int, *, several: bool = False, scalar: bool = False
+) -> Work[None]:
+    """Make sure that a value can be inserted.
 
     Args:
         value: What the client sent.
@@ -159,56 +64,387 @@ def check_value(value: bytes, levels: int, *, several: bool = False, scalar: boo
     Raises:
         PathRefused: CANNOT_INSERT or VALUE_TOO_DEEP.
     """
-    try:
-        text = value.decode()
-        at = skip_space(text, end_of(text, skip_space(text, 0)))
-        while several and text[at : at + 1] == ",":
-            at = skip_space(text, end_of(text, skip_space(text, at + 1)))
-    except RecursionError:
-        raise PathRefused(PathStatus.VALUE_TOO_DEEP) from None
-    except ValueError:
-        raise PathRefused(PathStatus.CANNOT_INSERT) from None
-    if at != len(text) or (scalar and text[skip_space(text, 0)] in "[{"):
+    if several:
+        found = yield from kind_of(b"[%b]" % value, levels + 1)
+    else:
+        found = yield from kind_of(value, levels)
+    first = value.lstrip(_SPACES)[:1]
+    if found is Kind.OPAQUE or not first or (scalar and first in {b"[", b"{"}):
         raise PathRefused(PathStatus.CANNOT_INSERT)
-    if levels < 1 or _is_deeper(text, levels):
+    if found is Kind.TOO_DEEP or levels < 1:
         raise PathRefused(PathStatus.VALUE_TOO_DEEP)
-    return text
 
 
-def children(text: str, container: int) -> Iterator[tuple[str | int, int, int]]:
-    """Go through an array or object.
+def splice(data: bytes, start: int, end: int, new: bytes) -> bytes:
+    """Put new bytes in the place of a span."""
+    view = memoryview(data)
+    return b"".join((view[:start], new, view[end:]))
+
+
+_SPACES = b" \t\n\r"
+_SPACE = rb"[ \t\n\r]*+"
+_STRING_TEXT = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
+_STRING = rb'"' + _STRING_TEXT + rb'"'
+_NESTED = 31
+_BALANCED = rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+"
+for _ in range(_NESTED):
+    _BALANCED = rb'(?:[^"\[\]{}]++|' + _STRING + rb"|[\[{]" + _BALANCED + rb"[\]}])*+"
+_PLAIN = rb'[^"\[\]{},\s]++'
+_VALUE = rb"(?:" + _PLAIN + rb"|" + _STRING + rb"|[\[{]" + _BALANCED + rb"[\]}])"
+_NEXT = _SPACE + rb"," + _SPACE
+_NAME = rb'"(' + _STRING_TEXT + rb')"' + _SPACE + rb":" + _SPACE
+
+_balanced = re.compile(_BALANCED, re.DOTALL).match
+_string_text = re.compile(_STRING_TEXT, re.DOTALL).match
+_plain = re.compile(_PLAIN).match
+_space = re.compile(_SPACE).match
+_ELEMENT = re.compile(_VALUE + _NEXT, re.DOTALL)
+_MEMBER = re.compile(_NAME + _VALUE + _NEXT, re.DOTALL)
+_SCALAR = re.compile(rb"(" + _PLAIN + rb"|" + _STRING + rb")" + _NEXT, re.DOTALL)
+_QUOTE, _COMMA = b'",'
+_ARRAY, _OBJECT = b"[{"
+_TOO_MANY = 1 << 60
+_LONGEST_NAME = 6 * MAX_PATH_BYTES  # an escape has six bytes for one of the path
+
+
+@dataclass(slots=True)
+class Place:
+    """How far a path leads.
+
+    Attributes:
+        steps: How many of its steps lead somewhere.
+        entry: Where the last of them begins (its name, in an object).
+        value: Where its value begins.
+        end: Where its value ends, if that is known already; else 0.
+    """
+
+    steps: int
+    entry: int
+    value: int
+    end: int = 0
+
+
+class Text:
+    """One valid JSON document, and what was found out of it so far.
 
     Args:
-        text: Valid JSON.
-        container: Position of the opening bracket.
-
-    Yields:
-        Name or index, where the entry begins (its name, in an object), where its value begins.
+        data: The document.
     """
-    at = skip_space(text, container + 1)
-    if text[at] in "}]":
-        return
-    is_object = text[container] == "{"
-    name: str | int = -1
-    entry = at
-    while True:
-        if is_object:
-            name, at = scanstring(text, at + 1, True)
-            at = _colon(text, at).end()  # type: ignore[union-attr]
+
+    __slots__ = ("_escapes", "_left", "_places", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self._left = PIECE
+        self._escapes = b"\\" in data
+        self._places: dict[tuple[str | int, ...], Place | PathStatus] = {}
+
+    def _spent(self, size: int) -> bool:
+        """Count work; return whether it is time to yield."""
+        self._left -= size + STEP
+        if self._left > 0:
+            return False
+        self._left = PIECE
+        return True
+
+    # -- following paths ------------------------------------------------------
+
+    def locate(self, path: Path) -> Work[Place]:
+        """Follow a path as far as it leads.
+
+        Raises:
+            PathRefused: MISMATCH where it wants an array and there is none, or an object;
+                NOT_JSON where the whole document is a string.
+        """
+        steps = path.steps
+        found = self._places.get(steps)
+        if found is None:
+            found = yield from self._follow_known(steps)
+            self._places[steps] = found
+        if not isinstance(found, Place):
+            raise PathRefused(found)
+        return found
+
+    def found(self, path: Path) -> Work[Place]:
+        """Follow a path to its end.
+
+        Raises:
+            PathRefused: MISMATCH, or NOT_FOUND.
+        """
+        place = yield from self.locate(path)
+        if place.steps < len(path.steps):
+            raise PathRefused(PathStatus.NOT_FOUND)
+        return place
+
+    def _follow_known(self, steps: tuple[str | int, ...]) -> Work[Place | PathStatus]:
+        """Follow a path from where another one has come by, or from the root."""
+        for done in range(len(steps) - 1, 0, -1):
+            known = self._places.get(steps[:done])
+            if isinstance(known, Place) and known.steps == done:
+                found, _ = yield from self._follow(steps, done, known.entry, known.value, False)
+                return found
+        root = yield from self.after_space(0)
+        if self.data[root] == _QUOTE:
+            return PathStatus.NOT_JSON  # to these operations, as in kv_engine
+        found, _ = yield from self._follow(steps, 0, root, root, False)
+        return found
+
+    def _follow(
+        self, steps: tuple[str | int, ...], done: int, entry: int, value: int, to_end: bool
+    ) -> Work[tuple[Place | PathStatus, int]]:
+        """Follow the rest of a path.
+
+        Args:
+            steps: All of its steps.
+            done: How many have led here.
+            entry: Where the entry that they have led to begins.
+            value: Where its value begins.
+            to_end: Whether the end of that value is wanted as well.
+
+        Returns:
+            Where the path leads, and the end of the value (0 when it is not wanted).
+        """
+        data = self.data
+        if done == len(steps):
+            end = (yield from self.end_of(value)) if to_end else 0
+            return Place(done, entry, value, end), end
+        if not to_end and done:
+            self._places.setdefault(steps[:done], Place(done, entry, value))
+        if self._spent(0):
+            yield
+        step = steps[done]
+        if data[value] != (_ARRAY if isinstance(step, int) else _OBJECT):
+            return PathStatus.MISMATCH, (yield from self.end_of(value)) if to_end else 0
+        found: Place | PathStatus = Place(done, entry, value)
+        at = yield from self.after_space(value + 1)
+        if data[at] == data[value] + 2:
+            return found, at + 1
+        if step == -1:
+            while True:
+                at, _ = yield from self._skip(_ELEMENT, at, _TOO_MANY)
+                found, end = yield from self._follow(steps, done + 1, at, at, True)
+                at = yield from self._next(end)
+                if not at:
+                    break
+            return found, (yield from self.after_space(end)) + 1
+        if isinstance(step, int):
+            there, at = yield from self._element(at, step)
+            child = at
         else:
-            name += 1  # type: ignore[operator]
-        yield name, entry, at
-        comma = _comma(text, _scan(text, at)[1])
-        if comma is None:
-            return
-        entry = at = comma.end()
+            there, at, child = yield from self._member(at, step)
+        if there:
+            found, end = yield from self._follow(steps, done + 1, at, child, to_end)
+        elif to_end:
+            end = yield from self.end_of(child)
+        return found, (yield from self._leave(end, 1)) if to_end else 0
+
+    def _element(self, at: int, index: int) -> Work[tuple[bool, int]]:
+        """Find an element, the first of which begins at a position.
+
+        Returns:
+            Whether it is there, and where it, or else the last one, begins.
+        """
+        done = 0
+        while True:
+            at, count = yield from self._skip(_ELEMENT, at, index - done)
+            done += count
+            if done == index:
+                return True, at
+            following = yield from self._next((yield from self.end_of(at)))
+            if not following:
+                return False, at
+            at, done = following, done + 1
+
+    def _member(self, at: int, wanted: str) -> Work[tuple[bool, int, int]]:
+        """Find a member, the first of which begins at a position.
+
+        Returns:
+            Whether it is there, and where it, or else the last one, and its value begin.
+        """
+        data = self.data
+        as_bytes = wanted.encode()
+        while True:
+            start = at
+            for found in _matches(_MEMBER, data, at):
+                if found[1] == as_bytes:
+                    break
+                if self._escapes and b"\\" in found[1]:
+                    if self._spent(8 * STEP):
+                        yield
+                    if _unescaped(found[1]) == wanted:
+                        break
+                at = found.end()
+            at = yield from self.after_space(at)  # the piece may have cut it
+            if self._spent(at - start):
+                yield
+            name = data[at + 1 : (yield from self.end_of(at)) - 1]
+            value = yield from self.after_space(
+                (yield from self.after_space(at + len(name) + 2)) + 1
+            )
+            if name == as_bytes or _unescaped(name) == wanted:
+                return True, at, value
+            following = yield from self._next((yield from self.end_of(value)))
+            if not following:
+                return False, at, value
+            at = following
+
+    # -- skipping -------------------------------------------------------------
+
+    def _skip(self, entry: re.Pattern[bytes], at: int, most: int) -> Work[tuple[int, int]]:
+        """Skip entries that others follow, as many as are easy to skip.
+
+        Returns:
+            Where the next entry begins, and how many were skipped.
+        """
+        skipped = 0
+        while most > skipped:
+            start = at
+            matches = _matches(entry, self.data, at)
+            last = deque(zip(range(1, most - skipped + 1), matches, strict=False), maxlen=1)
+            if last:
+                [(count, found)] = last
+                skipped += count
+                at = yield from self.after_space(found.end())  # the piece may have cut it
+            # The next one may have been looked at up to the end of the piece, in vain.
+            if self._spent(at - start + min(PIECE, len(self.data) - at) // 2):
+                yield
+            if at - start < PIECE // 2:
+                break
+        return at, skipped
+
+    def _next(self, end: int) -> Work[int]:
+        """Return where the entry behind one that ends at a position begins, 0 if none follows."""
+        at = yield from self.after_space(end)
+        return (yield from self.after_space(at + 1)) if self.data[at] == _COMMA else 0
+
+    def after_space(self, at: int) -> Work[int]:
+        """Return the position of the next byte that is no white space."""
+        while True:
+            found = _space(self.data, at, at + PIECE)
+            assert found is not None
+            if found.end() - at < PIECE:
+                return found.end()
+            at = found.end()
+            if self._spent(PIECE):
+                yield
+
+    def end_of(self, start: int) -> Work[int]:
+        """Return where the value that begins at a position ends."""
+        data, at = self.data, start
+        first = data[at]
+        if first in b"[{":
+            return (yield from self._leave(at + 1, 1))
+        if first == _QUOTE:
+            at += 1
+            while True:
+                found = _string_text(data, at, at + PIECE)
+                assert found is not None
+                if self._spent(found.end() - at):
+                    yield
+                at = found.end()
+                if data[at] == _QUOTE:
+                    return at + 1
+        while True:
+            found = _plain(data, at, at + PIECE)
+            if found is None or found.end() - at < PIECE:
+                return at if found is None else found.end()
+            at = found.end()
+            if self._spent(PIECE):
+                yield
+
+    def _leave(self, at: int, depth: int) -> Work[int]:
+        """Return where a container ends, from a position that is some levels deep in it."""
+        data = self.data
+        while True:
+            found = _balanced(data, at, at + PIECE)
+            assert found is not None
+            if self._spent(found.end() - at):
+                yield
+            at = found.end()
+            first = data[at]
+            if first == _QUOTE:
+                at = yield from self.end_of(at)
+            elif first in b"[{":
+                # It reaches beyond the piece, so all of it may have been looked at in vain.
+                depth += 1
+                at += 1
+                if self._spent(PIECE // 2):
+                    yield
+            elif first in b"]}":
+                depth -= 1
+                at += 1
+                if not depth:
+                    return at
+
+    def before_space(self, at: int, start: int) -> Work[int]:
+        """Go back from a position over white space, not beyond another position."""
+        while at > start:
+            piece = self.data[max(start, at - PIECE) : at]
+            kept = piece.rstrip(_SPACES)
+            at -= len(piece) - len(kept)
+            if kept:
+                break
+            if self._spent(PIECE):
+                yield
+        return at
+
+    # -- entries --------------------------------------------------------------
+
+    def count(self, container: int) -> Work[int]:
+        """Return how many entries an array or object has."""
+        data = self.data
+        entry = _ELEMENT if data[container] == _ARRAY else _MEMBER
+        at = yield from self.after_space(container + 1)
+        if data[at] == data[container] + 2:
+            return 0
+        total = 0
+        while at:
+            at, skipped = yield from self._skip(entry, at, _TOO_MANY)
+            total += skipped + 1
+            end = yield from self.end_of(at)
+            if entry is _MEMBER:
+                value = (yield from self.after_space(end)) + 1
+                end = yield from self.end_of((yield from self.after_space(value)))
+            at = yield from self._next(end)
+        return total
+
+    def has_scalar(self, array: int, wanted: bytes) -> Work[bool]:
+        """Say whether an array of scalars has this one, spelt alike.
+
+        Raises:
+            PathRefused: MISMATCH: it has arrays or objects.
+        """
+        data = self.data
+        at = yield from self.after_space(array + 1)
+        if data[at] == _ARRAY + 2:
+            return False
+        same = False
+        while at:
+            start = at
+            for found in _matches(_SCALAR, data, at):
+                same = same or found[1] == wanted
+                at = found.end()
+            at = yield from self.after_space(at)  # the piece may have cut it
+            if self._spent(at - start):
+                yield
+            if data[at] in b"[{":
+                raise PathRefused(PathStatus.MISMATCH)
+            end = yield from self.end_of(at)
+            same = same or data[at:end] == wanted
+            at = yield from self._next(end)
+        return same
 
 
-def count(text: str, container: int) -> int:
-    """Return how many entries an array or object has."""
-    return len(_scan_pairs(text, container)[0])
+def _matches(entry: re.Pattern[bytes], data: bytes, at: int) -> Iterator[re.Match[bytes]]:
+    """Match entries one behind the other, as far as a piece goes."""
+    # Like ``finditer``, but not searching: the standard library's own `re.Scanner` uses it.
+    scanner = entry.scanner(data, at, at + PIECE)  # type: ignore[attr-defined]
+    return iter(scanner.match, None)
 
 
-def splice(text: str, start: int, end: int, new: str) -> str:
-    """Put new text in the place of a span."""
-    return text[:start] + new + text[end:]
+def _unescaped(name: bytes) -> str | None:
+    """Return the name that JSON string text with escapes stands for."""
+    if b"\\" not in name or len(name) > _LONGEST_NAME:
+        return None
+    unescaped: str = json.loads(b'"%b"' % name)
+    return unescaped

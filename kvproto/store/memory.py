@@ -14,21 +14,26 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
 from kvproto.store.document import Document, Key, Refusal
 from kvproto.store.expiry import deadline
 from kvproto.store.interfaces import IStore
 from kvproto.store.operations import Operations
+from kvproto.store.partial import IN_PIECES, RuleInPieces
+from kvproto.store.pieces import Pieces, Work
 from kvproto.store.rules import DEFAULT_MAX_VALUE, Answer, Decision, Effect, Limits, Rule
 from kvproto.store.statistics import Statistics
 from kvproto.store.table import ITEM_OVERHEAD, DocumentTable
-from kvproto.wire.subdoc_terms import DocFlag
+from kvproto.wire.subdoc_terms import DocFlag, PathStatus
 
 __all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "MemoryStore"]
 
 DEFAULT_MEMORY_LIMIT = 64 << 20
 """Bytes; memcached's ``-m 64``."""
+
+_MAX_ATTEMPTS = 10
 
 _new = object.__new__
 
@@ -45,6 +50,9 @@ class MemoryStore(Operations):
             leaves only ``max_value``.
         max_value: Bytes of one value, above which a write is TOO_BIG.
         uuid: Name of the history of sequence numbers; random when None.
+        later: Calls a function in a later turn of the event loop, e.g. ``partial(
+            reactor.callLater, 0)``: what takes long is then done in pieces and answered by a
+            Deferred; when None, everything is answered at once, however long it takes.
     """
 
     def __init__(
@@ -56,7 +64,9 @@ class MemoryStore(Operations):
         *,
         max_value: int = DEFAULT_MAX_VALUE,
         uuid: int | None = None,
+        later: Callable[[Callable[[], None]], IDelayedCall] | None = None,
     ) -> None:
+        self._pieces = Pieces(later)
         self.uuid = secrets.randbits(48) if uuid is None else uuid
         self._now = now
         self._statistics = Statistics()
@@ -228,8 +238,11 @@ class MemoryStore(Operations):
             self._table.use(key)
             return decision.answer
         if refusal is None:
-            self._seqno += 1
+            if document is None:
+                self._seqno += 1
             return decision.answer
+        if document is not None and document.seqno == self._seqno:
+            self._seqno -= 1
         if refusal is Refusal.TOO_BIG:
             statistics.too_large += 1
         else:
@@ -251,10 +264,13 @@ class MemoryStore(Operations):
         return None
 
     def _stamp(self, document: Document) -> None:
-        """Give a document the numbers that it will have if it is stored, unless it has them."""
+        """Give a document the numbers that it will have if it is stored, unless it has them.
+
+        They are taken from then on: others may be changed before it is stored.
+        """
         if not document.cas:
             document.cas = self._next_cas(self._now())
-            document.seqno = self._seqno + 1
+            self._seqno = document.seqno = self._seqno + 1
 
     def _next_cas(self, now: float) -> int:
         """Return the clock in nanoseconds with the low 16 bits free, or the last CAS and one.
@@ -292,15 +308,30 @@ class MemoryStore(Operations):
             key, value, flags, expiry, cas, datatype=datatype, preserve_expiry=preserve_expiry
         )
 
-    def _apply_to_any(
-        self, key: Key, doc_flags: int, rule: Rule[Answer], *args: Any
-    ) -> Answer | Refusal:
-        """Do as `_apply`; the rule may see a deleted document if the client wants to."""
-        now = self._now()
-        old = found = self._table.live(key, now)
-        if old is None and doc_flags & DocFlag.ACCESS_DELETED:
-            found = self._table.tombstones.get(key)
-        return self._carry_out(key, old, rule(found, now, *args), now)
+    def _apply_to_any(self, key: Key, doc_flags: int, rule: Rule[Any], *args: Any) -> Any:
+        """Do as `_apply`, in pieces; the rule may see a deleted document if the client wants to."""
+        return self._pieces.run(self._do_in_pieces(key, doc_flags, IN_PIECES[rule], args))
+
+    def _do_in_pieces(
+        self, key: Key, doc_flags: int, rule: RuleInPieces, args: tuple[Any, ...]
+    ) -> Work[Any]:
+        """Work out a decision, and let it happen if the document is still what it was then.
+
+        Whoever was overtaken begins again with what is there now.  After some attempts it is
+        refused, so that two clients cannot keep each other, and us, at work for ever.
+        """
+        table = self._table
+        for _ in range(_MAX_ATTEMPTS):
+            now = self._now()
+            old, grave = table.live(key, now), table.tombstones.get(key)
+            wants_grave = old is None and doc_flags & DocFlag.ACCESS_DELETED
+            decision = yield from rule(grave if wants_grave else old, now, *args)
+            now = self._now()
+            there = table.live(key, now)
+            is_same = there is old and table.tombstones.get(key) is grave
+            if is_same or decision.effect is Effect.NOTHING:
+                return self._carry_out(key, there, decision, now)
+        return PathStatus.TEMPORARY_FAILURE
 
     # -- all at once ----------------------------------------------------------
 

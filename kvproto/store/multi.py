@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kvproto.store.document import Document
-from kvproto.store.jsontext import Kind, kind, kind_of
+from kvproto.store.document import Document, Refusal
+from kvproto.store.jsoncheck import Kind, kind_of
+from kvproto.store.jsontext import Text, kind
 from kvproto.store.paths import PathRefused
+from kvproto.store.pieces import PIECE, Work
 from kvproto.store.subdoc import look_up, mutate
-from kvproto.store.virtual import expand_macro, is_macro, virtual_attribute
+from kvproto.store.virtual import VirtualAttributes, expand_macro, is_macro
 from kvproto.wire.subdoc_terms import (
     MAX_PATH_BYTES,
     MAX_SPECS,
@@ -30,6 +32,8 @@ from kvproto.wire.subdoc_terms import (
 )
 
 __all__ = [
+    "MAX_RESULTS",
+    "MAX_XATTRS",
     "LookupResult",
     "MutationResult",
     "check_lookup",
@@ -41,6 +45,12 @@ __all__ = [
 ]
 
 MAX_XATTR_NAME_BYTES = 16
+
+MAX_XATTRS = 1024
+"""Extended attributes that one document may have."""
+
+MAX_RESULTS = 20 << 20
+"""Bytes that one lookup may answer with, unless its document alone is larger."""
 
 
 @dataclass(slots=True)
@@ -225,44 +235,80 @@ def _xattr_name(path: bytes) -> str:
 # -- looking up -------------------------------------------------------------------------------
 
 
-def look_up_all(document: Document, specs: Sequence[LookupSpec], uuid: int) -> LookupResult:
-    """Answer a lookup that `check_lookup` found well formed."""
-    texts: list[str] = []
+class _Lookups:
+    """The lookups of one request, in one document; what one found out is kept for the next.
+
+    Args:
+        document: The document.
+        uuid: Name of its store's history.
+    """
+
+    def __init__(self, document: Document, uuid: int) -> None:
+        self._document = document
+        self._virtual = VirtualAttributes(document, uuid)
+        self._texts: dict[str, Text] = {}
+        self._answers: dict[tuple[int, int, bytes], tuple[PathStatus, bytes]] = {}
+
+    def answer(self, spec: LookupSpec) -> Work[tuple[PathStatus, bytes]]:
+        """Answer one of them: status and value."""
+        question = spec.op, spec.flags, spec.path
+        answer = self._answers.get(question)
+        if answer is None:
+            try:
+                answer = PathStatus.SUCCESS, (yield from self._look_up(spec))
+            except PathRefused as refused:
+                answer = refused.status, b""
+            self._answers[question] = answer
+        return answer
+
+    def _look_up(self, spec: LookupSpec) -> Work[bytes]:
+        document = self._document
+        if spec.flags & PathFlag.XATTR:
+            if spec.path.startswith(b"$"):
+                return (yield from self._virtual.look_up(spec.op, spec.path))
+            name = _xattr_name(spec.path)
+            text = self._texts.get(name)
+            if text is None:
+                text = self._texts[name] = Text(_xattr_text(document.xattrs, name))
+            return (yield from look_up(text, spec.op, spec.path))
+        if document.deleted:
+            raise PathRefused(PathStatus.NOT_FOUND)
+        if spec.op == PathOp.GET_DOC:
+            return document.value
+        text = self._texts.get("")
+        if text is None:
+            _refuse_kind((yield from kind(document)))
+            text = self._texts[""] = Text(document.value)
+        return (yield from look_up(text, spec.op, spec.path))
+
+
+def look_up_all(
+    document: Document, specs: Sequence[LookupSpec], uuid: int
+) -> Work[LookupResult | PathStatus | Refusal]:
+    """Answer a lookup that `check_lookup` found well formed.
+
+    Returns:
+        The results; TOO_BIG when they are more than `MAX_RESULTS` bytes, and than the document.
+    """
+    lookups = _Lookups(document, uuid)
     results: list[tuple[PathStatus, bytes]] = []
-    failed = False
+    room = max(MAX_RESULTS, len(document.value))
     for spec in specs:
-        try:
-            results.append((PathStatus.SUCCESS, _look_up_one(document, spec, uuid, texts)))
-        except PathRefused as refused:
-            failed = True
-            results.append((refused.status, b""))
+        results.append((yield from lookups.answer(spec)))
+        room -= len(results[-1][1])
+        if room < 0:
+            return Refusal.TOO_BIG
+    failed = any(status for status, _ in results)
     status = PathStatus.SOME_FAILED if failed else PathStatus.SUCCESS
     if document.deleted:
         status = PathStatus.SOME_FAILED_DELETED if failed else PathStatus.SUCCESS_DELETED
     return LookupResult(status, document, results)
 
 
-def _look_up_one(document: Document, spec: LookupSpec, uuid: int, texts: list[str]) -> bytes:
-    """Answer one lookup; ``texts`` keeps the decoded body for the next one."""
-    if spec.flags & PathFlag.XATTR:
-        if spec.path.startswith(b"$"):
-            return virtual_attribute(document, uuid, spec.op, spec.path)
-        return look_up(_xattr_text(document.xattrs, spec.path), spec.op, spec.path)
-    if document.deleted:
-        raise PathRefused(PathStatus.NOT_FOUND)
-    if spec.op == PathOp.GET_DOC:
-        return document.value
-    if not texts:
-        _refuse_kind(kind(document))
-        texts.append(document.value.decode())
-    return look_up(texts[0], spec.op, spec.path)
-
-
-def _xattr_text(xattrs: dict[str, bytes] | None, path: bytes) -> str:
-    """Return an object with the one extended attribute that a path is about, if it is there."""
-    name = _xattr_name(path)
+def _xattr_text(xattrs: dict[str, bytes] | None, name: str) -> bytes:
+    """Return an object with one extended attribute, if it is there."""
     value = (xattrs or {}).get(name)
-    return "{}" if value is None else f'{{"{name}":{value.decode()}}}'
+    return b"{}" if value is None else b'{"%b":%b}' % (name.encode(), value)
 
 
 def _refuse_kind(kind: Kind) -> None:
@@ -277,7 +323,7 @@ def _refuse_kind(kind: Kind) -> None:
 
 def mutate_all(
     old: Document | None, specs: Sequence[MutationSpec], new: Document, doc_flags: int, uuid: int
-) -> Changes | MutationResult:
+) -> Work[Changes | MutationResult]:
     """Work out a mutation that `check_mutation` found well formed.
 
     Args:
@@ -295,9 +341,10 @@ def mutate_all(
     body_specs = [item for item in numbered if not item[1].flags & PathFlag.XATTR]
     xattr_specs = [item for item in numbered if item[1].flags & PathFlag.XATTR]
     changes = Changes(b"", dict(old.xattrs) if old is not None and old.xattrs else {})
-    failed = _mutate_body(old, body_specs, changes, create)
+    failed = yield from _mutate_body(old, body_specs, changes, create)
     new.value = changes.value
-    failed = _mutate_xattrs(old, xattr_specs, changes, create, new, uuid) or failed
+    macros = VirtualAttributes(new, uuid), VirtualAttributes(old or Document(b""), uuid)
+    failed = (yield from _mutate_xattrs(xattr_specs, changes, create, macros)) or failed
     if failed is not None:
         return MutationResult(PathStatus.SOME_FAILED, None, [failed])
     changes.results.sort()
@@ -309,36 +356,33 @@ def _mutate_body(
     specs: Sequence[tuple[int, MutationSpec]],
     changes: Changes,
     create: bool,
-) -> PathResult | None:
+) -> Work[PathResult | None]:
     """Change the body; return what failed, if anything did."""
-    is_new = old is None or old.deleted
-    changes.value = _empty_body(specs) if old is None or is_new else old.value
-    known = Kind.JSON if old is None or is_new else None
-    text: str | None = None
+    if old is None or old.deleted:
+        changes.value, changes.kind = _empty_body(specs), Kind.JSON
+    else:
+        changes.value, changes.kind = old.value, Kind(old.kind)
     for index, spec in specs:
         if spec.op in _WHOLE:
             changes.delete = spec.op == PathOp.DELETE_DOC
-            changes.value, text, known = spec.value, None, None
+            changes.value, changes.kind = spec.value, Kind.UNKNOWN
             continue
         try:
-            if text is None:
-                _refuse_kind(known or _kind_now(old, changes.value))
-                text = changes.value.decode()
+            if changes.kind is Kind.UNKNOWN:
+                changes.kind = yield from kind_of(changes.value)
+                if old is not None and changes.value is old.value:
+                    old.kind = changes.kind
+            _refuse_kind(changes.kind)
             parents = create or bool(spec.flags & PathFlag.CREATE_PARENTS)
-            edit = mutate(text, spec.op, spec.path, spec.value, parents)
+            edit = yield from mutate(changes.value, spec.op, spec.path, spec.value, parents)
         except PathRefused as refused:
             return PathResult(index, refused.status)
-        text = edit.text
+        changes.value = edit.data
         if edit.answer is not None:
             changes.results.append(PathResult(index, PathStatus.SUCCESS, edit.answer))
-    if text is not None:
-        changes.value, changes.kind = text.encode(), Kind.JSON
+        if len(changes.value) > PIECE:  # it was copied
+            yield
     return None
-
-
-def _kind_now(old: Document | None, value: bytes) -> Kind:
-    """Return the kind of a body in work; an unchanged one may be known already."""
-    return kind(old) if old is not None and value is old.value else kind_of(value)
 
 
 def _empty_body(specs: Sequence[tuple[int, MutationSpec]]) -> bytes:
@@ -350,13 +394,11 @@ def _empty_body(specs: Sequence[tuple[int, MutationSpec]]) -> bytes:
 
 
 def _mutate_xattrs(
-    old: Document | None,
     specs: Sequence[tuple[int, MutationSpec]],
     changes: Changes,
     create: bool,
-    new: Document,
-    uuid: int,
-) -> PathResult | None:
+    macros: tuple[VirtualAttributes, VirtualAttributes],
+) -> Work[PathResult | None]:
     """Change the extended attributes; return what failed, if anything did."""
     xattrs = changes.xattrs or {}
     for index, spec in specs:
@@ -364,17 +406,20 @@ def _mutate_xattrs(
         try:
             value = spec.value
             if spec.flags & PathFlag.EXPAND_MACROS:
-                value = expand_macro(value, new, old, uuid)
+                value = yield from expand_macro(value, *macros)
             parents = create or bool(spec.flags & PathFlag.CREATE_PARENTS)
-            edit = mutate(_xattr_text(xattrs, spec.path), spec.op, spec.path, value, parents)
+            data = _xattr_text(xattrs, name)
+            edit = yield from mutate(data, spec.op, spec.path, value, parents)
         except PathRefused as refused:
             return PathResult(index, refused.status)
-        prefix = f'{{"{name}":'
-        if edit.text.startswith(prefix):
-            xattrs[name] = edit.text[len(prefix) : -1].encode()
+        prefix = b'{"%b":' % name.encode()
+        if edit.data.startswith(prefix):
+            xattrs[name] = edit.data[len(prefix) : -1]
         else:
             xattrs.pop(name, None)
         if edit.answer is not None:
             changes.results.append(PathResult(index, PathStatus.SUCCESS, edit.answer))
+        if len(edit.data) > PIECE:
+            yield
     changes.xattrs = xattrs or None
     return None

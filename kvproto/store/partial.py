@@ -1,18 +1,22 @@
 """The rules of sub-document operations: on which document, and what becomes of it.
 
-As `kvproto.store.rules`; what the operations do to a text is `kvproto.store.subdoc`'s and
-`kvproto.store.multi`'s.  Where the client asks for deleted documents, ``old`` may be a tombstone.
+As `kvproto.store.rules`; what the operations do to a document is `kvproto.store.subdoc`'s and
+`kvproto.store.multi`'s.  Each rule has a form that works in pieces (`IN_PIECES`), for a store that
+can answer later; see `kvproto.store.pieces`.  Where the client asks for deleted documents,
+``old`` may be a tombstone.
 
 Source: kv_engine ``docs/SubDocument.md``, "Doc Flags"; mcbp rules for deleted documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from kvproto.store.document import Document, Refusal
 from kvproto.store.expiry import deadline
 from kvproto.store.multi import (
+    MAX_XATTRS,
     LookupResult,
     MutationResult,
     check_lookup,
@@ -22,10 +26,27 @@ from kvproto.store.multi import (
     mutate_all,
     stays_deleted,
 )
-from kvproto.store.rules import Counts, Decision, Effect, Stamp, check, storing, tombstone
+from kvproto.store.pieces import Work, at_once
+from kvproto.store.rules import (
+    Counts,
+    Decision,
+    Effect,
+    Rule,
+    Stamp,
+    check,
+    storing,
+    tombstone,
+)
 from kvproto.wire.subdoc_terms import DocFlag, LookupSpec, MutationSpec, PathFlag, PathStatus
 
-__all__ = ["lookup_in", "mutate_in", "refuse_lookup", "refuse_mutation"]
+__all__ = [
+    "IN_PIECES",
+    "RuleInPieces",
+    "lookup_in",
+    "mutate_in",
+    "refuse_lookup",
+    "refuse_mutation",
+]
 
 _SET: Counts = ("cmd_set",)
 
@@ -42,9 +63,9 @@ def refuse_mutation(specs: Sequence[MutationSpec], doc_flags: int, cas: int) -> 
     return None if status is PathStatus.SUCCESS else status
 
 
-def lookup_in(
+def look_up_in_pieces(
     old: Document | None, now: float, specs: Sequence[LookupSpec], uuid: int
-) -> Decision[LookupResult | Refusal]:
+) -> Work[Decision[LookupResult | PathStatus | Refusal]]:
     """Look up several paths in one document; see `IStore.lookup_in`.
 
     Args:
@@ -56,10 +77,10 @@ def lookup_in(
     counts = ("get_misses",) if old is None or old.deleted else ("get_hits",)
     if old is None:
         return Decision(Refusal.NOT_FOUND, counts=counts)
-    return Decision(look_up_all(old, specs, uuid), counts=counts)
+    return Decision((yield from look_up_all(old, specs, uuid)), counts=counts)
 
 
-def mutate_in(
+def mutate_in_pieces(
     old: Document | None,
     now: float,
     specs: Sequence[MutationSpec],
@@ -70,7 +91,7 @@ def mutate_in(
     preserve_expiry: bool,
     uuid: int,
     stamp: Stamp,
-) -> Decision[MutationResult | PathStatus | Refusal]:
+) -> Work[Decision[MutationResult | PathStatus | Refusal]]:
     """Change several paths in one document, all or none; see `IStore.mutate_in`.
 
     Args:
@@ -91,9 +112,11 @@ def mutate_in(
     new = Document(b"")
     if any(spec.flags & PathFlag.EXPAND_MACROS for spec in specs):
         stamp(new)
-    changes = mutate_all(base, specs, new, doc_flags, uuid)
+    changes = yield from mutate_all(base, specs, new, doc_flags, uuid)
     if isinstance(changes, MutationResult):
         return Decision(changes, counts=counts)
+    if changes.xattrs is not None and len(changes.xattrs) > MAX_XATTRS:
+        return Decision(Refusal.TOO_BIG, counts=counts)
     new.value, new.xattrs, new.kind = changes.value, changes.xattrs, changes.kind
     there = None if old is None or old.deleted else old
     effect = Effect.DELETE
@@ -107,6 +130,25 @@ def mutate_in(
     is_tombstone = new.deleted and not changes.delete
     status = PathStatus.SUCCESS_DELETED if is_tombstone else PathStatus.SUCCESS
     return Decision(MutationResult(status, new, changes.results), effect, new, counts)
+
+
+def lookup_in(*args: Any) -> Decision[LookupResult | PathStatus | Refusal]:
+    """Do as `look_up_in_pieces`, at once."""
+    return at_once(look_up_in_pieces(*args))
+
+
+def mutate_in(*args: Any) -> Decision[MutationResult | PathStatus | Refusal]:
+    """Do as `mutate_in_pieces`, at once."""
+    return at_once(mutate_in_pieces(*args))
+
+
+RuleInPieces: TypeAlias = Callable[..., Work[Decision[Any]]]
+
+IN_PIECES: dict[Rule[Any], RuleInPieces] = {
+    lookup_in: look_up_in_pieces,
+    mutate_in: mutate_in_pieces,
+}
+"""The form of each rule that works in pieces; while it waits the document may be changed."""
 
 
 def _base(

@@ -1,7 +1,7 @@
-"""Sub-document operations: what each does to a text, and what may be asked together.
+"""Sub-document operations: what each does to a document.
 
-Pure: bytes and specs in, bytes and results out; the store decides which document and
-whether to keep the result.  A failing path raises, so nothing is ever half done.
+Pure: bytes and specs in, bytes and results out; the store decides which document and whether to
+keep the result.  A failing path raises, so nothing is ever half done.
 
 Source: kv_engine ``docs/SubDocument.md``; the corner cases follow subjson's tests.
 """
@@ -12,16 +12,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvproto.store.jsontext import (
-    MAX_LEVELS,
-    check_value,
-    children,
-    count,
-    end_of,
-    skip_space,
-    splice,
-)
+from kvproto.store.jsoncheck import MAX_LEVELS
+from kvproto.store.jsontext import Place, Text, check_value, splice
 from kvproto.store.paths import Path, PathRefused, parse_path
+from kvproto.store.pieces import Work
 from kvproto.wire.subdoc_terms import PathOp, PathStatus
 
 __all__ = ["Edit", "look_up", "mutate"]
@@ -29,85 +23,49 @@ __all__ = ["Edit", "look_up", "mutate"]
 
 @dataclass(slots=True)
 class Edit:
-    """What one mutation made of a text, and what it answers (only a counter does)."""
+    """What one mutation made of a document, and what it answers (only a counter does)."""
 
-    text: str
+    data: bytes
     answer: bytes | None = None
-
-
-@dataclass(slots=True)
-class _Place:
-    """How far a path leads.
-
-    Attributes:
-        steps: How many of its steps lead somewhere.
-        entry: Where the last of them begins (its name, in an object).
-        value: Where its value begins.
-    """
-
-    steps: int
-    entry: int
-    value: int
-
-
-def _locate(text: str, steps: tuple[str | int, ...]) -> _Place:
-    """Follow a path as far as it leads.
-
-    Raises:
-        PathRefused: MISMATCH where it wants an array and there is none, or an object; NOT_JSON of
-            a document that is a string, which for kv_engine is none.
-    """
-    entry = value = skip_space(text, 0)
-    if text[value] == '"':
-        raise PathRefused(PathStatus.NOT_JSON)
-    for done, step in enumerate(steps):
-        if text[value] != ("[" if isinstance(step, int) else "{"):
-            raise PathRefused(PathStatus.MISMATCH)
-        found = False
-        for name, entry_, value_ in children(text, value):
-            if step in (name, -1):
-                found, last = True, (entry_, value_)
-                if step != -1:
-                    break
-        if not found:
-            return _Place(done, entry, value)
-        entry, value = last
-    return _Place(len(steps), entry, value)
 
 
 # -- looking up -------------------------------------------------------------------------------
 
 
-def look_up(text: str, op: int, path: bytes) -> bytes:
+def look_up(text: Text, op: int, path: bytes) -> Work[bytes]:
     """Answer one lookup.
 
     Args:
-        text: A valid JSON document.
+        text: The document.
         op: GET, EXISTS or GET_COUNT.
         path: Where; empty is the whole document.
 
     Raises:
         PathRefused: There is nothing, or nothing of the right type.
     """
-    parsed = parse_path(path)
-    place = _locate(text, parsed.steps)
-    if place.steps < len(parsed.steps):
-        raise PathRefused(PathStatus.NOT_FOUND)
+    place = yield from text.found(parse_path(path))
     if op == PathOp.GET_COUNT:
-        if text[place.value] not in "[{":
+        if text.data[place.value] not in b"[{":
             raise PathRefused(PathStatus.MISMATCH)
-        return b"%d" % count(text, place.value)
-    return text[place.value : end_of(text, place.value)].encode() if op == PathOp.GET else b""
+        return b"%d" % (yield from text.count(place.value))
+    if op != PathOp.GET:
+        return b""
+    place.end = yield from _end(text, place)
+    return text.data[place.value : place.end]
+
+
+def _end(text: Text, place: Place) -> Work[int]:
+    return place.end or (yield from text.end_of(place.value))
 
 
 # -- changing ---------------------------------------------------------------------------------
 
 
-def mutate(text: str, op: int, path: bytes, value: bytes, create_parents: bool) -> Edit:
+def mutate(data: bytes, op: int, path: bytes, value: bytes, create_parents: bool) -> Work[Edit]:
     """Do one mutation.
 
     Args:
-        text: A valid JSON document.
+        data: A valid JSON document.
         op: One of the mutations of `PathOp` that have a path.
         path: Where.
         value: JSON text; ``1,2,3`` for several elements of an array; a counter's delta.
@@ -116,115 +74,113 @@ def mutate(text: str, op: int, path: bytes, value: bytes, create_parents: bool) 
     Raises:
         PathRefused: It cannot be done.
     """
-    return _MUTATIONS[op](text, parse_path(path), value, create_parents)
+    return (yield from _MUTATIONS[op](Text(data), parse_path(path), value, create_parents))
 
 
-def _store(text: str, path: Path, value: bytes, create: bool, *, add: bool) -> Edit:
+def _store(text: Text, path: Path, value: bytes, create: bool, *, add: bool) -> Work[Edit]:
     if not path.steps:
         raise PathRefused(PathStatus.CANNOT_INSERT)
-    new = check_value(value, MAX_LEVELS - len(path.steps))
-    place = _locate(text, path.steps)
+    yield from check_value(value, MAX_LEVELS - len(path.steps))
+    place = yield from text.locate(path)
     if isinstance(path.steps[-1], int):
         raise PathRefused(PathStatus.BAD_PATH)
     if place.steps < len(path.steps):
-        return Edit(_insert_member(text, place, path, new, create))
+        return Edit((yield from _insert_member(text, place, path, value, create)))
     if add:
         raise PathRefused(PathStatus.EXISTS)
-    return Edit(splice(text, place.value, end_of(text, place.value), new))
+    end = yield from _end(text, place)
+    return Edit(splice(text.data, place.value, end, value))
 
 
-def _dict_add(text: str, path: Path, value: bytes, create: bool) -> Edit:
-    return _store(text, path, value, create, add=True)
+def _dict_add(text: Text, path: Path, value: bytes, create: bool) -> Work[Edit]:
+    return (yield from _store(text, path, value, create, add=True))
 
 
-def _dict_upsert(text: str, path: Path, value: bytes, create: bool) -> Edit:
-    return _store(text, path, value, create, add=False)
+def _dict_upsert(text: Text, path: Path, value: bytes, create: bool) -> Work[Edit]:
+    return (yield from _store(text, path, value, create, add=False))
 
 
-def _replace(text: str, path: Path, value: bytes, create: bool) -> Edit:
+def _replace(text: Text, path: Path, value: bytes, create: bool) -> Work[Edit]:
     if not path.steps:
         raise PathRefused(PathStatus.CANNOT_INSERT)
-    new = check_value(value, MAX_LEVELS - len(path.steps))
-    place = _found(text, path)
-    return Edit(splice(text, place.value, end_of(text, place.value), new))
+    yield from check_value(value, MAX_LEVELS - len(path.steps))
+    place = yield from text.found(path)
+    end = yield from _end(text, place)
+    return Edit(splice(text.data, place.value, end, value))
 
 
-def _remove(text: str, path: Path, value: bytes, create: bool) -> Edit:
+def _remove(text: Text, path: Path, value: bytes, create: bool) -> Work[Edit]:
     if not path.steps:
         raise PathRefused(PathStatus.CANNOT_INSERT)
-    place = _found(text, path)
-    start, end = place.entry, end_of(text, place.value)
-    after = skip_space(text, end)
-    if text[after] == ",":
-        return Edit(splice(text, start, skip_space(text, after + 1), ""))
-    before = _before_space(text, start)
-    return Edit(splice(text, before - 1 if text[before - 1] == "," else start, end, ""))
+    place = yield from text.found(path)
+    data, start = text.data, place.entry
+    end = yield from _end(text, place)
+    after = yield from text.after_space(end)
+    if data[after] == _COMMA:
+        return Edit(splice(data, start, (yield from text.after_space(after + 1)), b""))
+    before = yield from text.before_space(start, 0)
+    return Edit(splice(data, before - 1 if data[before - 1] == _COMMA else start, end, b""))
 
 
-def _push_last(text: str, path: Path, value: bytes, create: bool) -> Edit:
-    new = check_value(value, MAX_LEVELS - 1 - len(path.steps), several=True)
-    place = _locate(text, path.steps)
+def _push_last(text: Text, path: Path, value: bytes, create: bool) -> Work[Edit]:
+    yield from check_value(value, MAX_LEVELS - 1 - len(path.steps), several=True)
+    place = yield from text.locate(path)
     if place.steps < len(path.steps):
-        return Edit(_insert_member(text, place, path, f"[{new}]", create, whole=True))
+        return Edit((yield from _insert_array(text, place, path, value, create)))
     _want_array(text, place)
-    return Edit(_insert_last(text, place.value, new))
+    return Edit((yield from _insert_last(text, place.value, value)))
 
 
-def _push_first(text: str, path: Path, value: bytes, create: bool) -> Edit:
-    new = check_value(value, MAX_LEVELS - 1 - len(path.steps), several=True)
-    place = _locate(text, path.steps)
+def _push_first(text: Text, path: Path, value: bytes, create: bool) -> Work[Edit]:
+    yield from check_value(value, MAX_LEVELS - 1 - len(path.steps), several=True)
+    place = yield from text.locate(path)
     if place.steps < len(path.steps):
-        return Edit(_insert_member(text, place, path, f"[{new}]", create, whole=True))
+        return Edit((yield from _insert_array(text, place, path, value, create)))
     _want_array(text, place)
-    return Edit(_insert_before(text, place.value + 1, new))
+    return Edit((yield from _insert_before(text, place.value + 1, value)))
 
 
-def _array_insert(text: str, path: Path, value: bytes, create: bool) -> Edit:
-    new = check_value(value, MAX_LEVELS - len(path.steps), several=True)
-    if not path.steps or not isinstance(path.steps[-1], int) or path.steps[-1] < 0:
+def _array_insert(text: Text, path: Path, value: bytes, create: bool) -> Work[Edit]:
+    yield from check_value(value, MAX_LEVELS - len(path.steps), several=True)
+    last = path.steps[-1] if path.steps else -1
+    if not isinstance(last, int) or last < 0:
         raise PathRefused(PathStatus.BAD_PATH)
-    place = _locate(text, path.steps)
+    place = yield from text.locate(path)
     if place.steps == len(path.steps):
-        return Edit(_insert_before(text, place.entry, new))
-    if place.steps < len(path.steps) - 1 or path.steps[-1] != count(text, place.value):
+        return Edit((yield from _insert_before(text, place.entry, value)))
+    if place.steps < len(path.steps) - 1 or last != (yield from text.count(place.value)):
         raise PathRefused(PathStatus.NOT_FOUND)
-    return Edit(_insert_last(text, place.value, new))
+    return Edit((yield from _insert_last(text, place.value, value)))
 
 
-def _add_unique(text: str, path: Path, value: bytes, create: bool) -> Edit:
-    new = check_value(value, MAX_LEVELS - 1 - len(path.steps), scalar=True)
-    place = _locate(text, path.steps)
+def _add_unique(text: Text, path: Path, value: bytes, create: bool) -> Work[Edit]:
+    yield from check_value(value, MAX_LEVELS - 1 - len(path.steps), scalar=True)
+    place = yield from text.locate(path)
     if place.steps < len(path.steps):
-        return Edit(_insert_member(text, place, path, f"[{new}]", create, whole=True))
+        return Edit((yield from _insert_array(text, place, path, value, create)))
     _want_array(text, place)
-    wanted = new.strip(" \t\r\n")
-    same = False
-    for _, _, start in children(text, place.value):
-        if text[start] in "[{":
-            raise PathRefused(PathStatus.MISMATCH)
-        same = same or text[start : end_of(text, start)] == wanted
-    if same:
+    if (yield from text.has_scalar(place.value, value.strip(b" \t\r\n"))):
         raise PathRefused(PathStatus.EXISTS)
-    return Edit(_insert_last(text, place.value, new))
+    return Edit((yield from _insert_last(text, place.value, value)))
 
 
 _DELTA = re.compile(rb"-?[1-9][0-9]{0,18}")
-_INTEGER = re.compile(r"-?[0-9]+")
+_INTEGER = re.compile(rb"-?[0-9]+")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
-def _counter(text: str, path: Path, value: bytes, create: bool) -> Edit:
+def _counter(text: Text, path: Path, value: bytes, create: bool) -> Work[Edit]:
     delta = int(value) if _DELTA.fullmatch(value) else 0
     if not delta or delta not in _INT64:
         raise PathRefused(PathStatus.BAD_DELTA)
     if not path.steps:
         raise PathRefused(PathStatus.CANNOT_INSERT)
-    place = _locate(text, path.steps)
+    place = yield from text.locate(path)
     if place.steps < len(path.steps):
         answer = b"%d" % delta
-        return Edit(_insert_member(text, place, path, answer.decode(), create), answer)
-    end = end_of(text, place.value)
-    number = text[place.value : end]
+        return Edit((yield from _insert_member(text, place, path, answer, create)), answer)
+    end = yield from _end(text, place)
+    number = text.data[place.value : end]
     if not _INTEGER.fullmatch(number):
         raise PathRefused(PathStatus.MISMATCH)
     # Longer texts are out of range for sure, and Python refuses to read very long ones.
@@ -233,10 +189,11 @@ def _counter(text: str, path: Path, value: bytes, create: bool) -> Edit:
     total = int(number) + delta
     if total not in _INT64:
         raise PathRefused(PathStatus.CANNOT_INSERT)
-    return Edit(splice(text, place.value, end, str(total)), b"%d" % total)
+    answer = b"%d" % total
+    return Edit(splice(text.data, place.value, end, answer), answer)
 
 
-_MUTATIONS: dict[int, Callable[[str, Path, bytes, bool], Edit]] = {
+_MUTATIONS: dict[int, Callable[[Text, Path, bytes, bool], Work[Edit]]] = {
     PathOp.DICT_ADD: _dict_add,
     PathOp.DICT_UPSERT: _dict_upsert,
     PathOp.REMOVE: _remove,
@@ -248,23 +205,22 @@ _MUTATIONS: dict[int, Callable[[str, Path, bytes, bool], Edit]] = {
     PathOp.COUNTER: _counter,
 }
 
-
-def _found(text: str, path: Path) -> _Place:
-    """Follow a path to its end, or raise NOT_FOUND."""
-    place = _locate(text, path.steps)
-    if place.steps < len(path.steps):
-        raise PathRefused(PathStatus.NOT_FOUND)
-    return place
+_COMMA = ord(",")
 
 
-def _want_array(text: str, place: _Place) -> None:
-    if text[place.value] != "[":
+def _want_array(text: Text, place: Place) -> None:
+    if text.data[place.value : place.value + 1] != b"[":
         raise PathRefused(PathStatus.MISMATCH)
 
 
-def _insert_member(
-    text: str, place: _Place, path: Path, new: str, create: bool, *, whole: bool = False
-) -> str:
+def _insert_array(text: Text, place: Place, path: Path, new: bytes, create: bool) -> Work[bytes]:
+    """Make what is missing of a path, with an array at its end; only with ``create``."""
+    if not create:
+        raise PathRefused(PathStatus.NOT_FOUND)
+    return (yield from _insert_member(text, place, path, b"[%b]" % new, create))
+
+
+def _insert_member(text: Text, place: Place, path: Path, new: bytes, create: bool) -> Work[bytes]:
     """Make what is missing of a path, with a value at its end.
 
     Args:
@@ -273,33 +229,23 @@ def _insert_member(
         path: The path.
         new: The value.
         create: Whether more than the last step may be made.
-        whole: Whether even the last step may be made only with ``create``.
     """
     missing = path.steps[place.steps :]
-    if not create and (whole or len(missing) > 1):
+    if (not create and len(missing) > 1) or any(isinstance(step, int) for step in missing):
         raise PathRefused(PathStatus.NOT_FOUND)
-    if any(isinstance(step, int) for step in missing):
-        raise PathRefused(PathStatus.NOT_FOUND)
-    names = path.texts[place.steps :]
-    for name in reversed(names[1:]):
-        new = f'{{"{name}":{new}}}'
-    return _insert_last(text, place.value, f'"{names[0]}":{new}')
+    names = [name.encode() for name in path.texts[place.steps :]]
+    start = b'"%b":' % b'":{"'.join(names)
+    return (yield from _insert_last(text, place.value, start + new + b"}" * (len(names) - 1)))
 
 
-def _before_space(text: str, at: int) -> int:
-    """Go back from a position over white space."""
-    while text[at - 1] in " \t\r\n":
-        at -= 1
-    return at
-
-
-def _insert_last(text: str, container: int, new: str) -> str:
+def _insert_last(text: Text, container: int, new: bytes) -> Work[bytes]:
     """Put an entry at the end of an array or object."""
-    at = _before_space(text, end_of(text, container) - 1)
-    return splice(text, at, at, new if at == container + 1 else f",{new}")
+    end = yield from text.end_of(container)
+    at = yield from text.before_space(end - 1, container + 1)
+    return splice(text.data, at, at, new if at == container + 1 else b"," + new)
 
 
-def _insert_before(text: str, at: int, new: str) -> str:
+def _insert_before(text: Text, at: int, new: bytes) -> Work[bytes]:
     """Put elements before the one that begins at, or follows, a position."""
-    is_empty = text[skip_space(text, at)] == "]"
-    return splice(text, at, at, new if is_empty else f"{new},")
+    is_empty = text.data[(yield from text.after_space(at))] == ord("]")
+    return splice(text.data, at, at, new if is_empty else new + b",")

@@ -7,55 +7,41 @@ what clients need of it: the Couchbase SDK reads ``$document.exptime`` and ``$do
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+
+import google_crc32c
 
 from kvproto.store.document import LOCKED_CAS, Document
-from kvproto.store.jsontext import is_json
+from kvproto.store.jsoncheck import Kind
+from kvproto.store.jsontext import Text, kind
 from kvproto.store.paths import PathRefused, parse_path
+from kvproto.store.pieces import PIECE, Work
 from kvproto.store.subdoc import look_up
 from kvproto.wire.subdoc_terms import PathOp, PathStatus
 
-__all__ = ["crc32c", "expand_macro", "is_macro", "virtual_attribute"]
-
-_CASTAGNOLI = 0x82F63B78
+__all__ = ["VirtualAttributes", "crc32c", "expand_macro", "is_macro"]
 
 MUTATION_CAS = b'"${Mutation.CAS}"'
 MUTATION_SEQNO = b'"${Mutation.seqno}"'
 MUTATION_CRC = b'"${Mutation.value_crc32c}"'
 
 
-def _crc_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        crc = byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (_CASTAGNOLI if crc & 1 else 0)
-        table.append(crc)
-    return table
-
-
-_TABLE = _crc_table()
-
-
-def crc32c(data: bytes) -> int:
-    """Return the CRC-32C (Castagnoli) of some bytes.
-
-    In Python, so about 60 ms for each MiB: only who asks for ``value_crc32c`` pays for it.
-    """
-    crc = 0xFFFFFFFF
-    table = _TABLE
-    for byte in data:
-        crc = (crc >> 8) ^ table[(crc ^ byte) & 0xFF]
-    return crc ^ 0xFFFFFFFF
-
-
-def _datatypes(document: Document) -> list[str]:
-    names = ["json"] if document.value and is_json(document) else []
-    return names + (["xattr"] if document.xattrs else []) or ["raw"]
+def crc32c(data: bytes) -> Work[int]:
+    """Return the CRC-32C (Castagnoli) of some bytes."""
+    crc = 0
+    for at in range(0, len(data), PIECE):
+        crc = google_crc32c.extend(crc, data[at : at + PIECE])
+        yield
+    return crc
 
 
 def _shown_cas(document: Document) -> int:
     return LOCKED_CAS if document.locked_until else document.cas
+
+
+def _datatypes(document: Document) -> Work[list[str]]:
+    names = ["json"] if document.value and (yield from kind(document)) >= Kind.JSON else []
+    return names + (["xattr"] if document.xattrs else []) or ["raw"]
 
 
 _FIELDS: dict[str, Callable[[Document, int], object]] = {
@@ -69,38 +55,69 @@ _FIELDS: dict[str, Callable[[Document, int], object]] = {
     "datatype": lambda document, _: _datatypes(document),
     "deleted": lambda document, _: document.deleted,
     "last_modified": lambda document, _: str(document.cas // 1_000_000_000),
-    "value_crc32c": lambda document, _: f"0x{crc32c(document.value):08x}",
+    "value_crc32c": lambda document, _: _checksum(document.value),
 }
+"""What makes each field; what takes long is `Work`."""
 
 
-_FIELD_PATHS = {f"$document.{name}".encode(): field for name, field in _FIELDS.items()}
-"""The paths that clients send with every read that wants an expiry, spelt as they do."""
+def _checksum(value: bytes) -> Work[str]:
+    return f"0x{(yield from crc32c(value)):08x}"
 
 
-def virtual_attribute(document: Document, uuid: int, op: int, path: bytes) -> bytes:
-    """Answer a lookup in ``$document`` or ``$XTOC`` (the names of the extended attributes).
+class VirtualAttributes:
+    """``$document`` and ``$XTOC`` (the names of the extended attributes) of one document.
 
-    Only the fields that the path may lead to are worked out.
+    Only the fields that are asked for are worked out, each of them once.
 
     Args:
-        document: Of which document.
+        document: The document.
         uuid: Name of its store's history.
-        op: GET, EXISTS or GET_COUNT.
-        path: Begins with ``$``.
-
-    Raises:
-        PathRefused: UNKNOWN_VATTR, or as any lookup.
     """
-    if op == PathOp.GET and path in _FIELD_PATHS:
-        return json.dumps(_FIELD_PATHS[path](document, uuid)).encode()
-    steps = parse_path(path).steps
-    if steps[0] == "$XTOC":
-        return look_up(json.dumps({"$XTOC": list(document.xattrs or {})}), op, path)
-    if steps[0] != "$document":
-        raise PathRefused(PathStatus.UNKNOWN_VATTR)
-    names = [str(step) for step in steps[1:2] if step in _FIELDS] if steps[1:] else list(_FIELDS)
-    fields = {name: _FIELDS[name](document, uuid) for name in names}
-    return look_up(json.dumps({"$document": fields}, separators=(",", ":")), op, path)
+
+    __slots__ = ("_document", "_known", "_uuid")
+
+    def __init__(self, document: Document, uuid: int) -> None:
+        self._document = document
+        self._uuid = uuid
+        self._known: dict[str, object] = {}
+
+    def look_up(self, op: int, path: bytes) -> Work[bytes]:
+        """Answer a lookup.
+
+        Args:
+            op: GET, EXISTS or GET_COUNT.
+            path: Begins with ``$``.
+
+        Raises:
+            PathRefused: UNKNOWN_VATTR, or as any lookup.
+        """
+        if op == PathOp.GET and path.startswith(_DOCUMENT):
+            # As clients spell what they send with every read that wants an expiry.
+            name = path[len(_DOCUMENT) :].decode("utf-8", "replace")
+            if name in _FIELDS:
+                return json.dumps((yield from self._field(name))).encode()
+        steps = parse_path(path).steps
+        if steps[0] == "$XTOC":
+            fields: object = list(self._document.xattrs or {})
+        elif steps[0] == "$document":
+            chosen = [step for step in steps[1:2] if step in _FIELDS] if steps[1:] else _FIELDS
+            values = {}
+            for name in map(str, chosen):
+                values[name] = yield from self._field(name)
+            fields = values
+        else:
+            raise PathRefused(PathStatus.UNKNOWN_VATTR)
+        text = json.dumps({steps[0]: fields}, separators=(",", ":"))
+        return (yield from look_up(Text(text.encode()), op, path))
+
+    def _field(self, name: str) -> Work[object]:
+        if name not in self._known:
+            value = _FIELDS[name](self._document, self._uuid)
+            self._known[name] = (yield from value) if isinstance(value, Generator) else value
+        return self._known[name]
+
+
+_DOCUMENT = b"$document."
 
 
 def is_macro(value: bytes) -> bool:
@@ -110,26 +127,26 @@ def is_macro(value: bytes) -> bool:
     return value.startswith(b'"${$document') and value.endswith(b'}"')
 
 
-def expand_macro(value: bytes, new: Document, old: Document | None, uuid: int) -> bytes:
+def expand_macro(value: bytes, new: VirtualAttributes, old: VirtualAttributes) -> Work[bytes]:
     """Return what a macro stands for.
 
     Args:
         value: The macro, its quotes included.
-        new: CAS, seqno and value of the document that is being made.
-        old: The document as it was; what ``$document`` means in a macro.
-        uuid: Name of the store's history.
+        new: Of the document that is being made.
+        old: Of the document as it was; what ``$document`` means in a macro.
 
     Raises:
         PathRefused: UNKNOWN_VATTR_MACRO.
     """
-    if value == MUTATION_CAS:
-        # Byte-swapped, as kv_engine does on the machines that it runs on; clients undo it.
-        return f'"0x{new.cas.to_bytes(8, "little").hex()}"'.encode()
-    if value == MUTATION_SEQNO:
-        return f'"0x{new.seqno:016x}"'.encode()
-    if value == MUTATION_CRC:
-        return f'"0x{crc32c(new.value):08x}"'.encode()
     try:
-        return virtual_attribute(old or Document(b""), uuid, PathOp.GET, value[3:-2])
+        if value == MUTATION_CAS:
+            # Byte-swapped, as kv_engine does on the machines that it runs on; clients undo it.
+            cas = yield from new.look_up(PathOp.GET, b"$document.CAS")
+            return b'"0x%b"' % bytes.fromhex(cas[3:-1].decode())[::-1].hex().encode()
+        if value == MUTATION_SEQNO:
+            return (yield from new.look_up(PathOp.GET, b"$document.seqno"))
+        if value == MUTATION_CRC:
+            return (yield from new.look_up(PathOp.GET, b"$document.value_crc32c"))
+        return (yield from old.look_up(PathOp.GET, value[3:-2]))
     except PathRefused:
         raise PathRefused(PathStatus.UNKNOWN_VATTR_MACRO) from None

@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.store import Document, MemoryStore, MutationSpec, PathOp, is_json
-from kvproto.store.jsontext import Kind
+from kvproto.store.jsoncheck import Kind
 
 
 class IsJsonTests(SynchronousTestCase):

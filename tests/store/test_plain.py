@@ -22,7 +22,7 @@ from kvproto.store import (
     PathOp,
     Refusal,
 )
-from kvproto.store.jsontext import Kind
+from kvproto.store.jsoncheck import Kind
 from kvproto.store.table import ITEM_OVERHEAD
 from tests.examples import examples
 from tests.store.test_stateful import START, check_books

@@ -6,9 +6,11 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.store.jsontext import Kind, kind_of, levels_of
+from kvproto.store.jsoncheck import Kind, kind_of
+from kvproto.store.jsontext import Text
 from kvproto.store.paths import PathRefused
-from kvproto.store.subdoc import look_up, mutate
+from kvproto.store.pieces import at_once
+from kvproto.store.subdoc import Edit, look_up, mutate
 from kvproto.wire.subdoc_terms import PathOp, PathStatus
 
 ADD, UPSERT, REPLACE, REMOVE = (
@@ -162,6 +164,8 @@ LOOKUPS: list[tuple[PathOp, str, str, str | PathStatus]] = [
     (PathOp.GET, '{"a":1}', "a[0]", MISMATCH),
     (PathOp.GET, '{"a":"b"}', "a.b", MISMATCH),
     (PathOp.GET, "5", "a", MISMATCH),
+    (PathOp.EXISTS, ' "a"', "a", PathStatus.NOT_JSON),
+    (PathOp.GET_COUNT, '"a"', "", PathStatus.NOT_JSON),
     (PathOp.GET, "{}", "a..b", BAD_PATH),
     (PathOp.EXISTS, '{"a":null}', "a", ""),
     (PathOp.EXISTS, '{"a":null}', "b", NOT_FOUND),
@@ -174,10 +178,20 @@ LOOKUPS: list[tuple[PathOp, str, str, str | PathStatus]] = [
 ]
 
 
+def mutated(text: str, op: PathOp, path: str, value: str, create: bool) -> Edit:
+    """Do a mutation."""
+    return at_once(mutate(text.encode(), op, path.encode(), value.encode(), create))
+
+
+def kind(value: bytes) -> Kind:
+    """Find out what bytes are."""
+    return at_once(kind_of(value))
+
+
 def outcome(op: PathOp, text: str, path: str, value: str, create: bool) -> str | PathStatus:
     """Do a mutation; return the new text, or why not."""
     try:
-        return mutate(text, op, path.encode(), value.encode(), create).text
+        return mutated(text, op, path, value, create).data.decode()
     except PathRefused as refused:
         return refused.status
 
@@ -197,16 +211,17 @@ class OperationTests(SynchronousTestCase):
         """Each lookup gives the text, or the refusal, of the table."""
         for op, text, path, expected in LOOKUPS:
             try:
-                found: str | PathStatus = look_up(text, op, path.encode()).decode()
+                work = look_up(Text(text.encode()), op, path.encode())
+                found: str | PathStatus = at_once(work).decode()
             except PathRefused as refused:
                 found = refused.status
             self.assertEqual(found, expected, f"{op.name} {text[:50]} {path}")
 
     def test_counter_answers_the_number(self) -> None:
         """A counter answers with the new number, other operations with nothing."""
-        self.assertEqual(mutate('{"n":5}', COUNTER, b"n", b"2", False).answer, b"7")
-        self.assertEqual(mutate("{}", COUNTER, b"n", b"-2", False).answer, b"-2")
-        self.assertIsNone(mutate("{}", ADD, b"n", b"2", False).answer)
+        self.assertEqual(mutated('{"n":5}', COUNTER, "n", "2", False).answer, b"7")
+        self.assertEqual(mutated("{}", COUNTER, "n", "-2", False).answer, b"-2")
+        self.assertIsNone(mutated("{}", ADD, "n", "2", False).answer)
 
 
 class DepthTests(SynchronousTestCase):
@@ -218,17 +233,18 @@ class DepthTests(SynchronousTestCase):
             ("1", 1), ("[]", 1), ("[1]", 2), ('{"a":1}', 2), ('{"a":{}}', 2), ("[[],[[1]],2]", 4),
             ('"[[[["', 1), ('["\\"[[", []]', 2), ("{}", 1),
         ):  # fmt: skip
-            self.assertEqual(levels_of(text), levels, text)
+            for allowed, expected in ((levels, Kind.JSON), (levels - 1, Kind.TOO_DEEP)):
+                self.assertIs(at_once(kind_of(text.encode(), allowed)), expected, text)
 
     def test_documents(self) -> None:
         """A document of 32 levels can be worked on, one of 33 is known to be too deep."""
-        self.assertIs(kind_of(b"[" * 32 + b"]" * 32), Kind.JSON)
-        self.assertIs(kind_of(b"[" * 31 + b"1" + b"]" * 31), Kind.JSON)
-        self.assertIs(kind_of(b"[" * 33 + b"]" * 33), Kind.TOO_DEEP)
-        self.assertIs(kind_of(b"[" * 32 + b"1" + b"]" * 32), Kind.TOO_DEEP)
-        self.assertIs(kind_of(b"[" * 100_000 + b"]" * 100_000), Kind.TOO_DEEP)
-        self.assertIs(kind_of(b"[[]," * 40 + b"1" + b"]" * 40), Kind.TOO_DEEP)
-        self.assertIs(kind_of(b"[" + b"[]," * 40 + b"1]"), Kind.JSON)
+        self.assertIs(kind(b"[" * 32 + b"]" * 32), Kind.JSON)
+        self.assertIs(kind(b"[" * 31 + b"1" + b"]" * 31), Kind.JSON)
+        self.assertIs(kind(b"[" * 33 + b"]" * 33), Kind.TOO_DEEP)
+        self.assertIs(kind(b"[" * 32 + b"1" + b"]" * 32), Kind.TOO_DEEP)
+        self.assertIs(kind(b"[" * 100_000 + b"]" * 100_000), Kind.TOO_DEEP)
+        self.assertIs(kind(b"[[]," * 40 + b"1" + b"]" * 40), Kind.TOO_DEEP)
+        self.assertIs(kind(b"[" + b"[]," * 40 + b"1]"), Kind.JSON)
 
     def test_values(self) -> None:
         """A value fits under a path when both together have at most 32 levels."""
@@ -252,7 +268,7 @@ class KindTests(SynchronousTestCase):
     def test_json(self) -> None:
         """Any JSON value is JSON, white space around it included."""
         for value in (b"{}", b"[1]", b"5", b" null ", b'"\xc3\xa9"', b"-0.5e-7", b"9" * 5000):
-            self.assertIs(kind_of(value), Kind.JSON, value)
+            self.assertIs(kind(value), Kind.JSON, value)
 
     def test_opaque(self) -> None:
         """Anything else is not."""
@@ -260,4 +276,4 @@ class KindTests(SynchronousTestCase):
             b"", b" ", b"{", b"{}{}", b"01", b"NaN", b"Infinity", b"-Infinity", b"nul", b"'a'",
             b'"\xff"', b'"\n"', b"\xef\xbb\xbf{}", b"{'a':1}", b"[1,]", b"-", b"\x00",
         ):  # fmt: skip
-            self.assertIs(kind_of(value), Kind.OPAQUE, value)
+            self.assertIs(kind(value), Kind.OPAQUE, value)

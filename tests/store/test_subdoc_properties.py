@@ -18,9 +18,13 @@ from kvproto.store import (
     MutationResult,
     MutationSpec,
     PathFlag,
+    jsoncheck,
+    jsontext,
 )
-from kvproto.store.jsontext import levels_of
+from kvproto.store.jsoncheck import Kind, kind_of
+from kvproto.store.jsontext import Text
 from kvproto.store.paths import PathRefused
+from kvproto.store.pieces import PIECE, at_once
 from kvproto.store.subdoc import look_up, mutate
 from kvproto.wire.subdoc_terms import PathOp, PathStatus
 from tests.examples import examples
@@ -172,18 +176,33 @@ def levels(value: Any) -> int:
     return 1 + max(map(levels, children), default=0) if isinstance(value, dict | list) else 1
 
 
+piece_sizes = st.sampled_from([8, 13, 32, PIECE])
+
+
+def work_in(size: int) -> None:
+    """Make pieces this small, so that everything is cut somewhere."""
+    for module in (jsontext, jsoncheck):
+        vars(module)["PIECE"] = size
+
+
 class ModelTests(SynchronousTestCase):
-    """Text in, text out, and in between what plain Python does."""
+    """Text in, text out, and in between what plain Python does, in pieces of any size."""
+
+    def setUp(self) -> None:
+        self.addCleanup(work_in, PIECE)
 
     def test_mutations(self) -> None:
         """Any mutation of any document gives what the model gives, text or refusal."""
 
         @examples(1500)
-        @given(roots, operations, paths, documents, st.booleans(), layouts, st.booleans())
+        @given(
+            roots, operations, paths, documents, st.booleans(), layouts, st.booleans(), piece_sizes
+        )
         def check(
             root: Any, op: PathOp, path: list[str | int], value: Any, create: bool,
-            layout: tuple[int | None, tuple[str, str]], ascii_only: bool,
+            layout: tuple[int | None, tuple[str, str]], ascii_only: bool, size: int,
         ) -> None:  # fmt: skip
+            work_in(size)
             indent, separators = layout
             text = json.dumps(root, indent=indent, separators=separators, ensure_ascii=ascii_only)
             new = (
@@ -194,7 +213,7 @@ class ModelTests(SynchronousTestCase):
             except Refused as refused:
                 expected = refused.args[0]
             try:
-                after = mutate(text, op, spell(path), new, create).text
+                after = at_once(mutate(text.encode(), op, spell(path), new, create)).data
                 found: Any = json.dumps(json.loads(after))
             except PathRefused as refused_path:
                 found = refused_path.status
@@ -206,10 +225,11 @@ class ModelTests(SynchronousTestCase):
         """Any lookup gives the value that is there, as it is spelt there."""
 
         @examples(500)
-        @given(roots, paths, layouts)
+        @given(roots, paths, layouts, piece_sizes)
         def check(
-            root: Any, path: list[str | int], layout: tuple[int | None, tuple[str, str]]
+            root: Any, path: list[str | int], layout: tuple[int | None, tuple[str, str]], size: int
         ) -> None:
+            work_in(size)
             indent, separators = layout
             text = json.dumps(root, indent=indent, separators=separators)
             try:
@@ -218,13 +238,30 @@ class ModelTests(SynchronousTestCase):
             except Refused as refused:
                 expected = refused.args[0]
             try:
-                raw = look_up(text, PathOp.GET, spell(path)).decode()
+                work = look_up(Text(text.encode()), PathOp.GET, spell(path))
+                raw = at_once(work).decode()
             except PathRefused as refused_path:
                 found_: Any = refused_path.status
             else:
                 assert raw in text
                 found_ = json.loads(raw)
             assert same(found_, expected)
+
+        check()
+
+    def test_kinds(self) -> None:
+        """What is JSON and what is not is told apart as by the standard library."""
+
+        @examples(3000)
+        @given(
+            st.lists(json_pieces, max_size=14).map("".join).map(str.encode)
+            | documents.map(json.dumps).map(str.encode)
+            | st.binary(max_size=6),
+            piece_sizes,
+        )
+        def check(value: bytes, size: int) -> None:
+            work_in(size)
+            assert (at_once(kind_of(value)) is Kind.JSON) is is_json(value), value
 
         check()
 
@@ -235,11 +272,15 @@ class ModelTests(SynchronousTestCase):
         @given(
             documents | st.text('[]{}"\\\\', max_size=9).map(lambda text: [[text], {text: 1}]),
             layouts,
+            piece_sizes,
         )
-        def check(root: Any, layout: tuple[int | None, tuple[str, str]]) -> None:
+        def check(root: Any, layout: tuple[int | None, tuple[str, str]], size: int) -> None:
+            work_in(size)
             indent, separators = layout
             text = json.dumps(root, indent=indent, separators=separators)
-            assert levels_of(text) == levels(root), text
+            for allowed in range(1, 7):
+                kind = Kind.JSON if levels(root) <= allowed else Kind.TOO_DEEP
+                assert at_once(kind_of(text.encode(), allowed)) is kind, (text, allowed)
 
         check()
 
@@ -252,6 +293,12 @@ def is_json(value: bytes) -> bool:
         return False
     return True
 
+
+json_pieces = st.sampled_from([
+    "[", "]", "{", "}", ",", ":", '"', '"a"', '"a":', "1", "-", "0", ".5", "e1", "true", "null",
+    "\\", "\\n", "\\u00e9", '"\\"', " ", "\n", "\t", "\x0b", "\u00e9", "NaN", "[]", "{}", "[1]",
+    '{"a":1}', "[[2]]", '{"b":{}}', "1,", '"c":3,',
+])  # fmt: skip
 
 hostile_letters = (
     st.sampled_from([chr(code) for code in (*range(0x20), 0x22, 0x5C, 0x7F, 0x85, 0x2028, 0xFEFF)])
