@@ -46,6 +46,7 @@ setup(
         "zope.interface>=6",
         "attrs>=23.1",
         "hiredis>=3.0",
+        "idna>=3.0",
     ],
     extras_require={
         "test": [

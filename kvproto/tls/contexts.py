@@ -14,8 +14,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+import idna
 from cryptography import x509
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
@@ -24,6 +25,7 @@ from service_identity.pyopenssl import extract_patterns
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
+    IProtocolNegotiationFactory,
 )
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
@@ -39,6 +41,7 @@ __all__ = [
     "ClientContext",
     "CurrentContext",
     "ServerPolicy",
+    "ascii_name",
     "build_client_context",
     "build_server_context",
     "describe_verify_error",
@@ -106,6 +109,9 @@ def build_server_context(credentials: Credentials, policy: ServerPolicy) -> SSL.
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
     # Without it OpenSSL ends the handshake of a client that tries to resume under client auth.
     context.set_session_id(b"kvproto")
+    # Contexts are not changed after they were built: which protocols an application speaks is
+    # known by each connection.
+    context.set_alpn_select_callback(_select_protocol)
     _use_own_chain(context, credentials)
     if policy.client_auth is not ClientAuth.NONE:
         _add_trust(_store_of(context), credentials.client_cas, credentials.crls)
@@ -233,6 +239,36 @@ def _keylog_callback(sink: Callable[[bytes], None]) -> Callable[[SSL.Connection,
     return callback
 
 
+# --- which protocol is spoken: ALPN, RFC 7301 ------------------------------------------------
+
+_PROTOCOLS: Final = "acceptable_protocols"
+"""Attribute of a server's connection: what the application speaks, what it prefers first."""
+
+
+def _protocols_of(tls_protocol: Any) -> list[bytes]:
+    """Return what the application on top of a TLS protocol speaks, as Twisted's own TLS asks."""
+    factory = getattr(getattr(tls_protocol, "factory", None), "wrappedFactory", None)
+    if factory is None or not IProtocolNegotiationFactory.providedBy(factory):
+        return []
+    return list(factory.acceptableProtocols())
+
+
+def _select_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
+    """Choose what the server prefers of what the client speaks.
+
+    Raises:
+        OpenSSL.SSL.Error: There is none in common; the client gets the alert that RFC 7301
+            section 3.2 asks for.
+    """
+    acceptable = getattr(connection, _PROTOCOLS, None)
+    if not acceptable:
+        return SSL.NO_OVERLAPPING_PROTOCOLS  # an application that does not negotiate
+    for protocol in acceptable:
+        if protocol in offered:
+            return protocol
+    raise SSL.Error([("SSL routines", "", "no application protocol")])
+
+
 # --- why a peer's certificate was refused ---------------------------------------------------
 
 
@@ -326,7 +362,29 @@ class CurrentContext:
         """Return a new connection and tell the protocol its generation's number."""
         generation = self.current
         tlsProtocol.generation = generation.number  # type: ignore[attr-defined]
-        return SSL.Connection(generation.context, None)
+        connection = SSL.Connection(generation.context, None)
+        if protocols := _protocols_of(tlsProtocol):
+            setattr(connection, _PROTOCOLS, protocols)
+        return connection
+
+
+def ascii_name(hostname: str) -> str:
+    """Return a host name as certificates and SNI have it.
+
+    Raises:
+        ValueError: It is no host name.
+    """
+    name = hostname.removesuffix(".")
+    if not name.isascii():
+        try:
+            # UTS 46 without its transitional mapping: upper case is one with lower case, and
+            # what IDNA 2008 tells apart ("faß", "fass") stays apart.
+            name = idna.encode(name, uts46=True).decode("ascii")
+        except idna.IDNAError as error:
+            raise ValueError(f"{hostname!r} is no host name: {error}") from None
+    if not name or "" in name.split("."):
+        raise ValueError(f"{hostname!r} is no host name: a part of it is empty")
+    return name
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -335,7 +393,12 @@ class ClientContext:
 
     Args:
         context: From `build_client_context`.
-        hostname: Host name or IP address that the server's certificate must be good for.
+        hostname: Host name or IP address that the server's certificate must be good for.  Names
+            beyond ASCII are encoded as IDNA 2008 has it; the dot at the end of an absolute name
+            is no part of it (RFC 6066 section 3).
+
+    Raises:
+        ValueError: It is no host name.
     """
 
     def __init__(self, context: SSL.Context, hostname: str) -> None:
@@ -345,10 +408,9 @@ class ClientContext:
         try:
             self._service = IPAddress_ID(hostname)
         except ValueError:
-            # Python's own codec would do for most names; service-identity wants ASCII.
-            ascii_name = hostname.encode("idna") if not hostname.isascii() else hostname.encode()
-            self._server_name = ascii_name
-            self._service = DNS_ID(ascii_name.decode("ascii"))
+            name = ascii_name(hostname)
+            self._server_name = name.encode("ascii")
+            self._service = DNS_ID(name)
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """Return a new connection whose handshake fails unless the server is who it should be."""
@@ -356,6 +418,8 @@ class ClientContext:
         if self._server_name is not None:
             # RFC 6066: addresses are not allowed in SNI.
             connection.set_tlsext_host_name(self._server_name)
+        if protocols := _protocols_of(tlsProtocol):
+            connection.set_alpn_protos(protocols)
         connection.set_verify(
             SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT,
             self._verifier(tlsProtocol),

@@ -226,7 +226,11 @@ def parse_client(
     )
     own = load_credentials(files, time.time())
     context = build_client_context(own, own.client_cas if caCertificate else None)
-    return TLSClientEndpoint(below, ClientContext(context, hostname), reactor)
+    try:
+        creator = ClientContext(context, hostname)
+    except ValueError as error:
+        raise ConfigError("hostname=", str(error)) from None
+    return TLSClientEndpoint(below, creator, reactor)
 
 
 def _server_below(

@@ -31,6 +31,7 @@ from kvproto.base.log import make_logger
 from kvproto.base.turn import Turn
 from kvproto.interfaces import ISecuredTransport
 from kvproto.tls._handles import engine_for
+from kvproto.tls.contexts import ClientContext, CurrentContext
 from kvproto.tls.incoming import IncomingTLS
 from kvproto.tls.outbox import Outbox
 from kvproto.tls.records import RecordCounter
@@ -56,6 +57,8 @@ LIMITS: Final = (
     "junk_budget",
 )
 """Attributes of the protocol class that a factory's attribute of the same name replaces."""
+
+OWN_CREATORS: Final = (ClientContext, CurrentContext)
 
 _INHERIT: Final = object()
 
@@ -326,6 +329,16 @@ class KVTLSFactory(TLSMemoryBIOFactory):
         if inner is None:
             return None
         return self.protocol(self, inner)
+
+    def _applyProtocolNegotiation(self, connection: Connection) -> None:
+        """Leave our own contexts alone, where Twisted up to 25 would change them.
+
+        They negotiate by themselves (`kvproto.tls.contexts`), and are shared by connections.
+        """
+        negotiate = getattr(super(), "_applyProtocolNegotiation", None)
+        creator = getattr(self, "_connectionCreator", None)
+        if negotiate is not None and not isinstance(creator, OWN_CREATORS):
+            negotiate(connection)
 
     turn: Turn[KVTLSProtocol] | None = None
     """At whose end connections send what was not written in answer to a read; made by the first

@@ -358,6 +358,32 @@ class ClientContextTests(SynchronousTestCase):
         self.assertTrue(ok)
         self.assertEqual(self.server.get_servername(), b"xn--bcher-kva.example")
 
+    def test_idna_2008(self) -> None:
+        """What IDNA 2003 takes for one name are two: nobody else's certificate will do."""
+        for hostname in ("faß.de", "Faß.DE", "fa\N{LATIN SMALL LETTER SHARP S}.de."):
+            _, _, ok = self.meet(hostname, ROOT.issue("node", ["xn--fa-hia.de"]))
+            self.assertTrue(ok, hostname)
+            self.assertEqual(self.server.get_servername(), b"xn--fa-hia.de")
+            _, _, ok = self.meet(hostname, ROOT.issue("node", ["fass.de"]))
+            self.assertFalse(ok, hostname)
+
+    def test_absolute_name(self) -> None:
+        """The dot at its end is no part of the name, in SNI nor in the certificate."""
+        _, protocol, ok = self.meet("localhost.", server_identity())
+        self.assertTrue(ok, protocol.failures)
+        self.assertEqual(self.server.get_servername(), b"localhost")
+
+    def test_no_names(self) -> None:
+        """What cannot be a host name is refused before anything is sent."""
+        context = build_client_context(None, TRUST)
+        for hostname in ("", ".", "a..b", "ä..b", "☃.net", "ä" * 64):
+            self.assertRaises(ValueError, ClientContext, context, hostname)
+
+    def test_underscore(self) -> None:
+        """Names that are no host names of the strict kind are looked up all the same."""
+        _, _, ok = self.meet("kv_1.example", ROOT.issue("node", ["kv_1.example"]))
+        self.assertTrue(ok)
+
     def test_others(self) -> None:
         """Another's certificate ends the handshake, and the protocol is told why."""
         for hostname in ("elsewhere.example", "127.0.0.2", "::2"):
