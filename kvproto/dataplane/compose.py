@@ -12,6 +12,7 @@ from kvproto.config import Config, User
 from kvproto.dataplane.stores import IStores, Run, make_stores
 from kvproto.errors import ConfigError, LocalProtocolError
 from kvproto.server import Bucket, KVServer, Manifest, ServerSettings, UserTable, hash_password
+from kvproto.server.hashing import HashQueue
 from kvproto.server.passwords import DEFAULT_ITERATIONS, DIGESTS, Hashes
 from kvproto.server.users_file import OPTION, UserRecord, UsersFile, read_users
 from kvproto.tls import DEFAULT_RULES, parse_rule, user_of
@@ -31,7 +32,8 @@ def make_server(
     Args:
         config: What the operator decided.
         clock: Its seconds are Unix time.
-        run: Where passwords are hashed at login; where they are checked when None.
+        run: Runs functions that take long in a thread, e.g. passwords are hashed there at login, a
+            few at a time; None does everything at once.
         stores: Where values live; made of the configuration when None.
 
     Raises:
@@ -39,6 +41,7 @@ def make_server(
     """
     if stores is None:
         stores = make_stores(config, clock, run)
+    hashing = None if run is None else HashQueue(run)
     rules = tuple(map(parse_rule, config.cert_users)) or DEFAULT_RULES
     server: KVServer
 
@@ -61,10 +64,11 @@ def make_server(
             memory_limit=config.memory_limit,
             evict=config.evict,
         ),
-        make_users(config, run),
+        make_users(config, hashing),
         identify,
         clock.seconds,
     )
+    server.hashing = hashing
     return server
 
 
@@ -73,7 +77,7 @@ def make_users(config: Config, run: Run | None = None) -> UserTable:
 
     Args:
         config: What the operator decided.
-        run: As for `make_server`.
+        run: Where passwords are hashed at login; where they are checked when None.
 
     Raises:
         ConfigError: The users file cannot be used, or an option contradicts it.

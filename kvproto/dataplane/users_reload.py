@@ -84,7 +84,7 @@ class UsersReload(Service):
             return
         self._reading = True
         self._seen = self._stamp()
-        reading = self._run(make_users, self._config, self._run)
+        reading = self._run(make_users, self._config, self._server.hashing)
         reading.addCallbacks(self._replace, self._keep)
         reading.addCallback(self._done)
 

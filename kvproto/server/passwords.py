@@ -34,8 +34,7 @@ DIGESTS = ("sha512", "sha256", "sha1")
 """Of each password, the strongest first: that one PLAIN is checked against."""
 
 DEFAULT_ITERATIONS = 15_000
-"""kv_engine's default: about 6 ms a login, which a client's patience of 2.5 s bears a hundred at
-once of."""
+"""kv_engine's default: about 6 ms a login; clients wait 2.5 s for theirs."""
 
 SALT_BYTES = 16
 

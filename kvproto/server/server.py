@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 from kvproto.server.buckets import Bucket
 from kvproto.server.counters import Counters
 from kvproto.server.features import FEATURES
+from kvproto.server.passwords import Run
 from kvproto.server.settings import ServerSettings
 from kvproto.server.topology import DEFAULT_PORT, cluster_config
 from kvproto.server.users import UserTable
@@ -47,6 +49,10 @@ class KVServer:
         identify: Who the bearer of a client certificate is.
         now: Returns unix time in seconds.
         timer: Returns seconds that only ever grow, for measuring how long a request took.
+
+    Attributes:
+        users: Who may log in.
+        hashing: Where passwords are hashed that its users bring; where they are checked when None.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class KVServer:
         self.timer = timer
         self.counters = Counters()
         self.started = now()
+        self.hashing: Run | None = None
         # A server that is started again with other buckets or ports must be believed: its
         # configurations are newer than those of the one before.
         self.revision = max(1, int(self.started))
@@ -190,8 +197,16 @@ class Peer:
             return self.conclude(self._server.anonymous, "")
         right = self._server.users.check(name, password)
         if isinstance(right, Deferred):
-            return right.addCallback(self.conclude, name)
+            return right.addCallbacks(
+                self.conclude, self._not_checked, callbackArgs=(name,), errbackArgs=(name,)
+            )
         return self.conclude(right, name)
+
+    def _not_checked(self, failure: Failure, name: str) -> Failure:
+        """End a login that could not be decided."""
+        if not failure.check(CancelledError):
+            self.conclude(False, name, "the password could not be checked")
+        return failure
 
     def scram_keys(self, name: bytes, digest: str) -> ScramKeys:
         """Return what proves that a peer is the user of this name."""

@@ -110,15 +110,14 @@ class UserTable:
 
     def scram_keys(self, name: bytes, digest: str) -> ScramKeys:
         """Return the keys of a user; of one that does not exist, keys that look like it."""
-        verifier = self._verifiers.get(name.decode("utf-8", "replace"))
+        # All of it is done for everybody, so that its time does not tell who is a user.
+        verifier = self._verifiers.get(name.decode("utf-8", "replace"), self._nobody)
         keys = None if verifier is None else verifier.hashes.get(digest)
-        if keys is not None:
-            return keys
-        like = None if self._nobody is None else self._nobody.hashes.get(digest)
         iterations, size = (
-            (DEFAULT_ITERATIONS, SALT_BYTES) if like is None else (like.iterations, len(like.salt))
+            (DEFAULT_ITERATIONS, SALT_BYTES) if keys is None else (keys.iterations, len(keys.salt))
         )
-        return decoy_keys(digest, self._secret, name, iterations, size)
+        decoy = decoy_keys(digest, self._secret, name, iterations, size)
+        return decoy if keys is None or verifier is self._nobody else keys
 
     def may_use(self, name: str, bucket: str) -> bool:
         """Say whether a user may use a bucket; ``""`` is the anonymous user."""

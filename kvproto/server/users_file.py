@@ -24,7 +24,7 @@ from typing import Any
 
 from kvproto.errors import ConfigError
 from kvproto.server.passwords import DIGESTS, Hashes
-from kvproto.wire.scram import ScramKeys
+from kvproto.wire.scram import MAX_ITERATIONS, ScramKeys
 
 __all__ = [
     "OPTION",
@@ -195,6 +195,7 @@ def _load_keys(fields: Mapping[str, Any]) -> ScramKeys:
         b64decode(fields[name], validate=True) for name in ("salt", "stored_key", "server_key")
     )
     iterations = fields["iterations"]
-    if not isinstance(iterations, int) or iterations < 1 or not (salt and stored and server):
+    possible = isinstance(iterations, int) and 1 <= iterations <= MAX_ITERATIONS
+    if not possible or not (salt and stored and server):
         raise ValueError(iterations)
     return ScramKeys(salt, iterations, stored, server)

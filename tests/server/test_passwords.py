@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import partial
+
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.errors import LocalProtocolError
+from kvproto.errors import LocalProtocolError, StoreUnavailable
 from kvproto.server import (
     HashVerifier,
     KVServer,
     ServerSettings,
+    UserTable,
     hash_password,
 )
+from kvproto.server.hashing import HashQueue
 from kvproto.server.passwords import DIGESTS
 from kvproto.store import MemoryStore
 from kvproto.wire.constants import Opcode, Status
@@ -28,6 +34,108 @@ MECHANISMS = {
     b"SCRAM-SHA-256": "sha256",
 }
 ALICE = {"alice": "secret"}
+
+
+def calls(work: Callable[[], object]) -> int:
+    """Return how many calls something makes, of Python and of C."""
+    count = 0
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in {"call", "c_call"}
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+class HashQueueTests(SynchronousTestCase):
+    """Passwords are hashed a few at a time, and only so many wait for it."""
+
+    def setUp(self) -> None:
+        self.running: list[tuple[str, Deferred[str]]] = []
+        self.queue = HashQueue(self.run_somewhere, 2, 3)
+
+    def run_somewhere(self, name: str) -> Deferred[str]:
+        done: Deferred[str] = Deferred()
+        self.running.append((name, done))
+        return done
+
+    def begin(self, names: str) -> list[Deferred[str]]:
+        return [self.queue(name) for name in names]  # type: ignore[arg-type]
+
+    def names(self) -> str:
+        return "".join(name for name, _ in self.running)
+
+    def end(self, at: int = 0) -> None:
+        name, done = self.running.pop(at)
+        done.callback(name)
+
+    def test_in_order(self) -> None:
+        """Two at once; the others as they came; each gets its own answer."""
+        answers = self.begin("abcd")
+        self.assertEqual(self.names(), "ab")
+        self.end(1)
+        self.assertEqual(self.names(), "ac")
+        self.assertEqual(self.successResultOf(answers[1]), "b")
+        self.assertNoResult(answers[2])
+        while self.running:
+            self.end()
+        for name, answer in zip("acd", (answers[0], *answers[2:]), strict=True):
+            self.assertEqual(self.successResultOf(answer), name)
+
+    def test_full(self) -> None:
+        """Beyond the limit a login is refused at once; later there is room again."""
+        answers = self.begin("abcde")
+        self.failureResultOf(self.queue("f"), StoreUnavailable)  # type: ignore[arg-type]
+        self.end()
+        answers += self.begin("g")
+        self.assertNoResult(answers[-1])
+        while self.running:
+            self.end()
+        self.assertEqual(self.successResultOf(answers[-1]), "g")
+
+    def test_failure(self) -> None:
+        """A failure is the answer of one, and the next one runs."""
+        answers = self.begin("abc")
+        self.running.pop(0)[1].errback(KeyError())
+        self.failureResultOf(answers[0], KeyError)
+        self.assertEqual(self.names(), "bc")
+
+    def test_cancelled(self) -> None:
+        """Who gives up leaves the queue; what runs keeps its place until it has ended."""
+        answers = self.begin("abcd")
+        answers[2].cancel()
+        answers[0].cancel()
+        for at in (0, 2):
+            self.failureResultOf(answers[at], CancelledError)
+        self.assertEqual(self.names(), "ab")
+        self.end()
+        self.assertEqual(self.names(), "bd")
+        self.end()
+        answers[3].cancel()
+        self.end()
+        self.failureResultOf(answers[3], CancelledError)
+        [last] = self.begin("e")
+        self.end()
+        self.assertEqual(self.successResultOf(last), "e")
+
+    def test_refused_login(self) -> None:
+        """A login that could not even wait is answered "temporary failure", and told of."""
+        connection = FakeConnection()
+        link = Link(connection=connection, users=ALICE)
+        link.server.users = UserTable.of_passwords(
+            ALICE, iterations=1, run=HashQueue(self.run_somewhere, 0, 0)
+        )
+        answer = link.call(Opcode.SASL_AUTH, key=b"PLAIN", value=b"\0alice\0secret")
+        self.assertEqual(answer.status, Status.TEMPORARY_FAILURE)
+        self.assertEqual(
+            connection.logins, [("PLAIN", "alice", "the password could not be checked")]
+        )
+        self.flushLoggedErrors()
 
 
 class HashTests(SynchronousTestCase):
@@ -71,9 +179,18 @@ class HashTests(SynchronousTestCase):
             self.assertEqual(len(fake.stored_key), len(keys.stored_key))
 
     def test_impossible_password(self) -> None:
-        """A password that SASL does not allow cannot be set."""
-        with self.assertRaises(LocalProtocolError):
-            hash_password("bell\a", 1)
+        """A password that SASL does not allow, or a very long one, cannot be set."""
+        for password in ("bell\a", "x" * 1025):
+            with self.assertRaises(LocalProtocolError):
+                hash_password(password, 1)
+
+    def test_expensive_passwords(self) -> None:
+        """No password of any length takes many steps to prepare, whatever it is made of."""
+        ligature = "\ufdfa"  # one character that stands for eighteen
+        self.assertLess(calls(partial(prepare, ligature * 1024)), 10_000)
+        verifier = HashVerifier(hash_password("secret", 1))
+        for letters in (ligature * 5300, "".join(map(chr, range(0x4E00, 0x5E00))), "\xad" * 8000):
+            self.assertLess(calls(partial(verifier.check, letters.encode())), 100)
 
 
 class ScramTests(SynchronousTestCase):
@@ -184,6 +301,18 @@ class ScramTests(SynchronousTestCase):
                 ("SCRAM-SHA1", "", malformed),
             ],
         )
+
+    def test_equal_work(self) -> None:
+        """A challenge takes the same steps whether or not there is such a user, for each digest."""
+        users = UserTable.of_passwords(ALICE, iterations=1)
+        for digest in DIGESTS:
+            counts = [
+                calls(partial(users.scram_keys, name, digest)) for name in (b"alice", b"mallo")
+            ]
+            self.assertEqual(counts[0], counts[1])
+            self.assertNotEqual(
+                users.scram_keys(b"alice", digest), users.scram_keys(b"mallo", digest)
+            )
 
     def test_list(self) -> None:
         """Couchbase's names are listed; without users only what can succeed."""
