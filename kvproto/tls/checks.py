@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -30,6 +30,7 @@ __all__ = [
     "is_ca",
     "names_of",
     "order_fault",
+    "path_of",
     "readable_date",
     "size_fault",
     "strength_fault",
@@ -69,23 +70,60 @@ def subject_of(certificate: x509.Certificate) -> str:
     return printable(text)[:MAX_SUBJECT] or "without a name"
 
 
+def path_of(chain: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """Return the certificates of a chain that lead from the first one upwards, in order.
+
+    What is left out is sent along for clients with other trust anchors: a second certificate of
+    an issuer that is in the path, signed by somebody else, and its own issuers.
+    """
+    path = list(chain[:1])
+    for certificate in chain[1:]:
+        if _signs(certificate, path[-1]):
+            path.append(certificate)
+    return tuple(path)
+
+
 def order_fault(chain: tuple[x509.Certificate, ...]) -> str:
-    """Each certificate must be signed by the next one."""
-    for number, (certificate, issuer) in enumerate(itertools.pairwise(chain), 1):
-        try:
-            certificate.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    """Each certificate must be signed by the next one, but for what is sent along.
+
+    Source: RFC 8446 section 4.4.2: clients are prepared for extraneous certificates, and servers
+    send cross-signed ones in times of transition.
+    """
+    for number, (before, certificate) in enumerate(itertools.pairwise(chain), 2):
+        # Faults are rare, and most chains short: what is looked at is what came before.
+        seen = chain[: number - 1]
+        if not any(_signs(certificate, one) or _same_issuer(certificate, one) for one in seen):
             return (
-                f"chain out of order: certificate {number + 1} ({subject_of(issuer)}) does not "
-                f"sign certificate {number} ({subject_of(certificate)}); the order is the node's "
+                f"chain out of order: certificate {number} ({subject_of(certificate)}) does not "
+                f"sign certificate {number - 1} ({subject_of(before)}); the order is the node's "
                 "certificate, then each issuer"
             )
+    path = path_of(chain)
+    for certificate, issuer in itertools.pairwise(path):
         if not is_ca(issuer):
             return (
-                f"certificate {number + 1} ({subject_of(issuer)}) signs certificate {number} "
-                "but is no CA: clients will refuse the chain"
+                f"certificate {chain.index(issuer) + 1} ({subject_of(issuer)}) signs certificate "
+                f"{chain.index(certificate) + 1} but is no CA: clients will refuse the chain"
             )
     return ""
+
+
+def _signs(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _same_issuer(one: x509.Certificate, other: x509.Certificate) -> bool:
+    """Say whether two certificates are of one CA: cross-signed, or issued again."""
+    return (
+        one.subject == other.subject
+        and one.public_key() == other.public_key()
+        and is_ca(one)
+        and is_ca(other)
+    )
 
 
 def certificate_message_size(chain: Iterable[x509.Certificate]) -> int:

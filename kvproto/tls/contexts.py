@@ -12,6 +12,7 @@ alone keeps up to 177 KiB for each handshake with a large client certificate.
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -190,7 +191,13 @@ def _use_own_chain(context: SSL.Context, credentials: Credentials) -> None:
     context.use_certificate(credentials.chain[0])
     for issuer in credentials.chain[1:]:
         context.add_extra_chain_cert(issuer)
-    context.use_privatekey(credentials.key)
+    if credentials.openssl_key is None:
+        context.use_privatekey(credentials.key)  # type: ignore[arg-type]  # checked when parsed
+    else:
+        with warnings.catch_warnings():
+            # pyOpenSSL would rather have cryptography's key, which has lost what kind it is.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.use_privatekey(credentials.openssl_key)
     context.check_privatekey()
 
 

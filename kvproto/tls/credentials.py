@@ -3,8 +3,8 @@
 Owns what may be wrong with a file and the sentence that says so.  Never asks
 for a passphrase, never looks at a clock, never touches an OpenSSL context.
 
-Keys are loaded with ``cryptography`` only: pyOpenSSL's loader prompts on the
-terminal for an encrypted key and would hold up the reactor for ever.
+Keys are loaded with ``cryptography``, and with pyOpenSSL's loader only where a passphrase, right
+or not, keeps it from asking for one on the terminal and holding up the reactor for ever.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
     load_pem_private_key,
 )
+from cryptography.x509.oid import PublicKeyAlgorithmOID
+from OpenSSL import crypto
 
 from kvproto.base.private_files import reader_fault
 from kvproto.errors import CredentialError
@@ -31,6 +34,7 @@ from kvproto.tls.checks import (
     is_ca,
     names_of,
     order_fault,
+    path_of,
     readable_date,
     size_fault,
     strength_fault,
@@ -38,7 +42,7 @@ from kvproto.tls.checks import (
     usage_fault,
 )
 from kvproto.tls.files import CredentialFiles, Purpose, UnfinishedError, digest_of, read_files
-from kvproto.tls.pem import first_line, parse_certificates, pem_blocks
+from kvproto.tls.pem import TRUSTED, first_line, parse_certificates, passphrases, pem_blocks
 
 __all__ = [
     "CredentialWarning",
@@ -51,18 +55,24 @@ __all__ = [
 EXPIRY_WARNING = 30 * 86400
 """Seconds before the end of a certificate at which its operator is told."""
 
-PrivateKey = (
-    rsa.RSAPrivateKey
-    | ec.EllipticCurvePrivateKey
-    | ed25519.Ed25519PrivateKey
-    | ed448.Ed448PrivateKey
-)
-_KEYS = (
+PrivateKey = PrivateKeyTypes
+_KEYS: tuple[type, ...] = (
     rsa.RSAPrivateKey,
     ec.EllipticCurvePrivateKey,
     ed25519.Ed25519PrivateKey,
     ed448.Ed448PrivateKey,
 )
+
+_POST_QUANTUM: tuple[type, ...]
+try:
+    from cryptography.hazmat.primitives.asymmetric import mldsa
+except ImportError:  # an older one
+    _POST_QUANTUM = ()
+else:
+    _POST_QUANTUM = (mldsa.MLDSA44PrivateKey, mldsa.MLDSA65PrivateKey, mldsa.MLDSA87PrivateKey)
+
+_RSA_PSS_KEY = 912
+"""OpenSSL's EVP_PKEY_RSA_PSS: a key that may sign by RSA-PSS only."""
 
 _AS_CLIENT = {Purpose.SERVER: (False,), Purpose.CLIENT: (True,), Purpose.BOTH: (False, True)}
 """What `usage_fault` is asked for each purpose."""
@@ -97,6 +107,8 @@ class Credentials:
         crls: Revocation lists of these.
         digest: SHA-256 over the content of all files, to tell whether a file has changed.
         warnings: See `CredentialWarning`.
+        openssl_key: The private key as OpenSSL has it, where ``cryptography`` cannot hand it over
+            without a loss (RSA-PSS, ML-DSA); None elsewhere.
     """
 
     chain: tuple[x509.Certificate, ...]
@@ -105,6 +117,17 @@ class Credentials:
     crls: tuple[x509.CertificateRevocationList, ...] = ()
     digest: str = ""
     warnings: tuple[CredentialWarning, ...] = ()
+    openssl_key: crypto.PKey | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> tuple[x509.Certificate, ...]:
+        """The part of the chain that leads upwards from the node's certificate."""
+        return path_of(self.chain)
+
+    @property
+    def tls13_only(self) -> bool:
+        """Whether TLS 1.2 has no way to sign with the key."""
+        return isinstance(self.key, _POST_QUANTUM)
 
     @property
     def fingerprint(self) -> str:
@@ -113,8 +136,8 @@ class Credentials:
 
     @property
     def not_after(self) -> float:
-        """When the first certificate of the chain to expire does so, in Unix seconds."""
-        return min((end_of(certificate) for certificate in self.chain), default=float("inf"))
+        """When the first certificate of the path to expire does so, in Unix seconds."""
+        return min((end_of(certificate) for certificate in self.path), default=float("inf"))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -151,12 +174,18 @@ def parse_credentials(
     warnings: list[CredentialWarning] = []
     chain: tuple[x509.Certificate, ...] = ()
     key: PrivateKey | None = None
+    openssl_key: crypto.PKey | None = None
     if files.certificate is not None:
-        chain = parse_certificates(
+        found = parse_certificates(
             files.options.certificate, files.certificate, contents[files.certificate]
         )
-        key = _parse_key(files, contents)
+        chain = tuple(dict.fromkeys(found))
+        if len(chain) < len(found):
+            reason = "holds a certificate twice; it is sent once"
+            warnings.append(CredentialWarning(files.options.certificate, files.certificate, reason))
+        key, openssl_key = _parse_key(files, contents)
         _check_chain(files, chain, key, now)
+        _check_kind(files, chain, openssl_key)
         warnings += _chain_warnings(files, chain, key, now)
         warnings += _reader_warnings(files)
     client_cas: tuple[x509.Certificate, ...] = ()
@@ -165,13 +194,17 @@ def parse_credentials(
     crls: tuple[x509.CertificateRevocationList, ...] = ()
     if files.crl is not None:
         crls = _parse_crls(files, contents[files.crl], client_cas, now)
-    return Credentials(chain, key, client_cas, crls, digest_of(contents.values()), tuple(warnings))
+    digest = digest_of(contents.values())
+    return Credentials(chain, key, client_cas, crls, digest, tuple(warnings), openssl_key)
 
 
 # --- key ------------------------------------------------------------------------------------
 
 
-def _parse_key(files: CredentialFiles, contents: Mapping[Path, bytes]) -> PrivateKey:
+def _parse_key(
+    files: CredentialFiles, contents: Mapping[Path, bytes]
+) -> tuple[PrivateKey, crypto.PKey | None]:
+    """Return the private key, and as OpenSSL has it where that is another."""
     option, path = files.options.private_key, files.private_key
     if path is None:
         path = files.certificate
@@ -185,19 +218,19 @@ def _parse_key(files: CredentialFiles, contents: Mapping[Path, bytes]) -> Privat
         raise UnfinishedError(option, path, "holds no private key")
     block = blocks[0]
     encrypted = b"ENCRYPTED" in block
-    passphrase: bytes | None = None
+    possible: list[bytes] = []
     if encrypted:
         if files.passphrase is None:
             raise CredentialError(
                 option, path, f"is encrypted; give its passphrase with {files.options.passphrase}"
             )
-        passphrase = contents[files.passphrase].splitlines()[0]
-        if not passphrase:
+        possible = [one for one in passphrases(contents[files.passphrase]) if one]
+        if not possible:
             raise CredentialError(
                 files.options.passphrase, files.passphrase, "its first line is empty"
             )
     try:
-        key = load_pem_private_key(block, passphrase)
+        key, passphrase = _open_key(block, possible)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         if encrypted:
             raise UnfinishedError(
@@ -207,9 +240,45 @@ def _parse_key(files: CredentialFiles, contents: Mapping[Path, bytes]) -> Privat
             ) from None
         reason = f"the private key in it does not parse: {first_line(error)}"
         raise UnfinishedError(option, path, reason) from None
+    if isinstance(key, (rsa.RSAPrivateKey, *_POST_QUANTUM)):
+        return key, _lossless(option, path, key, block, passphrase)
     if not isinstance(key, _KEYS):
-        raise CredentialError(option, path, "is no RSA, EC or Ed25519 key: TLS cannot use it")
-    return key
+        raise CredentialError(
+            option, path, "is no RSA, EC, Ed25519, Ed448 or ML-DSA key: TLS cannot use it"
+        )
+    return key, None
+
+
+def _lossless(
+    option: str, path: Path, key: PrivateKey, block: bytes, passphrase: bytes | None
+) -> crypto.PKey | None:
+    """Return a key as OpenSSL reads it, None where ``cryptography``'s has lost nothing."""
+    try:
+        # Never without a passphrase: OpenSSL would ask for one on the terminal.
+        found = crypto.load_privatekey(crypto.FILETYPE_PEM, block, passphrase or b"-")
+    except crypto.Error:
+        if isinstance(key, rsa.RSAPrivateKey):
+            return None  # in an encryption that only ``cryptography`` knows
+        reason = "the OpenSSL at hand cannot use keys of this kind"
+        raise CredentialError(option, path, reason) from None
+    plain = isinstance(key, rsa.RSAPrivateKey) and found.type() != _RSA_PSS_KEY
+    return None if plain else found
+
+
+def _open_key(block: bytes, possible: list[bytes]) -> tuple[PrivateKey, bytes | None]:
+    """Return a key and the passphrase that has opened it, None where there is none.
+
+    Raises:
+        ValueError: None of them opens it, or there is no key.
+        TypeError, UnsupportedAlgorithm: It is no key that can be used.
+    """
+    for passphrase in possible[:-1]:
+        try:
+            return load_pem_private_key(block, passphrase), passphrase
+        except ValueError:
+            continue
+    last = possible[-1] if possible else None
+    return load_pem_private_key(block, last), last
 
 
 def _public_bytes(public: object) -> bytes:
@@ -230,7 +299,8 @@ def _check_chain(
     for check in (order_fault, size_fault):
         if fault := check(chain):
             raise CredentialError(option, path, fault)
-    for number, certificate in enumerate(chain, 1):
+    for certificate in path_of(chain):
+        number = chain.index(certificate) + 1
         which = f"certificate {number} ({subject_of(certificate)})" if len(chain) > 1 else "it"
         for fault in (date_fault(certificate, now), strength_fault(certificate)):
             if fault:
@@ -238,6 +308,22 @@ def _check_chain(
     for client in _AS_CLIENT[files.purpose]:
         if fault := usage_fault(chain[0], client=client):
             raise CredentialError(option, path, fault)
+
+
+def _check_kind(
+    files: CredentialFiles, chain: tuple[x509.Certificate, ...], openssl_key: crypto.PKey | None
+) -> None:
+    """Refuse an RSA key and a certificate of which only one is for RSA-PSS alone."""
+    pss = chain[0].public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS
+    if pss == (openssl_key is not None and openssl_key.type() == _RSA_PSS_KEY):
+        return
+    kinds = "RSA-PSS, the key plain RSA" if pss else "plain RSA, the key RSA-PSS"
+    raise CredentialError(
+        files.options.private_key,
+        files.private_key or files.certificate,
+        f"is of another kind than the certificate {files.certificate}: that one is for {kinds}; "
+        "OpenSSL takes them together only when both are of one kind",
+    )
 
 
 def _check_key_fits(
@@ -270,7 +356,17 @@ def _chain_warnings(
     files: CredentialFiles, chain: tuple[x509.Certificate, ...], key: PrivateKey, now: float
 ) -> list[CredentialWarning]:
     option, path = files.options.certificate, files.certificate
-    reasons = [text for certificate in chain if (text := _ending(certificate, now))]
+    upwards = path_of(chain)
+    reasons = [text for certificate in upwards if (text := _ending(certificate, now))]
+    reasons += [
+        f"{subject_of(certificate)}, which is sent along, {fault}"
+        for certificate in chain
+        if certificate not in upwards and (fault := date_fault(certificate, now))
+    ]
+    if isinstance(key, _POST_QUANTUM):
+        reasons.append(
+            "has an ML-DSA key: only clients with TLS 1.3 and ML-DSA (OpenSSL 3.5) can connect"
+        )
     if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
         reasons.append(
             "has an Ed25519 or Ed448 key: the Couchbase SDK and other clients cannot use it; "
@@ -317,6 +413,9 @@ def _parse_cas(
     option, path = files.options.client_ca, files.client_ca
     assert path is not None
     found = parse_certificates(option, path, content)
+    if TRUSTED in content:
+        reason = "holds a TRUSTED CERTIFICATE; what it is said to be trusted for is not looked at"
+        warnings.append(CredentialWarning(option, path, reason))
     cas = tuple(certificate for certificate in found if is_ca(certificate))
     if not cas:
         raise CredentialError(

@@ -200,7 +200,7 @@ def rebuild_generation(number: int, old: Generation, now: float) -> Generation:
     Raises:
         GenerationError: They cannot be served any more.
     """
-    for certificate in old.credentials.chain:
+    for certificate in old.credentials.path:
         if fault := date_fault(certificate, now):
             raise GenerationError(Stage.CHECK, f"{subject_of(certificate)} {fault}")
     return _proved(number, old.credentials, old.policy, now)
@@ -264,8 +264,11 @@ def _prove(context: SSL.Context, credentials: Credentials, now: float) -> str:
         SHA-256 of the certificate that the client was shown.
     """
     shown = set()
-    for name, version in (("TLS 1.2", SSL.TLS1_2_VERSION), ("TLS 1.3", SSL.TLS1_3_VERSION)):
-        client_context = build_client_context(None, credentials.chain[-1:], at=int(now))
+    versions = {"TLS 1.2": SSL.TLS1_2_VERSION, "TLS 1.3": SSL.TLS1_3_VERSION}
+    if credentials.tls13_only:
+        del versions["TLS 1.2"]
+    for name, version in versions.items():
+        client_context = build_client_context(None, credentials.path[-1:], at=int(now))
         client_context.set_min_proto_version(version)
         client_context.set_max_proto_version(version)
         server, client = SSL.Connection(context, None), SSL.Connection(client_context, None)

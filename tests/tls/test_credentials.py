@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
+from unittest import SkipTest
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -17,13 +20,16 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import crypto
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.errors import CredentialError
 from kvproto.testing.certificates import Authority, deep_server_identity, root_authority
 from kvproto.tls.checks import MAX_CERTIFICATE_MESSAGE, certificate_message_size, subject_of
+from kvproto.tls.contexts import ServerPolicy
 from kvproto.tls.credentials import Credentials, load_credentials
 from kvproto.tls.files import (
     MAX_FILE,
@@ -33,7 +39,11 @@ from kvproto.tls.files import (
     read_files,
     read_together,
 )
+from kvproto.tls.generation import Generation, build_generation
 from tests.tls.material import NOW, credentials_of, crl_of, folder, moment, write_identity
+
+PSS = Path(__file__).parent / "pss"
+"""Made by ``openssl genpkey -algorithm RSA-PSS``: cryptography cannot make such a key."""
 
 NAMES = ("localhost", "127.0.0.1", "::1")
 OTHER_USAGES = (
@@ -69,7 +79,8 @@ def self_signed(key: object, **options: object) -> bytes:
     )
     for extension in options.get("extensions", ()):  # type: ignore[attr-defined]
         builder = builder.add_extension(extension, critical=False)
-    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    rsa_or_ec = isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
+    algorithm = hashes.SHA256() if rsa_or_ec or isinstance(key, dsa.DSAPrivateKey) else None
     return builder.sign(key, algorithm).public_bytes(Encoding.PEM)  # type: ignore[arg-type]
 
 
@@ -306,7 +317,157 @@ class KeyTests(CredentialsCase):
     def test_dsa(self) -> None:
         """A key that TLS has no use for is named."""
         self.key.write_bytes(pem(dsa.generate_private_key(1024)))
-        self.check("--private-key", self.key, "is no RSA, EC or Ed25519 key")
+        self.check("--private-key", self.key, "is no RSA, EC, Ed25519, Ed448 or ML-DSA key")
+
+
+class ServedTests(CredentialsCase):
+    """What OpenSSL serves, is served."""
+
+    def serve(self) -> Generation:
+        """Build a generation, which shakes hands with itself."""
+        generation = build_generation(1, self.files, ServerPolicy(), NOW)
+        assert generation is not None
+        return generation
+
+    def write(self, *certificates: x509.Certificate) -> None:
+        self.chain.write_bytes(
+            b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+        )
+
+    def cross_signed(
+        self, authority: Authority, by: Authority, days: float = 60
+    ) -> x509.Certificate:
+        """Return a second certificate of a CA, signed by another one."""
+        return (
+            x509.CertificateBuilder()
+            .subject_name(authority.certificate.subject)
+            .issuer_name(by.certificate.subject)
+            .public_key(authority.key.public_key())
+            .serial_number(77)
+            .not_valid_before(moment(-1))
+            .not_valid_after(moment(days))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(by.key, hashes.SHA256())
+        )
+
+    def test_rsa_pss(self) -> None:
+        """A key for RSA-PSS only, with its certificate."""
+        for name in ("leaf.key", "leaf.pem"):
+            (self.directory / name).write_bytes((PSS / name).read_bytes())
+        self.files = CredentialFiles(self.directory / "leaf.pem", self.directory / "leaf.key")
+        self.assertEqual(self.serve().names, ("localhost", "127.0.0.1"))
+        secret = self.directory / "secret"
+        secret.write_bytes(b"secret\n")
+        key = crypto.load_privatekey(crypto.FILETYPE_PEM, (PSS / "leaf.key").read_bytes())
+        (self.directory / "leaf.key").write_bytes(
+            crypto.dump_privatekey(crypto.FILETYPE_PEM, key, "aes-256-cbc", b"secret")
+        )
+        self.files = replace(self.files, passphrase=secret)
+        self.serve()
+
+    def test_rsa_pss_and_plain(self) -> None:
+        """A key of one kind and a certificate of the other, with the same numbers."""
+        plain = load_pem_private_key((PSS / "leaf.key").read_bytes(), None)
+        self.key.write_bytes(pem(plain))
+        self.chain.write_bytes((PSS / "leaf.pem").read_bytes())
+        self.check("--private-key", self.key, "is for RSA-PSS, the key plain RSA")
+        self.key.write_bytes((PSS / "leaf.key").read_bytes())
+        self.chain.write_bytes(self_signed(plain))
+        self.check("--private-key", self.key, "is for plain RSA, the key RSA-PSS")
+
+    def test_ml_dsa(self) -> None:
+        """Where the OpenSSL at hand has ML-DSA; TLS 1.2 has no way to use it, and that is said."""
+        try:
+            from cryptography.hazmat.primitives.asymmetric import mldsa
+
+            key = mldsa.MLDSA65PrivateKey.generate()
+        except (ImportError, UnsupportedAlgorithm):
+            raise SkipTest("this cryptography has no ML-DSA") from None
+        self.key.write_bytes(pem(key))
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+        self.chain.write_bytes(self_signed(key, extensions=[names]))
+        (warning,) = self.serve().warnings
+        self.assertIn("only clients with TLS 1.3 and ML-DSA", warning)
+
+    def test_duplicate_leaf(self) -> None:
+        """A certificate that is there twice is sent once, and the operator told."""
+        leaf = root_authority().intermediate("upper").issue("node", NAMES, not_after=moment(90))
+        self.key.write_bytes(leaf.key_pem)
+        self.write(leaf.certificate, leaf.certificate, *leaf.intermediates)
+        generation = self.serve()
+        self.assertEqual(generation.credentials.chain, (leaf.certificate, *leaf.intermediates))
+        self.assertIn("holds a certificate twice", " ".join(generation.warnings))
+
+    def test_cross_signed(self) -> None:
+        """A second certificate of an issuer is sent along, before or behind the first."""
+        other = Authority.root("other")
+        middle = root_authority().intermediate("middle")
+        leaf = middle.issue("node", NAMES, not_after=moment(90))
+        self.key.write_bytes(leaf.key_pem)
+        extra = self.cross_signed(middle, other)
+        for chain in (
+            (leaf.certificate, middle.certificate, extra),
+            (leaf.certificate, extra, middle.certificate),
+            (leaf.certificate, middle.certificate, extra, other.certificate),
+        ):
+            self.write(*chain)
+            self.assertEqual(self.serve().credentials.chain, chain)
+
+    def test_expired_cross_signed(self) -> None:
+        """One that has expired is no fault of the path; the operator is told."""
+        other = Authority.root("other")
+        middle = root_authority().intermediate("middle")
+        leaf = middle.issue("node", NAMES, not_after=moment(90))
+        self.key.write_bytes(leaf.key_pem)
+        self.write(leaf.certificate, middle.certificate, self.cross_signed(middle, other, 5))
+        later = moment(7).timestamp()
+        generation = build_generation(1, self.files, ServerPolicy(), later)
+        assert generation is not None
+        self.assertIn("which is sent along, has expired", " ".join(generation.warnings))
+        self.assertGreater(generation.not_after, later)
+
+    def test_trusted_certificate(self) -> None:
+        """OpenSSL's own form of certificates is read, without what it says about trust."""
+        der = x509.load_pem_x509_certificate(self.chain.read_bytes()).public_bytes(Encoding.DER)
+        trusted = base64.encodebytes(der + bytes.fromhex("300c300a06082b06010505070301"))
+        block = b"-----BEGIN TRUSTED CERTIFICATE-----\n%b-----END TRUSTED CERTIFICATE-----\n"
+        self.chain.write_bytes(block % trusted)
+        self.assertEqual(self.serve().names, NAMES)
+        ca = self.directory / "ca.pem"
+        anchor = root_authority().certificate.public_bytes(Encoding.DER)
+        ca.write_bytes(block % base64.encodebytes(anchor))
+        found = load_credentials(replace(self.files, client_ca=ca), NOW)
+        self.assertEqual(found.client_cas, (root_authority().certificate,))
+        self.assertIn("is not looked at", " ".join(map(str, found.warnings)))
+        for broken in (b"", b"\x30", b"\x30\x82\x10\x00short"):
+            self.chain.write_bytes(block % base64.encodebytes(broken))
+            self.check("--certificate", self.chain, "does not parse")
+
+    def test_passphrase_with_a_mark(self) -> None:
+        """Byte order marks that an editor has put in front; and keys encrypted with one."""
+        key = load_pem_private_key(self.key.read_bytes(), None)
+        secret = self.directory / "secret"
+        self.files = replace(self.files, passphrase=secret)
+        for content in (
+            b"\xef\xbb\xbfs\xc3\xa9cret\r\n",
+            "s\xe9cret\r\n".encode("utf-16"),
+            b"\xfe\xff" + "s\xe9cret".encode("utf-16-be"),
+        ):
+            self.key.write_bytes(pem(key, "s\xe9cret".encode()))
+            secret.write_bytes(content)
+            self.serve()
+        self.key.write_bytes(pem(key, b"\xef\xbb\xbfsecret"))
+        secret.write_bytes(b"\xef\xbb\xbfsecret\n")
+        self.serve()
+        secret.write_bytes(b"\xef\xbb\xbfguess\n")
+        self.check("--key-passphrase-file", secret, "does not open")
+        secret.write_bytes(b"\xff\xfes")
+        self.check("--key-passphrase-file", secret, "does not open")
+
+    def test_utf16(self) -> None:
+        """PEM that was saved as UTF-16 is named as that."""
+        self.chain.write_bytes(self.chain.read_bytes().decode().encode("utf-16"))
+        self.check("--certificate", self.chain, "is UTF-16 text")
 
 
 class ChainTests(CredentialsCase):
