@@ -12,6 +12,7 @@
     └── UpstreamError         a server that we depend on failed
         ├── StoreUnavailable      where values live cannot be reached; nothing was changed
         ├── OutcomeUnknown        a write was sent there and got no answer
+        ├── NotSupported          a store does not have what was asked; nothing was changed
         └── DurabilityImpossible  a write cannot become durable; nothing was changed
 
 Exceptions are raised with values; ``__str__`` builds the sentence.
@@ -29,6 +30,7 @@ __all__ = [
     "HandoffError",
     "KVProtoError",
     "LocalProtocolError",
+    "NotSupported",
     "OutcomeUnknown",
     "RemoteProtocolError",
     "StoreUnavailable",
@@ -129,6 +131,10 @@ class StoreUnavailable(UpstreamError):
 
 class OutcomeUnknown(UpstreamError):
     """A write got no answer: nobody can say whether it was performed, so it must not be retried."""
+
+
+class NotSupported(UpstreamError):
+    """A store does not have what it was asked for, and never will: nothing was changed."""
 
 
 class DurabilityImpossible(UpstreamError):

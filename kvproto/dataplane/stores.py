@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, succeed
-from zope.interface import Attribute, implementer
+from zope.interface import Attribute, classImplements, implementer
 
 from kvproto.config import Config, Mode, StoreURL, check_memory_url
+from kvproto.dataplane.fleet import FleetStores
 from kvproto.errors import ConfigError
 from kvproto.store import IStore, MemoryStore
 
@@ -113,7 +114,12 @@ def memory_store(config: Config, reactor: Any) -> MemoryStore:
     )
 
 
+classImplements(FleetStores, IStores)
+
 _FACTORIES: dict[str, Factory] = {
+    "memcached": FleetStores,
+    "memcached+unix": FleetStores,
+    "memcacheds": FleetStores,
     "memory": MemoryStores,
 }
 """By the scheme of the URL."""

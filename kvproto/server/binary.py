@@ -15,6 +15,7 @@ from typing import Any
 from kvproto.config import Mode
 from kvproto.errors import (
     DurabilityImpossible,
+    NotSupported,
     OutcomeUnknown,
     RemoteProtocolError,
     StoreUnavailable,
@@ -189,8 +190,8 @@ class BinarySession(QuickState):
     def _use(self, bucket: Bucket | None, *, selected: bool) -> None:
         self.bucket, self.selected = bucket, selected
         if bucket is not None:
-            self.store = bucket.store
-            self.get = bucket.get
+            self.store = bucket.store_for_connection()
+            self.get = bucket.get if self.store is bucket.store else self.store.get
 
     def _choose_table(self) -> None:
         self._in_memory = False
@@ -364,6 +365,8 @@ class BinarySession(QuickState):
             status = Status.SYNC_WRITE_AMBIGUOUS
         elif isinstance(error, DurabilityImpossible):
             status = Status.DURABILITY_IMPOSSIBLE
+        elif isinstance(error, NotSupported):
+            status = Status.NOT_SUPPORTED
         elif isinstance(error, StoreUnavailable):
             status = Status.TEMPORARY_FAILURE
         return self.error_to(request, status)

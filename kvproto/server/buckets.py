@@ -119,13 +119,25 @@ class Bucket:
         get: The store's ``get``, one object for all sessions.
     """
 
-    __slots__ = ("get", "manifest", "name", "store")
+    __slots__ = ("_divide", "get", "manifest", "name", "store")
 
     def __init__(self, name: str, store: Any, manifest: Manifest | None = None) -> None:
         self.name = name
         self.store: IStore = store
         self.get = self.store.get
+        # Of its class: wrappers hand on whatever they are asked for.
+        self._divide = getattr(type(store), "for_connection", None)
         self.manifest = Manifest() if manifest is None else manifest
+
+    def store_for_connection(self) -> IStore:
+        """Return the store as one client's connection uses it.
+
+        It is the same for all, unless the store is an `kvproto.store.IConnectionStore`.
+        """
+        if self._divide is None:
+            return self.store
+        store: IStore = self._divide(self.store)
+        return store
 
     def key(self, wire_key: bytes) -> Key:
         """Return the store's key for a key that begins with a collection's id.

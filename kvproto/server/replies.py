@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 
-__all__ = ["COPY_LIMIT", "ErrorLine", "Hangup", "Reply", "then"]
+__all__ = ["COPY_LIMIT", "ErrorLine", "Hangup", "LateError", "Reply", "then"]
 
 COPY_LIMIT = 16 * 1024
 """Values up to this size, in bytes, are copied behind their header; a longer one is passed on as a
@@ -36,6 +36,15 @@ class ErrorLine(bytes):
     """An error in place of one value of a text retrieval.
 
     A client takes it for the whole answer, so nothing more of that answer may follow.
+    """
+
+    __slots__ = ()
+
+
+class LateError(bytes):
+    """An error about one key of a text retrieval that the other keys need not suffer for.
+
+    It is sent in place of END, behind the values of those that have one.
     """
 
     __slots__ = ()

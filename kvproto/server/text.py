@@ -7,12 +7,12 @@ with those of the memcached that is installed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from kvproto.errors import OutcomeUnknown, RemoteProtocolError, StoreUnavailable
 from kvproto.server.buckets import Bucket
 from kvproto.server.quick_text import serve_text_quickly
-from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, Reply, then
+from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, LateError, Reply, then
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.statistics import Report, report
 from kvproto.server.window import BARRIER, FREE, Subject
@@ -66,7 +66,17 @@ class TextSession:
         peer: Who the other side is.
     """
 
-    __slots__ = ("_decoder", "_failed_keys", "_plain", "bucket", "feed", "peer", "server", "store")
+    __slots__ = (
+        "_decoder",
+        "_failed_keys",
+        "_late_error",
+        "_plain",
+        "bucket",
+        "feed",
+        "peer",
+        "server",
+        "store",
+    )
 
     store: IStore
 
@@ -79,6 +89,8 @@ class TextSession:
         # A retrieval that was answered with an error: a client takes that line for the whole
         # answer, so neither further values nor END may follow.
         self._failed_keys = False
+        # What a retrieval ends with in place of END, of which a key could not be looked up.
+        self._late_error = b""
         self._update_rights()
 
     @property
@@ -93,7 +105,7 @@ class TextSession:
 
     def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
         """Serve what is usual, from the beginning of a read; see `kvproto.server.quick_text`."""
-        if not self._plain or self._failed_keys or self._decoder.partial:
+        if not self._plain or self._failed_keys or self._late_error or self._decoder.partial:
             return 0
         return serve_text_quickly(self, data, out, limit, self._decoder.max_value)
 
@@ -105,7 +117,7 @@ class TextSession:
         if self._failed_keys:
             return self.conclude(item, b"")
         reply = self.begin(item)
-        if reply.__class__ is ErrorLine:
+        if reply.__class__ is ErrorLine or (self._late_error and item.verb == "end"):
             return self.conclude(item, reply)
         return reply
 
@@ -128,7 +140,13 @@ class TextSession:
             # A key that cannot be one ends a retrieval too.
             self._failed_keys = item.verb != "end" and isinstance(item, TextCommand)
             return b""
+        if reply.__class__ is LateError:
+            self._late_error = cast("bytes", reply)
+            return b""
         self._failed_keys = reply.__class__ is ErrorLine
+        if self._late_error and (self._failed_keys or item.verb == "end"):
+            late, self._late_error = self._late_error, b""
+            return reply if self._failed_keys else late
         return reply
 
     def subject(self, item: TextCommand | TextRefusal, *, started: bool = False) -> Subject:
@@ -142,10 +160,13 @@ class TextSession:
         """Answer a command that could not be served."""
         if isinstance(error, OutcomeUnknown):
             return Hangup(reason=str(error))
-        line = TEMPORARY if isinstance(error, StoreUnavailable) else INTERNAL
+        if isinstance(error, StoreUnavailable):
+            if item.verb in _KEYS:
+                return LateError(TEMPORARY)
+            return b"" if getattr(item, "noreply", False) else TEMPORARY
         if item.verb in _KEYS:
-            return ErrorLine(line)
-        return b"" if getattr(item, "noreply", False) else line
+            return ErrorLine(INTERNAL)
+        return b"" if getattr(item, "noreply", False) else INTERNAL
 
     def refuse_key(self, refusal: Refusal) -> bytes:
         """Answer one key of a retrieval: with nothing if it is only missing."""
@@ -188,7 +209,7 @@ class TextSession:
             self._decoder.max_value = self.server.settings.value_limit
             self.bucket = self.server.default_bucket(user)
             if self.bucket is not None:
-                self.store = self.bucket.store
+                self.store = self.bucket.store_for_connection()
                 # Its exact class: a subclass may answer later.
                 self._plain = self.store.__class__ is MemoryStore
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvproto.store.document import DO_NOT_CREATE, LOCKED_CAS, Document, Key, Refusal
-from kvproto.store.interfaces import IStore, Outcome
+from kvproto.store.interfaces import IConnectionStore, IStore, Outcome
 from kvproto.store.jsontext import is_json
 from kvproto.store.memory import MemoryStore
 from kvproto.store.multi import LookupResult, MutationResult
@@ -24,6 +24,7 @@ __all__ = [
     "MAX_SPECS",
     "DocFlag",
     "Document",
+    "IConnectionStore",
     "IStore",
     "Key",
     "LookupResult",

@@ -16,7 +16,7 @@ from kvproto.store.document import Document, Key, Refusal
 from kvproto.store.multi import LookupResult, MutationResult
 from kvproto.wire.subdoc_terms import LookupSpec, MutationSpec, PathStatus
 
-__all__ = ["IStore", "Outcome"]
+__all__ = ["IConnectionStore", "IStore", "Outcome"]
 
 Outcome = Document | Refusal | Deferred[Document | Refusal]
 
@@ -216,3 +216,10 @@ class IStore(Interface):
 
     def stats() -> dict[str, int | str] | Deferred[dict[str, int | str]]:
         """Return counters, named as memcached's ``stats`` names them."""
+
+
+class IConnectionStore(IStore):
+    """A store that keeps the requests of each client's connection in order on their way."""
+
+    def for_connection() -> IStore:
+        """Return this store as one connection uses it."""

@@ -31,7 +31,7 @@ the kernel accept connections, so only the answer to a greeting shows that it is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -73,14 +73,16 @@ class Link:
     Args:
         clock: For deadlines and attempts.
         endpoint: Makes the endpoint of an attempt; may raise what an attempt can fail with.
-        greeting: Makes the commands that begin a connection; each must be answered without an
-            error.  May raise `OSError` when a file that it needs cannot be read.
+        greeting: Makes the commands that begin a connection, encoded or as calls; each must be
+            answered without an error.  May raise `OSError` when a file that it needs cannot be
+            read.
         connect_timeout: Seconds for connecting and greeting.
         timeout: Seconds that a command may wait for its reply.
         changed: Called with this link when it has become ready, or has ceased to be, or an attempt
             has failed.
         observe: As for `EngineConnection`.
         backoff: How long to wait between attempts.
+        connection: Makes the protocol of a connection.
 
     Attributes:
         state: Where it is.
@@ -94,14 +96,16 @@ class Link:
         self,
         clock: IReactorTime,
         endpoint: Callable[[], IStreamClientEndpoint],
-        greeting: Callable[[], list[bytes]],
+        greeting: Callable[[], Sequence[bytes | Call]],
         connect_timeout: float,
         timeout: float,
         changed: Callable[[Link], object],
         observe: Callable[[float, int], object] = lambda seconds, count: None,
         backoff: Backoff | None = None,
+        connection: Callable[..., EngineConnection] = EngineConnection,
     ) -> None:
         self._clock = clock
+        self._make_connection = connection
         self._endpoint = endpoint
         self._greeting = greeting
         self._connect_timeout = connect_timeout
@@ -183,7 +187,7 @@ class Link:
         attempt.addErrback(lambda failure: log.failure("connecting failed", failure=failure))
 
     def _build(self) -> EngineConnection:
-        return EngineConnection(
+        return self._make_connection(
             self._clock, self._timeout, self._ended, self._observe, self.companions
         )
 
@@ -200,8 +204,10 @@ class Link:
             self._give_up("login", str(error))
             return
         self._greetings = len(commands)
-        for data in commands:
-            connection.send(Call(data, self._greeted, context=connection))
+        for command in commands:
+            call = command if isinstance(command, Call) else Call(command, self._greeted)
+            call.answered, call.context = self._greeted, connection
+            connection.send(call)
 
     def _failed(self, failure: Failure, attempt: Deferred[Any]) -> None:
         if self._attempt is not attempt:
