@@ -117,10 +117,10 @@ def memory_store(config: Config, reactor: Any) -> MemoryStore:
 classImplements(FleetStores, IStores)
 
 _FACTORIES: dict[str, Factory] = {
+    "memory": MemoryStores,
     "memcached": FleetStores,
     "memcached+unix": FleetStores,
     "memcacheds": FleetStores,
-    "memory": MemoryStores,
 }
 """By the scheme of the URL."""
 
