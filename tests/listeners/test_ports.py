@@ -197,6 +197,20 @@ class AcceptTests(SynchronousTestCase):
         self.assertEqual(len([line for line in self.lines if line.startswith("warn")]), 4)
         self.assertEqual(len([line for line in self.lines if line.startswith("info")]), 4)
 
+    def test_some_progress(self) -> None:
+        """Who could accept somebody in between begins to rest anew, for a short while."""
+        self.socket.answers = [errno.EMFILE] * 4
+        for rest in (0.05, 0.1, 0.2, 0.4):
+            self.wake()
+            self.clock.advance(rest)
+        self.socket.answers = [Accepted(), errno.EMFILE, errno.EMFILE]
+        self.wake()
+        for rest in (0.05, 0.1):
+            (call,) = self.clock.getDelayedCalls()
+            self.assertAlmostEqual(call.getTime() - self.clock.seconds(), rest)
+            self.clock.advance(rest)
+            self.wake()
+
     def test_full_again_and_again(self) -> None:
         """A machine that is full ten times a second is complained about once in a while."""
         for _ in range(100):

@@ -9,15 +9,18 @@ import gc
 import weakref
 from typing import Any
 
-from OpenSSL.SSL import Connection, Error, WantReadError
+from OpenSSL.SSL import Connection, Context, Error, WantReadError
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.testing.contexts import server_context
 from kvproto.testing.transport import MemoryPair
 from kvproto.tls import BudgetExceeded, CloseTimeout, KVTLSFactory, KVTLSProtocol, records
+from kvproto.tls.incoming import HELD_SIZE
 from tests.tls.libssl import LibConnection, LibPeer
+from tests.tls.test_want_write import Given
 from tests.tls.wired import STOCK, VERSIONS, App, PlainFactory, Wired
 
 FactoryClass = type[TLSMemoryBIOFactory]
@@ -406,6 +409,67 @@ class PauseTests(SynchronousTestCase):
         self.assertFalse(wired.pair.server.paused)
 
 
+class Reluctant:
+    """A connection that refuses to write until it has read something, as in a renegotiation.
+
+    Attributes:
+        refuses: Whether it does now.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._connection = Connection(context, None)
+        self.refuses = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def send(self, data: bytes) -> int:
+        if self.refuses:
+            raise WantReadError
+        return self._connection.send(data)
+
+
+class HeldTests(SynchronousTestCase):
+    """What is read for TLS's own sake while the application has paused."""
+
+    def begin(self) -> None:
+        """Pause the server's application while its TLS has to read before it can write."""
+        self.connection = Reluctant(server_context())
+        self.wired = Wired(server_tls=Given(self.connection)).handshake()
+        self.connection.refuses = True
+        self.wired.server_app.tls.pauseProducing()
+        self.wired.server_app.tls.write(b"answer")
+        self.wired.clock.advance(0)
+
+    def test_in_order(self) -> None:
+        """It is delivered in order when the application resumes."""
+        self.begin()
+        for letter in (b"a", b"b", b"c", b"d"):
+            self.wired.client_app.tls.write(letter)
+            self.wired.flush()
+        self.assertEqual(self.wired.server_app.pieces, [])
+        self.connection.refuses = False
+        self.wired.server_app.tls.resumeProducing()
+        self.wired.flush()
+        self.assertEqual(bytes(self.wired.server_app.received), b"abcd")
+        self.assertEqual(bytes(self.wired.client_app.received), b"answer")
+
+    def test_bounded(self) -> None:
+        """There is no more of it than a limit says; the rest waits with the peer."""
+        self.begin()
+        data = bytes(range(256)) * 8_000  # 2 MB
+        self.wired.client_app.tls.write(data)
+        self.wired.flush()
+        held = sum(map(len, self.wired.server._held))
+        self.assertGreater(held, HELD_SIZE)
+        self.assertLess(held, HELD_SIZE + 2 * 16_384)
+        self.assertTrue(self.wired.pair.server.paused)
+        self.connection.refuses = False
+        self.wired.server_app.tls.resumeProducing()
+        self.wired.flush()
+        self.assertEqual(bytes(self.wired.server_app.received), data)
+
+
 class FloodTests(SynchronousTestCase):
     """D18: traffic without application data."""
 
@@ -480,6 +544,29 @@ class FloodTests(SynchronousTestCase):
             if pair.server.aborted:
                 break
         self.assertTrue(pair.server.aborted)
+
+    def test_read_answers(self) -> None:
+        """What a peer has read at last does not count any more, however much it was in all."""
+        wired = Wired(limits={"junk_budget": 20_000})
+        peer = LibPeer(LibConnection(False))
+        pair = MemoryPair(wired.server, peer, clock=wired.clock)
+        pair.connect()
+        pair.flush()
+        answers = 0
+        for _ in range(4):
+            wired.server_app.tls.write(b"x" * 200_000)
+            pair.server.window = 0
+            before = len(pair.server.unsent)
+            for _ in range(500):
+                peer.connection.key_update()
+                peer.say(b"0")
+                pair.client.send()
+                pair.server.receive(100_000)
+            answers += len(pair.server.unsent) - before
+            pair.server.window = 1_000_000
+            pair.flush()
+        self.assertGreater(answers, 40_000)
+        self.assertFalse(pair.server.aborted)
 
 
 class AfterwardsTests(SynchronousTestCase):

@@ -160,6 +160,17 @@ class OpenTests(Shortcuts):
         self.ask(b"a")
         self.assertTrue(self.open)
 
+    def test_long_answers_to_who_does_not_read(self) -> None:
+        """They are encrypted as the transport takes them, not all at once."""
+        self.app.repeat = 3_000_000
+        self.wired.client.write(b"a")
+        self.wired.pair.client.paused = True
+        self.wired.flush()
+        self.assertLess(self.wired.pair.server.most_unsent, 300_000)
+        self.wired.pair.client.paused = False
+        self.wired.flush()
+        self.assertEqual(len(self.wired.client_app.received), 3_000_001)
+
     def test_many_records_in_a_read(self) -> None:
         """Reads of several records are not for it, and change nothing."""
         for _ in range(3):
