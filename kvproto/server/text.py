@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, cast
 
 from kvproto.errors import OutcomeUnknown, RemoteProtocolError, StoreUnavailable
 from kvproto.server.buckets import Bucket
+from kvproto.server.meta import META_HANDLERS
 from kvproto.server.quick_text import serve_text_quickly
 from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, LateError, Reply, then
 from kvproto.server.server import KVServer, Peer
@@ -64,6 +65,10 @@ class TextSession:
     Args:
         server: What all sessions share.
         peer: Who the other side is.
+
+    Attributes:
+        meta_seen: Whether the store has been asked in the words of meta commands: it then knows
+            that somebody wants to know which documents are read.
     """
 
     __slots__ = (
@@ -73,6 +78,7 @@ class TextSession:
         "_plain",
         "bucket",
         "feed",
+        "meta_seen",
         "peer",
         "server",
         "store",
@@ -91,6 +97,7 @@ class TextSession:
         self._failed_keys = False
         # What a retrieval ends with in place of END, of which a key could not be looked up.
         self._late_error = b""
+        self.meta_seen = False
         self._update_rights()
 
     @property
@@ -188,13 +195,26 @@ class TextSession:
             return then(self.store.discard(command.key), lambda _: line)
         return line
 
+    def refuse_meta(self, refusal: Refusal, key: bytes = b"") -> Reply:
+        """Answer a meta command that the store refused.
+
+        Args:
+            refusal: What the store said.
+            key: Of what could not be stored: nobody shall read the old value.
+        """
+        line = _REFUSED[refusal]
+        no_room = refusal is Refusal.TOO_BIG or refusal is Refusal.NO_MEMORY
+        if no_room and key and self.server.settings.oversized_set_deletes:
+            return then(self.store.discard(key), lambda _: line)
+        return line
+
     def last_words(self, error: RemoteProtocolError) -> bytes:
         """Say nothing more: what there is to say to a wrong line has been said."""
         return b""
 
     def _refused(self, item: TextRefusal) -> Reply:
         """Pass on the decoder's answer; as memcached does, let nobody read a stale value."""
-        removes = item.too_large and item.verb == "set" and self.bucket is not None
+        removes = item.too_large and item.verb in _DISCARDING and self.bucket is not None
         if removes and self.server.settings.oversized_set_deletes:
             return then(self.store.discard(item.key), lambda _: item.line)
         return item.line
@@ -397,6 +417,7 @@ def _quit(session: TextSession, command: TextCommand) -> Reply:
     return Hangup()
 
 
+_DISCARDING = frozenset({"set", "ms"})
 _KEYS = frozenset({"get", "gets", "gat", "gats"})
 _WITHOUT_BUCKET = frozenset({"version", "verbosity", "mn", "quit", "shutdown", "cache_memlimit"})
 _POSITIONED = _WITHOUT_BUCKET | {"end"}
@@ -422,6 +443,7 @@ _HANDLERS: dict[str, Handler] = {
     "stats": _stats,
     "version": _version,
     "verbosity": _verbosity,
+    **META_HANDLERS,
     "mn": _mn,
     "shutdown": _shutdown,
     "cache_memlimit": _cache_memlimit,

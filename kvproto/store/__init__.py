@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from kvproto.store.document import DO_NOT_CREATE, LOCKED_CAS, Document, Key, Refusal
+from kvproto.store.document import (
+    DO_NOT_CREATE,
+    LOCKED_CAS,
+    Document,
+    Key,
+    Mark,
+    Refusal,
+    accessed_at,
+)
 from kvproto.store.interfaces import IConnectionStore, IStore, Outcome
 from kvproto.store.jsontext import is_json
 from kvproto.store.memory import MemoryStore
+from kvproto.store.meta import MetaRead, MetaWrite
 from kvproto.store.multi import LookupResult, MutationResult
 from kvproto.wire.subdoc_terms import (
     MAX_SPECS,
@@ -29,7 +38,10 @@ __all__ = [
     "Key",
     "LookupResult",
     "LookupSpec",
+    "Mark",
     "MemoryStore",
+    "MetaRead",
+    "MetaWrite",
     "MutationResult",
     "MutationSpec",
     "Outcome",
@@ -38,5 +50,6 @@ __all__ = [
     "PathResult",
     "PathStatus",
     "Refusal",
+    "accessed_at",
     "is_json",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntFlag
 from typing import TypeAlias
 
 __all__ = [
@@ -19,7 +19,10 @@ __all__ = [
     "LOCKED_CAS",
     "Document",
     "Key",
+    "Mark",
     "Refusal",
+    "accessed_at",
+    "marks_at",
 ]
 
 Key: TypeAlias = bytes | tuple[int, bytes]
@@ -45,6 +48,34 @@ class Refusal(Enum):
     NO_MEMORY = "the memory limit is reached and nothing may be evicted"
 
 
+class Mark(IntFlag):
+    """What memcached's meta commands know of a document; one stored anew has none of it."""
+
+    STALE = 1
+    """It is to be fetched anew, and may be shown meanwhile."""
+    WON = 2
+    """One client has been told to fetch it anew."""
+    FETCHED = 4
+    """It was read."""
+
+
+_MARK_BITS = 3
+_ALL_MARKS = (1 << _MARK_BITS) - 1
+
+
+def marks_at(marks: int, now: float) -> int:
+    """Return marks that say that their document was read at this time, in unix seconds."""
+    return marks & _ALL_MARKS | int(now) << _MARK_BITS
+
+
+def accessed_at(document: Document) -> int:
+    """Return when a document was last read, or else stored, in unix seconds.
+
+    Stores make the CAS from the clock, so it tells when; one that a client gave does not.
+    """
+    return document.marks >> _MARK_BITS or document.cas // 1_000_000_000
+
+
 @dataclass(slots=True)
 class Document:
     """One document at one moment: a mutation makes a new one, it never changes this one.
@@ -62,6 +93,8 @@ class Document:
         xattrs: Extended attributes: name to raw JSON text; None when it has none.
         kind: What is known of its value, a `kvproto.store.jsontext.Kind`; found out when needed.
         deleted: Whether it is a tombstone, as DELETE answers with.
+        marks: `Mark` bits, and above them the unix second in which it was last read, as far as
+            anybody wants to know (`marks_at`); only memcached's meta commands look at them.
     """
 
     value: bytes
@@ -75,6 +108,7 @@ class Document:
     xattrs: dict[str, bytes] | None = None
     deleted: bool = False
     kind: int = field(default=0, compare=False)
+    marks: int = field(default=0, compare=False)
 
     @property
     def expiry(self) -> int:

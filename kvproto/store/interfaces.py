@@ -13,11 +13,14 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from kvproto.store.document import Document, Key, Refusal
+from kvproto.store.meta import MetaRead, MetaWrite
 from kvproto.store.multi import LookupResult, MutationResult
+from kvproto.wire.meta import MetaCommand
 from kvproto.wire.subdoc_terms import LookupSpec, MutationSpec, PathStatus
 
 __all__ = ["IConnectionStore", "IStore", "Outcome"]
 
+MetaOutcome = MetaRead | Document | MetaWrite | Refusal | None
 Outcome = Document | Refusal | Deferred[Document | Refusal]
 
 
@@ -158,6 +161,18 @@ class IStore(Interface):
         """Release a lock; None when done.
 
         Not locked: NOT_LOCKED; another CAS than the lock's: LOCKED.
+        """
+
+    def meta(key: Key, command: MetaCommand) -> MetaOutcome | Deferred[MetaOutcome]:
+        """Do one of memcached's meta commands on a document, in the words of its flags.
+
+        Args:
+            key: Which document.
+            command: Verb and flags; its own key is not looked at.
+
+        Returns:
+            mg, ma and me: a `MetaRead`, None where nothing is (ma: NOT_FOUND).  ms and md: the
+            document as it is now.  What was not done: a `MetaWrite` or a `Refusal`.
         """
 
     def lookup_in(

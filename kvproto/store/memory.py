@@ -26,6 +26,7 @@ from kvproto.store.pieces import Pieces, Work
 from kvproto.store.rules import DEFAULT_MAX_VALUE, Answer, Decision, Effect, Limits, Rule
 from kvproto.store.statistics import Statistics
 from kvproto.store.table import ITEM_OVERHEAD, DocumentTable
+from kvproto.wire.meta import MetaCommand
 from kvproto.wire.subdoc_terms import DocFlag, PathStatus
 
 __all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "MemoryStore"]
@@ -185,7 +186,7 @@ class MemoryStore(Operations):
         document.locked_until = 0.0
         document.seqno = seqno
         document.datatype = datatype
-        document.due = document.kind = 0
+        document.due = document.kind = document.marks = 0
         document.xattrs = None
         document.deleted = False
         if old is not None and value is old.value:
@@ -270,6 +271,7 @@ class MemoryStore(Operations):
         """
         if not document.cas:
             document.cas = self._next_cas(self._now())
+        if not document.seqno:
             self._seqno = document.seqno = self._seqno + 1
 
     def _next_cas(self, now: float) -> int:
@@ -307,6 +309,11 @@ class MemoryStore(Operations):
         return super().set(
             key, value, flags, expiry, cas, datatype=datatype, preserve_expiry=preserve_expiry
         )
+
+    def meta(self, key: Key, command: MetaCommand) -> Any:
+        """Do one of memcached's meta commands; see `IStore.meta`."""
+        self._table.note_reads()
+        return super().meta(key, command)
 
     def _apply_to_any(self, key: Key, doc_flags: int, rule: Rule[Any], *args: Any) -> Any:
         """Do as `_apply`, in pieces; the rule may see a deleted document if the client wants to."""

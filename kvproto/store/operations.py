@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvproto.store import partial, rules
+from kvproto.store import meta, partial, rules
 from kvproto.store.document import Document, Key
 from kvproto.store.rules import Rule
+from kvproto.wire.meta import MetaCommand
 from kvproto.wire.subdoc_terms import LookupSpec, MutationSpec
 
 __all__ = ["Operations"]
@@ -121,6 +122,10 @@ class Operations:
     def discard(self, key: Key) -> Any:
         """Remove a document, locked or not; see `IStore.discard`."""
         return self._apply(key, rules.discard)
+
+    def meta(self, key: Key, command: MetaCommand) -> Any:
+        """Do one of memcached's meta commands; see `IStore.meta`."""
+        return self._apply(key, meta.RULES[command.verb], command)
 
     # -- parts of documents ---------------------------------------------------
 

@@ -26,12 +26,13 @@ Where the two differ, the reference page "Stores" says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeAlias, TypeVar
 
-from kvproto.store.document import DO_NOT_CREATE, Document, Key, Refusal
+from kvproto.store.document import DO_NOT_CREATE, Document, Key, Mark, Refusal, marks_at
 from kvproto.store.expiry import deadline
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "Stamp",
     "add",
     "append",
+    "count",
+    "counted_marks",
     "decrement",
     "delete",
     "discard",
@@ -70,7 +73,9 @@ TOMBSTONE_LIFETIME_S = 3 * 86400
 _DEFAULT_LOCK_S = 15
 _MAX_LOCK_S = 30
 _COUNTER_MASK = 0xFFFFFFFF_FFFFFFFF
-_COUNTER_DIGITS = 20
+_COUNTER = re.compile(rb"[ \t-\r]*\+?0*([0-9]{1,20})(?![^ \t-\r\0])")
+_COUNTER_BYTES = 1024
+"""How far a number is looked for; one that ends there, or behind it, is none."""
 _JSON = 1
 
 Counts: TypeAlias = tuple[str, ...]
@@ -91,6 +96,7 @@ class Effect(Enum):
         " answer; a sequence number is used, and a CAS if there is a document"
     )
     LOCK = "the document takes the place of the one that is there; it gets a CAS, nothing else"
+    MARK = "the document takes the place of the one that is there; only its marks are other ones"
     UNLOCK = "the document takes the place of the one that is there; it keeps all its numbers"
 
 
@@ -340,11 +346,30 @@ def _count(
     refusal, counts = check(old, cas, counts)
     if refusal is not None:
         return Decision(refusal, counts=counts)
-    digits = old.value
-    if not digits.isdigit() or len(digits) > _COUNTER_DIGITS or int(digits) > _COUNTER_MASK:
+    value = count(old.value, delta)
+    if value is None:
         return Decision(Refusal.NOT_A_NUMBER, counts=counts)
-    number = max(0, int(digits) + delta) & _COUNTER_MASK
-    return _changed(old, b"%d" % number, _JSON, now, counts)
+    decision = _changed(old, value, _JSON, now, counts)
+    if decision.document is not None:
+        decision.document.marks = counted_marks(old, value)
+    return decision
+
+
+def counted_marks(old: Document, value: bytes) -> int:
+    """Return the marks of a counter with its next value: memcached keeps them where it fits."""
+    return old.marks if len(value) <= len(old.value) else 0
+
+
+def count(value: bytes, delta: int) -> bytes | None:
+    """Return a counter's next value, None when it is no decimal number below 2**64.
+
+    Blanks before the number and anything behind a blank or NUL are passed over, as strtoull(3)
+    and so memcached and Couchbase have it.
+    """
+    match = _COUNTER.match(value[:_COUNTER_BYTES])
+    if match is None or int(match[1]) > _COUNTER_MASK or match.end() == _COUNTER_BYTES:
+        return None
+    return b"%d" % (max(0, int(match[1]) + delta) & _COUNTER_MASK)
 
 
 # -- reading, expiry and locks ----------------------------------------------------------------
@@ -365,7 +390,9 @@ def touch(old: Document | None, now: float, expiry: int) -> Changed:
     expires_at = deadline(expiry, now)
     if expires_at == old.expires_at:
         return Decision(old, counts=counts)
-    return storing(_successor(old, old.value, old.flags, expires_at, old.datatype), now, counts)
+    made = _successor(old, old.value, old.flags, expires_at, old.datatype)
+    made.marks = old.marks
+    return storing(made, now, counts)
 
 
 def get_and_touch(old: Document | None, now: float, expiry: int) -> Changed:
@@ -375,6 +402,12 @@ def get_and_touch(old: Document | None, now: float, expiry: int) -> Changed:
         decision.counts += ("get_misses",)
     elif decision.answer is not Refusal.LOCKED:
         decision.counts += ("get_hits",)
+        if old.marks:
+            # Somebody wants to know which documents are read.
+            if decision.document is None:
+                decision.answer = decision.document = _copy(old, old.locked_until)
+                decision.effect = Effect.MARK
+            decision.document.marks = marks_at(old.marks | Mark.FETCHED, now)
     return decision
 
 
@@ -414,4 +447,5 @@ def _copy(old: Document, locked_until: float) -> Document:
         old.due,
         old.xattrs,
         kind=old.kind,
+        marks=old.marks,
     )

@@ -23,7 +23,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 
-from kvproto.store.document import Document, Key, Refusal
+from kvproto.store.document import Document, Key, Mark, Refusal, marks_at
 from kvproto.store.expiry import DueQueue, deadline
 from kvproto.store.statistics import Statistics
 
@@ -86,8 +86,8 @@ class DocumentTable:
     Attributes:
         items: The documents, the least recently used first.
         tombstones: What is kept of deleted documents, the oldest first.
-        find: Finds a document that may be read, expired or not; changes with what there is to
-            look out for, so look it up for each use.
+        find: Finds a document to be read, expired or not; changes with what there is to look out
+            for, so look it up for each use.
         use: Makes a document the most recently used one; also changes.
         limit: Bytes that all documents may take together.
         used: Bytes that they take now.
@@ -110,6 +110,7 @@ class DocumentTable:
         self._collections: dict[int, dict[Key, None]] = {}
         self._dropped: dict[int, int] = {}
         self.sweeping: list[tuple[int, dict[Key, None]]] = []
+        self._noting = False
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -122,11 +123,27 @@ class DocumentTable:
     def _choose_find(self) -> None:
         """Read the table directly unless something in it may be dead without showing it."""
         if self._dropped or self.flush_at != math.inf:
-            self.find: Callable[[Key], Document | None] = self._find_with_care
+            self._look: Callable[[Key], Document | None] = self._look_with_care
         else:
-            self.find = self.items.get
+            self._look = self.items.get
+        self.find = self._find_and_note if self._noting else self._look
 
-    def _find_with_care(self, key: Key) -> Document | None:
+    def note_reads(self) -> None:
+        """Mark from now on each document that is found as read, for those who ask about it.
+
+        Until somebody does, as memcached's meta commands do, a read costs nothing more.
+        """
+        if not self._noting:
+            self._noting = True
+            self._choose_find()
+
+    def _find_and_note(self, key: Key) -> Document | None:
+        document = self._look(key)
+        if document is not None:
+            document.marks = marks_at(document.marks | Mark.FETCHED, self._now())
+        return document
+
+    def _look_with_care(self, key: Key) -> Document | None:
         if self.flush_at <= self._now():
             self.discard_all()
             return None
@@ -141,7 +158,7 @@ class DocumentTable:
 
     def live(self, key: Key, now: float) -> Document | None:
         """Find a document that has not expired, its lapsed lock wiped."""
-        document = self.find(key)
+        document = self._look(key)
         if document is None:
             return None
         if document.expires_at and document.expires_at <= now:

@@ -251,15 +251,25 @@ class StoreContract(StoreCase):
             self.assertEqual(self.value(), down)
 
     def test_not_a_number(self) -> None:
-        """What is not 1 to 20 digits below 2**64 is no counter, and stays as it is."""
+        """What is no decimal number below 2**64 is no counter, and stays as it is."""
         for text in (
-            b"", b"x", b"-1", b"+1", b" 1", b"1 ", b"1.0", b"1_0", b"0x1", "\u0661".encode(),
-            b"%d" % (1 << 64), b"0" * 20 + b"1", b"\xb2",
+            b"", b"x", b"-1", b"+", b" ", b"+ 1", b"\0" + b"1", b"1x", b"1.0", b"1_0", b"0x1",
+            "\u0661".encode(), b"%d" % (1 << 64), b"0" * 2000 + b"1", b"\xb2",
         ):  # fmt: skip
             self.fill(value=text)
             for count in (self.store.increment, self.store.decrement):
                 self.assertIs(self.ask(count(KEY, 1, 0, 0)), Refusal.NOT_A_NUMBER)
             self.assertEqual(self.value(), text)
+
+    def test_number_as_strtoull_reads_it(self) -> None:
+        """Blanks and a plus before a number, and anything behind a blank or NUL, do not matter."""
+        for text in (
+            b" 12", b"\t\r\n 12", b"+12", b" +12", b"012", b"0" * 30 + b"12", b"12 ", b"12\n",
+            b"12 x", b"12\0", b"12\0x",
+        ):  # fmt: skip
+            self.fill(value=text)
+            counted = self.ask(self.store.increment(KEY, 1, 0, 0))
+            self.assertEqual(counted.value, b"13", text)
 
     # -- locks ----------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import re
 
 from kvproto.errors import RemoteProtocolError
 from kvproto.wire.constants import MAX_KEY
+from kvproto.wire.meta import MetaCommand, parse_meta, parse_meta_set
 from kvproto.wire.pieces import Pieces
 from kvproto.wire.text_grammar import (
     BAD_DATA_CHUNK,
@@ -70,7 +71,10 @@ DEFAULT_MAX_LINE = 2048
 _LONG_RETRIEVAL = re.compile(rb" {0,100}(gets?) ")
 """What a line beyond the limit must begin with; memcached allows the spaces."""
 
-Item = TextCommand | TextRefusal
+Item = TextCommand | MetaCommand | TextRefusal
+
+_STORAGE = STORAGE | {b"ms": "ms"}
+_SIMPLE = SIMPLE | {verb.encode(): (verb, parse_meta) for verb in ("mg", "md", "ma", "me")}
 
 
 class TextDecoder:
@@ -187,10 +191,10 @@ class TextDecoder:
                 tokens = [token for token in tokens if token] or [b""]
             if name in RETRIEVALS:
                 items += parse_retrieval(RETRIEVALS[name], tokens, self._max_key)
-            elif name in STORAGE:
-                at = self._storage(STORAGE[name], tokens, data, at, items)
-            elif name in SIMPLE:
-                verb, parse = SIMPLE[name]
+            elif name in _STORAGE:
+                at = self._storage(_STORAGE[name], tokens, data, at, items)
+            elif name in _SIMPLE:
+                verb, parse = _SIMPLE[name]
                 items.append(parse(verb, tokens, self._max_key))
             elif (refusal := parse_other(data[line_at:at], tokens)) is not None:
                 items.append(refusal)
@@ -215,7 +219,11 @@ class TextDecoder:
         self, verb: str, tokens: list[bytes], data: bytes, at: int, items: list[Item]
     ) -> int:
         """Begin a storage command; return where the next line begins."""
-        command, size = parse_storage(verb, tokens, self._max_key)
+        command: Item
+        if verb == "ms":
+            command, size = parse_meta_set(tokens, self._max_key)
+        else:
+            command, size = parse_storage(verb, tokens, self._max_key)
         if size is None:
             items.append(command)
             return at
@@ -262,7 +270,7 @@ class TextDecoder:
         if pieces is not None and owed is not None:
             if self._line_end == b"\r\n":
                 owed.value = pieces.join()
-            elif isinstance(owed, TextCommand):
+            elif not isinstance(owed, TextRefusal):
                 # As memcached does it: exactly these bytes are gone, the next one begins a line.
                 owed = TextRefusal(b"" if owed.noreply else BAD_DATA_CHUNK, owed.verb)
             self._line_end = b""

@@ -30,6 +30,7 @@ class Answering:
                 if isinstance(item, TextRefusal):
                     out += item.line
                 else:
+                    assert isinstance(item, TextCommand)
                     reply = getattr(self, f"do_{item.verb}", self.do_storage)(item)
                     out += b"" if item.noreply else reply
             if self.decoder.error is not None:

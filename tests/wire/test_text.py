@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.errors import RemoteProtocolError
 from kvproto.wire import text
+from kvproto.wire.meta import MetaCommand
 from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
 from kvproto.wire.text_grammar import EXPIRED
 from tests.wire.answering import Answering
@@ -131,7 +132,10 @@ class TextDecoderTests(SynchronousTestCase):
             b"stats cachedump 1 0\r\n": [TextCommand("stats", args=(b"cachedump", b"1", b"0"))],
             b"quit\r\nget k\r\n": [TextCommand("quit"), TextCommand("get", b"k"), END],
             b"mn\r\n": [TextCommand("mn")],
-            b"mg k v\r\n": [TextRefusal(b"ERROR\r\n")],
+            b"mg k v\r\n": [MetaCommand("mg", b"k", (b"v",), b"v")],
+            b"ms k 2 q I\r\nab\r\n": [
+                MetaCommand("ms", b"k", (b"q", b"I"), b"qI", b"ab", quiet=True)
+            ],
         }
         for wire, items in cases.items():
             for parts in cuttings(wire):

@@ -1,0 +1,256 @@
+"""memcached's meta commands, as the text session serves them.
+
+What a command does to a document is a rule of the store's (`kvproto.store.meta`); here it is asked,
+and what came of it is told: a code of two letters, what the client's flags want to have back, in
+their order, and what it must know besides (``W``: it shall fetch the value anew; ``X``: the value
+is stale; ``Z``: another client fetches it already).
+
+Source: memcached 1.6.45, ``doc/protocol.txt``, ``proto_parser.c``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kvproto.server.replies import COPY_LIMIT, Reply, then
+from kvproto.store import LOCKED_CAS, Document, Mark, MetaRead, MetaWrite, accessed_at
+from kvproto.store.slab_classes import item_size, slab_class
+from kvproto.wire.meta import MetaCommand, meta_key
+
+if TYPE_CHECKING:
+    from kvproto.server.text import TextSession
+
+__all__ = ["META_HANDLERS"]
+
+_RULED = frozenset(b"hluNRT")
+"""Flags of mg that need more of the store than a document."""
+
+_COMMON = frozenset(b"Ok")
+"""What every answer gives back."""
+
+
+def _mg(session: TextSession, command: MetaCommand) -> Reply:
+    store, key = session.store, command.key
+    if session.meta_seen and _RULED.isdisjoint(command.letters):
+        outcome = store.get(key)
+        if outcome is None:
+            return _miss(command)
+        if outcome.__class__ is Document and not outcome.marks & (Mark.STALE | Mark.WON):
+            return _value(outcome, command, _given(session, command, _OF_READS, outcome))
+    session.meta_seen = True
+    return then(store.meta(key, command), _read, session, command)
+
+
+def _miss(command: MetaCommand) -> bytes:
+    if command.quiet:
+        return b""
+    return b"EN%b\r\n" % _given_without_document(command)
+
+
+def _read(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
+    """Encode what mg found, or made."""
+    if outcome is None:
+        return _miss(command)
+    if not isinstance(outcome, MetaRead):
+        return session.refuse_meta(outcome)
+    document = outcome.document
+    given = _given(session, command, _OF_READS, document, outcome)
+    if outcome.marks & Mark.WON:
+        given += b" Z"
+    if document.marks & Mark.STALE:
+        given += b" X"
+    if outcome.won:
+        given += b" W"
+    return _value(document, command, given)
+
+
+def _value(document: Document, command: MetaCommand, given: bytes) -> Reply:
+    """Encode a hit, with the value if it is wanted and the client has it not."""
+    if b"v" not in command.letters or command.cas == document.cas:
+        return b"HD%b\r\n" % given
+    value = document.value
+    if len(value) <= COPY_LIMIT:
+        return b"VA %d%b\r\n%b\r\n" % (len(value), given, value)
+    return [b"VA %d%b\r\n" % (len(value), given), value, b"\r\n"]
+
+
+# What flags give back
+
+
+def _given_without_document(command: MetaCommand) -> bytes:
+    """Encode what can be given back where there is nothing: opaque and key."""
+    given = b""
+    for flag in command.flags:
+        if flag[0] == _O:
+            given += b" " + flag
+        elif flag[0] == _K:
+            given += b" " + meta_key(command.key, binary=b"b" in command.letters)
+    return given
+
+
+def _given(
+    session: TextSession,
+    command: MetaCommand,
+    wanted: frozenset[int],
+    document: Document,
+    read: MetaRead | None = None,
+) -> bytes:
+    """Encode what a command gives back, in the order of its flags.
+
+    Args:
+        session: Whose command it is.
+        command: The command.
+        wanted: Which flags are given back by commands of its kind.
+        document: The document as it is now.
+        read: What was known of it before; None where nothing of that is asked for.
+    """
+    given = b""
+    expires_at = document.expires_at if read is None else read.before
+    for flag in command.flags:
+        letter = flag[0]
+        # A flag sees what those before it have done to the expiry.
+        if letter == _T or (letter == _N and read is not None and read.made):
+            expires_at = document.expires_at
+        elif letter not in wanted:
+            continue
+        elif letter == _O:
+            given += b" " + flag
+        elif letter == _K:
+            given += b" " + meta_key(command.key, binary=b"b" in command.letters)
+        else:
+            number = _NUMBERS[letter](session, document, read, expires_at)
+            given += b" %c%d" % (letter, number)
+    return given
+
+
+_O, _K, _T, _N = b"OkTN"
+_OF_READS = frozenset(b"stcflh") | _COMMON
+_OF_COUNTERS = frozenset(b"tc") | _COMMON
+_OF_WRITES = frozenset(b"cs") | _COMMON
+
+
+def _cas_of(session: Any, document: Document, read: Any, expires_at: float) -> int:
+    return LOCKED_CAS if document.locked_until else document.cas
+
+
+def _ttl_of(session: TextSession, document: Any, read: Any, expires_at: float) -> int:
+    return ttl(expires_at, session.server.now())
+
+
+def _idle(session: TextSession, document: Document, read: MetaRead, expires_at: float) -> int:
+    if read.made:
+        return 0
+    return max(0, int(session.server.now()) - read.accessed)
+
+
+_NUMBERS: dict[int, Callable[[Any, Any, Any, float], int]] = {
+    ord("c"): _cas_of,
+    ord("f"): lambda session, document, read, expires_at: document.flags,
+    ord("h"): lambda session, document, read, expires_at: int(read.marks & Mark.FETCHED != 0),
+    ord("l"): _idle,
+    ord("s"): lambda session, document, read, expires_at: len(document.value),
+    ord("t"): _ttl_of,
+}
+
+
+def ttl(expires_at: float, now: float) -> int:
+    """Return how many seconds a document has left, -1 for ever."""
+    return max(0, math.ceil(expires_at - now)) if expires_at else -1
+
+
+# Writing
+
+
+def _ms(session: TextSession, command: MetaCommand) -> Reply:
+    session.meta_seen = True
+    return then(session.store.meta(command.key, command), _written, session, command)
+
+
+def _written(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
+    """Encode what became of ms."""
+    if isinstance(outcome, MetaWrite):
+        # memcached gives back what would have been stored.
+        unstored = Document(command.value)
+        return b"%b%b\r\n" % (
+            outcome.value.encode(),
+            _given(session, command, _OF_WRITES, unstored),
+        )
+    if not isinstance(outcome, Document):
+        return session.refuse_meta(outcome, command.key)
+    if command.quiet:
+        return b""
+    return b"HD%b\r\n" % _given(session, command, _OF_WRITES, outcome)
+
+
+def _md(session: TextSession, command: MetaCommand) -> Reply:
+    session.meta_seen = True
+    return then(session.store.meta(command.key, command), _removed, session, command)
+
+
+def _removed(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
+    """Encode what became of md."""
+    if isinstance(outcome, MetaWrite):
+        return b"%b%b\r\n" % (outcome.value.encode(), _given_without_document(command))
+    if not isinstance(outcome, Document):
+        return session.refuse_meta(outcome)
+    return b"" if command.quiet else b"HD%b\r\n" % _given_without_document(command)
+
+
+def _ma(session: TextSession, command: MetaCommand) -> Reply:
+    session.meta_seen = True
+    return then(session.store.meta(command.key, command), _counted, session, command)
+
+
+def _counted(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
+    """Encode what became of ma."""
+    if isinstance(outcome, MetaWrite):
+        return b"%b%b\r\n" % (outcome.value.encode(), _given_without_document(command))
+    if not isinstance(outcome, MetaRead):
+        return session.refuse_meta(outcome)
+    if command.quiet:
+        return b""
+    given = _given(session, command, _OF_COUNTERS, outcome.document, outcome)
+    if b"v" not in command.letters:
+        return b"HD%b\r\n" % given
+    value = outcome.document.value
+    return b"VA %d%b\r\n%b\r\n" % (len(value), given, value)
+
+
+# Looking
+
+
+def _me(session: TextSession, command: MetaCommand) -> Reply:
+    session.meta_seen = True
+    return then(session.store.meta(command.key, command), _told, session, command)
+
+
+def _told(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
+    """Encode what is known of a document."""
+    if outcome is None:
+        return b"EN\r\n"
+    if not isinstance(outcome, MetaRead):
+        return session.refuse_meta(outcome)
+    document, now = outcome.document, session.server.now()
+    size = item_size(command.key, document)
+    # The key alone, without the letter that gives it back elsewhere.
+    key = meta_key(command.key, binary=b"b" in command.letters)[1:].removesuffix(b" b")
+    return b"ME %b exp=%d la=%d cas=%d fetch=%b cls=%d size=%d\r\n" % (
+        key,
+        ttl(document.expires_at, now),
+        max(0, int(now) - accessed_at(document)),
+        _cas_of(session, document, None, 0.0),
+        b"yes" if document.marks & Mark.FETCHED else b"no",
+        slab_class(size),
+        size,
+    )
+
+
+META_HANDLERS: dict[str, Callable[[TextSession, Any], Reply]] = {
+    "mg": _mg,
+    "ms": _ms,
+    "md": _md,
+    "ma": _ma,
+    "me": _me,
+}
