@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
-from kvproto.errors import OutcomeUnknown, RemoteProtocolError, StoreUnavailable
+from kvproto.errors import NotSupported, OutcomeUnknown, RemoteProtocolError, StoreUnavailable
 from kvproto.server.buckets import Bucket
 from kvproto.server.meta import META_HANDLERS
 from kvproto.server.quick_text import serve_text_quickly
@@ -171,6 +171,8 @@ class TextSession:
             if item.verb in _KEYS:
                 return LateError(TEMPORARY)
             return b"" if getattr(item, "noreply", False) else TEMPORARY
+        if isinstance(error, NotSupported):
+            return b"" if item.noreply else wire.server_error(b"not supported by this store")
         if item.verb in _KEYS:
             return ErrorLine(INTERNAL)
         return b"" if getattr(item, "noreply", False) else INTERNAL

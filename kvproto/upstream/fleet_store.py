@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred
 from zope.interface import implementer
 
 from kvproto.errors import NotSupported, StoreUnavailable, UpstreamError
 from kvproto.store import Document, IConnectionStore, Refusal
 from kvproto.upstream.fleet import Fleet, FleetRequest, statistics
+from kvproto.upstream.fleet_meta import meta
 from kvproto.upstream.memcached import FrameCall
 from kvproto.wire.constants import HEADER_SIZE, Opcode, Status
+from kvproto.wire.meta import MetaCommand
 
 __all__ = ["FleetStore"]
 
@@ -214,6 +216,10 @@ class FleetStore:
     ) -> Deferred[Any]:
         extras = _COUNTER_EXTRAS.pack(delta, initial, _wire_expiry(expiry))
         return self._ask(FleetRequest(opcode, key, _number, extras, cas=cas, expiry_at=16))
+
+    def meta(self, key: Any, command: MetaCommand) -> Deferred[Any]:
+        """Do a meta command as far as the servers' binary protocol can say it."""
+        return maybeDeferred(meta, self, key, command)
 
     # what memcached does not have
 
