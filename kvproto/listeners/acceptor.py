@@ -37,8 +37,14 @@ from kvproto.base.log import make_logger
 from kvproto.config import OnRotate
 from kvproto.errors import ConfigError
 from kvproto.interfaces import IController
-from kvproto.listeners import drain as closing
-from kvproto.listeners.binding import Binding, Door, Rebind, is_hopeless, why_not_listening
+from kvproto.listeners import policies
+from kvproto.listeners.binding import (
+    Binding,
+    Rebind,
+    SwappableFactory,
+    is_hopeless,
+    why_not_listening,
+)
 from kvproto.listeners.handoff import Handoff, HandoffFactory
 from kvproto.listeners.ledger import Ledger
 from kvproto.listeners.proxy import ProxyFactory
@@ -122,10 +128,10 @@ class AcceptorService(Service):
         self._handoffs.objection = self._objection
         if expires is not None:
             self._handoffs.expires = expires
-        self._verify: closing.Verify | None = None
+        self._verify: policies.Verify | None = None
         self._generation = 0
-        self._door = Door(name, self._stack())
-        self._binding = Binding(name, endpoint, self._door, clock)
+        self._factory = SwappableFactory(name, self._build_factory())
+        self._binding = Binding(name, endpoint, self._factory, clock)
         self._serial = Serial()
         self._state = AcceptorState.STOPPED
         self._listened = False
@@ -133,8 +139,8 @@ class AcceptorService(Service):
         self._waiting: list[Deferred[bool]] = []
         self._restarts = 0
 
-    def _stack(self) -> IProtocolFactory:
-        """Build what speaks to sockets, anew."""
+    def _build_factory(self) -> IProtocolFactory:
+        """Build the factory of what speaks to sockets, TLS and PROXY header included."""
         factory: IProtocolFactory = self._handoffs
         if self._wrap is not None:
             factory = self._wrap(factory)
@@ -168,11 +174,11 @@ class AcceptorService(Service):
         return started
 
     def _begin(self) -> None:
-        """Ask for an attempt to listen."""
+        """Queue an attempt to listen."""
         self._serial.run("start", self._start).addErrback(self._start_broke)
 
     def _forget(self, started: Deferred[bool]) -> None:
-        """Owe no answer to somebody who has given up."""
+        """Stop owing an answer to a caller that has cancelled its Deferred."""
         if started in self._waiting:
             self._waiting.remove(started)
 
@@ -226,17 +232,17 @@ class AcceptorService(Service):
         self._begin()
 
     def _config_error(self, failure: Failure) -> ConfigError:
-        """Say to the operator why the listener cannot be."""
+        """Return the operator's error for a port that cannot be bound."""
         return ConfigError(self._option, why_not_listening(failure))
 
     def _answer_waiting(self, answer: bool | Failure) -> None:
-        """Tell everybody who waits for the listener to listen."""
+        """Fire the Deferreds of all calls of `startService` that wait."""
         waiting, self._waiting[:] = list(self._waiting), []
         for started in waiting:
             started.callback(answer)
 
     def _cancel_retry(self) -> None:
-        """Forget the next attempt to bind."""
+        """Cancel the next attempt to bind."""
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -270,7 +276,7 @@ class AcceptorService(Service):
         return stopped
 
     def _settle_live(self) -> None:
-        """Let every live connection know that this listener ends."""
+        """Tell every live connection that this listener ends."""
         for entry in self._ledger.entries(self.name):
             owned = entry.state in (State.OWNED, State.CLOSING)
             if owned and self._drain_timeout > 0:
@@ -295,7 +301,7 @@ class AcceptorService(Service):
         self,
         policy: OnRotate = OnRotate.KEEP,
         *,
-        verify: closing.Verify | None = None,
+        verify: policies.Verify | None = None,
         window: float = 10.0,
     ) -> Deferred[dict[str, Any]]:
         """Build what speaks to sockets anew, without refusing anybody.
@@ -318,23 +324,23 @@ class AcceptorService(Service):
         return restarted
 
     async def _restart(
-        self, policy: OnRotate, verify: closing.Verify | None, window: float
+        self, policy: OnRotate, verify: policies.Verify | None, window: float
     ) -> dict[str, Any]:
         ended = 0
         if self.running and self._state is AcceptorState.LISTENING:
             entries = self._ledger.entries(self.name)
             terms = self._terms(Event.ACCEPTOR_STOPPING, verify, window)
-            stack = self._stack()  # what cannot be built changes nothing
+            factory = self._build_factory()  # what cannot be built changes nothing
             try:
                 if policy is not OnRotate.DRAIN:
                     self._pause()
-                    ended = await closing.apply(policy, self._ledger, entries, terms)
-                await self._replace(stack)
+                    ended = await policies.apply(policy, self._ledger, entries, terms)
+                await self._replace(factory)
             except Exception:
                 self._serve_on()
                 raise
             if policy is OnRotate.DRAIN:
-                ended = await closing.apply(policy, self._ledger, entries, terms)
+                ended = await policies.apply(policy, self._ledger, entries, terms)
         elif self.running:
             await self._start()
         return {
@@ -345,16 +351,16 @@ class AcceptorService(Service):
         }
 
     def _pause(self) -> None:
-        """Let newcomers wait."""
+        """Stop accepting; newcomers wait in the kernel's queue."""
         self._state = AcceptorState.STOPPING
         self._binding.pause()
 
-    async def _replace(self, stack: IProtocolFactory) -> None:
-        """Put what was built anew behind the port, and accept again."""
+    async def _replace(self, factory: IProtocolFactory) -> None:
+        """Give the port a new factory, and accept again."""
         self._pause()
         if not self._binding.can_pause:
             await self._binding.close()
-        self._door.replace(stack)
+        self._factory.replace(factory)
         self._restarts += 1
         await self._start()
 
@@ -378,7 +384,7 @@ class AcceptorService(Service):
         policy: OnRotate,
         generation: int,
         *,
-        verify: closing.Verify | None = None,
+        verify: policies.Verify | None = None,
         window: float = 10.0,
     ) -> Deferred[dict[str, Any]]:
         """Apply a policy to the connections of older credential generations.
@@ -408,18 +414,18 @@ class AcceptorService(Service):
             "connections": len(older),
         }
         terms = self._terms(Event.GENERATION_RETIRED, verify, window)
-        ending = Deferred.fromCoroutine(closing.apply(policy, self._ledger, older, terms))
+        ending = Deferred.fromCoroutine(policies.apply(policy, self._ledger, older, terms))
         return ending.addCallback(lambda ended: {**report, "ended": ended})
 
-    def _terms(self, event: Event, verify: closing.Verify | None, window: float) -> closing.Terms:
+    def _terms(self, event: Event, verify: policies.Verify | None, window: float) -> policies.Terms:
         """Return what a policy needs to know."""
-        return closing.Terms(event, verify, window, self._drain_timeout, self._jitter)
+        return policies.Terms(event, verify, window, self._drain_timeout, self._jitter)
 
     def _objection(self, connection: Handoff) -> str:
         """Say why a peer whose handshake began before a rotation may not stay."""
         if self._verify is None or connection.generation >= self._generation:
             return ""
-        return closing.objection(self._verify, connection.entry)
+        return policies.objection(self._verify, connection.entry)
 
     # seeing
 

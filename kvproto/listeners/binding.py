@@ -1,7 +1,7 @@
 """The port of one listener: bound, paused, resumed, closed, and bound again.
 
-Knows nothing of connections.  What listens (`Binding`) and what stands behind it (`Door`)
-are apart, so that either can be replaced while the other stays.
+Knows nothing of connections.  What listens (`Binding`) and the factory that its port has
+(`SwappableFactory`) are apart, so that either can be replaced while the other stays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from kvproto.base.log import make_logger
 from kvproto.listeners.ports import describe_address
 
-__all__ = ["Binding", "Door", "Rebind", "is_hopeless", "why_not_listening"]
+__all__ = ["Binding", "Rebind", "SwappableFactory", "is_hopeless", "why_not_listening"]
 
 log = make_logger()
 
@@ -41,47 +41,54 @@ class Rebind:
     longest: float = 10.0
 
 
-class Door(Factory):
-    """What a port knows: it stays the same while what is behind it is rebuilt."""
+class SwappableFactory(Factory):
+    """A factory that stays the same for its port while the one that it stands for is replaced.
+
+    Args:
+        name: The listener's name, for the log.
+        current: The factory that builds protocols now.
+    """
 
     noisy = False
 
-    def __init__(self, name: str, behind: IProtocolFactory) -> None:
+    def __init__(self, name: str, current: IProtocolFactory) -> None:
         self.name = name
-        self.behind = behind
+        self.current = current
 
     def logPrefix(self) -> str:
         """Name the listener where Twisted logs about its port."""
         return self.name
 
     def buildProtocol(self, addr: Any) -> Any:
-        """Let somebody in."""
-        return self.behind.buildProtocol(addr)
+        """Build a protocol by the current factory."""
+        return self.current.buildProtocol(addr)
 
     def doStart(self) -> None:
-        """Hear that a port uses this; when what is behind it cannot start, no port does."""
-        self.behind.doStart()
+        """Start the current factory; a port whose factory cannot start does not listen."""
+        self.current.doStart()
         super().doStart()
 
     def doStop(self) -> None:
-        """Hear that a port does not use this any more."""
+        """Stop the current factory: no port uses it any more."""
         super().doStop()
-        self.behind.doStop()
+        self.current.doStop()
 
-    def replace(self, behind: IProtocolFactory) -> None:
-        """Put something else behind the door; who is inside stays inside.
+    def replace(self, new: IProtocolFactory) -> None:
+        """Build protocols by another factory from now on; existing connections stay.
 
         Raises:
             Exception: It could not be started; then nothing has changed.
         """
         if self.numPorts:
-            behind.doStart()
-        before, self.behind = self.behind, behind
+            new.doStart()
+        before, self.current = self.current, new
         if self.numPorts:
             try:
                 before.doStop()
             except Exception:
-                log.failure("what served {listener} before failed to stop", listener=self.name)
+                log.failure(
+                    "the factory that {listener} had before failed to stop", listener=self.name
+                )
 
 
 class Binding:
@@ -90,7 +97,7 @@ class Binding:
     Args:
         name: The listener's name, for the log.
         endpoint: Where to listen.
-        door: What gets the connections.
+        factory: Builds the protocols of its connections.
         clock: For the time that closing may take.
 
     Attributes:
@@ -99,11 +106,15 @@ class Binding:
     """
 
     def __init__(
-        self, name: str, endpoint: IStreamServerEndpoint, door: Door, clock: IReactorTime
+        self,
+        name: str,
+        endpoint: IStreamServerEndpoint,
+        factory: SwappableFactory,
+        clock: IReactorTime,
     ) -> None:
         self._name = name
         self._endpoint = endpoint
-        self._door = door
+        self._factory = factory
         self._clock = clock
         self._port: Any = None
         self._opening: Deferred[None] | None = None
@@ -150,7 +161,7 @@ class Binding:
 
     async def _open(self) -> None:
         if self._port is None:
-            self._port = await self._endpoint.listen(self._door)
+            self._port = await self._endpoint.listen(self._factory)
             self.pause()
 
     def failed(self, failure: Failure) -> None:
@@ -160,16 +171,16 @@ class Binding:
 
     def pause(self) -> None:
         """Let newcomers wait in the kernel's queue, if the port can do that."""
-        self._tell("pause_accepting", "stopReading")
+        self._call_port("pause_accepting", "stopReading")
 
     def resume(self) -> None:
         """Accept."""
-        self._tell("resume_accepting", "startReading")
+        self._call_port("resume_accepting", "startReading")
         self.attempts = 0
         self.error = ""
 
-    def _tell(self, ours: str, twisted: str) -> None:
-        """Call the method of our ports, or of Twisted's, where there is one."""
+    def _call_port(self, ours: str, twisted: str) -> None:
+        """Call a method of our ports, or of Twisted's, where there is one."""
         method = getattr(self._port, ours, None) or getattr(self._port, twisted, None)
         if method is not None:
             method()

@@ -11,11 +11,11 @@ from twisted.internet.interfaces import IAddress
 from kvproto.base.addresses import describe_peer
 from kvproto.listeners.states import Event, State
 
-__all__ = ["GONE", "Entry", "IAccepted", "Rank"]
+__all__ = ["NULL_CONNECTION", "Entry", "IAccepted", "Rank"]
 
 
 class IAccepted(Protocol):
-    """What the ledger says to a connection."""
+    """A connection as the ledger knows it."""
 
     @property
     def peer_chain(self) -> tuple[bytes, ...]:
@@ -25,14 +25,14 @@ class IAccepted(Protocol):
         """Let an event happen to it."""
 
     def progressed(self) -> bool:
-        """Tell whether the peer has sent more than the beginning of a handshake."""
+        """Return whether the peer has sent more than the beginning of a handshake."""
 
 
-class _Gone:
-    """Whom events are said to once a connection is gone: nobody.
+class NullConnection:
+    """Takes the place of a connection that is gone, and ignores all events.
 
-    It takes the place of the connection, so that what still holds an entry (a drain, a
-    status page) does not hold protocol, transport and owner with it.
+    So what still holds an entry (a drain, a status page) does not hold protocol, transport and
+    owner with it.
     """
 
     peer_chain: tuple[bytes, ...] = ()
@@ -41,11 +41,11 @@ class _Gone:
         """Do nothing."""
 
     def progressed(self) -> bool:
-        """Say that there is nothing to wait for."""
+        """Return True: there is nothing to wait for."""
         return True
 
 
-GONE = _Gone()
+NULL_CONNECTION = NullConnection()
 
 
 class Rank(enum.IntEnum):

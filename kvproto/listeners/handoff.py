@@ -92,7 +92,7 @@ class Handoff(VerifiedConnection, Protocol):
     # what the transport says
 
     def connectionMade(self) -> None:
-        """Learn what the transport knows; without a handshake to wait for, go on at once."""
+        """Take what the transport knows; without a handshake to wait for, go on at once."""
         transport = self.transport
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
@@ -102,7 +102,7 @@ class Handoff(VerifiedConnection, Protocol):
             self.handshakeCompleted()
 
     def handshakeCompleted(self) -> None:
-        """Hear from the layer below that the peer is verified."""
+        """Take the connection on: the layer below has verified the peer."""
         entry = self.entry
         if entry.state is not State.HANDSHAKING:
             self.fire(Event.HANDSHAKE_DONE)
@@ -122,7 +122,7 @@ class Handoff(VerifiedConnection, Protocol):
         self.fire(Event.OVER_LIMIT if reason else Event.HANDSHAKE_DONE, reason)
 
     def progressed(self) -> bool:
-        """Tell whether the peer has sent a whole ClientHello, or needed none."""
+        """Return whether the peer has sent a whole ClientHello, or needed none."""
         if self.entry.state is not State.HANDSHAKING:
             return True
         if not ISystemHandle.providedBy(self.transport):
@@ -149,14 +149,14 @@ class Handoff(VerifiedConnection, Protocol):
             self.transport.pauseProducing()
 
     def readConnectionLost(self) -> None:
-        """Hear that the peer will send nothing more, and may still read."""
+        """Fire the event: the peer will send nothing more, and may still read."""
         self.fire(Event.PEER_ENDED)
 
     def writeConnectionLost(self) -> None:
         """Nothing to do: nobody here closes one side of a connection."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Hear that the transport is gone, whosever wish it was."""
+        """Fire the events of a transport that is gone, whoever has ended it."""
         self._lost = reason
         why = _explain(reason)
         if self.entry.state is State.HANDSHAKING and not isinstance(reason.value, _LEFT):
@@ -213,14 +213,14 @@ class Handoff(VerifiedConnection, Protocol):
             self._claimed(answer)
 
     def _claimed(self, owner: IProtocol) -> None:
-        """Hear the controller's answer, which may come at any time."""
+        """Take the controller's answer, which may come at any time."""
         self._claim = None
         if self.entry.state is State.OFFERED:
             self._owner = owner
         self.fire(Event.CLAIMED)
 
     def _claim_failed(self, failure: Failure) -> None:
-        """Hear that there will be no owner."""
+        """Fire the event of a claim that has failed: there will be no owner."""
         self._claim = None
         if self.entry.state is State.OFFERED:
             log.failure(
@@ -342,12 +342,12 @@ class Handoff(VerifiedConnection, Protocol):
             self._close_soon()
 
     def _close_soon(self) -> None:
-        """Say goodbye, with the time of a close instead of that of a drain."""
+        """Close, with the time of a close instead of that of a drain."""
         self._ledger.enter(self.entry, self.entry.state, "close")
         self._close()
 
     def _close(self) -> None:
-        """Say goodbye now; the deadline ends the wait for an answer.
+        """Close now; the deadline ends the wait for the peer's goodbye.
 
         What the peer still asks is not heard: one whose trust was withdrawn may do nothing
         more.  What its owner has answered already is sent.
@@ -374,8 +374,8 @@ class Handoff(VerifiedConnection, Protocol):
         except Exception:
             self._report(Failure())
 
-    def _farewell(self) -> None:
-        """Tell the owner, strike the entry out, say in one line how it ended."""
+    def _finish(self) -> None:
+        """Tell the owner, remove the entry, log in one line how it ended."""
         entry = self.entry
         owner, self._owner = self._owner, None
         self._kept.clear()
@@ -427,12 +427,12 @@ _ACTIONS: dict[Action, Callable[[Handoff], None]] = {
     Action.CLOSE: Handoff._close,
     Action.ABORT: Handoff._abort,
     Action.TOO_LATE: Handoff._too_late,
-    Action.FAREWELL: Handoff._farewell,
+    Action.FINISH: Handoff._finish,
 }
 
 
 def _explain(reason: Failure) -> str:
-    """Say why a transport went away, in one line; nothing for an ordinary goodbye."""
+    """Return why a transport went away, in one line; ``""`` for an ordinary close."""
     error = reason.value
     if error is CONNECTION_LOST:
         return _LOST_WORDS
@@ -443,11 +443,11 @@ def _explain(reason: Failure) -> str:
 
 
 def _ignore(_data: bytes) -> None:
-    """Read what nobody answers any more."""
+    """Drop what is read after our goodbye."""
 
 
 def _no_objection(_connection: Handoff) -> str:
-    """Have nothing against any verified connection."""
+    """Return ``""``: every verified connection may stay."""
     return ""
 
 

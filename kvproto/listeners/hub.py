@@ -80,19 +80,19 @@ class Hub:
     # for transports
 
     def addReader(self, reader: Any) -> None:
-        """Tell a transport when there is something to read."""
+        """Call a transport's ``doRead`` when there is something to read."""
         self._add(reader, EPOLLIN)
 
     def addWriter(self, writer: Any) -> None:
-        """Tell a transport when there is room to write."""
+        """Call a transport's ``doWrite`` when there is room to write."""
         self._add(writer, EPOLLOUT)
 
     def removeReader(self, reader: Any) -> None:
-        """Tell it no more."""
+        """Stop calling a transport's ``doRead``."""
         self._remove(reader, EPOLLIN)
 
     def removeWriter(self, writer: Any) -> None:
-        """Tell it no more."""
+        """Stop calling a transport's ``doWrite``."""
         self._remove(writer, EPOLLOUT)
 
     def removeAll(self) -> list[Any]:
@@ -164,7 +164,7 @@ class Hub:
         return self._poller.fileno()
 
     def logPrefix(self) -> str:
-        """Say who is at work."""
+        """Return the prefix of log lines."""
         return "connections"
 
     def doRead(self) -> None:
@@ -193,7 +193,7 @@ class Hub:
         return poller.poll(0)
 
     def _serve(self, events: list[tuple[int, int]]) -> None:
-        """Tell members of their events, and end those whose connections are over."""
+        """Let members read and write, and end those whose connections are over."""
         members = self._members
         for fd, event in events:
             member = members[fd]
@@ -231,7 +231,7 @@ class Hub:
             log.failure("a connection's protocol failed at its end")
 
     def connectionLost(self, reason: Failure) -> None:
-        """Hear that the reactor ends: so do all connections."""
+        """End all connections: the reactor ends."""
         for member in self.removeAll():
             try:
                 member.connectionLost(reason)

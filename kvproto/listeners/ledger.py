@@ -1,12 +1,12 @@
 """The one table of all accepted connections, from accept() until they are gone.
 
-Owns who is here, in which state, until when, and who has to make room for whom.  It
-never touches a transport: what has to happen to a connection it says to the connection
-(`IAccepted.fire`), which answers by the table in `kvproto.listeners.states`.
+Owns which connections there are, in which state, until when, and which has to make room for
+another.  It never touches a transport: it fires events at the connection (`IAccepted.fire`),
+which answers by the table in `kvproto.listeners.states`.
 
 Connections that have not said who they are live in a pool of their own, so that silent
 sockets never take the place of a client; who of them makes room for whom is decided by
-`kvproto.listeners.room`.
+`kvproto.listeners.unauthenticated`.
 
 Over the limit of verified connections a newcomer may displace one that never logged in;
 where there is none it is refused *after* TLS, by its own protocol's words.
@@ -26,9 +26,9 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from kvproto.base.addresses import describe_peer, host_of
 from kvproto.base.clock import WALL_CLOCK_CHECK
 from kvproto.listeners.deadlines import Deadlines
-from kvproto.listeners.entry import GONE, Entry, IAccepted, Rank
-from kvproto.listeners.room import Strangers
+from kvproto.listeners.entry import NULL_CONNECTION, Entry, IAccepted, Rank
 from kvproto.listeners.states import DEADLINE_OF, LIVE_STATES, Event, State, Timeouts
+from kvproto.listeners.unauthenticated import UnauthenticatedPool
 
 __all__ = ["Ledger", "Limits"]
 
@@ -89,7 +89,7 @@ class Ledger:
         self.logins: Counter[tuple[str, str]] = Counter()  # by mechanism and result
         self.expired: Counter[str] = Counter()
         self._entries: dict[int, Entry] = {}
-        self._strangers = Strangers()
+        self._unauthenticated = UnauthenticatedPool()
         self._verified = 0
         self._verified_on: dict[str, int] = {}
         self._verified_from: dict[str, int] = {}
@@ -102,7 +102,7 @@ class Ledger:
         return len(self._entries)
 
     def steps(self) -> int:
-        """Return how many steps those who are here have taken: coming, being verified."""
+        """Return how many connections there are, those that are verified counted twice."""
         return len(self._entries) + self._verified
 
     def entries(self, listener: str | None = None) -> list[Entry]:
@@ -132,20 +132,20 @@ class Ledger:
         entry = Entry(self.accepted, listener, peer, accepted, since=now, born=now)
         entry.host = host_of(peer)
         # Up to the pool's own size nobody has to go, however much is lent to it.
-        if len(self._strangers.everybody) >= self.limits.unauthenticated:
+        if len(self._unauthenticated.everybody) >= self.limits.unauthenticated:
             self._make_room(entry.host)
         self._entries[entry.id] = entry
-        self._strangers.add(entry)
+        self._unauthenticated.add(entry)
         self._deadlines.set(entry, now + self.timeouts.handshake)
         return entry
 
     def moved_behind_proxy(self, entry: Entry, peer: IAddress | None) -> None:
         """Note where a connection really comes from."""
-        pooled = entry in self._strangers
-        self._strangers.discard(entry)
+        pooled = entry in self._unauthenticated
+        self._unauthenticated.discard(entry)
         entry.peer, entry.host = peer, host_of(peer)
         if pooled:
-            self._strangers.add(entry)
+            self._unauthenticated.add(entry)
 
     def over_limit(self, entry: Entry, listener_limit: int = 0) -> str:
         """Take a place among the verified connections, or say which limit forbids it.
@@ -183,9 +183,9 @@ class Ledger:
         return ""
 
     def authenticated(self, entry: Entry, user: str) -> None:
-        """Let a connection leave the pool of those that have not logged in."""
+        """Take a connection out of the pool of those that have not logged in."""
         entry.user = user
-        self._strangers.discard(entry)
+        self._unauthenticated.discard(entry)
 
     def enter(
         self, entry: Entry, state: State, deadline: str | None = None, within: float | None = None
@@ -226,7 +226,7 @@ class Ledger:
         self._give_up_place(entry)
         self._deadlines.set(entry, None)
         self.endings[ending] += 1
-        entry.accepted = GONE
+        entry.accepted = NULL_CONNECTION
         if not self._watchers:
             return
         for watcher in [w for w in self._watchers if entry.id in w[0]]:
@@ -240,21 +240,21 @@ class Ledger:
 
     def _make_room(self, host: str) -> None:
         """Displace somebody who has not logged in, if there are too many with the next one."""
-        displaced = self._strangers.in_the_way(host, self._strangers_allowed())
+        displaced = self._unauthenticated.in_the_way(host, self._pool_limit())
         if displaced is not None:
             displaced.accepted.fire(Event.DISPLACED, "made room for a newcomer")
 
-    def _strangers_allowed(self) -> int:
+    def _pool_limit(self) -> int:
         """Return how large the pool may be now: its own size, and what nobody else uses."""
         limit = self.limits.unauthenticated
         if not limit:
             return 0
-        known = len(self._entries) - len(self._strangers)
+        known = len(self._entries) - len(self._unauthenticated)
         return max(limit, self.limits.total - known)
 
     def _displace_idler(self, alike: Callable[[Entry], bool]) -> bool:
         """Displace the oldest verified connection that never logged in, if there is one."""
-        for entry in self._strangers.everybody.values():
+        for entry in self._unauthenticated.everybody.values():
             if entry.counted and alike(entry):
                 entry.accepted.fire(Event.DISPLACED, "never logged in, made room for a newcomer")
                 return True
@@ -262,7 +262,7 @@ class Ledger:
 
     def _give_up_place(self, entry: Entry) -> None:
         """Stop counting a connection that is as good as gone."""
-        self._strangers.discard(entry)
+        self._unauthenticated.discard(entry)
         if entry.counted:
             entry.counted = False
             self._count(entry, -1)
@@ -295,7 +295,7 @@ class Ledger:
         self._deadlines.set(entry, self.clock.seconds() + min(left, WALL_CLOCK_CHECK))
 
     def _expire(self, entry: Entry) -> None:
-        """Tell a connection that its time is over."""
+        """Fire the event of a deadline that has come."""
         if entry.state is State.OWNED and entry.expires is not None:
             if entry.expires > self.now():
                 self.ends_at(entry, entry.expires)
@@ -321,10 +321,10 @@ class Ledger:
         return {
             "connections": len(self._entries),
             "verified": self._verified,
-            "unauthenticated": len(self._strangers),
+            "unauthenticated": len(self._unauthenticated),
             "limits": {
                 "connections": self.limits.connections,
-                "unauthenticated": self._strangers_allowed(),
+                "unauthenticated": self._pool_limit(),
                 "per_peer": self.limits.per_peer,
             },
             "states": self.counts(),

@@ -83,7 +83,7 @@ class Action(enum.StrEnum):
     CLOSE = "say goodbye"
     ABORT = "abort"
     TOO_LATE = "tell the controller: too late"
-    FAREWELL = "tell the owner, leave the ledger"
+    FINISH = "tell the owner, leave the ledger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def _build() -> dict[State, dict[Event, Move]]:
     abort = Move(s.CANCELLED, (a.ABORT,))
     withdraw = Move(s.CANCELLED, (a.CANCEL_CLAIM, a.ABORT))
     close = Move(s.CLOSING, (a.CLOSE,), "close")
-    lost = Move(s.CLOSED, (a.FAREWELL,))
+    lost = Move(s.CLOSED, (a.FINISH,))
 
     def late(state: State) -> Move:
         return Move(state, (a.TOO_LATE,))
@@ -197,7 +197,7 @@ def _build() -> dict[State, dict[Event, Move]]:
             e.GENERATION_RETIRED: withdraw,
             e.PROCESS_STOPPING: withdraw,
             e.PEER_ENDED: Move(s.OFFERED, (a.NOTE_END,)),
-            e.PEER_LOST: Move(s.CLOSED, (a.CANCEL_CLAIM, a.FAREWELL)),
+            e.PEER_LOST: Move(s.CLOSED, (a.CANCEL_CLAIM, a.FINISH)),
         },
         s.OWNED: {
             e.HANDSHAKE_DONE: Move(s.OWNED),

@@ -102,32 +102,32 @@ class _SendsAtOnce(_ServerBase):
         return type(applicationObject).__name__
 
     def startReading(self) -> None:
-        """Be told what can be read."""
+        """Read what comes from now on."""
         self._reads = True
         self.reactor.addReader(self)
 
     def stopReading(self) -> None:
-        """Be told no more."""
+        """Leave what comes with the kernel."""
         self._reads = False
         self.reactor.removeReader(self)
         if self._peer_gone and self.connected:
             self.startWriting()  # or nobody would be told
 
     def startWriting(self) -> None:
-        """Be told when there is room, or why there will be none."""
+        """Send what waits as soon as there is room, or learn why there will be none."""
         if self._peer_gone and self._reads:
             return  # the next read says it, and needs no change of what is watched
         self._writes = True
         self.reactor.addWriter(self)
 
     def stopWriting(self) -> None:
-        """Be told no more."""
+        """Stop asking for room."""
         if self._writes:
             self._writes = False
             self.reactor.removeWriter(self)
 
     def _must_queue(self) -> bool:
-        """Tell whether a write has to take the usual way."""
+        """Return whether a write has to be queued."""
         return bool(
             self.dataBuffer
             or self._tempDataLen
@@ -219,7 +219,7 @@ class DirectServer(_SendsAtOnce, tcp.Server):
     _peer: Any = None
 
     def came_from(self, peer: Any) -> None:
-        """Hear from the port, which has told the protocol, where this connection comes from."""
+        """Set the address of the peer, the object that the protocol has been given."""
         self._peer = peer
 
     def getPeer(self) -> Any:

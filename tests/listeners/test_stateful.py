@@ -295,7 +295,7 @@ class ListenerMachine(RuleBasedStateMachine):
         status = self.ledger.status()
         assert (status["verified"], status["unauthenticated"]) == (0, 0)
         left = (
-            self.ledger._strangers._by_host,
+            self.ledger._unauthenticated._by_host,
             self.ledger._watchers,
             self.ledger._deadlines._heap,
         )

@@ -67,12 +67,12 @@ class TableTests(SynchronousTestCase):
                     self.assertIs(move.state, State.CLOSING)
                     self.assertGreater(getattr(Timeouts(), move.deadline), 0)
 
-    def test_farewell_exactly_on_the_way_to_closed(self) -> None:
+    def test_finish_exactly_on_the_way_to_closed(self) -> None:
         """Whoever becomes Closed leaves the ledger, and nobody else."""
         for state, row in TABLE.items():
             for event, move in row.items():
                 leaving = move.state is State.CLOSED and state is not State.CLOSED
-                self.assertEqual(Action.FAREWELL in move.actions, leaving, (state, event))
+                self.assertEqual(Action.FINISH in move.actions, leaving, (state, event))
 
     def test_page_shows_the_table(self) -> None:
         """The documentation shows this table and no other."""

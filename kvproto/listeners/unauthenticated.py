@@ -1,4 +1,4 @@
-"""Who has not logged in, and who of them makes room for a newcomer.
+"""The pool of connections that have not logged in, and which of them makes room for a newcomer.
 
 A connection that has not said who it is costs an attacker one SYN.  It
 therefore lives in a pool of its own, so that silent sockets never take the place of a
@@ -9,21 +9,21 @@ first group, and is out of reach of any number of silent ones after that.  An ad
 fills `SHARE` of the pool displaces its own connections first, so that one machine cannot
 push out the others.
 
-Source: peers of ours let 64 silent sockets deny service for minutes, or for ever.
+Source: other services let 64 silent sockets deny service for minutes, or for ever.
 """
 
 from __future__ import annotations
 
 from kvproto.listeners.entry import Entry, Rank
 
-__all__ = ["SHARE", "Strangers"]
+__all__ = ["SHARE", "UnauthenticatedPool"]
 
 SHARE = 0.5
 """Part of the pool that one address may hold before it displaces only itself: half leaves
 room for everybody else, and does not bind a single load balancer."""
 
 
-class Strangers:
+class UnauthenticatedPool:
     """Connections that have not logged in, oldest first, all together and by address."""
 
     __slots__ = ("_by_host", "everybody")
@@ -39,12 +39,12 @@ class Strangers:
         return entry.id in self.everybody
 
     def add(self, entry: Entry) -> None:
-        """Let one in, as the youngest."""
+        """Add a connection, as the youngest."""
         self.everybody[entry.id] = entry
         self._by_host.setdefault(entry.host, {})[entry.id] = entry
 
     def discard(self, entry: Entry) -> None:
-        """Let one out, if it is here."""
+        """Remove a connection, if it is here."""
         if self.everybody.pop(entry.id, None) is None:
             return
         neighbours = self._by_host[entry.host]
@@ -53,7 +53,7 @@ class Strangers:
             del self._by_host[entry.host]
 
     def in_the_way(self, host: str, limit: int) -> Entry | None:
-        """Return who has to go before somebody else can come in, None if nobody has.
+        """Return which connection has to go before another one can be added, None if none has.
 
         Args:
             host: Where the newcomer is from.
