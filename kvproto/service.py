@@ -363,6 +363,7 @@ class KVTLSService(MultiService):
         self._memory.stopService()
         await DeferredList([maybeDeferred(service.stopService) for service in self._listening])
         await maybeDeferred(self.rotation.stopService)
+        self.server.budget.stop()
         # Last, so that an operator can watch, and ask a second time.
         await maybeDeferred(self._control_socket.stopService)
         if self._signals is not None:

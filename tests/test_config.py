@@ -24,6 +24,8 @@ from kvproto.errors import ConfigError
 
 CERTIFICATE = Path("chain.pem")
 
+MIB = 1 << 20
+
 
 class ConfigTests(SynchronousTestCase):
     """What a `Config` accepts, refuses and derives."""
@@ -120,6 +122,12 @@ class ConfigTests(SynchronousTestCase):
         self.refused("--memory-limit", memory_limit=64)
         self.refused("--max-value", max_value=0)
         self.refused("--max-connections", max_connections=0)
+        self.refused("--max-unfinished", max_unfinished=20 * MIB)
+        self.refused("--max-unfinished", max_value=30 * MIB, max_unfinished=30 * MIB)
+        self.assertEqual(Config(max_unfinished=21 * MIB).unfinished_limit, 21 * MIB)
+        self.assertEqual(Config().unfinished_limit, 256 * MIB)
+        large = Config(max_value=500 * MIB, memory_limit=1024 * MIB)
+        self.assertEqual(large.unfinished_limit, 1000 * MIB)
         self.refused("--handshake-timeout", handshake_timeout=0.0)
 
     def test_user_twice(self) -> None:

@@ -246,6 +246,9 @@ OPTIONS: dict[str, Option] = {
                unset=True),
         Option("max-value", "max_value", SIZE,
                "largest value (default: 20MiB, in memcached mode 1MiB)"),
+        Option("max-unfinished", "max_unfinished", SIZE,
+               "what all connections together may hold of requests not complete and replies not "
+               "sent (default: 256MiB)"),
         Option("max-connections", "max_connections", COUNT,
                "connections at once (default: 10000, in memcached mode 1024)"),
         Option("max-connections-per-peer", "max_connections_per_peer", COUNT,

@@ -76,6 +76,8 @@ class Config:
             no such limit.
         unsent_limit: Bytes of replies that may wait for one client that does
             not read, before its requests stop being read.
+        max_unfinished: Bytes that all connections together may hold of requests not yet complete
+            and replies not yet sent; None: 256 MiB, or twice the largest value if that is more.
         handshake_timeout: Seconds from accept() to the end of the TLS handshake.
         close_timeout: Seconds a closing connection may wait for its peer.
         drain_timeout: Seconds for answering what was asked, at shutdown.
@@ -121,6 +123,7 @@ class Config:
     max_connections: int | None = None
     max_connections_per_peer: int = 0
     unsent_limit: int = MIB
+    max_unfinished: int | None = None
     handshake_timeout: float = 10.0
     close_timeout: float = 3.0
     drain_timeout: float = 10.0
@@ -157,6 +160,12 @@ class Config:
             raise ConfigError("--max-connections", "must be at least 1")
         if not 0 < self.value_limit <= 1024 * MIB:
             raise ConfigError("--max-value", "must be between 1 byte and 1 GiB")
+        if self.unfinished_limit < self.value_limit + MIB:
+            raise ConfigError(
+                "--max-unfinished",
+                f"must be at least 1MiB more than --max-value ({self.value_limit} bytes), or no "
+                "request of that size could ever be complete",
+            )
         if self.max_value is not None and self.max_value > self.bucket_memory_limit:
             share = "" if len(self.buckets) == 1 else f", shared by {len(self.buckets)} buckets"
             raise ConfigError(
@@ -332,6 +341,13 @@ class Config:
     def flush_allowed(self) -> bool:
         """Whether FLUSH works, defaults applied."""
         return self.mode is Mode.MEMCACHED if self.allow_flush is None else self.allow_flush
+
+    @property
+    def unfinished_limit(self) -> int:
+        """Bytes of unfinished requests and unsent replies, the default applied."""
+        if self.max_unfinished is not None:
+            return self.max_unfinished
+        return max(256 * MIB, 2 * self.value_limit)
 
     @property
     def value_limit(self) -> int:

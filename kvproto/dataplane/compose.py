@@ -60,6 +60,7 @@ def make_server(
             allow_flush=config.flush_allowed,
             anonymous=config.anonymous_allowed,
             unsent_limit=config.unsent_limit,
+            max_unfinished=config.unfinished_limit,
             max_connections=config.connection_limit,
             memory_limit=config.memory_limit,
             evict=config.evict,
@@ -67,6 +68,7 @@ def make_server(
         make_users(config, hashing),
         identify,
         clock.seconds,
+        later=clock.callLater,
     )
     server.hashing = hashing
     return server

@@ -154,18 +154,25 @@ class BinarySession(QuickState):
         """Whether a request has been received in part."""
         return self._decoder.partial
 
+    @property
+    def buffered(self) -> int:
+        """Bytes that are held of a request that has been received in part."""
+        return self._decoder.buffered
+
     # what changes a session
 
     def update_rights(self) -> None:
         """Let the peer do what its user may; called whenever that has changed."""
         user = self.peer.user
-        if user is not None:
+        if user is None:
+            self.max_body = MAX_BODY_BEFORE_LOGIN
+        else:
             self.max_body = self.server.settings.value_limit + _BESIDE_VALUE
-            self._decoder.max_body = self.max_body
             # Whoever logs in anew stays in the bucket that was selected, if that is allowed.
             kept = self.bucket
             if kept is None or not self.selected or self.server.bucket(user, kept.name) is None:
                 self._use(self.server.default_bucket(user), selected=False)
+        self._decoder.max_body = self.max_body
         self._choose_table()
 
     def select(self, bucket: Bucket | None) -> None:

@@ -82,6 +82,10 @@ class Session(Servant, Protocol):
     def partial(self) -> bool:
         """Whether a request has been received in part."""
 
+    @property
+    def buffered(self) -> int:
+        """Bytes that are held of a request that has been received in part."""
+
     def last_words(self, error: RemoteProtocolError) -> bytes:
         """Encode what is said to a peer whose stream is broken, before hanging up."""
 
@@ -100,6 +104,11 @@ class QuickSession(Session, Protocol):
         Returns:
             How many bytes of `data` they were.
         """
+
+
+def _ignore(data: bytes) -> list[Any]:
+    """Decode nothing: the connection is over."""
+    return []
 
 
 def _weight(request: Any) -> int:
@@ -141,6 +150,7 @@ class KVServerProtocol(TwistedProtocol):
         self._stopped = False
         self._turn_limit = max(1, server.settings.unsent_limit // 2)
         self._counters = server.counters
+        self._written = 0  # by the last write
         self._server = server
         self._connection = connection
         self._kinds = (text, binary)
@@ -160,6 +170,9 @@ class KVServerProtocol(TwistedProtocol):
         self._draining = False
         self._last_request = False
         self._drained: list[Deferred[None]] = []
+        self._budget = server.budget
+        self._held = 0  # as the budget knows it
+        self._unsent = 0  # about
 
     # what the transport says
 
@@ -201,8 +214,9 @@ class KVServerProtocol(TwistedProtocol):
         if session is None or self._stopped or self._serving:
             return 0
         at = session.quick(data, replies, self._turn_limit)
+        self._written = written = sum(map(len, replies))
         self._counters.bytes_read += at
-        self._counters.bytes_written += sum(map(len, replies))
+        self._counters.bytes_written += written
         return at
 
     def _left_over(self, data: bytes) -> bytes:
@@ -233,9 +247,7 @@ class KVServerProtocol(TwistedProtocol):
         if not self._closing and session is not None and session.partial:
             self._note("the peer went away in the middle of a request")
         self._closing = self._stopped = True
-        self._items, self._unread = [], []
-        if self._window is not None:
-            self._window.end()
+        self._release()
         drained, self._drained = self._drained, []
         for waiter in drained:
             waiter.callback(None)
@@ -243,11 +255,16 @@ class KVServerProtocol(TwistedProtocol):
     def pauseProducing(self) -> None:
         """Stop answering: the transport has enough to send."""
         self._paused = self._stopped = True
+        self._unsent = self._written
+        self._account(moved=True)
 
     def resumeProducing(self) -> None:
         """Go on answering."""
         self._paused = False
+        self._unsent = 0
         self._go_on()
+        if self._held:
+            self._account(moved=True)
 
     def stopProducing(self) -> None:
         """Answer nothing more: the transport is going away, and will say so."""
@@ -302,6 +319,7 @@ class KVServerProtocol(TwistedProtocol):
         """Serve what is queued until it is empty or something stops us."""
         session, window = cast("Session", self._session), cast("Window", self._window)
         self._serving = True
+        moved = bool(self._items) or window.ready
         try:
             while self._serve_turn(session, window):
                 if self._at < len(self._items) or window.ready:
@@ -319,6 +337,7 @@ class KVServerProtocol(TwistedProtocol):
                     self._counters.bytes_read += len(data)
                     self._items = self._feed(data)
                     self._at = 0
+                    moved = moved or bool(self._items)
                     continue
                 break
         finally:
@@ -326,6 +345,8 @@ class KVServerProtocol(TwistedProtocol):
         self._look_again()
         if not self._stopped and (self._draining or not self._reading):
             self._rest()
+        if self._held or self._stopped or session.partial:
+            self._account(moved=moved)
 
     def _serve_turn(self, session: Session, window: Window) -> bool:
         """Serve requests until there are no more, the turn's limit or a stop; write once.
@@ -474,10 +495,48 @@ class KVServerProtocol(TwistedProtocol):
         if self._reading:
             self._reading = False
             self.transport.pauseProducing()
+        if not self._serving:
+            self._account(moved=False)
+
+    def _account(self, *, moved: bool) -> None:
+        """Tell the budget of all connections what is held for this one.
+
+        Args:
+            moved: Whether a request has become complete, or a reply has left.
+        """
+        session, window = self._session, self._window
+        if session is None or window is None or not self._connected:
+            return
+        size = session.buffered + window.size + self._unsent + sum(map(len, self._unread))
+        if size or self._held:
+            self._held = size
+            self._budget.hold(self, size, asking=session.partial, moved=moved)
+
+    def _release(self) -> None:
+        """Forget everything that was held."""
+        self._items, self._unread = [], []
+        if self._window is not None:
+            self._window.end()
+        if self._held:
+            self._held = 0
+            self._budget.hold(self, 0, asking=False, moved=False)
+        # What is left of a request goes now, not when a garbage collector finds it.
+        self._session = self._window = self._quick = self._quick_session = None
+        self._feed = _ignore
+
+    def let_go(self, reason: str) -> None:
+        """End at once: others need what is held here; see `kvproto.server.budget.Holder`."""
+        self._held = 0
+        self._closing = self._stopped = True
+        self._note(reason)
+        self._release()
+        if self._connected:
+            self.transport.abortConnection()
 
     def _write(self, out: list[bytes], size: int) -> None:
         """Send replies, in one write."""
         self._counters.bytes_written += size
+        self._written = size
         if len(out) == 1:
             self.transport.write(out[0])
         elif size <= _JOIN_LIMIT:

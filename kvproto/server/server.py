@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from kvproto.server.buckets import Bucket
+from kvproto.server.budget import Budget
 from kvproto.server.counters import Counters
 from kvproto.server.features import FEATURES
 from kvproto.server.passwords import Run
@@ -49,8 +51,11 @@ class KVServer:
         identify: Who the bearer of a client certificate is.
         now: Returns unix time in seconds.
         timer: Returns seconds that only ever grow, for measuring how long a request took.
+        later: Calls a function after some seconds, e.g. ``reactor.callLater``; without it requests
+            have no deadline by which they must be complete.
 
     Attributes:
+        budget: What all sessions together hold.
         users: Who may log in.
         hashing: Where passwords are hashed that its users bring; where they are checked when None.
     """
@@ -63,6 +68,7 @@ class KVServer:
         identify: Identify = _nobody,
         now: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.perf_counter,
+        later: Callable[[float, Callable[[], None]], IDelayedCall] | None = None,
     ) -> None:
         several = store if isinstance(store, list | tuple) else [Bucket(DEFAULT_BUCKET, store)]
         self.buckets: dict[str, Bucket] = {bucket.name: bucket for bucket in several}
@@ -74,6 +80,7 @@ class KVServer:
         self.counters = Counters()
         self.started = now()
         self.hashing: Run | None = None
+        self.budget = Budget(self.settings.max_unfinished, timer, later)
         # A server that is started again with other buckets or ports must be believed: its
         # configurations are newer than those of the one before.
         self.revision = max(1, int(self.started))

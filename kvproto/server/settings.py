@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvproto.config import Mode
+from kvproto.server.budget import DEFAULT_MAX_UNFINISHED
 
 __all__ = ["DEFAULT_UNSENT_LIMIT", "MEMCACHED_VERSION", "ServerSettings"]
 
@@ -35,6 +36,8 @@ class ServerSettings:
         anonymous: Whether a peer that did not log in may work, None for "only when there are no
             users".
         unsent_limit: Bytes of replies that may wait for one client before its requests do.
+        max_unfinished: Bytes that all connections together may hold of requests not yet complete
+            and replies not yet sent.
         max_connections: What the statistics say; enforcing it is the listener's work.
         memory_limit: What ``stats settings`` says, in bytes; the store enforces it.
         evict: What ``stats settings`` says; the store does it.
@@ -48,6 +51,7 @@ class ServerSettings:
     allow_flush: bool | None = None
     anonymous: bool | None = None
     unsent_limit: int = DEFAULT_UNSENT_LIMIT
+    max_unfinished: int = DEFAULT_MAX_UNFINISHED
     max_connections: int = 1024
     memory_limit: int = 64 * 1024 * 1024
     evict: bool = True

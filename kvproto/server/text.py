@@ -110,6 +110,11 @@ class TextSession:
         """Whether a command has been received in part."""
         return self._decoder.partial
 
+    @property
+    def buffered(self) -> int:
+        """Bytes that are held of a request that has been received in part."""
+        return self._decoder.buffered
+
     def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
         """Serve what is usual, from the beginning of a read; see `kvproto.server.quick_text`."""
         if not self._plain or self._failed_keys or self._late_error or self._decoder.partial:
@@ -227,6 +232,7 @@ class TextSession:
         user = self.peer.user
         self._plain = False
         self._decoder.login = user is None
+        self._decoder.max_value = MAX_LOGIN
         if user is not None:
             self._decoder.max_value = self.server.settings.value_limit
             self.bucket = self.server.default_bucket(user)

@@ -4,7 +4,8 @@ A function whose work grows with a document is written as a generator that yield
 spent about `PIECE` and returns its result (`Work`).  `Pieces` runs it: whatever is over within one
 piece is answered at once, as if it were a plain call; all else is answered by a Deferred, one piece
 for each turn of the event loop, everybody who waits in turn.  So no request holds the loop longer
-than a piece takes (about 2 ms), and two large ones do not hold up each other.
+than a piece takes (about 2 ms), and two large ones do not hold up each other.  No more than
+`AT_ONCE` are worked on at the same time, since each holds what it has found so far.
 
 Rules for a change: what is done between two yields is bounded by `PIECE` bytes, each turn of a
 Python loop counted as `STEP`; and what was read before a yield may have changed after it.
@@ -12,20 +13,24 @@ Python loop counted as `STEP`; and what was read before a yield may have changed
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import Cooperator
+from twisted.internet.task import CooperativeTask, Cooperator
 
-__all__ = ["PIECE", "STEP", "Pieces", "Work", "at_once"]
+__all__ = ["AT_ONCE", "PIECE", "STEP", "Pieces", "Work", "at_once"]
 
 PIECE = 32 * 1024
 """Bytes looked at between two yields: 0.1 to 4 ms, depending on what they are."""
 
 STEP = 64
 """Bytes that one turn of a Python loop counts as."""
+
+AT_ONCE = 4
+"""Large requests that are worked on at the same time; what they have found so far is held."""
 
 _Result = TypeVar("_Result")
 
@@ -56,6 +61,8 @@ class Pieces:
         if later is not None:
             # One piece of one task, then the event loop has its turn.
             self._cooperator = Cooperator(lambda: lambda: True, later)
+        self._busy = 0
+        self._waiting: deque[_Job] = deque()
 
     def run(self, work: Work[_Result]) -> _Result | Deferred[_Result]:
         """Return the result of work that is over within a piece, else a Deferred of it.
@@ -69,20 +76,47 @@ class Pieces:
         except StopIteration as stop:
             result: _Result = stop.value
             return result
-        return self._go_on(self._cooperator, work)
+        job = _Job(work)
+        if self._busy < AT_ONCE:
+            self._start(job)
+        else:
+            self._waiting.append(job)
+        return job.answer
 
-    def _go_on(self, cooperator: Cooperator, work: Work[_Result]) -> Deferred[_Result]:
-        answer: Deferred[_Result] = Deferred(lambda _: task.stop())
+    def _start(self, job: _Job) -> None:
+        assert self._cooperator is not None
+        self._busy += 1
+        job.answer.addBoth(self._ended)
+        job.task = self._cooperator.cooperate(job.rest())
 
-        def rest() -> Generator[None, None, None]:
-            try:
-                result = yield from work
-            except GeneratorExit:
-                raise
-            except BaseException:
-                answer.errback()
-            else:
-                answer.callback(result)
+    def _ended(self, result: Any) -> Any:
+        self._busy -= 1
+        while self._waiting and self._busy < AT_ONCE:
+            job = self._waiting.popleft()
+            if not job.answer.called:  # else whoever asked has gone
+                self._start(job)
+        return result
 
-        task = cooperator.cooperate(rest())
-        return answer
+
+class _Job:
+    """Work that was begun, and who waits for it."""
+
+    def __init__(self, work: Work[Any]) -> None:
+        self.work = work
+        self.task: CooperativeTask[Generator[None, None, None]] | None = None
+        self.answer: Deferred[Any] = Deferred(self._cancel)
+
+    def _cancel(self, _: Deferred[Any]) -> None:
+        if self.task is not None:
+            self.task.stop()
+
+    def rest(self) -> Generator[None, None, None]:
+        """Do what is left, and answer."""
+        try:
+            result = yield from self.work
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.answer.errback()
+        else:
+            self.answer.callback(result)

@@ -446,8 +446,8 @@ class AnyOrderTests(SynchronousTestCase):
             if slow.waiting:
                 slow.release(chance.randrange(len(slow.waiting)))
         under_way = len(slow.waiting)
-        link.transport.lose()
-        self.assertEqual((slow.cancelled, len(slow.waiting)), (under_way, under_way))
         window = link.protocol._window
         assert window is not None
+        link.transport.lose()
+        self.assertEqual((slow.cancelled, len(slow.waiting)), (under_way, under_way))
         self.assertEqual((window.size, window.unfinished, window._running), (0, 0, set()))

@@ -276,6 +276,27 @@ class PiecesTests(SynchronousTestCase):
             self.turns.next()
         self.assertLess(len(self.done), 4)
 
+    def test_only_some_at_once(self) -> None:
+        """A few are worked on, the others wait their turn; who gives up while waiting is none."""
+        answers = [self.pieces.run(self.work(name, 3)) for name in "abcdefg"]
+        deferreds = [answer for answer in answers if isinstance(answer, Deferred)]
+        self.assertEqual(len(deferreds), 7)
+        self.turns.next()
+        self.assertEqual(self.done[7:], ["a1"])
+        deferreds[0].cancel()
+        deferreds[4].cancel()
+        for at in (0, 4):
+            self.failureResultOf(deferreds[at], CancelledError)
+        while not self.turns.idle():
+            self.turns.next()
+        self.assertEqual(
+            [self.successResultOf(deferreds[at]) for at in (1, 2, 3, 5, 6)], [*"bcdfg"]
+        )
+        after = self.done.index("f1")
+        self.assertLess(after, self.done.index("g1"))
+        self.assertNotIn("e1", self.done)
+        self.assertEqual(self.pieces.run(self.work("h", 0)), "h")
+
 
 class RaceTests(SynchronousTestCase):
     """A document may change while somebody works on it."""
