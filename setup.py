@@ -42,6 +42,7 @@ setup(
         "service-identity>=24.1",
         "cryptography>=45.0.7",
         "google-crc32c>=1.6",
+        "prometheus-client>=0.20",
         "txaio>=25.6.1",
         "zope.interface>=6",
         "attrs>=23.1",

@@ -18,21 +18,26 @@ from typing import Any
 
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.threads import deferToThreadPool
 
 from kvproto.base.clock import keep_monotonic
+from kvproto.base.histogram import merged
 from kvproto.base.log import make_logger
 from kvproto.config import Config
 from kvproto.config.settings import Settings
-from kvproto.dataplane import UsersReload, make_server
+from kvproto.dataplane import UsersReload, make_server, make_stores
 from kvproto.errors import ConfigError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.probe import probe, validate
 from kvproto.nodes import NodeService
 from kvproto.ops.control_socket import ControlSocket, StateLock
+from kvproto.ops.history import History
+from kvproto.ops.http import HTTPService, StatusSite, with_interface
 from kvproto.ops.keylog import KeyLog
 from kvproto.ops.memory import MemoryTrim, glibc_trim
+from kvproto.ops.metrics import ServiceCollector, exposition
 from kvproto.ops.open_files_limit import fit_open_files
 from kvproto.ops.privileges import FutureUser
 from kvproto.ops.service_control import ServiceControl
@@ -94,13 +99,7 @@ class KVTLSService(MultiService):
         self._reactor = _reactor_or_global(reactor)
         if signals is not None:
             keep_monotonic(self._reactor)
-        for description in config.listen:
-            validate(self._reactor, description)
-            config.check_reach(description)
-        for description in config.plain:
-            validate(self._reactor, description, "--plain")
-        if config.nodes is not None:
-            validate(self._reactor, config.nodes.listen, "--node-listen")
+        self._validate()
         self._owner = owner
         if owner is not None:
             owner.make_directory(config.state_directory)
@@ -108,7 +107,8 @@ class KVTLSService(MultiService):
             files = _credential_files(config, time.time())
         policy = _server_policy(config)
         self.rotation = Rotation(files, policy, self._reactor, self._in_thread)
-        self.server = make_server(config, self._reactor, self._in_thread)
+        self.stores = make_stores(config, self._reactor, self._in_thread)
+        self.server = make_server(config, self._reactor, self._in_thread, self.stores)
         self.controller = KVController(self.server)
         self.users = UsersReload(config, self.server, self._reactor, self._in_thread)
         self.users.setServiceParent(self)
@@ -136,6 +136,8 @@ class KVTLSService(MultiService):
             self.nodes,
             self.users.reload,
             settings,
+            self.server,
+            self.stores,
         )
         self._announced = False
         self._signals = signals
@@ -153,10 +155,25 @@ class KVTLSService(MultiService):
             self._listening.append(self.nodes)
         for service in self._listening:
             service.setServiceParent(self)
+        self._http = self._http_service()
+        self._history.setServiceParent(self)
         self._watch: Service | None = None
         if config.watch_interval:
             self._watch = FileWatch(self.rotation, self._reactor, config.watch_interval)
             self._watch.setServiceParent(self)
+
+    def _validate(self) -> None:
+        """See that every endpoint makes sense."""
+        config = self._config
+        for description in config.listen:
+            validate(self._reactor, description)
+            config.check_reach(description)
+        for description in config.plain:
+            validate(self._reactor, description, "--plain")
+        if config.nodes is not None:
+            validate(self._reactor, config.nodes.listen, "--node-listen")
+        if config.http is not None and not config.http.startswith("kvtls:"):
+            validate(self._reactor, config.http, "--http")
 
     def _acting_as_owner(self) -> AbstractContextManager[None]:
         """Be whom the process becomes, for what has to belong to that user."""
@@ -257,6 +274,49 @@ class KVTLSService(MultiService):
             watch_interval=config.watch_interval,
         )
 
+    def _http_service(self) -> HTTPService | None:
+        """Make what answers health checks, scrapers and browsers, and what it shows."""
+        times = self.server.times
+        collector = ServiceCollector(
+            self.ledger,
+            self.acceptors[: len(self._config.listen)],
+            self.acceptors[len(self._config.listen) :],
+            self.rotation,
+            self.server,
+            self.control.not_ready,
+            self.control.numbers_of,
+            getattr(self.stores, "servers", tuple),
+        )
+
+        def sample() -> dict[str, Any]:
+            everybody = merged(times.values())
+            counts = [self.server.requests]
+            counts += [bucket.requests for bucket in self.server.buckets.values()]
+            return {
+                "requests": sum(sum(one.report().values()) for one in counts),
+                "connections": len(self.ledger),
+                "p50": everybody.quantile(0.5),
+                "p99": everybody.quantile(0.99),
+            }
+
+        self._history = History(sample, self._reactor, time.time)
+        if self._config.http is None:
+            return None
+        site = StatusSite(
+            self.control.status,
+            self.control.not_ready,
+            exposition(collector),
+            self._history.report,
+            self._reactor,
+        )
+        try:
+            endpoint = serverFromString(self._reactor, with_interface(self._config.http))
+        except Exception as error:
+            raise ConfigError("--http", f"{self._config.http!r}: {error}") from error
+        http = HTTPService(endpoint, site)
+        http.setServiceParent(self)
+        return http
+
     # starting
 
     def probe(self) -> None:
@@ -275,6 +335,10 @@ class KVTLSService(MultiService):
             lock.release()
         if self._config.nodes is not None:
             probe(self._reactor, self._config.nodes.listen, "--node-listen")
+        if self._config.http is not None and not self._config.http.startswith("kvtls:"):
+            probe(self._reactor, with_interface(self._config.http), "--http")
+        with self._acting_as_owner():
+            self.stores.prepare()
         failures: list[ConfigError] = []
         for description in self._config.plain:
             probe(self._reactor, description, "--plain")
@@ -290,14 +354,23 @@ class KVTLSService(MultiService):
         """Start everything; ``kvtls ready`` is logged when it listens."""
         Service.startService(self)
         for child in self:
-            if child not in self._listening and child is not self._control_socket:
+            if child not in (*self._listening, self._control_socket, self._http):
                 child.startService()
         self._start_control()
-        for service in self._listening:
-            service.startService().addCallbacks(self._started, self._not_started)
+        if self._http is not None:
+            self._http.startService().addErrback(self._not_started)
+        self.stores.startService()
+        self.stores.opened().addCallbacks(self._listen, self._not_started)
         # Not before the reactor runs and has installed its signal handlers: whoever waits for
         # the announcement may send SIGTERM at once.
         self._reactor.callWhenRunning(self._announce)
+
+    def _listen(self, _opened: object) -> None:
+        """Begin to listen: the stores take requests."""
+        if not self.running:
+            return
+        for service in self._listening:
+            service.startService().addCallbacks(self._started, self._not_started)
 
     def _start_control(self) -> None:
         """Open the control socket; a second service in one directory can do without."""
@@ -313,7 +386,7 @@ class KVTLSService(MultiService):
             self._reactor.callWhenRunning(self._announce)
 
     def _not_started(self, failure: Any) -> None:
-        log.failure("a listener cannot start, the service ends", failure=failure)
+        log.failure("a part cannot start, the service ends", failure=failure)
         self._end_process()
 
     def _announce(self) -> None:
@@ -362,6 +435,10 @@ class KVTLSService(MultiService):
         self.users.stopService()
         self._memory.stopService()
         await DeferredList([maybeDeferred(service.stopService) for service in self._listening])
+        await maybeDeferred(self.stores.stopService)
+        self._history.stopService()
+        if self._http is not None:
+            await maybeDeferred(self._http.stopService)
         await maybeDeferred(self.rotation.stopService)
         self.server.budget.stop()
         # Last, so that an operator can watch, and ask a second time.

@@ -268,6 +268,9 @@ OPTIONS: dict[str, Option] = {
         Option("state-dir", "state_dir", DIRECTORY,
                "development credentials, control socket (default: kvtls-state)"),
         Option("keylog", "keylog", FILE, "TLS secrets are appended to it, for debugging"),
+        Option("http", "http", ENDPOINT,
+               "endpoint for health, metrics and the status page, on loopback unless it names an "
+               "interface; kvtls:... for TLS"),
         Option("node-listen", "nodes.listen", ENDPOINT,
                "Twisted server endpoint to accept Erlang nodes on, over mutual TLS"),
         Option("node-name", "nodes.name", Kind("NAME@HOST", _text),

@@ -36,6 +36,7 @@ from kvproto.base.log import CONNECTION, make_logger
 from kvproto.errors import HandoffError
 from kvproto.interfaces import IController, IDrainable, ISecuredTransport
 from kvproto.listeners.expiry import certificate_expiry
+from kvproto.listeners.faults import handshake_fault
 from kvproto.listeners.ledger import Ledger
 from kvproto.listeners.states import LIVE_STATES, PEER_FAULTS, TABLE, Action, Event, State
 from kvproto.listeners.verified import VerifiedConnection
@@ -114,6 +115,7 @@ class Handoff(VerifiedConnection, Protocol):
         if ISecuredTransport.providedBy(transport):
             entry.generation = transport.generation
             entry.tls = transport.tls_version()
+            self._ledger.handshakes.observe(self._ledger.clock.seconds() - entry.born)
         objection = self.factory.objection(self)
         if objection:
             self.fire(Event.GENERATION_RETIRED, objection)
@@ -160,6 +162,8 @@ class Handoff(VerifiedConnection, Protocol):
         self._lost = reason
         why = _explain(reason)
         if self.entry.state is State.HANDSHAKING and not isinstance(reason.value, _LEFT):
+            words = str(getattr(reason.value, "reason", "") or why)
+            self._ledger.failed_handshakes[self.entry.listener, handshake_fault(words)] += 1
             self.fire(Event.HANDSHAKE_FAILED, why)
         self.fire(Event.PEER_LOST, why)
 

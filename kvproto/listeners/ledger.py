@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 
 from kvproto.base.addresses import describe_peer, host_of
 from kvproto.base.clock import WALL_CLOCK_CHECK
+from kvproto.base.histogram import Histogram
 from kvproto.listeners.deadlines import Deadlines
 from kvproto.listeners.entry import NULL_CONNECTION, Entry, IAccepted, Rank
 from kvproto.listeners.states import DEADLINE_OF, LIVE_STATES, Event, State, Timeouts
@@ -86,6 +87,10 @@ class Ledger:
         self.timeouts = timeouts or Timeouts()
         self.accepted = 0
         self.endings: Counter[str] = Counter()
+        self.accepted_by: Counter[str] = Counter()  # listener
+        self.ended_by: Counter[tuple[str, str]] = Counter()  # listener and ending
+        self.failed_handshakes: Counter[tuple[str, str]] = Counter()  # listener and fault
+        self.handshakes = Histogram()  # seconds
         self.logins: Counter[tuple[str, str]] = Counter()  # by mechanism and result
         self.expired: Counter[str] = Counter()
         self._entries: dict[int, Entry] = {}
@@ -129,6 +134,7 @@ class Ledger:
         """Write down a connection that has just been accepted; somebody may have to make room."""
         now = self.clock.seconds()
         self.accepted += 1
+        self.accepted_by[listener] += 1
         entry = Entry(self.accepted, listener, peer, accepted, since=now, born=now)
         entry.host = host_of(peer)
         # Up to the pool's own size nobody has to go, however much is lent to it.
@@ -226,6 +232,7 @@ class Ledger:
         self._give_up_place(entry)
         self._deadlines.set(entry, None)
         self.endings[ending] += 1
+        self.ended_by[entry.listener, ending] += 1
         entry.accepted = NULL_CONNECTION
         if not self._watchers:
             return
@@ -302,10 +309,21 @@ class Ledger:
                 return
             entry.expires = None
         self.expired[entry.state.value] += 1
+        if entry.state is State.HANDSHAKING:
+            self.failed_handshakes[entry.listener, "timeout"] += 1
         reason = _DEADLINE_REASONS[entry.state].format(self.timeouts)
         entry.accepted.fire(Event.DEADLINE, reason)
 
     # for people and programs
+
+    @staticmethod
+    def states() -> list[str]:
+        """Return the names of the states that a connection in the ledger can have."""
+        return [state.value for state in State if state is not State.CLOSED]
+
+    def counts_by_listener(self) -> Counter[tuple[str, str]]:
+        """Return how many connections there are by listener and state, in one pass."""
+        return Counter((entry.listener, entry.state.value) for entry in self._entries.values())
 
     def counts(self, listener: str | None = None) -> dict[str, int]:
         """Return how many connections are in each state, all states named."""
@@ -314,7 +332,7 @@ class Ledger:
             for entry in self._entries.values()
             if listener is None or entry.listener == listener
         )
-        return {state.value: found[state.value] for state in State if state is not State.CLOSED}
+        return {state: found[state] for state in self.states()}
 
     def status(self) -> dict[str, Any]:
         """Return the totals, ready for JSON; the names are documented and stable."""

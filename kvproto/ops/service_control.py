@@ -12,8 +12,11 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from kvproto import __version__
+from kvproto.base.escape import printable
+from kvproto.base.log import make_logger
 from kvproto.config import Config, OnRotate
 from kvproto.config.settings import Settings, describe
+from kvproto.dataplane import IStores
 from kvproto.errors import CommandError
 from kvproto.listeners import AcceptorService, Ledger
 from kvproto.ops.interfaces import IControl
@@ -26,12 +29,23 @@ from kvproto.ops.status import (
     status_report,
     verdict_report,
 )
+from kvproto.server import KVServer
 from kvproto.tls.rotation import Rotation
 
 __all__ = ["ServiceControl"]
 
 ALL = "all"
 """What ``restart`` calls every listener together; no listener is named so."""
+
+
+log = make_logger()
+
+_STATES = {
+    ServiceState.STARTING: "the service is starting",
+    ServiceState.DRAINING: "the service is draining",
+    ServiceState.DRAINED: "the service was drained: 'kvtls restart all' takes clients again",
+    ServiceState.STOPPING: "the service is stopping",
+}
 
 
 @implementer(IControl)
@@ -48,6 +62,8 @@ class ServiceControl:
         nodes: The node part, None where there is none.
         reload_users: Begins to read the users file again; its outcome is in the log.
         settings: Where the values of the configuration come from; None: from a program.
+        server: The buckets; None where none are to be shown.
+        stores: Where their values live.
 
     Attributes:
         state: Where the process is in its life; the service moves it.
@@ -64,6 +80,8 @@ class ServiceControl:
         nodes: INodes | None = None,
         reload_users: Callable[[], object] | None = None,
         settings: Settings | None = None,
+        server: KVServer | None = None,
+        stores: IStores | None = None,
     ) -> None:
         self.state = ServiceState.STARTING
         self._config = config
@@ -75,6 +93,9 @@ class ServiceControl:
         self._begin_stop = begin_stop
         self._reload_users = reload_users
         self._settings = settings
+        self._server = server
+        self._stores = stores
+        self._numbers: dict[str, dict[str, Any]] = {}
         self._started = clock.seconds()
         self.nodes: NodeControl | None = None
         self._open = {acceptor.name: acceptor.startService for acceptor in acceptors}
@@ -108,7 +129,53 @@ class ServiceControl:
             self._ledger.status(),
             now,
             nodes=None if self.nodes is None else self.nodes.status(),
+            buckets=self._bucket_statuses(),
+            store=None if self._stores is None else self._stores.status(),
+            not_ready=self.not_ready(),
         )
+
+    def _bucket_statuses(self) -> list[dict[str, Any]]:
+        """Return what each bucket holds."""
+        if self._server is None:
+            return []
+        rows = []
+        for bucket in self._server.buckets.values():
+            found = self.numbers_of(bucket.name, bucket.store)
+            rows.append(
+                {
+                    "name": bucket.name,
+                    "items": int(found.get("curr_items", 0)),
+                    "bytes": int(found.get("bytes", 0)),
+                    "limit_bytes": int(found.get("limit_maxbytes", 0)),
+                    "evictions": int(found.get("evictions", 0)),
+                }
+            )
+        return rows
+
+    def numbers_of(self, name: str, store: Any) -> dict[str, Any]:
+        """Return a store's numbers; of one that answers later those of the last time."""
+        found = store.stats()
+        if not isinstance(found, Deferred):
+            numbers: dict[str, Any] = found
+            return numbers
+        found.addCallbacks(
+            lambda numbers: self._numbers.__setitem__(name, numbers),
+            lambda failure: log.debug(
+                "the store gave no numbers: {reason}", reason=failure.getErrorMessage()
+            ),
+        )
+        return self._numbers.get(name, {})
+
+    def not_ready(self) -> str:
+        """Return why clients are not served, in one line; ``""`` when they are."""
+        if self.state is not ServiceState.READY:
+            return _STATES[self.state]
+        listening = [acceptor.status() for acceptor in self._acceptors]
+        if not any(status["state"] == "listening" for status in listening):
+            errors = [status["error"] for status in listening if status["error"]]
+            return "; ".join(["no listener listens", *errors])
+        reason = None if self._stores is None else self._stores.ready()
+        return printable(reason or "")
 
     def _listener_status(self, acceptor: AcceptorService) -> dict[str, Any]:
         """Return what one listener says, and what becomes of its connections on rotation."""

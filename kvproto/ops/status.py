@@ -75,6 +75,9 @@ def status_report(
     now: float,
     counters: Mapping[str, int] | None = None,
     nodes: Mapping[str, Any] | None = None,
+    buckets: Sequence[Mapping[str, Any]] = (),
+    store: Mapping[str, Any] | None = None,
+    not_ready: str = "",
 ) -> dict[str, Any]:
     """Return the answer to ``status``.
 
@@ -87,6 +90,9 @@ def status_report(
         now: Unix seconds.
         counters: Further totals since the start, e.g. requests.
         nodes: What there is to say of node links; None where there are none.
+        buckets: What each holds.
+        store: What there is to say of where values live.
+        not_ready: Why clients are not served, ``""`` when they are.
     """
     limits = ledger["limits"]
     return {
@@ -95,6 +101,8 @@ def status_report(
             "pid": service.pid,
             "state": service.state.value,
             "mode": service.mode,
+            "ready": not not_ready,
+            "reason": not_ready,
             "since": timestamp(service.started),
             "uptime_s": round(now - service.started, 3),
         },
@@ -119,6 +127,8 @@ def status_report(
             "deadline_expired": dict(ledger["deadline_expired_total"]),
             **(counters or {}),
         },
+        "buckets": [dict(bucket) for bucket in buckets],
+        "store": None if store is None else dict(store),
         **({} if nodes is None else {"nodes": dict(nodes)}),
     }
 

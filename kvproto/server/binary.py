@@ -232,7 +232,14 @@ class BinarySession(QuickState):
         return serve_quickly(self, data, out, limit, self.max_body) if self.plain else 0
 
     def execute(self, request: Request | Oversized) -> Reply:
-        """Serve one frame."""
+        """Serve one frame, and count it."""
+        counts = self.server.requests if self.bucket is None else self.bucket.requests
+        before = counts.begin()
+        reply = self._execute(request)
+        counts.binary(request.opcode, reply, before)
+        return reply
+
+    def _execute(self, request: Request | Oversized) -> Reply:
         if request.__class__ is Request and not request.framing:
             return self._table[request.opcode](self, request)
         if isinstance(request, Oversized):

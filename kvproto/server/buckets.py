@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kvproto.errors import ConfigError, RemoteProtocolError
+from kvproto.server.requests import RequestCounts
 from kvproto.store import IStore, Key
 from kvproto.wire.collections import DEFAULT, split_key, split_path
 from kvproto.wire.constants import Status
@@ -117,9 +118,10 @@ class Bucket:
 
     Attributes:
         get: The store's ``get``, one object for all sessions.
+        requests: What was asked for.
     """
 
-    __slots__ = ("_divide", "get", "manifest", "name", "store")
+    __slots__ = ("_divide", "get", "manifest", "name", "requests", "store")
 
     def __init__(self, name: str, store: Any, manifest: Manifest | None = None) -> None:
         self.name = name
@@ -127,6 +129,7 @@ class Bucket:
         self.get = self.store.get
         # Of its class: wrappers hand on whatever they are asked for.
         self._divide = getattr(type(store), "for_connection", None)
+        self.requests = RequestCounts(store)
         self.manifest = Manifest() if manifest is None else manifest
 
     def store_for_connection(self) -> IStore:

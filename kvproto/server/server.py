@@ -16,6 +16,7 @@ from kvproto.server.budget import Budget
 from kvproto.server.counters import Counters
 from kvproto.server.features import FEATURES
 from kvproto.server.passwords import Run
+from kvproto.server.requests import RequestCounts
 from kvproto.server.settings import ServerSettings
 from kvproto.server.topology import DEFAULT_PORT, cluster_config
 from kvproto.server.users import UserTable
@@ -78,6 +79,10 @@ class KVServer:
         self.now = now
         self.timer = timer
         self.counters = Counters()
+        self.requests = RequestCounts()
+        self.times = self.requests.times
+        for bucket in several:
+            bucket.requests.times = self.times
         self.started = now()
         self.hashing: Run | None = None
         self.budget = Budget(self.settings.max_unfinished, timer, later)

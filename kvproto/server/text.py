@@ -134,7 +134,14 @@ class TextSession:
         return reply
 
     def begin(self, item: TextCommand | TextRefusal) -> Reply:
-        """Start one command, whatever becomes of those before it."""
+        """Start one command, whatever becomes of those before it, and count it."""
+        counts = self.server.requests if self.bucket is None else self.bucket.requests
+        before = counts.begin()
+        reply = self._begin(item)
+        counts.text(item, reply, before)
+        return reply
+
+    def _begin(self, item: TextCommand | TextRefusal) -> Reply:
         if self.peer.user is None:
             return self._stranger(item)
         if isinstance(item, TextRefusal):

@@ -78,6 +78,11 @@ class MemoryStore(Operations):
         self._cas = 0
         self._cas_until = 0.0
 
+    @property
+    def statistics(self) -> Statistics:
+        """What it counts, as it counts: numbers only, for whoever measures."""
+        return self._statistics
+
     persists = False
     tokens = True
     persisted_seqno = 0

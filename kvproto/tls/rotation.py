@@ -13,6 +13,7 @@ files as they left them.  A job that fails changes nothing at all.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,6 +97,7 @@ class Rotation(Service):
     Attributes:
         contexts: What `KVTLSFactory` is given; always the serving generation's.
         served_since: When the current generation was swapped in, in Unix seconds.
+        verdicts: How many reloads and rollbacks ended how, by "served", "unchanged", "refused".
         last_verdict: How the last reload or rollback ended; None when there was none.
         last_verdict_at: When it did, in Unix seconds.
 
@@ -131,6 +133,7 @@ class Rotation(Service):
         self._stopped = False
         self._idle: list[Deferred[None]] = []
         self.served_since = now()
+        self.verdicts: Counter[str] = Counter()  # "served", "unchanged", "refused"
         self.last_verdict: Verdict | None = None
         self.last_verdict_at: float | None = None
         self._warn(first)
@@ -250,6 +253,9 @@ class Rotation(Service):
 
     def _answer(self, job: _Job, verdict: Verdict) -> None:
         self.last_verdict = verdict
+        self.verdicts[
+            "refused" if not verdict.ok else "served" if verdict.changed else "unchanged"
+        ] += 1
         self.last_verdict_at = self._now()
         self._running = None
         # One by one from the list itself: a waiter may cancel another, or ask again.

@@ -43,14 +43,16 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual(
             {name: set(report[name]) for name in ("service", "limits", "connections")},
             {
-                "service": {"version", "pid", "state", "mode", "since", "uptime_s"},
+                "service": {"version", "pid", "state", "mode", "since", "uptime_s"}
+                | {"ready", "reason"},
                 "limits": {"connections", "unauthenticated", "per_peer"},
                 "connections": {"total", "by_state", "oldest_s"},
             },
         )
         self.assertEqual(
             set(report),
-            {"service", "generation", "listeners", "limits", "connections", "counters"},
+            {"service", "generation", "listeners", "limits", "connections", "counters"}
+            | {"buckets", "store"},
         )
         self.assertEqual(report["service"]["state"], "ready")
         self.assertEqual(report["service"]["uptime_s"], 7500)

@@ -1,0 +1,235 @@
+"""Health, metrics and status over HTTP: the third door beside the control socket and signals.
+
+Read-only: GET and HEAD, no bodies, and nothing that a request could change.  Bounded: so many
+connections, each for so long.  What is shown is made when somebody asks; a page is asked for again
+while it is being made only once.
+
+HTTP itself is Twisted's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
+
+from kvproto.base.addresses import describe_peer
+from kvproto.base.log import make_logger
+from kvproto.ops.page import PAGE_POLICY, render_page
+
+__all__ = ["HTTPService", "StatusSite", "with_interface"]
+
+log = make_logger()
+
+MAX_CONNECTIONS = 64
+"""Connections at once: scrapers, probes and a few people."""
+
+IDLE_SECONDS = 30.0
+"""After which a connection that asks nothing, or does not end its request, is closed."""
+
+MAX_BODY = 0
+"""Bytes of a request's body: there is nothing to tell us."""
+
+_TCP = re.compile(r"tcp[46]?:")
+
+
+def with_interface(description: str) -> str:
+    """Return an endpoint description that names an interface: loopback unless it does already."""
+    if _TCP.match(description) and not re.search(r":interface=", description):
+        loopback = r"\:\:1" if description.startswith("tcp6:") else "127.0.0.1"
+        return f"{description}:interface={loopback}"
+    return description
+
+
+class _BoundedRequest(Request):
+    """A request without a body, whose answer nobody may keep or frame."""
+
+    def gotLength(self, length: int | None) -> None:
+        """Take no body at all; Twisted would write a long one to the disk."""
+        if length is None or length > MAX_BODY:
+            self.channel._respondToBadRequestAndDisconnect()
+            return
+        super().gotLength(length)
+
+
+class _Channel(HTTPChannel):
+    """A connection that counts."""
+
+    requestFactory = _BoundedRequest
+
+    def connectionMade(self) -> None:
+        """Take a place, or go."""
+        site = self.factory
+        site.channels.add(self)
+        super().connectionMade()
+        if len(site.channels) > MAX_CONNECTIONS:
+            self.forceAbortClient()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Give the place back."""
+        self.factory.channels.discard(self)
+        super().connectionLost(reason)
+
+
+class StatusSite(Site):
+    """What is served.
+
+    Args:
+        status: Returns what ``kvtls status`` says.
+        ready: Returns why clients are not served, ``""`` when they are.
+        scrape: Returns metrics and their content type for an ``Accept`` header.
+        history: Returns what the page draws curves of.
+        reactor: For deadlines.
+    """
+
+    def __init__(
+        self,
+        status: Callable[[], dict[str, Any]],
+        ready: Callable[[], str],
+        scrape: Callable[[str], tuple[bytes, str]],
+        history: Callable[[], dict[str, Any]],
+        reactor: Any,
+    ) -> None:
+        super().__init__(
+            _Root(status, ready, scrape, history), _BoundedRequest, timeout=IDLE_SECONDS
+        )
+        self.protocol = _Channel  # type: ignore[method-assign, assignment]
+        self.reactor = reactor
+        self.channels: set[_Channel] = set()
+        self.displayTracebacks = False
+        self.noisy = False
+
+    def log(self, request: Any) -> None:
+        """Leave no line: somebody asks every few seconds."""
+
+    def close(self) -> None:
+        """End every connection."""
+        for channel in tuple(self.channels):
+            channel.loseConnection()
+
+
+class _Root(Resource):
+    """All paths; those that there are not are 404."""
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        status: Callable[[], dict[str, Any]],
+        ready: Callable[[], str],
+        scrape: Callable[[str], tuple[bytes, str]],
+        history: Callable[[], dict[str, Any]],
+    ) -> None:
+        super().__init__()
+        self._status = status
+        self._ready = ready
+        self._scrape = scrape
+        self._history = history
+        self._paths: dict[bytes, Callable[[Any], tuple[int, str, bytes]]] = {
+            b"/livez": lambda _: (200, TEXT, b"ok\n"),
+            b"/readyz": self._readyz,
+            b"/metrics": self._metrics,
+            b"/status.json": self._status_json,
+            b"/history.json": lambda _: (200, JSON, _json(self._history())),
+            b"/": self._page,
+        }
+
+    def render(self, request: Any) -> bytes:
+        """Answer one request."""
+        request.setHeader(b"Server", b"kvtls")
+        request.setHeader(b"Cache-Control", b"no-store")
+        request.setHeader(b"X-Content-Type-Options", b"nosniff")
+        if request.method not in {b"GET", b"HEAD"}:
+            request.setHeader(b"Allow", b"GET, HEAD")
+            code, kind, body = 405, TEXT, b"only GET and HEAD\n"
+        else:
+            answer = self._paths.get(request.path)
+            try:
+                code, kind, body = (
+                    (404, TEXT, b"not found\n") if answer is None else answer(request)
+                )
+            except Exception:
+                log.failure(
+                    "HTTP: {path} could not be answered", path=request.path.decode("latin-1")
+                )
+                code, kind, body = 500, TEXT, b"internal error; the log of the service says more\n"
+        request.setResponseCode(code)
+        request.setHeader(b"Content-Type", kind.encode())
+        request.setHeader(b"Content-Length", b"%d" % len(body))
+        return b"" if request.method == b"HEAD" else body
+
+    def _readyz(self, _request: Any) -> tuple[int, str, bytes]:
+        reason = self._ready()
+        return (503, TEXT, f"{reason}\n".encode()) if reason else (200, TEXT, b"ok\n")
+
+    def _metrics(self, request: Any) -> tuple[int, str, bytes]:
+        body, kind = self._scrape((request.getHeader(b"accept") or b"").decode("latin-1"))
+        return 200, kind, body
+
+    def _status_json(self, _request: Any) -> tuple[int, str, bytes]:
+        return 200, JSON, _json({"protocol": 1, "ok": True, **self._status()})
+
+    def _page(self, request: Any) -> tuple[int, str, bytes]:
+        request.setHeader(b"Content-Security-Policy", PAGE_POLICY.encode())
+        page = render_page(self._status(), self._ready(), self._history())
+        return 200, "text/html; charset=utf-8", page.encode()
+
+
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+NOT_FOUND = 404, TEXT, b"not found\n"
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"
+
+
+class HTTPService(Service):
+    """Serves a `StatusSite` on an endpoint.
+
+    It should start before the listeners and stop after them, so that probes hear why clients are
+    not served.
+
+    Args:
+        endpoint: Where.
+        site: What.
+    """
+
+    name = "http"
+
+    def __init__(self, endpoint: IStreamServerEndpoint, site: StatusSite) -> None:
+        self._endpoint = endpoint
+        self.site = site
+        self._port: Any = None
+        self.address = ""
+
+    def startService(self) -> Deferred[None]:
+        """Begin to listen; the Deferred fails if that cannot be."""
+        super().startService()
+        listening = self._endpoint.listen(self.site)
+        return listening.addCallback(self._listens)
+
+    def _listens(self, port: Any) -> None:
+        self._port = port
+        host = port.getHost()
+        self.address = describe_peer(host)
+        log.info("http on {address}", address=self.address)
+        if not self.running:
+            port.stopListening()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop listening and end connections."""
+        super().stopService()
+        port, self._port = self._port, None
+        self.site.close()
+        return succeed(None) if port is None else maybeDeferred(port.stopListening)

@@ -1,0 +1,255 @@
+"""What clients asked for and what became of it, counted for each bucket.
+
+Plain GET and SET take a short way on which nothing is counted here: `MemoryStore` counts them
+itself, as it does all that reaches it.  So each request that takes the usual way notes what it has
+added to the store's numbers; what is left of these is what came by the short way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from kvproto.base.histogram import Histogram
+from kvproto.server.replies import Hangup
+from kvproto.store import MemoryStore
+from kvproto.wire.constants import LOUD, Opcode, Status
+
+__all__ = ["OPERATIONS", "RESULTS", "RequestCounts"]
+
+_NAMES: Final = {
+    Opcode.GETK: "get",
+    Opcode.GAT: "get_and_touch",
+    Opcode.GATK: "get_and_touch",
+    Opcode.SUBDOC_MULTI_LOOKUP: "lookup_in",
+    Opcode.SUBDOC_MULTI_MUTATION: "mutate_in",
+}
+"""Operations that are not called as their opcode is."""
+
+_LOOKUPS = frozenset(
+    {Opcode.SUBDOC_GET, Opcode.SUBDOC_EXISTS, Opcode.SUBDOC_GET_COUNT, Opcode.SUBDOC_MULTI_LOOKUP}
+)
+
+_READS = frozenset({"get", "get_and_touch", "get_locked", "get_replica"})
+"""Operations whose success is a hit."""
+
+OTHER = "other"
+
+
+def _operation(opcode: int) -> str:
+    """Return what a request with an opcode is called, ``"other"`` for what we do not know."""
+    loud = LOUD.get(opcode, opcode)
+    try:
+        known = Opcode(loud)
+    except ValueError:
+        return OTHER
+    if known in _NAMES:
+        return _NAMES[known]
+    if known.name.startswith("SUBDOC_"):
+        return "lookup_in" if known in _LOOKUPS else "mutate_in"
+    return known.name.lower()
+
+
+_BINARY: Final = tuple(_operation(opcode) for opcode in range(256))
+
+_STATUSES: Final = {
+    int(Status.NOT_FOUND): "miss",
+    int(Status.EXISTS): "exists",
+    int(Status.NOT_STORED): "not_stored",
+    int(Status.LOCKED): "locked",
+    int(Status.TOO_BIG): "too_large",
+    int(Status.NO_MEMORY): "no_memory",
+    int(Status.TEMPORARY_FAILURE): "temporary_failure",
+    int(Status.AUTH_ERROR): "auth_error",
+    int(Status.AUTH_CONTINUE): "ok",
+    int(Status.NO_ACCESS): "auth_error",
+    int(Status.SUBDOC_MULTI_PATH_FAILURE): "path_failure",
+}
+
+_TEXT: Final = {
+    "gets": "get",
+    "gat": "get_and_touch",
+    "gats": "get_and_touch",
+    "incr": "increment",
+    "decr": "decrement",
+    "cas": "set",
+    "flush_all": "flush",
+    "stats": "stat",
+}
+
+_TEXT_VERBS: Final = frozenset(
+    {"get", "set", "add", "replace", "append", "prepend", "delete", "touch"}
+    | {"version", "verbosity", "quit"}
+)
+
+_LINES: Final = {
+    b"NOT_FOUND": "miss",
+    b"EXISTS": "exists",
+    b"NOT_STORED": "not_stored",
+    b"SERVER_ERROR": "error",
+    b"CLIENT_ERROR": "error",
+    b"ERROR": "error",
+}
+
+OPERATIONS: Final = frozenset({*_BINARY, *_TEXT.values(), *_TEXT_VERBS, OTHER})
+RESULTS: Final = frozenset({*_STATUSES.values(), "hit", "ok", "error"})
+"""All that a client can bring about: it chooses no label."""
+
+MEASURED = 8
+"""One request in so many is timed: looking at the clock twice costs as much as counting."""
+
+_Numbers = tuple[int, ...]
+
+_COUNTED: Final = (
+    ("get_hits", "get", "hit"),
+    ("get_misses", "get", "miss"),
+    ("cas_badval", "set", "exists"),
+    ("cas_misses", "set", "miss"),
+    ("too_large", "set", "too_large"),
+    ("no_memory", "set", "no_memory"),
+    ("cmd_set", "set", "ok"),
+)
+"""The store's numbers, and what they mean of the short way; the last includes the four above."""
+
+
+class RequestCounts:
+    """The requests of one bucket.
+
+    Args:
+        store: The bucket's; None for requests outside of any.
+
+    Attributes:
+        times: How long requests took, by operation; one in `MEASURED` is looked at.
+    """
+
+    __slots__ = ("_counts", "_elsewhere", "_started", "_statistics", "_turn", "times")
+
+    def __init__(self, store: Any = None) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        # Its exact class, as where the short way is opened.
+        in_memory = store.__class__ is MemoryStore
+        self._statistics: Any = store.statistics if in_memory else None
+        self._elsewhere = [0] * len(_COUNTED)
+        self._turn = 0
+        self._started = 0.0
+        self.times: dict[str, Histogram] = {}
+
+    def begin(self) -> _Numbers | None:
+        """Hear that a request begins; return what is given to the methods below afterwards."""
+        self._turn += 1
+        self._started = perf_counter() if self._turn % MEASURED == 1 else 0.0
+        return self._numbers()
+
+    def _numbers(self) -> _Numbers | None:
+        counted = self._statistics
+        if counted is None:
+            return None
+        return (
+            counted.get_hits,
+            counted.get_misses,
+            counted.cas_badval,
+            counted.cas_misses,
+            counted.too_large,
+            counted.no_memory,
+            counted.cmd_set,
+        )
+
+    def binary(self, opcode: int, reply: Any, before: _Numbers | None) -> None:
+        """Count a request of the binary protocol.
+
+        Args:
+            opcode: What was asked.
+            reply: What is answered.
+            before: What `begin` returned.
+        """
+        self._ended(_BINARY[opcode & 0xFF], _binary_result, reply, before)
+
+    def text(self, item: Any, reply: Any, before: _Numbers | None) -> None:
+        """Count a command of the text protocol; see `binary`."""
+        verb = getattr(item, "verb", "")
+        if verb == "end":  # of a retrieval, whose keys are counted one by one
+            return
+        operation = _TEXT.get(verb, verb if verb in _TEXT_VERBS else OTHER)
+        self._ended(operation, _text_result, reply, before)
+
+    def _ended(
+        self,
+        operation: str,
+        result_of: Callable[[str, Any], str],
+        reply: Any,
+        before: _Numbers | None,
+    ) -> None:
+        self._note(before)
+        started = self._started
+        if not isinstance(reply, Deferred):
+            self._counts[operation, result_of(operation, reply)] += 1
+            if started:
+                self._took(operation, perf_counter() - started)
+            return
+
+        def later(outcome: Any) -> Any:
+            self._counts[operation, result_of(operation, outcome)] += 1
+            if started:
+                self._took(operation, perf_counter() - started)
+            return outcome
+
+        reply.addBoth(later)
+
+    def _took(self, operation: str, seconds: float) -> None:
+        times = self.times.get(operation)
+        if times is None:
+            times = self.times[operation] = Histogram()
+        times.observe(seconds)
+
+    def _note(self, before: _Numbers | None) -> None:
+        """Remember what a request that took the usual way has added to the store's numbers."""
+        after = self._numbers()
+        if after != before and after is not None and before is not None:
+            elsewhere = self._elsewhere
+            for at, (now, then) in enumerate(zip(after, before, strict=True)):
+                elsewhere[at] += now - then
+
+    def report(self) -> dict[tuple[str, str], int]:
+        """Return how many requests there were, by operation and result."""
+        found = Counter(self._counts)
+        after = self._numbers()
+        if after is not None:
+            plain = [now - seen for now, seen in zip(after, self._elsewhere, strict=True)]
+            plain[-1] -= sum(plain[2:-1])
+            for (_, operation, result), number in zip(_COUNTED, plain, strict=True):
+                if number > 0:
+                    found[operation, result] += number
+        return dict(found)
+
+
+def _binary_result(operation: str, reply: Any) -> str:
+    """Return what became of a request, from its answer."""
+    if reply.__class__ is list and reply:
+        reply = reply[0]
+    if isinstance(reply, Hangup):
+        reply = reply.reply
+    if isinstance(reply, Failure) or not isinstance(reply, bytes | list):
+        return "error"
+    if not reply:  # quiet requests say nothing where nobody waits for it
+        return "miss" if operation in _READS else "ok"
+    status = int.from_bytes(reply[6:8])
+    if status:
+        return _STATUSES.get(status, "error")
+    return "hit" if operation in _READS else "ok"
+
+
+def _text_result(operation: str, reply: Any) -> str:
+    if isinstance(reply, Hangup):
+        reply = reply.reply
+    if isinstance(reply, Failure):
+        return "error"
+    first = reply[0] if reply.__class__ is list and reply else reply
+    if not first:
+        return "miss" if operation in _READS else "ok"
+    word = bytes(first[:12]).split(b" ", 1)[0].rstrip(b"\r\n")
+    return _LINES.get(word, "hit" if operation in _READS else "ok")
