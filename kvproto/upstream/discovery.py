@@ -88,9 +88,14 @@ class _Question(Protocol):
     def _parse(self) -> tuple[int, tuple[FleetServer, ...]]:
         head, _, rest = self._read.partition(b"\r\n")
         words = head.split()
-        if len(words) != 4 or words[:2] != [b"CONFIG", b"cluster"] or not words[3].isdigit():
+        if (
+            len(words) != 4
+            or words[:2] != [b"CONFIG", b"cluster"]
+            or not words[3].isdigit()
+            or len(words[3]) > 9
+        ):
             raise RemoteProtocolError("it knows no cluster")
-        return parse_cluster(rest[: int(words[3])])
+        return parse_cluster(rest[: int(words[3][:9])])
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._finish(RemoteProtocolError(f"no answer: {reason.getErrorMessage()}"))

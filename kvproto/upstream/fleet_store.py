@@ -278,7 +278,7 @@ class FleetStore:
                 at = HEADER_SIZE + extras_size
                 name = frame[at : at + key_size].decode("ascii", "replace")
                 value = frame[at + key_size :]
-                if value.isdigit() and name not in _NOT_SUMMED:
+                if len(value) <= 20 and value.isdigit() and name not in _NOT_SUMMED:
                     sums[name] = int(value) + int(sums.get(name, 0))
         for server in self.fleet.servers:
             sums[f"server {server.name}"] = "up" if server.up else "down"

@@ -99,6 +99,23 @@ class DecodeTests(SynchronousTestCase):
         self.assertEqual(set(Op), HANDLED)
 
 
+class HugeNumberTests(SynchronousTestCase):
+    """Integers with more digits than Python prints are a fault of the peer, like any other."""
+
+    def test_everywhere(self) -> None:
+        """Wherever a control message has one, the peer is told of its fault in words."""
+        huge = 1 << 20_000
+        for size in range(1, 6):
+            for at in range(size):
+                for number in (0, *range(1, 40)):
+                    term: list[Any] = [number] + [huge] * (size - 1)
+                    term[at] = huge
+                    try:
+                        decode_control(frame_of(*term))
+                    except RemoteProtocolError as error:
+                        self.assertLess(len(str(error)), 1000)
+
+
 class EncodeTests(SynchronousTestCase):
     """What we say is what we would understand."""
 
