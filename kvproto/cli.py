@@ -10,10 +10,12 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kvproto.base.escape import printable
 from kvproto.ops.client import NoServiceError, call, wait_until_gone
 from kvproto.ops.commands import COMMANDS, CONTROL_SOCKET, LONGEST_WAIT, PROTOCOL
 from kvproto.ops.render import render
@@ -24,6 +26,15 @@ OK, FAILED, USAGE, NO_SERVICE = 0, 1, 2, 3
 """Exit statuses: done; the service said no; no such command or option; no service answered."""
 
 INTERRUPTED = 130
+
+WAIT = "wait"
+WAIT_HELP = "wait until clients are served"
+
+WAIT_SECONDS = 60.0
+"""How long ``wait`` waits unless told."""
+
+WAIT_PAUSE = 0.1
+"""Seconds between two questions of ``wait``."""
 
 LOCAL = "passwd"
 LOCAL_HELP = "add a user to a users file, or change its password"
@@ -137,6 +148,16 @@ def _parser() -> argparse.ArgumentParser:
     parsers["connections"].add_argument(
         "--limit", metavar="N", type=_count, help="how many at most, 0 for all (default: 1000)"
     )
+    parsers["status"].add_argument(
+        "--ready",
+        action="store_true",
+        help="only say whether clients are served: exit status 0 if so, else 1 and the reason",
+    )
+    parsers["flush"].add_argument("bucket", metavar="BUCKET", help="its name")
+    waiting = commands.add_parser(
+        WAIT, help=WAIT_HELP, description=f"kvtls {WAIT}: {WAIT_HELP}.", allow_abbrev=False
+    )
+    _add_global_options(waiting, suppress=True)
     _add_local(commands.add_parser(LOCAL, help=LOCAL_HELP, allow_abbrev=False))
     return parser
 
@@ -200,6 +221,34 @@ def _ask(options: argparse.Namespace) -> dict[str, Any]:
     return answer
 
 
+def _wait_until_ready(options: argparse.Namespace) -> dict[str, Any]:
+    """Ask for the status until clients are served, or the time is over."""
+    deadline = time.monotonic() + (options.timeout or WAIT_SECONDS)
+    answer: dict[str, Any] | NoServiceError
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            answer = call(_control_path(options), "status", {}, max(1.0, left))
+        except NoServiceError as error:
+            answer = error
+        if isinstance(answer, dict) and _not_ready(answer) is None:
+            return answer
+        if left <= WAIT_PAUSE:
+            break
+        time.sleep(WAIT_PAUSE)
+    if isinstance(answer, NoServiceError):
+        raise answer
+    return answer
+
+
+def _not_ready(answer: dict[str, Any]) -> str | None:
+    """Return why clients are not served, None when they are."""
+    if not answer["ok"]:
+        return str(answer["error"]["message"])
+    service = answer["service"]
+    return None if service["ready"] else str(service["reason"])
+
+
 def _change_password(options: argparse.Namespace) -> int:
     """Change a users file; the one command that works without a service."""
     from kvproto.errors import ConfigError
@@ -235,8 +284,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # One before and one after the command: argparse sees no conflict.
         parser.error("argument --control: not allowed with argument --state-dir")
     try:
-        answer = _ask(options)
+        answer = _wait_until_ready(options) if options.command == WAIT else _ask(options)
         status = OK if answer["ok"] else FAILED
+        if options.command == WAIT or getattr(options, "ready", False):
+            reason = _not_ready(answer)
+            status = OK if reason is None else FAILED
+            if not options.json:
+                if reason is not None:
+                    sys.stderr.write(f"kvtls: not ready: {printable(reason)}\n")
+                return status
     except NoServiceError as error:
         answer = {
             "protocol": PROTOCOL,

@@ -170,6 +170,61 @@ class AnswerTests(CommandTestCase):
         self.assertEqual(cli.main(["restart", "x"]), cli.FAILED)
         self.assertEqual(self.err.getvalue(), "kvtls: restart: there is no listener 'x'\n")
 
+    def test_ready(self) -> None:
+        """``status --ready`` says by its exit status whether clients are served, and why not."""
+        self.assertEqual(cli.main(["status", "--ready"]), cli.OK)
+        self.assertEqual((self.out.getvalue(), self.err.getvalue()), ("", ""))
+        self.answer = {**GOOD, **self.unready("no listener\x1b listens")}
+        self.assertEqual(cli.main(["status", "--ready"]), cli.FAILED)
+        self.assertEqual(self.err.getvalue(), "kvtls: not ready: no listener\\x1b listens\n")
+        self.assertEqual(cli.main(["status", "--ready", "--json"]), cli.FAILED)
+        self.assertEqual(json.loads(self.out.getvalue())["service"]["ready"], False)
+        self.answer = NoServiceError(Path("st"), "no service runs here")
+        self.assertEqual(cli.main(["status", "--ready"]), cli.NO_SERVICE)
+
+    def unready(self, reason: str) -> dict[str, Any]:
+        said = status()
+        return {**said, "service": {**said["service"], "ready": False, "reason": reason}}
+
+    def test_wait(self) -> None:
+        """``wait`` asks until clients are served, through a service that is not there yet."""
+        answers: list[dict[str, Any] | NoServiceError] = [
+            NoServiceError(Path("st"), "no service runs here"),
+            {**GOOD, **self.unready("starting")},
+            {**GOOD, **status()},
+        ]
+
+        def call(*_arguments: Any) -> dict[str, Any]:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        self.patch(cli, "call", call)
+        self.patch(cli, "WAIT_PAUSE", 0.0)
+        self.assertEqual(cli.main(["wait"]), cli.OK)
+        self.assertEqual(answers, [])
+
+    def test_wait_in_vain(self) -> None:
+        """When the time is over ``wait`` says what is missing: readiness, or a service."""
+        self.answer = {**GOOD, **self.unready("the engine cannot be reached")}
+        self.assertEqual(cli.main(["wait", "--timeout", "0.01"]), cli.FAILED)
+        self.assertEqual(self.err.getvalue(), "kvtls: not ready: the engine cannot be reached\n")
+        self.answer = NoServiceError(Path("st"), "no service runs here")
+        self.assertEqual(cli.main(["wait", "--timeout", "0.01"]), cli.NO_SERVICE)
+
+    def test_address(self) -> None:
+        """``address`` prints nothing else."""
+        self.answer = {**GOOD, "address": "127.0.0.1:11207"}
+        self.assertEqual(cli.main(["address"]), cli.OK)
+        self.assertEqual(self.out.getvalue(), "127.0.0.1:11207\n")
+
+    def test_flush(self) -> None:
+        """``flush`` names the bucket."""
+        self.answer = {**GOOD, "bucket": "b"}
+        self.assertEqual(cli.main(["flush", "b"]), cli.OK)
+        self.assertEqual(self.asked[-1][1:3], ("flush", {"bucket": "b"}))
+
     def test_no_service(self) -> None:
         """Where nobody answers the status is 3, in both forms."""
         self.answer = NoServiceError(Path("st"), "no service runs here")

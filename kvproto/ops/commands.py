@@ -120,6 +120,12 @@ COMMANDS: dict[str, Command] = {
         seconds=120.0,
         detachable=True,
     ),
+    "flush": Command(
+        "remove every document of a bucket",
+        {"bucket": Argument(str, required=True)},
+        seconds=60.0,
+    ),
+    "address": Command("print HOST:PORT of the first listener"),
     "config": Command("show every option that is in force, and where its value comes from"),
     "stop": Command("drain, then end the process", seconds=10.0),
 }

@@ -49,7 +49,7 @@ CLOSE_SECONDS = 2.0
 MAX_SESSIONS = 32
 """Connections at once; each may hold a long answer."""
 
-ROUTINE = frozenset({"status", "connections", "config"})
+ROUTINE = frozenset({"status", "connections", "config", "address"})
 """Commands that only look: monitoring asks every few seconds, nobody wants that in a log."""
 
 

@@ -78,6 +78,23 @@ class IControl(Interface):
             no connection is left, which the drain timeout bounds.
         """
 
+    def flush(bucket: str) -> Any:
+        """Remove every document of a bucket, as FLUSH does.
+
+        Returns:
+            ``{"ok": True, "bucket": str}``, or a Deferred of it.
+
+        Raises:
+            CommandError: ``unknown-bucket``.
+        """
+
+    def address() -> dict[str, Any]:
+        """Return ``{"address": str}``, where the first listener listens.
+
+        Raises:
+            CommandError: ``not-listening``.
+        """
+
     def config() -> dict[str, Any]:
         """Return ``{"options": [{"name", "value", "source"}, ...]}``, secrets hidden."""
 

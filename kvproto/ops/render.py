@@ -376,6 +376,16 @@ def _option_value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _flush(answer: Answer) -> list[str]:
+    """Say what is empty now."""
+    return [f"bucket {printable(answer['bucket'])} is empty"]
+
+
+def _address(answer: Answer) -> list[str]:
+    """Show an address alone, for use in a script."""
+    return [printable(answer["address"])]
+
+
 def _stop(answer: Answer) -> list[str]:
     """Show what is going to end, or has."""
     known = {True: "has ended", False: "is still there; it may yet end", None: "is stopping"}
@@ -390,5 +400,7 @@ _RENDERERS: dict[str, Callable[[Answer], list[str]]] = {
     "restart": _restart,
     "drain": _drain,
     "config": _config,
+    "flush": _flush,
+    "address": _address,
     "stop": _stop,
 }

@@ -196,6 +196,23 @@ class ServiceControl:
             limit=limit,
         )
 
+    def flush(self, bucket: str) -> Any:
+        """Remove every document of a bucket."""
+        buckets = {} if self._server is None else self._server.buckets
+        if bucket not in buckets:
+            known = ", ".join(buckets)
+            raise CommandError("unknown-bucket", f"no bucket {bucket!r}: there is {known}")
+        done = maybeDeferred(buckets[bucket].store.flush)
+        return done.addCallback(lambda _: {"ok": True, "bucket": bucket})
+
+    def address(self) -> dict[str, Any]:
+        """Return where the first listener listens."""
+        first = self._acceptors[0]
+        if not first.address:
+            error = first.status()["error"] or "it has not begun to listen"
+            raise CommandError("not-listening", f"{first.name} does not listen: {error}")
+        return {"address": first.address}
+
     def config(self) -> dict[str, Any]:
         """Return what is in force, and where each value comes from."""
         return {"options": describe(self._config, self._settings)}

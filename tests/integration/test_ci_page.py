@@ -56,7 +56,7 @@ class PageTests(SynchronousTestCase):
 
     def test_script(self) -> None:
         """The service is ready when ``twistd`` returns, the example runs, and it ends."""
-        start = block("sh", "kvtls status")
+        start = block("sh", "kvtls wait")
         installing, start = start.split("\n", 1)
         self.assertIn("pip install", installing)
         port = free_port()
@@ -64,7 +64,7 @@ class PageTests(SynchronousTestCase):
         example = block("sh", "examples/sdk.py").replace("11207", str(port))
         example = example.replace("docs/", f"{ROOT}/docs/")
         stop = f"trap '{re.findall('`(kvtls stop .*?)`', PAGE)[0]}' EXIT\n"
-        self.assertIn(" is ready", self.run_shell(start + stop + example))
+        self.assertIn("no session", self.run_shell(start + stop + example))
         self.assertFalse((self.directory / "kvtls.pid").exists())
 
     def test_suite(self) -> None:

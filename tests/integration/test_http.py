@@ -102,6 +102,23 @@ class HTTPTests(SynchronousTestCase):
         self.assertEqual(self.value("kvtls_items", bucket="default"), 1)
         self.assertIn("login failed (PLAIN, user alice): wrong user or password", service.output)
 
+    def test_commands(self) -> None:
+        """``kvtls address``, ``flush`` and ``status --ready`` speak of the same service."""
+        service = self.start("--bucket", "a", "--bucket", "b")
+        control = service.state_dir / CONTROL_SOCKET
+        self.assertEqual(call(control, "address", {})["address"], f"127.0.0.1:{service.port}")
+        with service.connect() as client:
+            client.sendall(packet(SET, b"k", b"v", bytes(8)))
+            self.assertEqual(read_answer(client).status, 0)
+            self.assertEqual(call(control, "flush", {"bucket": "b"})["ok"], True)
+            client.sendall(packet(GET, b"k"))
+            self.assertEqual(read_answer(client).status, 0)
+            self.assertEqual(call(control, "flush", {"bucket": "a"})["ok"], True)
+            client.sendall(packet(GET, b"k"))
+            self.assertEqual(read_answer(client).status, 1)
+        answer = call(control, "flush", {"bucket": "c"})
+        self.assertEqual(answer["error"]["code"], "unknown-bucket")
+
     def test_rotation(self) -> None:
         """A reload that finds nothing new is one, and the generation stays."""
         service = self.start()

@@ -208,6 +208,13 @@ class FakeControl:
     def drain(self) -> Any:
         return self._slow("drain")
 
+    def flush(self, bucket: str) -> Any:
+        return self._slow("flush", bucket=bucket)
+
+    def address(self) -> dict[str, Any]:
+        self.asked.append(("address", {}))
+        return {"address": "127.0.0.1:11207"}
+
     def config(self) -> dict[str, Any]:
         self.asked.append(("config", {}))
         return {"options": [{"name": "mode", "value": "couchbase", "source": "default"}]}
