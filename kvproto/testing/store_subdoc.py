@@ -307,7 +307,7 @@ class SubdocContract(StoreCase):
                 "value_bytes": 9,
                 "datatype": ["json"],
                 "deleted": False,
-                "last_modified": str(int(START)),
+                "last_modified": str(made.cas // 1_000_000_000),
                 "value_crc32c": "0xe3069283",
             },
         )

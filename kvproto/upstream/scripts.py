@@ -5,7 +5,8 @@ engine that has lost it (a restart, a failover) says NOSCRIPT, and then it is se
 
 A document begins with a header (`kvproto.upstream.codec`): its version, 8 bytes of CAS, 8 of the
 moment until which it is locked, 4 of the length of its attributes, one that says whether it is a
-tombstone, and more.  Lua's numbers are doubles, so a CAS is handled as two halves of 32 bits.
+tombstone, and more.  A CAS is the engine's time in nanoseconds, or one more than the document had;
+Lua's numbers are doubles, so it is handled as two halves of 32 bits.
 
 Source: Redis documentation, "Scripting with Lua"; Lua ``struct`` library as Redis contains it.
 """
@@ -45,7 +46,9 @@ SET_PLAIN = Script(
 local old = redis.call('GETRANGE', KEYS[1], 0, 21)
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
-local high, low = math.floor(now / 4294967296), now % 4294967296
+local low = (now % 4294967296) * 1000
+local high = math.floor(now / 4294967296) * 1000 + math.floor(low / 4294967296)
+low = low % 4294967296
 if old ~= '' then
   if string.sub(old, 1, 1) ~= '\\1' or string.sub(old, 10) ~= string.rep('\\0', 13) then
     return redis.call('GET', KEYS[1])

@@ -1,0 +1,121 @@
+"""Gives back the memory of documents that nobody looks for any more: those of older epochs.
+
+A process that flushes a bucket goes through the names of its documents afterwards, some at a time,
+and removes those whose epoch has passed.  Documents of an epoch that this process does not know yet
+are left alone.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from kvproto.base.log import make_logger
+from kvproto.errors import UpstreamError
+from kvproto.upstream.engine import Engine
+from kvproto.upstream.epochs import Epochs
+from kvproto.upstream.keeper import EpochKeeper
+from kvproto.upstream.resp import command
+from kvproto.upstream.server import Server
+
+__all__ = ["Reclaimer"]
+
+log = make_logger()
+
+_AT_ONCE = b"500"
+_PAUSE_S = 0.01
+_FIRST_S = 60.0
+
+
+class Reclaimer:
+    """Removes documents of older epochs of one bucket.
+
+    Args:
+        engine: Where they are.
+        bucket: The bucket's name.
+        keeper: Knows which epoch it is.
+    """
+
+    def __init__(self, engine: Engine, bucket: bytes, keeper: EpochKeeper) -> None:
+        self._engine = engine
+        self._prefix = b"kvtls:%b:" % bucket
+        self._keeper = keeper
+        self._running = False
+        self._again = False
+        self._call: IDelayedCall | None = None
+
+    def start_later(self) -> None:
+        """Begin in a minute or two: whoever flushed may have ended before it was through."""
+        if self._call is None and not self._running:
+            wait = _FIRST_S * (1 + random.random())  # noqa: S311
+            self._call = self._engine.clock.callLater(wait, self._begin)
+
+    def start(self) -> None:
+        """Begin, or begin again after what is under way."""
+        if self._running:
+            self._again = True
+        elif self._call is None or self._call.getTime() > self._engine.clock.seconds() + 1:
+            self.stop()
+            self._call = self._engine.clock.callLater(0, self._begin)
+
+    def stop(self) -> None:
+        """Begin no more."""
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        self._call = None
+
+    def _begin(self) -> None:
+        self._call = None
+        self._running = True
+        self._again = False
+        done = Deferred.fromCoroutine(self._run())
+        done.addErrback(lambda failure: log.failure("old documents stay", failure=failure))
+        done.addCallback(self._ended)
+
+    def _ended(self, _: Any) -> None:
+        self._running = False
+        if self._again:
+            self.start()
+
+    async def _run(self) -> None:
+        try:
+            for server in getattr(self._engine, "primaries", self._engine.servers):
+                await self._go_through(server)
+        except UpstreamError as error:
+            log.warn("old documents stay in the engine until the next flush: {e}", e=error)
+
+    async def _go_through(self, server: Server) -> None:
+        cursor = b"0"
+        engine = self._engine
+        while True:
+            data = command(b"SCAN", cursor, b"MATCH", self._prefix + b"*", b"COUNT", _AT_ONCE)
+            cursor, names = await engine.ask_server(data, server)
+            record = self._keeper.record
+            old = [name for name in names if record is not None and self._is_old(name, record)]
+            removed = [
+                engine.ask(command(b"UNLINK", name), engine.slot(name), write=True) for name in old
+            ]
+            for _, failed in await DeferredList(removed, consumeErrors=True):
+                if isinstance(failed, Failure):
+                    failed.raiseException()
+            if cursor == b"0":
+                return
+            pause: Deferred[None] = Deferred()
+            self._call = engine.clock.callLater(_PAUSE_S, pause.callback, None)
+            await pause
+            self._call = None
+
+    def _is_old(self, name: bytes, record: Epochs) -> bool:
+        epoch, collection = name[len(self._prefix) :].split(b":", 2)[:2]
+        try:
+            if int(epoch, 16) < record.epoch:
+                return True
+            number, _, dropped = collection.partition(b".")
+            current = record.collections.get(int(number, 16), 0)
+            return int(epoch, 16) == record.epoch and int(dropped or b"0", 16) < current
+        except ValueError:
+            return False

@@ -1,0 +1,525 @@
+"""`EngineStore`: documents in an engine, by the rules that all stores share.
+
+A GET is one GET.  A SET without conditions is one script, or in memcached mode, where documents are
+never locked, one SET.  Every other operation reads the document, asks its rule
+(`kvproto.store.rules`), and replaces the document if it is still the same; when somebody has come
+in between it has what is there now, and asks the rule again (`kvproto.upstream.change`).
+
+Which name a document has depends on the bucket's epoch (`kvproto.upstream.epochs`).  The prefix
+that a command's name was made with is compared, as an object, with the one that counts when its
+reply arrives: another one means that the bucket was emptied, that the command has not done anything
+that anybody will see, and that it must be sent again.
+
+Several processes may use the same engine.  What they share is all in the engine; the clocks of
+their machines must agree as far as clients care about expiry and locks.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections import deque
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kvproto.base.log import make_logger
+from kvproto.errors import StoreUnavailable, UpstreamError
+from kvproto.store import Document, IStore, Key, Refusal
+from kvproto.store.expiry import deadline
+from kvproto.store.operations import Operations
+from kvproto.store.rules import DEFAULT_MAX_VALUE, Limits, Rule
+from kvproto.store.statistics import Statistics
+from kvproto.upstream.change import Change, Changer
+from kvproto.upstream.codec import HEADER, PLAIN, decode
+from kvproto.upstream.connection import Call
+from kvproto.upstream.engine import Engine, error_of
+from kvproto.upstream.epochs import Epochs, document_prefix
+from kvproto.upstream.keeper import EpochKeeper
+from kvproto.upstream.reclaim import Reclaimer
+from kvproto.upstream.resp import EngineFailure, Fate, command
+from kvproto.upstream.scripts import SET_PLAIN
+from kvproto.wire.subdoc_terms import DocFlag
+
+__all__ = ["EngineStore"]
+
+log = make_logger()
+
+_MAX_WAITING = 10_000
+_COUNTED_EXACTLY = 100_000
+_CAS_SIZE = 8
+_new = object.__new__
+
+
+@implementer(IStore)
+class EngineStore(Operations):
+    """A bucket in an engine.
+
+    Args:
+        engine: Where its documents are.
+        bucket: Its name.
+        now: Returns unix time in seconds.
+        locks: Whether documents can be locked; if not, a plain SET is one SET.
+        max_value: Bytes of one value, above which a write is TOO_BIG.
+        max_item: Bytes of one key and value together, above which a write is TOO_BIG.
+        ahead: Seconds that the engine's clock is ahead of ``now``; for tests.
+    """
+
+    tokens = False
+    seqno = 0
+    persisted_seqno = 0
+
+    def __init__(
+        self,
+        engine: Engine,
+        bucket: str,
+        now: Callable[[], float],
+        *,
+        locks: bool = True,
+        max_value: int = DEFAULT_MAX_VALUE,
+        max_item: int | None = None,
+        ahead: float = 0.0,
+    ) -> None:
+        self.uuid = int.from_bytes(sha256(b"kvtls:" + bucket.encode()).digest()[:6])
+        self._engine = engine
+        self._bucket = bucket.encode()
+        self.now = now
+        self.locks = locks
+        self._ahead = ahead
+        self._max_value = max_value
+        self._max_item = max_value + 1024 if max_item is None else max_item
+        self.limits = Limits(max_value, self._max_item)
+        self.statistics = Statistics()
+        self.keeper = EpochKeeper(engine, self._bucket, self._adopt)
+        self._reclaimer = Reclaimer(engine, self._bucket, self.keeper)
+        self._slot = engine.slot
+        self._send = engine.send
+        # The names of documents: None until the record of epochs was read.
+        self._prefix: bytes | None = None
+        self._prefixes: dict[int, bytes] = {}
+        self._epochs: Epochs | None = None
+        self._turns_over_at: float | None = None
+        self._loading: Deferred[None] | None = None
+        self._waiting: deque[Deferred[None]] = deque()
+        # Several processes may make a CAS in the same microsecond; these digits tell them apart.
+        self._cas = secrets.randbelow(1000)
+        self._changer = Changer(self)
+
+    # -- the two that most requests are ---------------------------------------
+
+    def get(self, key: Key) -> Deferred[Document | None]:
+        """Read a document; see `IStore.get`."""
+        waiting: Deferred[Document | None] = Deferred()
+        prefix = self._prefix
+        if key.__class__ is bytes and prefix is not None and self._turns_over_at is None:
+            name = prefix + key
+        else:
+            located = self._locate(key)
+            if located is None:
+                self.when_loaded(waiting, self.get, key)
+                return waiting
+            prefix, name = located
+        call = Call(
+            b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name),
+            self._got,
+            False,
+            key,
+            self._slot(name),
+        )
+        call.deferred = waiting
+        call.epoch = prefix
+        call.rider = self.keeper
+        self._send(call)
+        return waiting
+
+    def _got(self, reply: Any, call: Call) -> None:
+        key = call.context
+        if call.epoch is not (
+            self._prefix if key.__class__ is bytes else self._prefixes.get(key[0])
+        ):
+            self.get(key).chainDeferred(call.deferred)
+            return
+        statistics = self.statistics
+        if reply.__class__ is bytes:
+            try:
+                document = decode(reply)
+            except UpstreamError:
+                call.deferred.errback(Failure())
+                return
+            if document.expires_at or document.locked_until or document.deleted:
+                now = self.now()
+                if document.deleted or 0.0 < document.expires_at <= now:
+                    statistics.get_misses += 1
+                    call.deferred.callback(None)
+                    return
+                if document.locked_until <= now:
+                    document.locked_until = 0.0
+            statistics.get_hits += 1
+            call.deferred.callback(document)
+        elif reply is None:
+            statistics.get_misses += 1
+            call.deferred.callback(None)
+        else:
+            failure = self._engine.settle(reply, call)
+            if failure is not None:
+                call.deferred.errback(error_of(failure, call))
+
+    def set(
+        self,
+        key: Key,
+        value: bytes,
+        flags: int = 0,
+        expiry: int = 0,
+        cas: int = 0,
+        *,
+        datatype: int = 0,
+        preserve_expiry: bool = False,
+    ) -> Any:
+        """Store whatever was there before; see `IStore.set`."""
+        now = self.now()
+        expires_at = deadline(expiry, now) if expiry else 0.0
+        if cas or preserve_expiry or expires_at < 0.0 or 0.0 < expires_at <= now:
+            return super().set(
+                key, value, flags, expiry, cas, datatype=datatype, preserve_expiry=preserve_expiry
+            )
+        size = len(value)
+        bare = key if key.__class__ is bytes else key[1]
+        if size > self._max_value or size + len(bare) > self._max_item:  # type: ignore[arg-type]
+            self.statistics.cmd_set += 1
+            self.statistics.too_large += 1
+            return Refusal.TOO_BIG
+        waiting: Deferred[Document | Refusal] = Deferred()
+        document = _new(Document)
+        document.value = value
+        document.flags = flags
+        document.cas = document.seqno = 0
+        document.expires_at = expires_at
+        document.locked_until = 0.0
+        document.datatype = datatype
+        document.due = document.kind = 0
+        document.xattrs = None
+        document.deleted = False
+        self._set(key, document, waiting)
+        return waiting
+
+    def _set(self, key: Key, document: Document, waiting: Deferred[Document | Refusal]) -> None:
+        prefix = self._prefix
+        if key.__class__ is bytes and prefix is not None and self._turns_over_at is None:
+            name = prefix + key
+        else:
+            located = self._locate(key)
+            if located is None:
+                self.when_loaded(waiting, self._set_again, key, document)
+                return
+            prefix, name = located
+        expires_at = document.expires_at
+        micros = round(expires_at * 1e6) if expires_at else 0
+        if self.locks:
+            head = PLAIN.pack(0, 0, 0, document.flags, document.datatype & 0xFF, micros)
+            parts = (head, document.value, self.expiry(expires_at)) if micros else (
+                head, document.value,
+            )  # fmt: skip
+            call = Call(SET_PLAIN.call(name, *parts), self._set_by_script, True)
+        else:
+            document.cas = document.seqno = cas = self.next_cas(0)
+            value = document.value
+            data = b"%b%b" % (
+                HEADER.pack(1, cas, 0, 0, 0, document.flags, document.datatype & 0xFF, micros, cas),
+                value,
+            )
+            if micros:
+                encoded = command(b"SET", name, data, b"PXAT", self.expiry(expires_at))
+            else:
+                encoded = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+                    len(name), name, len(data), data,
+                )  # fmt: skip
+            call = Call(encoded, self._was_set, True)
+        call.context = key, document
+        call.slot = self._slot(name)
+        call.deferred = waiting
+        call.epoch = prefix
+        call.rider = self.keeper
+        self._send(call)
+
+    def _set_again(self, key: Key, document: Document) -> Deferred[Document | Refusal]:
+        waiting: Deferred[Document | Refusal] = Deferred()
+        self._set(key, document, waiting)
+        return waiting
+
+    def _set_by_script(self, reply: Any, call: Call) -> None:
+        if reply.__class__ is bytes and len(reply) == _CAS_SIZE:
+            document = call.context[1]
+            document.cas = document.seqno = int.from_bytes(reply)
+            self._was_set(b"OK", call)
+        elif reply.__class__ is bytes:
+            # It is locked, or has attributes that must be kept: the usual way.
+            key, document = call.context
+            expiry: Any = document.expires_at  # a moment is an expiry as well
+            super().set(
+                key, document.value, document.flags, expiry, datatype=document.datatype
+            ).chainDeferred(call.deferred)
+        else:
+            self._was_set(reply, call)
+
+    def _was_set(self, reply: Any, call: Call) -> None:
+        key, document = call.context
+        if call.epoch is not (
+            self._prefix if key.__class__ is bytes else self._prefixes.get(key[0])
+        ):
+            self._set(key, document, call.deferred)
+        elif reply == b"OK":
+            statistics = self.statistics
+            statistics.cmd_set += 1
+            statistics.total_items += 1
+            call.deferred.callback(document)
+        else:
+            failure = self._engine.settle(reply, call)
+            if failure is not None:
+                self.fail(call.deferred, failure, call)
+
+    # -- all the others -------------------------------------------------------
+
+    def durable(self, level: int, timeout: float | None) -> Any:
+        """Return this store, waiting for a majority; disks are the engine's own business."""
+        return DurableStore(self, timeout) if level == 1 else None
+
+    def _apply(self, key: Key, rule: Rule[Any], *args: Any) -> Any:
+        return self._changer.begin(Change(key, rule, args))
+
+    def _apply_to_any(self, key: Key, doc_flags: int, rule: Rule[Any], *args: Any) -> Any:
+        return self._changer.begin(Change(key, rule, args, doc_flags & DocFlag.ACCESS_DELETED))
+
+    def _stamp(self, document: Document) -> None:
+        self._changer.stamp(document)
+
+    # -- all at once ----------------------------------------------------------
+
+    def flush(self, delay: int = 0) -> Deferred[None]:
+        """Remove all documents, now or later; see `IStore.flush`."""
+        self.statistics.cmd_flush += 1
+
+        def make(record: Epochs, micros: int) -> Epochs:
+            now = self.now()
+            return record.flushed(now, deadline(delay, now) or now, micros)
+
+        return self.keeper.change(make).addCallback(self._reclaim)
+
+    def drop_collection(self, collection: int) -> Deferred[None]:
+        """Remove all documents of a collection; see `IStore.drop_collection`."""
+        changed = self.keeper.change(
+            lambda record, micros: record.dropped(self.now(), collection, micros)
+        )
+        return changed.addCallback(self._reclaim)
+
+    def _reclaim(self, _: None) -> None:
+        self._reclaimer.start()
+
+    def stats(self) -> Deferred[dict[str, int | str]]:
+        """Return counters, named as memcached's ``stats`` names them.
+
+        What this process counts, and what the engine has: of its memory, of all that lies in it.
+        """
+        return Deferred.fromCoroutine(self._stats())
+
+    async def _stats(self) -> dict[str, int | str]:
+        items = used = limit = 0
+        try:
+            for server in self.serving:
+                memory = await self._engine.ask_server(command(b"INFO", b"memory"), server)
+                used += _field(memory, b"used_memory:")
+                limit += _field(memory, b"maxmemory:")
+                items += await self._engine.ask_server(command(b"DBSIZE"), server)
+            if items <= _COUNTED_EXACTLY:
+                items = await self._count()
+        except UpstreamError:
+            pass  # what is known here is told all the same
+        return {
+            **self.statistics.report(),
+            "limit_maxbytes": limit,
+            "bytes": used,
+            "curr_items": items,
+        }
+
+    async def _count(self) -> int:
+        """Count the documents of this epoch, one by one."""
+        if self._epochs is None:
+            return 0
+        self._turn_over()
+        pattern = b"kvtls:%b:%x:*" % (self._bucket, self._epochs.epoch)
+        count = 0
+        for server in self.serving:
+            cursor = b"0"
+            while True:
+                data = command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000")
+                cursor, names = await self._engine.ask_server(data, server)
+                count += len(names)
+                if cursor == b"0":
+                    break
+        return count
+
+    @property
+    def serving(self) -> list[Any]:
+        """The servers that have documents."""
+        return getattr(self._engine, "primaries", self._engine.servers)
+
+    # -- names and epochs -----------------------------------------------------
+
+    def prefix_of(self, key: Key) -> bytes | None:
+        """Return the prefix that counts for a key now; an object to compare with."""
+        return self._prefix if isinstance(key, bytes) else self._prefixes.get(key[0])
+
+    def _locate(self, key: Key) -> tuple[bytes, bytes] | None:
+        """Return the prefix and the name of a document; None when epochs are not known."""
+        if self._epochs is None:
+            return None
+        self._turn_over()
+        if isinstance(key, bytes):
+            assert self._prefix is not None
+            return self._prefix, self._prefix + key
+        collection, bare = key
+        prefix = self._prefixes.get(collection)
+        if prefix is None:
+            prefix = document_prefix(self._bucket, self._epochs, collection)
+            self._prefixes[collection] = prefix
+        return prefix, prefix + bare
+
+    locate = _locate
+
+    def _turn_over(self) -> None:
+        """Begin another epoch if a flush was to happen by now."""
+        if self._turns_over_at is not None and self._turns_over_at <= self.now():
+            assert self._epochs is not None
+            self._use(self._epochs)
+
+    def _adopt(self, record: Epochs) -> None:
+        self._use(record)
+
+    def _use(self, record: Epochs) -> None:
+        """Make names as a record says; a prefix that stays equal stays the same object."""
+        self._epochs = record = record.at(self.now())
+        self._turns_over_at = record.flush_at
+        prefix = document_prefix(self._bucket, record, 0)
+        if prefix != self._prefix:
+            self._prefix = prefix
+        for collection, old in list(self._prefixes.items()):
+            new = document_prefix(self._bucket, record, collection)
+            if new != old:
+                self._prefixes[collection] = new
+
+    def load(self) -> None:
+        """Read the record of epochs, if that is not known or under way."""
+        if self._epochs is not None or self._loading is not None:
+            return
+        self._loading = self.keeper.load()
+        self._loading.addErrback(self._not_loaded)
+        self._loading.addCallback(self._loaded)
+
+    def _not_loaded(self, failure: Failure) -> Failure | None:
+        if failure.check(UpstreamError) is None:
+            log.failure("the record of epochs could not be read", failure=failure)
+        return None
+
+    def _loaded(self, _: None) -> None:
+        self._loading = None
+        waiting, self._waiting = self._waiting, deque()
+        for waiter in waiting:
+            waiter.callback(None)
+        if self._epochs is not None:
+            self._reclaimer.start_later()
+
+    def when_loaded(self, waiting: Deferred[Any], act: Callable[..., Any], *args: Any) -> Any:
+        """Do something when epochs are known; fail if they cannot be."""
+        if len(self._waiting) >= _MAX_WAITING:
+            waiting.errback(StoreUnavailable("too much waits for the engine"))
+            return waiting
+        ready: Deferred[None] = Deferred()
+        self._waiting.append(ready)
+
+        def go_on(_: None) -> Any:
+            if self._epochs is None:
+                raise StoreUnavailable(self._engine.unready or "the engine is not known yet")
+            return act(*args)
+
+        ready.addCallback(go_on)
+        ready.chainDeferred(waiting)
+        self.load()
+        return waiting
+
+    def stop(self) -> None:
+        """Do nothing by itself any more."""
+        self._reclaimer.stop()
+
+    @property
+    def unready(self) -> str:
+        """Why it cannot be used, for people; ``""`` when it can."""
+        if self._engine.unready:
+            return self._engine.unready
+        return "" if self._epochs is not None else "the engine was not read yet"
+
+    # -- numbers --------------------------------------------------------------
+
+    def next_cas(self, floor: int) -> int:
+        """Return a CAS that is larger than all that this process made, and than ``floor``.
+
+        It is the time in microseconds, and three digits that this process does not share, so the
+        same is hardly ever made by two processes.
+        """
+        own = self._cas % 1000
+        cas = int((self.now() + self._ahead) * 1e6) * 1000 + own
+        least = max(self._cas, floor)
+        if cas <= least:
+            cas = (least // 1000 + 1) * 1000 + own
+        self._cas = cas
+        return cas
+
+    def expiry(self, expires_at: float) -> bytes:
+        """Return when the engine is to forget a document: unix time in milliseconds."""
+        return b"%d" % math.ceil((expires_at + self._ahead) * 1000)
+
+    def fail(self, waiting: Deferred[Any], failure: EngineFailure, call: Call) -> None:
+        """Tell whoever waits that a write has failed."""
+        if failure.fate is Fate.NO_MEMORY:
+            self.statistics.no_memory += 1
+            waiting.callback(Refusal.NO_MEMORY)
+        elif failure.fate is Fate.TOO_BIG:
+            self.statistics.too_large += 1
+            waiting.callback(Refusal.TOO_BIG)
+        else:
+            waiting.errback(error_of(failure, call))
+
+
+class DurableStore(Operations):
+    """An `EngineStore` whose mutations wait for a majority of the engine's servers.
+
+    Args:
+        store: Where documents are.
+        timeout: Seconds that a mutation may wait for it; None leaves it to the engine's timeout.
+    """
+
+    def __init__(self, store: EngineStore, timeout: float | None) -> None:
+        self._store = store
+        self._timeout = store._engine.options.timeout if timeout is None else timeout
+        self.uuid = store.uuid
+
+    def _apply(self, key: Key, rule: Rule[Any], *args: Any) -> Any:
+        return self._store._changer.begin(Change(key, rule, args, durable=self._timeout))
+
+    def _apply_to_any(self, key: Key, doc_flags: int, rule: Rule[Any], *args: Any) -> Any:
+        wanted = doc_flags & DocFlag.ACCESS_DELETED
+        return self._store._changer.begin(Change(key, rule, args, wanted, durable=self._timeout))
+
+    def _stamp(self, document: Document) -> None:
+        self._store._changer.stamp(document)
+
+    def get(self, key: Key) -> Deferred[Document | None]:
+        """Read a document; see `IStore.get`."""
+        return self._store.get(key)
+
+
+def _field(info: bytes, name: bytes) -> int:
+    found = info.partition(name)[2].partition(b"\r")[0]
+    return int(found) if found.isdigit() else 0

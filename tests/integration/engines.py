@@ -1,0 +1,241 @@
+"""Redis servers and clusters that the integration tests start for themselves."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+
+from tests.integration.peers import require
+
+__all__ = [
+    "RedisCluster",
+    "RedisServer",
+    "free_port",
+    "shared_cluster",
+    "shared_server",
+]
+
+PACKAGE = "redis-server"
+START_SECONDS = 20.0
+
+
+def free_port(span: int = 0) -> int:
+    """Return a port that is free now, and so is the one ``span`` above it."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            if port + span >= 1 << 16:
+                continue
+            with socket.socket() as second:
+                try:
+                    if span:
+                        second.bind(("127.0.0.1", port + span))
+                except OSError:
+                    continue
+                return port
+
+
+class RedisServer:
+    """A server; a context manager that leaves nothing behind.
+
+    Args:
+        options: Words for its command line.
+        port: Where it listens; a free port when None.
+
+    Attributes:
+        port: Its port.
+        path: Its Unix socket.
+        directory: Its own.
+    """
+
+    def __init__(self, *options: str, port: int | None = None) -> None:
+        self._program = require("redis-server", PACKAGE)
+        self._options = options
+        self.port = free_port() if port is None else port
+        self.directory = Path(tempfile.mkdtemp(prefix="kvtls-redis-"))
+        self.path = str(self.directory / "socket")
+        self.process: subprocess.Popen[bytes]
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """As ``--store`` takes it."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, again if need be, and wait until it answers."""
+        self.process = subprocess.Popen(
+            [
+                self._program,
+                "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.path,
+                "--save", "", "--appendonly", "no", "--dir", str(self.directory),
+                *self._options,
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(self.path) == 0:
+                    return
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    self.close()
+                    raise AssertionError("redis-server does not start")
+                time.sleep(0.02)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill it, as kill -9 does."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait(10)
+
+    def close(self) -> None:
+        """End it and remove what it has left."""
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def cli(self, *words: str) -> str:
+        """Ask it something by ``redis-cli``; return what that prints."""
+        return cli("-s", self.path, *words)
+
+    def __enter__(self) -> RedisServer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def cli(*words: str, timeout: float = 60) -> str:
+    """Run ``redis-cli``; return what it prints."""
+    done = subprocess.run(
+        [require("redis-cli", "redis-tools"), *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+@cache
+def shared_server() -> RedisServer:
+    """Return a server that many tests use, each in buckets of its own; it ends with us."""
+    server = RedisServer()
+    atexit.register(server.close)
+    return server
+
+
+@cache
+def shared_cluster() -> RedisCluster:
+    """Return a cluster of three primaries and three replicas that many tests use."""
+    cluster = RedisCluster()
+    atexit.register(cluster.close)
+    return cluster
+
+
+class RedisCluster:
+    """Three primaries with a replica each; a context manager.
+
+    Args:
+        options: Words for each server's command line.
+        replicas: For each primary.
+
+    Attributes:
+        servers: All servers, the primaries first.
+    """
+
+    def __init__(self, *options: str, replicas: int = 1) -> None:
+        self.servers: list[RedisServer] = []
+        words = (
+            "--cluster-enabled", "yes", "--cluster-node-timeout", "1500",
+            "--cluster-config-file", "nodes.conf", "--repl-diskless-sync-delay", "0", *options,
+        )  # fmt: skip
+        try:
+            for _ in range(3 * (1 + replicas)):
+                # Its bus listens 10000 above.
+                self.servers.append(RedisServer(*words, port=free_port(10_000)))
+            said = cli(
+                "--cluster", "create", *(f"127.0.0.1:{server.port}" for server in self.servers),
+                "--cluster-replicas", str(replicas), "--cluster-yes",
+            )  # fmt: skip
+            assert "All 16384 slots covered" in said, said
+            self.wait_until_well()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """As ``--store`` takes it."""
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.servers[:2])
+        return f"redis+cluster://{hosts}"
+
+    def wait_until_well(self) -> None:
+        """Wait until every server knows all slots to be served, and replicas follow."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            alive = [server for server in self.servers if server.process.poll() is None]
+            infos = [server.cli("cluster", "info") for server in alive]
+            followers = [server.cli("info", "replication") for server in alive]
+            if all("cluster_state:ok" in info for info in infos) and all(
+                "role:master" in text or "master_link_status:up" in text for text in followers
+            ):
+                return
+            time.sleep(0.1)
+        raise AssertionError("the cluster does not come up")
+
+    def server_of(self, key: str) -> RedisServer:
+        """Return the server that has the slot of a key."""
+        moved = self.servers[0].cli("cluster", "keyslot", key).strip()
+        return self.server_of_slot(int(moved))
+
+    def server_of_slot(self, slot: int) -> RedisServer:
+        """Return the server that has a slot."""
+        for server in self.servers:
+            if server.process.poll() is not None:
+                continue
+            for line in server.cli("cluster", "nodes").splitlines():
+                words = line.split()
+                if "myself" not in words[2] or "master" not in words[2]:
+                    continue
+                for word in words[8:]:
+                    first, _, last = word.partition("-")
+                    if first.isdigit() and int(first) <= slot <= int(last or first):
+                        return server
+        raise AssertionError(f"nobody has slot {slot}")
+
+    def close(self) -> None:
+        """End all servers."""
+        for server in self.servers:
+            server.close()
+
+    def __enter__(self) -> RedisCluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

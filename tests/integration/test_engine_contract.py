@@ -1,0 +1,104 @@
+"""The contract of stores, on real engines in both modes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import SkipTest
+
+from twisted.internet import reactor as global_reactor
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.store import IStore
+from kvproto.testing.store import StoreContract
+from kvproto.testing.store_case import START
+from kvproto.testing.store_subdoc import SubdocContract
+from kvproto.upstream import Engine, EngineStore, make_engine, parse_options
+from tests.integration.engines import shared_cluster, shared_server
+
+reactor: Any = global_reactor
+SECONDS = 20.0
+
+
+class EngineContract(StoreContract, SubdocContract):
+    """Runs the contract on an engine; each store has a bucket of its own."""
+
+    locks = True
+    made = 0
+    engine: Engine | None = None
+
+    def url(self) -> str:
+        raise NotImplementedError
+
+    def make_store(self, now: Callable[[], float]) -> IStore:
+        if self.engine is None:
+            self.engine = make_engine(parse_options(self.url()), reactor)
+            self.engine.start()
+            self.addCleanup(self.stop, self.engine)
+        EngineContract.made += 1
+        # The test's clock stands in the past; the engine must not forget what still lives there.
+        bucket = f"{os.getpid()}.{self.made}"
+        store = EngineStore(self.engine, bucket, now, locks=self.locks, ahead=time.time() - START)
+        self.addCleanup(store.stop)
+        return store
+
+    def stop(self, engine: Engine) -> None:
+        engine.stop()
+        for _ in range(3):
+            reactor.iterate(0)
+
+    def ask(self, answer: Any) -> Any:
+        """Let the reactor turn until the answer is there."""
+        if not isinstance(answer, Deferred):
+            return answer
+        deadline = time.monotonic() + SECONDS
+        while not answer.called or answer.paused:
+            reactor.iterate(0.02)
+            self.assertLess(time.monotonic(), deadline, "no answer")
+        return self.successResultOf(answer)
+
+
+class ContractWithoutLocks(EngineContract):
+    """The contract of memcached's mode: a plain SET looks at nothing that is there."""
+
+    locks = False
+
+    def test_lock_times(self) -> None:
+        raise SkipTest("documents cannot be locked in memcached's mode")
+
+    def test_table_something_there(self) -> None:
+        raise SkipTest("documents cannot be locked in memcached's mode")
+
+    def test_attributes_survive_writes_and_die_on_delete(self) -> None:
+        raise SkipTest("documents have no attributes in memcached's mode")
+
+
+class RedisContractTests(EngineContract, SynchronousTestCase):
+    """One server, by its Unix socket, documents that can be locked."""
+
+    def url(self) -> str:
+        return f"redis+unix:{shared_server().path}"
+
+
+class RedisWithoutLocksContractTests(ContractWithoutLocks, SynchronousTestCase):
+    """One server, a plain SET being one SET."""
+
+    def url(self) -> str:
+        return shared_server().url
+
+
+class ClusterContractTests(EngineContract, SynchronousTestCase):
+    """A cluster, documents that can be locked."""
+
+    def url(self) -> str:
+        return shared_cluster().url
+
+
+class ClusterWithoutLocksContractTests(ContractWithoutLocks, SynchronousTestCase):
+    """A cluster, a plain SET being one SET."""
+
+    def url(self) -> str:
+        return shared_cluster().url
