@@ -7,66 +7,22 @@ URL's scheme.  A new kind adds one line there; the rest of the service knows onl
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-from twisted.application.service import IService, Service
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
-from zope.interface import Attribute, classImplements, implementer
+from zope.interface import classImplements, implementer
 
 from kvproto.config import Config, Mode, StoreURL, check_memory_url
+from kvproto.dataplane.engines import EngineStores
 from kvproto.dataplane.fleet import FleetStores
+from kvproto.dataplane.interfaces import Factory, IStores, Run
 from kvproto.errors import ConfigError
 from kvproto.store import IStore, MemoryStore
+from kvproto.upstream import SCHEMES
 
 __all__ = ["IStores", "Run", "make_stores"]
-
-Run = Callable[..., Any]
-"""Calls a function with arguments, e.g. in a thread; returns a Deferred of its result."""
-
-
-class IStores(IService):
-    """Where the values of all buckets live.
-
-    A service: it takes what it needs (locks, connections) when it starts, and its ``stopService``
-    returns a Deferred that fires when everything that was acknowledged is where it should be.
-    """
-
-    description = Attribute("str: what the operator asked for, without secrets, e.g. its URL.")
-
-    def store(bucket: str) -> IStore:
-        """Return the store of a bucket, the same one each time; before the start too."""
-
-    def prepare() -> None:
-        """Take what has to be had before the process becomes a daemon.
-
-        Raises:
-            ConfigError: It cannot be had, e.g. another process uses the directory.
-        """
-
-    def opened() -> Deferred[None]:
-        """Return a Deferred that fires when requests may come.
-
-        For a store that has to load its documents first that is when it has.  One that needs a
-        server does not wait for it: until then its requests are refused and `ready` says why.
-        It fails when no request will ever be served, with the reason.
-        """
-
-    def ready() -> str | None:
-        """Say why clients cannot be served now; None when they can."""
-
-    def status() -> dict[str, object]:
-        """Return what ``kvtls status`` says of it, in values that JSON can say."""
-
-
-Factory: TypeAlias = "Callable[[StoreURL, Config, Any, Run | None], IStores]"
-"""Makes the stores for a URL.
-
-Its arguments: the URL; what the operator decided; the reactor, whose seconds are Unix time; where
-functions that block are run, None for at once.  It raises `ConfigError` when the URL cannot be
-used, and opens nothing.
-"""
 
 
 @implementer(IStores)
@@ -121,6 +77,7 @@ _FACTORIES: dict[str, Factory] = {
     "memcached": FleetStores,
     "memcached+unix": FleetStores,
     "memcacheds": FleetStores,
+    **dict.fromkeys(sorted(SCHEMES), EngineStores),
 }
 """By the scheme of the URL."""
 

@@ -70,6 +70,7 @@ class EngineStore(Operations):
     """
 
     tokens = False
+    persists = True
     seqno = 0
     persisted_seqno = 0
 
@@ -453,12 +454,11 @@ class EngineStore(Operations):
         """Do nothing by itself any more."""
         self._reclaimer.stop()
 
-    @property
-    def unready(self) -> str:
-        """Why it cannot be used, for people; ``""`` when it can."""
+    def ready(self) -> str | None:
+        """Say why it cannot be used, for people; see `IStore.ready`."""
         if self._engine.unready:
             return self._engine.unready
-        return "" if self._epochs is not None else "the engine was not read yet"
+        return None if self._epochs is not None else "the engine was not read yet"
 
     # -- numbers --------------------------------------------------------------
 

@@ -1,0 +1,61 @@
+"""What the rest of the service sees of where values live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute
+
+from kvproto.config import Config, StoreURL
+from kvproto.store import IStore
+
+__all__ = ["Factory", "IStores", "Run"]
+
+Run = Callable[..., Any]
+"""Calls a function with arguments, e.g. in a thread; returns a Deferred of its result."""
+
+
+class IStores(IService):
+    """Where the values of all buckets live.
+
+    A service: it takes what it needs (locks, connections) when it starts, and its ``stopService``
+    returns a Deferred that fires when everything that was acknowledged is where it should be.
+    """
+
+    description = Attribute("str: what the operator asked for, without secrets, e.g. its URL.")
+
+    def store(bucket: str) -> IStore:
+        """Return the store of a bucket, the same one each time; before the start too."""
+
+    def prepare() -> None:
+        """Take what has to be had before the process becomes a daemon.
+
+        Raises:
+            ConfigError: It cannot be had, e.g. another process uses the directory.
+        """
+
+    def opened() -> Deferred[None]:
+        """Return a Deferred that fires when requests may come.
+
+        For a store that has to load its documents first that is when it has.  One that needs a
+        server does not wait for it: until then its requests are refused and `ready` says why.
+        It fails when no request will ever be served, with the reason.
+        """
+
+    def ready() -> str | None:
+        """Say why clients cannot be served now; None when they can."""
+
+    def status() -> dict[str, object]:
+        """Return what ``kvtls status`` says of it, in values that JSON can say."""
+
+
+Factory: TypeAlias = "Callable[[StoreURL, Config, Any, Run | None], IStores]"
+"""Makes the stores for a URL.
+
+Its arguments: the URL; what the operator decided; the reactor, whose seconds are Unix time; where
+functions that block are run, None for at once.  It raises `ConfigError` when the URL cannot be
+used, and opens nothing.
+"""
