@@ -15,8 +15,10 @@ from enum import Enum, IntFlag
 from typing import TypeAlias
 
 __all__ = [
+    "ALL_MARKS",
     "DO_NOT_CREATE",
     "LOCKED_CAS",
+    "MARK_BITS",
     "Document",
     "Key",
     "Mark",
@@ -59,13 +61,14 @@ class Mark(IntFlag):
     """It was read."""
 
 
-_MARK_BITS = 3
-_ALL_MARKS = (1 << _MARK_BITS) - 1
+MARK_BITS = 3
+ALL_MARKS = (1 << MARK_BITS) - 1
+"""How many bits there are of `Mark`, and all of them."""
 
 
 def marks_at(marks: int, now: float) -> int:
     """Return marks that say that their document was read at this time, in unix seconds."""
-    return marks & _ALL_MARKS | int(now) << _MARK_BITS
+    return marks & ALL_MARKS | int(now) << MARK_BITS
 
 
 def accessed_at(document: Document) -> int:
@@ -73,7 +76,7 @@ def accessed_at(document: Document) -> int:
 
     Stores make the CAS from the clock, so it tells when; one that a client gave does not.
     """
-    return document.marks >> _MARK_BITS or document.cas // 1_000_000_000
+    return document.marks >> MARK_BITS or document.cas // 1_000_000_000
 
 
 @dataclass(slots=True)

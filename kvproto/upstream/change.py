@@ -20,6 +20,7 @@ know of no write, and be content.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -27,7 +28,9 @@ from twisted.python.failure import Failure
 
 from kvproto.base.log import make_logger
 from kvproto.errors import DurabilityImpossible, OutcomeUnknown, StoreUnavailable, UpstreamError
-from kvproto.store import Document, Key, Refusal, partial, rules
+from kvproto.store import Document, Key, Refusal, rules
+from kvproto.store import partial as subdoc_rules
+from kvproto.store.pieces import Pieces
 from kvproto.store.rules import Decision, Effect, Rule
 from kvproto.upstream.cluster import ASKING
 from kvproto.upstream.codec import decode, encode, header_of
@@ -69,6 +72,7 @@ class Change:
         raw: What is there, as far as is known; None for nothing.
         sure: Whether that was read for this change.
         micros: The engine's time.
+        floor: The CAS of what is there.
         decision: What the rule said last.
         made: What is to be there; empty for nothing.
         losses: How often somebody came in between.
@@ -77,8 +81,8 @@ class Change:
     """
 
     __slots__ = (
-        "args", "decision", "durable", "key", "losses", "made", "micros", "name", "prefix", "raw",
-        "replicas", "rule", "slot", "sure", "tombstones", "tries", "waiting",
+        "args", "decision", "durable", "floor", "key", "losses", "made", "micros", "name", "prefix",
+        "raw", "replicas", "rule", "slot", "sure", "tombstones", "tries", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -99,7 +103,7 @@ class Change:
         self.slot = 0
         self.raw: bytes | None = None
         self.sure = False
-        self.micros = 0
+        self.micros = self.floor = 0
         self.decision: Decision[Any] | None = None
         self.made = b""
         self.losses = 0
@@ -118,12 +122,11 @@ class Changer:
         self._store = store
         self._engine = store._engine
         self._busy: dict[Key, deque[Change]] = {}
-        self._deciding: Change | None = None
-        self._floor = 0
+        self._pieces = Pieces(partial(self._engine.clock.callLater, 0))
 
     def begin(self, change: Change) -> Deferred[Any]:
         """Carry out a change; return a Deferred of its answer."""
-        if change.rule is partial.lookup_in:
+        if change.rule is subdoc_rules.lookup_in:
             self._read(change)
             return change.waiting
         queue = self._busy.get(change.key)
@@ -134,10 +137,12 @@ class Changer:
             queue.append(change)
         return change.waiting
 
-    def stamp(self, document: Document) -> None:
-        """Give a document the numbers that it will have, while a rule decides."""
+    def _stamp(self, change: Change, document: Document) -> None:
+        """Give a document the numbers that it will have if it is stored, unless it has them."""
         if not document.cas:
-            document.cas = document.seqno = self._next_cas()
+            document.cas = self._next_cas(change)
+        if not document.seqno:
+            document.seqno = self._next_cas(change)
 
     # the steps
 
@@ -175,7 +180,7 @@ class Changer:
     def _read(self, change: Change) -> None:
         if not self._locate(change, self._read):
             return
-        if self._store.locks and change.rule is not partial.lookup_in:
+        if self._store.locks and change.rule is not subdoc_rules.lookup_in:
             change.micros = 0
             self._send(change, _TIME, self._told_time)
         self._send(change, command(b"GET", change.name), self._was_read)
@@ -203,36 +208,58 @@ class Changer:
     def _decide(self, change: Change) -> None:
         """Ask the rule, and do what it says."""
         store = self._store
+        decision: Decision[Any] | Deferred[Decision[Any]]
         try:
             old = None if change.raw is None else decode(change.raw)
             now = store.now()
-            self._floor = 0 if old is None else old.cas
+            change.floor = 0 if old is None else old.cas
             found = rules.live(old, now)
             if found is not None and found.deleted and not change.tombstones:
                 found = None
-            self._deciding = change
-            change.decision = decision = change.rule(found, now, *change.args)
-            made = self._make(change, decision)
+            in_pieces = subdoc_rules.IN_PIECES.get(change.rule)
+            args = change.args
+            if in_pieces is None:
+                decision = change.rule(found, now, *args)
+            else:
+                if change.rule is subdoc_rules.mutate_in:
+                    args = (*args[:-1], partial(self._stamp, change))
+                decision = self._pieces.run(in_pieces(found, now, *args))
         except Exception:
             self._end(change, Failure())
             return
-        if made is None:
-            if change.sure:
-                self._end(change, decision.answer)
-            else:
-                self._read(change)
-            return
-        change.made = made
-        header = b"" if change.raw is None else header_of(change.raw)
-        document = decision.document
-        arguments = [header, made]
-        if made and document is not None and document.expires_at:
-            arguments.append(store.expiry(document.expires_at))
-        data = REPLACE_IF.call(change.name, *arguments)
-        if change.durable is None:
-            self._send(change, data, self._was_replaced, write=True)
+        if isinstance(decision, Deferred):
+            decision.addCallbacks(
+                self._decided, self._failed, (change,), errbackArgs=(change,)
+            ).addErrback(lambda failure: log.failure("an operation was lost", failure=failure))
         else:
-            self._send_durably(change, data)
+            self._decided(decision, change)
+
+    def _decided(self, decision: Decision[Any], change: Change) -> None:
+        """Do what the rule has said."""
+        change.decision = decision
+        try:
+            made = self._make(change, decision)
+            data = b"" if made is None else self._replacement(change, decision, made)
+        except Exception:
+            self._end(change, Failure())
+            return
+        if made is not None:
+            change.made = made
+            if change.durable is None:
+                self._send(change, data, self._was_replaced, write=True)
+            else:
+                self._send_durably(change, data)
+        elif change.sure:
+            self._end(change, decision.answer)
+        else:
+            self._read(change)
+
+    def _replacement(self, change: Change, decision: Decision[Any], made: bytes) -> bytes:
+        arguments = [b"" if change.raw is None else header_of(change.raw), made]
+        document = decision.document
+        if made and document is not None and document.expires_at:
+            arguments.append(self._store.expiry(document.expires_at))
+        return REPLACE_IF.call(change.name, *arguments)
 
     def _make(self, change: Change, decision: Decision[Any]) -> bytes | None:
         """Return what is to be there, empty for nothing; None when all is to stay as it is."""
@@ -246,9 +273,9 @@ class Changer:
             return None
         if document is not None:
             if effect is Effect.LOCK:
-                document.cas = self._next_cas()
-            elif effect is not Effect.UNLOCK:
-                self.stamp(document)
+                document.cas = self._next_cas(change)
+            elif effect is not Effect.UNLOCK and effect is not Effect.MARK:
+                self._stamp(change, document)
         remains = effect is not Effect.REMOVE and (
             effect is not Effect.DELETE or (document is not None and document.xattrs is not None)
         )
@@ -256,13 +283,12 @@ class Changer:
             return encode(document)
         return None if change.raw is None else b""
 
-    def _next_cas(self) -> int:
+    def _next_cas(self, change: Change) -> int:
         """Return the CAS of a document in work: the engine's time, or one more than it has."""
-        assert self._deciding is not None
         if self._store.locks:
-            micros = self._deciding.micros or int(self._store.now() * 1e6)
-            return max(micros * 1000, self._floor + 1)
-        return self._store.next_cas(self._floor)
+            micros = change.micros or int(self._store.now() * 1e6)
+            return max(micros * 1000, change.floor + 1)
+        return self._store.next_cas(change.floor)
 
     def _was_replaced(self, reply: Any, call: Call) -> None:
         change: Change = call.context
@@ -318,7 +344,7 @@ class Changer:
                 self._store.statistics.count(change.decision.counts)
         elif answer.check(UpstreamError) is None:
             log.failure("an operation failed", failure=answer)
-        if change.rule is not partial.lookup_in:
+        if change.rule is not subdoc_rules.lookup_in:
             self._next(change, known=not isinstance(answer, Failure))
         change.waiting.callback(answer)
 

@@ -10,6 +10,8 @@
 | 4 | flags |
 | 1 | datatype |
 | 8 | when it expires, in microseconds of unix time; 0 for never |
+| 1 | marks (`kvproto.store.document.Mark`) |
+| 4 | when it was read last, in seconds of unix time; 0 when nobody has noted it |
 | 8 | sequence number |
 
 All numbers are big-endian.  The first 22 bytes tell the script whether a SET may go ahead; the
@@ -23,14 +25,15 @@ from struct import Struct, error
 
 from kvproto.errors import UpstreamError
 from kvproto.store import Document
+from kvproto.store.document import ALL_MARKS, MARK_BITS
 
 __all__ = ["HEADER", "PLAIN", "decode", "encode", "header_of"]
 
-HEADER = Struct(">BQQIBIBQQ")
+HEADER = Struct(">BQQIBIBQBIQ")
 """The header: version, CAS, locked until, length of attributes, tombstone, flags, datatype, expiry,
-sequence number."""
+marks, read at, sequence number."""
 
-PLAIN = Struct(">QIBIBQ")
+PLAIN = Struct(">QIBIBQBI")
 """The part of it between CAS and sequence number."""
 
 _VERSION = 1
@@ -50,7 +53,9 @@ def decode(data: bytes) -> Document:
         UpstreamError: It is none of ours.
     """
     try:
-        version, cas, locked, length, deleted, flags, datatype, expires, seqno = _unpack(data)
+        (
+            version, cas, locked, length, deleted, flags, datatype, expires, marks, read_at, seqno,
+        ) = _unpack(data)  # fmt: skip
     except error:
         raise UpstreamError("what lies in the engine is no document: it is too short") from None
     if version != _VERSION:
@@ -65,6 +70,7 @@ def decode(data: bytes) -> Document:
     document.seqno = seqno
     document.datatype = datatype
     document.due = document.kind = 0
+    document.marks = read_at << MARK_BITS | marks if read_at or marks else 0
     document.xattrs = _attributes(data, _SIZE + length) if length else None
     document.deleted = deleted == 1
     return document
@@ -88,6 +94,8 @@ def encode(document: Document) -> bytes:
         document.flags,
         document.datatype & 0xFF,
         max(0, round(document.expires_at * _MICRO)),
+        document.marks & ALL_MARKS,
+        document.marks >> MARK_BITS & 0xFFFFFFFF,
         document.seqno,
     )
     return head + attributes + document.value

@@ -201,7 +201,7 @@ class EngineStore(Operations):
         document.expires_at = expires_at
         document.locked_until = 0.0
         document.datatype = datatype
-        document.due = document.kind = 0
+        document.due = document.kind = document.marks = 0
         document.xattrs = None
         document.deleted = False
         self._set(key, document, waiting)
@@ -220,7 +220,7 @@ class EngineStore(Operations):
         expires_at = document.expires_at
         micros = round(expires_at * 1e6) if expires_at else 0
         if self.locks:
-            head = PLAIN.pack(0, 0, 0, document.flags, document.datatype & 0xFF, micros)
+            head = PLAIN.pack(0, 0, 0, document.flags, document.datatype & 0xFF, micros, 0, 0)
             parts = (head, document.value, self.expiry(expires_at)) if micros else (
                 head, document.value,
             )  # fmt: skip
@@ -229,7 +229,9 @@ class EngineStore(Operations):
             document.cas = document.seqno = cas = self.next_cas(0)
             value = document.value
             data = b"%b%b" % (
-                HEADER.pack(1, cas, 0, 0, 0, document.flags, document.datatype & 0xFF, micros, cas),
+                HEADER.pack(
+                    1, cas, 0, 0, 0, document.flags, document.datatype & 0xFF, micros, 0, 0, cas
+                ),
                 value,
             )
             if micros:
@@ -293,9 +295,6 @@ class EngineStore(Operations):
 
     def _apply_to_any(self, key: Key, doc_flags: int, rule: Rule[Any], *args: Any) -> Any:
         return self._changer.begin(Change(key, rule, args, doc_flags & DocFlag.ACCESS_DELETED))
-
-    def _stamp(self, document: Document) -> None:
-        self._changer.stamp(document)
 
     # -- all at once ----------------------------------------------------------
 
@@ -511,9 +510,6 @@ class DurableStore(Operations):
     def _apply_to_any(self, key: Key, doc_flags: int, rule: Rule[Any], *args: Any) -> Any:
         wanted = doc_flags & DocFlag.ACCESS_DELETED
         return self._store._changer.begin(Change(key, rule, args, wanted, durable=self._timeout))
-
-    def _stamp(self, document: Document) -> None:
-        self._store._changer.stamp(document)
 
     def get(self, key: Key) -> Deferred[Document | None]:
         """Read a document; see `IStore.get`."""
