@@ -31,10 +31,10 @@ class Histogram:
         self._counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one observation."""
-        self._counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count an observation, or several of the same value."""
+        self._counts[bisect_left(self.bounds, value)] += count
+        self.total += value * count
 
     def cumulative(self) -> list[tuple[float, int]]:
         """Return (upper bound, observations up to it) for each bound, infinity last."""

@@ -12,6 +12,7 @@ from kvproto.config import Config, Mode, StoreURL
 from kvproto.dataplane.interfaces import IStores, Run
 from kvproto.store import IStore
 from kvproto.upstream import EngineStore, make_engine, parse_options
+from kvproto.upstream.server import Server
 
 __all__ = ["EngineStores"]
 
@@ -75,6 +76,10 @@ class EngineStores(Service):
         """Say why clients cannot be served now; None when they can."""
         reasons = (store.ready() for store in self._stores.values())
         return next((reason for reason in reasons if reason), None)
+
+    def servers(self) -> list[Server]:
+        """Return the servers that are known, for metrics."""
+        return self.engine.servers
 
     def status(self) -> dict[str, object]:
         """Return what ``kvtls status`` says of it."""

@@ -5,41 +5,17 @@ Owns the log lines about a server (one when it goes, one when it is back) and wh
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from kvproto.base.histogram import Histogram
 from kvproto.base.log import make_logger
 from kvproto.upstream.link import Link, LinkState
 from kvproto.upstream.resp import EngineFailure
 
-__all__ = ["LATENCY_BOUNDS_S", "Latency", "Server"]
+__all__ = ["Server"]
 
 log = make_logger()
-
-LATENCY_BOUNDS_S = (
-    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-)  # fmt: skip
-"""Upper bounds of the histogram's buckets, in seconds."""
-
-
-@dataclass(slots=True)
-class Latency:
-    """How long replies took.
-
-    Attributes:
-        counts: Replies in each bucket of `LATENCY_BOUNDS_S`, and one more for the rest.
-        seconds: All of them together.
-    """
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
-    seconds: float = 0.0
-
-    def observe(self, seconds: float, count: int) -> None:
-        """Count replies that took that long."""
-        self.counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += count
-        self.seconds += seconds * count
 
 
 class Server:
@@ -58,7 +34,7 @@ class Server:
         reason: Why not: a word of `kvproto.upstream.resp.REASONS`; ``""`` when it does.
         text: The same for people.
         errors: Failures by reason.
-        latency: How long its replies took.
+        seconds: How long its replies took.
         node: Host and port, where it is one of a cluster.
     """
 
@@ -73,7 +49,7 @@ class Server:
         self.up = False
         self.reason, self.text = "unreachable", "not connected yet"
         self.errors: Counter[str] = Counter()
-        self.latency = Latency()
+        self.seconds = Histogram()
         self._make_link = make_link
         self._changed = changed
         self._said: str | None = None  # the reason in the last line about its absence
@@ -87,7 +63,7 @@ class Server:
         return self.links if self._durable is None else [*self.links, self._durable]
 
     def _new_link(self) -> Link:
-        link = self._make_link(self._link_changed, self.latency.observe)
+        link = self._make_link(self._link_changed, self.seconds.observe)
         link.server = self
         return link
 
