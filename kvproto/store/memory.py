@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
@@ -29,7 +29,7 @@ from kvproto.store.table import ITEM_OVERHEAD, DocumentTable
 from kvproto.wire.meta import MetaCommand
 from kvproto.wire.subdoc_terms import DocFlag, PathStatus
 
-__all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "MemoryStore"]
+__all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "Keeper", "MemoryStore"]
 
 DEFAULT_MEMORY_LIMIT = 64 << 20
 """Bytes; memcached's ``-m 64``."""
@@ -37,6 +37,16 @@ DEFAULT_MEMORY_LIMIT = 64 << 20
 _MAX_ATTEMPTS = 10
 
 _new = object.__new__
+
+
+class Keeper(Protocol):
+    """Whoever keeps what is in memory elsewhere as well."""
+
+    def check_room(self, key: Key, decision: Decision[Any]) -> None:
+        """Raise when the decision could not be kept; then it does not happen."""
+
+    def keep(self, key: Key, old: Document | None, decision: Decision[Any]) -> None:
+        """Keep a decision that has just happened."""
 
 
 @implementer(IStore)
@@ -54,6 +64,11 @@ class MemoryStore(Operations):
         later: Calls a function in a later turn of the event loop, e.g. ``partial(
             reactor.callLater, 0)``: what takes long is then done in pieces and answered by a
             Deferred; when None, everything is answered at once, however long it takes.
+
+    Attributes:
+        statistics: What it counts, as it counts: numbers only, for whoever measures.
+        keeper: Is asked before, and told after, everything that happens to a document, but not
+            by `set_plainly`, whose caller tells it.
     """
 
     def __init__(
@@ -70,18 +85,14 @@ class MemoryStore(Operations):
         self._pieces = Pieces(later)
         self.uuid = secrets.randbits(48) if uuid is None else uuid
         self._now = now
-        self._statistics = Statistics()
-        self._table = DocumentTable(now, memory_limit, evict, self._statistics)
+        self.statistics = Statistics()
+        self.table = DocumentTable(now, memory_limit, evict, self.statistics)
         self._limits = Limits(max_value, memory_limit if max_item is None else max_item)
         self._plain_size = min(max_value, self._limits.max_item, memory_limit - ITEM_OVERHEAD)
         self._seqno = 0
         self._cas = 0
         self._cas_until = 0.0
-
-    @property
-    def statistics(self) -> Statistics:
-        """What it counts, as it counts: numbers only, for whoever measures."""
-        return self._statistics
+        self.keeper: Keeper | None = None
 
     persists = False
     tokens = True
@@ -104,25 +115,25 @@ class MemoryStore(Operations):
 
     def get(self, key: Key) -> Document | None:
         """Read a document; see `IStore.get`."""
-        table = self._table
+        table = self.table
         # The interpreter calls locals sooner than what an instance keeps.
         find = table.find
         document = find(key)
         if document is None:
-            self._statistics.get_misses += 1
+            self.statistics.get_misses += 1
             return None
         if document.expires_at or document.locked_until:
             now = self._now()
             if document.expires_at and document.expires_at <= now:
                 table.remove(key, document)
-                statistics = self._statistics
+                statistics = self.statistics
                 statistics.reclaimed += 1
                 statistics.get_expired += 1
                 statistics.get_misses += 1
                 return None
             if document.locked_until and document.locked_until <= now:
                 document.locked_until = 0.0
-        self._statistics.get_hits += 1
+        self.statistics.get_hits += 1
         use = table.use
         use(key)
         return document
@@ -139,7 +150,7 @@ class MemoryStore(Operations):
             None when there is more to consider, so that only `set` will do; nothing has happened
             then that would not happen there.
         """
-        table, clock = self._table, self._now
+        table, clock = self.table, self._now
         find = table.find
         now = clock()
         old = find(key)
@@ -173,7 +184,7 @@ class MemoryStore(Operations):
                 return None
             used = table.used + growth
         table.used = used
-        statistics = self._statistics
+        statistics = self.statistics
         statistics.cmd_set += 1
         statistics.total_items += 1
         self._seqno = seqno = self._seqno + 1
@@ -206,19 +217,30 @@ class MemoryStore(Operations):
     def _apply(self, key: Key, rule: Rule[Answer], *args: Any) -> Answer | Refusal:
         """Do an operation on one document; the answer is the rule's, or there is no room."""
         now = self._now()
-        old = self._table.live(key, now)
-        return self._carry_out(key, old, rule(old, now, *args), now)
+        old = self.table.live(key, now)
+        return self.carry_out(key, old, rule(old, now, *args), now)
 
-    def _carry_out(
+    def carry_out(
         self, key: Key, old: Document | None, decision: Decision[Answer], now: float
     ) -> Answer | Refusal:
         """Let a decision happen, if there is room for it."""
-        statistics = self._statistics
+        keeper = self.keeper
+        if keeper is not None:
+            keeper.check_room(key, decision)
+        answer = self._do(key, old, decision, now)
+        if keeper is not None and answer is decision.answer:
+            keeper.keep(key, old, decision)
+        return answer
+
+    def _do(
+        self, key: Key, old: Document | None, decision: Decision[Answer], now: float
+    ) -> Answer | Refusal:
+        statistics = self.statistics
         statistics.count(decision.counts)
         effect, document = decision.effect, decision.document
         if effect is Effect.NOTHING:
             if old is not None and decision.answer.__class__ is not Refusal:
-                self._table.use(key)
+                self.table.use(key)
             return decision.answer
         refusal: Refusal | None = None
         if effect is Effect.STORE or effect is Effect.REMOVE:
@@ -229,9 +251,9 @@ class MemoryStore(Operations):
                 self._stamp(document)
             if effect is Effect.STORE:
                 assert document is not None
-                refusal = self._table.put(key, document, old, now)
+                refusal = self.table.put(key, document, old, now)
             elif old is not None:
-                self._table.remove(key, old)
+                self.table.remove(key, old)
         elif effect is Effect.DELETE:
             assert document is not None
             self._stamp(document)
@@ -240,8 +262,8 @@ class MemoryStore(Operations):
             assert document is not None
             if effect is Effect.LOCK:
                 document.cas = self._next_cas(now)
-            self._table.items[key] = document
-            self._table.use(key)
+            self.table.items[key] = document
+            self.table.use(key)
             return decision.answer
         if refusal is None:
             if document is None:
@@ -259,7 +281,7 @@ class MemoryStore(Operations):
         self, key: Key, old: Document | None, tombstone: Document, now: float
     ) -> Refusal | None:
         """Put a tombstone in the place of a document; one without attributes is not kept."""
-        table = self._table
+        table = self.table
         if old is not None:
             table.remove(key, old)
         if tombstone.xattrs is None:
@@ -293,6 +315,42 @@ class MemoryStore(Operations):
         self._cas_until = float((cas | 0xFFFF) + 1)
         return cas
 
+    # -- what was kept elsewhere ----------------------------------------------
+
+    def put_back(self, key: Key, document: Document | None, now: float) -> Refusal | None:
+        """Put a document, or tombstone, there with the numbers that it has.
+
+        Args:
+            key: Which.
+            document: None, or one that has expired, leaves nothing there.
+            now: Unix time in seconds.
+
+        Returns:
+            Why there is no room for it; None when it is there.
+        """
+        table = self.table
+        old = table.items.get(key)
+        if document is None or (document.expires_at and document.expires_at <= now):
+            if old is not None:
+                table.remove(key, old)
+            table.exhume(key)
+        elif document.deleted:
+            return self._entomb(key, old, document, now)
+        else:
+            return table.put(key, document, old, now)
+        return None
+
+    def continue_from(self, uuid: int, cas: int, seqno: int) -> None:
+        """Go on with a history: the next numbers are larger than these and the own ones."""
+        self.uuid = uuid
+        self._cas, self._seqno = max(cas, self._cas), max(seqno, self._seqno)
+        self._cas_until = 0.0
+
+    @property
+    def cas(self) -> int:
+        """The last CAS."""
+        return self._cas
+
     # -- the operations -------------------------------------------------------
 
     def set(
@@ -317,7 +375,7 @@ class MemoryStore(Operations):
 
     def meta(self, key: Key, command: MetaCommand) -> Any:
         """Do one of memcached's meta commands; see `IStore.meta`."""
-        self._table.note_reads()
+        self.table.note_reads()
         return super().meta(key, command)
 
     def _apply_to_any(self, key: Key, doc_flags: int, rule: Rule[Any], *args: Any) -> Any:
@@ -332,7 +390,7 @@ class MemoryStore(Operations):
         Whoever was overtaken begins again with what is there now.  After some attempts it is
         refused, so that two clients cannot keep each other, and us, at work for ever.
         """
-        table = self._table
+        table = self.table
         for _ in range(_MAX_ATTEMPTS):
             now = self._now()
             old, grave = table.live(key, now), table.tombstones.get(key)
@@ -342,27 +400,27 @@ class MemoryStore(Operations):
             there = table.live(key, now)
             is_same = there is old and table.tombstones.get(key) is grave
             if is_same or decision.effect is Effect.NOTHING:
-                return self._carry_out(key, there, decision, now)
+                return self.carry_out(key, there, decision, now)
         return PathStatus.TEMPORARY_FAILURE
 
     # -- all at once ----------------------------------------------------------
 
     def flush(self, delay: int = 0) -> None:
         """Remove all documents, now or later; see `IStore.flush`."""
-        self._statistics.cmd_flush += 1
-        self._table.flush(delay)
+        self.statistics.cmd_flush += 1
+        self.table.flush(delay)
 
     def drop_collection(self, collection: int) -> None:
         """Remove all documents of a collection; see `IStore.drop_collection`."""
-        self._table.drop_collection(collection, self._seqno)
+        self.table.drop_collection(collection, self._seqno)
 
     def stats(self) -> dict[str, int | str]:
         """Return counters, named as memcached's ``stats`` names them."""
-        table = self._table
+        table = self.table
         if table.flush_at <= self._now():
             table.discard_all()
         return {
-            **self._statistics.report(),
+            **self.statistics.report(),
             "limit_maxbytes": table.limit,
             "bytes": table.used,
             "curr_items": len(table.items),

@@ -95,6 +95,9 @@ class DocumentTable:
         garbage: Tables whose documents are gone, but for their memory.
         sweeping: Dropped collections whose documents are still in `items`.
         flush_at: When everything that is older vanishes, in unix seconds; infinity for never.
+        on_evicted: Called with the key of a document, or tombstone, that has to go for lack of
+            memory.
+        on_emptied: Called when everything is removed.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class DocumentTable:
         self._statistics = statistics
         self.used = 0
         self.flush_at = math.inf
+        self.on_evicted: Callable[[Key], None] | None = None
+        self.on_emptied: Callable[[], None] | None = None
         self.garbage: list[OrderedDict[Key, Document]] = []
         self._collections: dict[int, dict[Key, None]] = {}
         self._dropped: dict[int, int] = {}
@@ -309,12 +314,16 @@ class DocumentTable:
             if self._do_chore(now):
                 continue
             if self.tombstones:
-                self.exhume(next(iter(self.tombstones)))
-                continue
-            if not self._evict:
+                key = next(iter(self.tombstones))
+                self.exhume(key)
+            elif self._evict:
+                key, document = self.items.popitem(last=False)
+                self._let_go(key, document)
+                self._statistics.evictions += 1
+            else:
                 return False
-            self._let_go(*self.items.popitem(last=False))
-            self._statistics.evictions += 1
+            if self.on_evicted is not None:
+                self.on_evicted(key)
         return True
 
     # -- flush and dropped collections ----------------------------------------
@@ -327,8 +336,12 @@ class DocumentTable:
         if moment <= now or self.flush_at <= now:
             self.discard_all()
         if moment > now:
-            self.flush_at = moment
-            self._choose_find()
+            self.flush_later(moment)
+
+    def flush_later(self, moment: float) -> None:
+        """Let everything older than a moment vanish then; it replaces one that still waits."""
+        self.flush_at = moment
+        self._choose_find()
 
     def discard_all(self) -> None:
         """Remove everything, at once for readers; memory follows piecemeal."""
@@ -338,6 +351,8 @@ class DocumentTable:
         self._dropped.clear()
         self.sweeping.clear()
         self._start_empty()
+        if self.on_emptied is not None:
+            self.on_emptied()
 
     def drop_collection(self, collection: int, seqno: int) -> None:
         """Remove all documents of a collection, at once for readers; memory follows piecemeal.

@@ -232,7 +232,7 @@ class Link:
             self.transport.read(at_once)
         return (
             self.take(),
-            [(key, asdict(found)) for key, found in self.store._table.items.items()],
+            [(key, asdict(found)) for key, found in self.store.table.items.items()],
             self.store.stats(),
             asdict(self.server.counters),
             self.transport.closed,

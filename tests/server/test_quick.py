@@ -237,7 +237,7 @@ class PythonQuickTests(Twin, SynchronousTestCase):
         made.ask(hello([Feature.COLLECTIONS]))
         longest = encode_request(Opcode.SET, key=b"\0" + b"k" * 250, extras=bytes(8))
         self.assertEqual(self.taken(longest, made), len(longest))
-        self.assertEqual(list(made.store._table.items), [b"k" * 250])
+        self.assertEqual(list(made.store.table.items), [b"k" * 250])
 
     def test_strangers(self) -> None:
         """Before a login nothing is served."""
@@ -395,7 +395,7 @@ class TwinsTests(SynchronousTestCase):
                 made.ask(encode_request(Opcode.NOOP))
                 made.store.set(b"a", b"1")
                 made.store.set(b"b", b"1")
-                setattr(made.store._table.items[b"b"], name, odd)
+                setattr(made.store.table.items[b"b"], name, odd)
                 out: list[bytes] = []
                 data = get + get.replace(b"a", b"b") + get
                 session: Any = made.protocol._session

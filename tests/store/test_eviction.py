@@ -55,7 +55,7 @@ class LimitTests(SynchronousTestCase):
 
     def left(self, store: MemoryStore) -> str:
         """Return the names in a store, least recently used first, without using them."""
-        return "".join(key.decode() for key in store._table.items if isinstance(key, bytes))
+        return "".join(key.decode() for key in store.table.items if isinstance(key, bytes))
 
     def test_least_recently_used_goes_first(self) -> None:
         """A full store drops what was least recently used: reading and writing are use."""
@@ -134,7 +134,7 @@ class LimitTests(SynchronousTestCase):
             else:
                 store.delete(key)
             self.clock.advance(0.5)
-        self.assertLess(store._table.due.entries, 1300)
+        self.assertLess(store.table.due.entries, 1300)
         check_books(store)
 
     def test_expiry_falling_all_the_time(self) -> None:
@@ -149,8 +149,8 @@ class LimitTests(SynchronousTestCase):
                 store.set(b"a", b"", 0, expiry, preserve_expiry=change == "lock")
                 if change == "lock":
                     store.touch(b"a", expiry)
-            self.assertLess(store._table.due.entries, 1_100, change)
-            self.assertLess(len(store._table.due._seconds), 1_100, change)
+            self.assertLess(store.table.due.entries, 1_100, change)
+            self.assertLess(len(store.table.due._seconds), 1_100, change)
             check_books(store)
             self.clock.advance(200)
             store.set(b"c", b"")
@@ -187,7 +187,7 @@ class LimitTests(SynchronousTestCase):
         ):
             store = MemoryStore(self.clock.seconds, 100 * ITEM, evict=False)
             while isinstance(
-                store.set((8, b"%d" % len(store._table.items)), b"x" * 40, 0, 10), Document
+                store.set((8, b"%d" % len(store.table.items)), b"x" * 40, 0, 10), Document
             ):
                 pass
             kill(store)
@@ -248,8 +248,8 @@ class LimitTests(SynchronousTestCase):
         for _ in range(2000 // 8 + 1):
             store.set(b"k", b"")
         self.assertEqual(store.stats()["curr_items"], 1)
-        self.assertEqual((store._table._dropped, store._table.sweeping), ({}, []))
-        self.assertEqual(store._table.find, store._table.items.get)
+        self.assertEqual((store.table._dropped, store.table.sweeping), ({}, []))
+        self.assertEqual(store.table.find, store.table.items.get)
 
     def test_any_sequence_stays_below_the_limit(self) -> None:
         """Whatever is written, deleted, flushed and dropped, memory is below the limit."""

@@ -130,16 +130,16 @@ def everything_in(store: MemoryStore) -> Any:
     """Return all that a store keeps, order of use included."""
     plain = [
         {name: value for name, value in vars(part).items() if type(value) in {int, float}}
-        for part in (store, store._table, store._statistics)
+        for part in (store, store.table, store.statistics)
     ]
-    tables = [store._table.items, store._table.tombstones, *store._table.garbage]
+    tables = [store.table.items, store.table.tombstones, *store.table.garbage]
     return (
         plain,
         [[(key, asdict(document)) for key, document in table.items()] for table in tables],
-        store._table.due._keys,
-        store._table._collections,
-        store._table.sweeping,
-        store._table._dropped,
+        store.table.due._keys,
+        store.table._collections,
+        store.table.sweeping,
+        store.table._dropped,
     )
 
 
@@ -156,7 +156,7 @@ class PlainTests(SynchronousTestCase):
         """New and known keys, with expiry and without, go the short way, in a full store too."""
 
         class Short(MemoryStore):
-            def _carry_out(self, *_: Any) -> Any:
+            def carry_out(self, *_: Any) -> Any:
                 raise AssertionError("the general way")
 
         store = Short(lambda: START, 2 * ITEM_OVERHEAD)

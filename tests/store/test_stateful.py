@@ -265,7 +265,7 @@ class StoreMachine(RuleBasedStateMachine):
         check_books(store)
         for key in list(self.model):
             if self.entry(key) is not None:
-                assert key in store._table.items
+                assert key in store.table.items
 
     def teardown(self) -> None:
         for key in KEYS:
@@ -276,17 +276,17 @@ def check_books(store: MemoryStore) -> None:
     """Count the store's documents again and compare with its running totals."""
     from kvproto.store.table import footprint
 
-    tables = [store._table.items, store._table.tombstones, *store._table.garbage]
-    assert store._table.used == sum(footprint(*item) for table in tables for item in table.items())
-    assert not store._table.items.keys() & store._table.tombstones.keys()
-    named = {key for key in store._table.items if isinstance(key, tuple)}
-    indexed = {key for index in store._table._collections.values() for key in index}
-    swept = {key for _, index in store._table.sweeping for key in index}
+    tables = [store.table.items, store.table.tombstones, *store.table.garbage]
+    assert store.table.used == sum(footprint(*item) for table in tables for item in table.items())
+    assert not store.table.items.keys() & store.table.tombstones.keys()
+    named = {key for key in store.table.items if isinstance(key, tuple)}
+    indexed = {key for index in store.table._collections.values() for key in index}
+    swept = {key for _, index in store.table.sweeping for key in index}
     assert indexed <= named <= indexed | swept
-    assert all(index for index in store._table._collections.values())
-    queued = {key for keys in store._table.due._keys.values() for key in keys}
-    assert {key for key, document in store._table.items.items() if document.expires_at} <= queued
-    assert store._table.due.entries == sum(len(keys) for keys in store._table.due._keys.values())
+    assert all(index for index in store.table._collections.values())
+    queued = {key for keys in store.table.due._keys.values() for key in keys}
+    assert {key for key, document in store.table.items.items() if document.expires_at} <= queued
+    assert store.table.due.entries == sum(len(keys) for keys in store.table.due._keys.values())
 
 
 class ModelTests(SynchronousTestCase):

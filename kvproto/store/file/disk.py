@@ -1,0 +1,70 @@
+"""What blocks: making, reading, syncing and removing files.
+
+Every method may take as long as the disk does, so a journal calls them in threads.  Tests put
+another object in the place of a `Disk`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["Disk"]
+
+_ZEROS = bytes(1 << 20)
+
+
+class Disk:
+    """The real disk."""
+
+    def prepare(self, path: Path, size: int) -> int:
+        """Make a file of zeros whose blocks are all there, on the disk.
+
+        Zeros are written, not only asked for: so there is nothing left to allocate, and
+        forcing a record to the disk later writes that record and nothing else.
+
+        Returns:
+            Its descriptor.
+
+        Raises:
+            OSError: There is no room; the file is gone again.
+        """
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            at = 0
+            while at < size:
+                at += os.pwrite(descriptor, _ZEROS[: size - at], at)
+            os.fsync(descriptor)
+        except OSError:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        return descriptor
+
+    def read(self, path: Path) -> bytes:
+        """Return what is in a file."""
+        return path.read_bytes()
+
+    def sync(self, descriptors: Iterable[int], directory: int | None) -> None:
+        """Force files, and the names in a directory, to the disk."""
+        for descriptor in descriptors:
+            os.fdatasync(descriptor)
+        if directory is not None:
+            os.fsync(directory)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file."""
+        path.unlink(missing_ok=True)
+
+    def seal(self, path: Path, at: int, end: bytes) -> None:
+        """End a file at a place: what is behind goes, and ``end`` is written there."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, at)
+            os.pwrite(descriptor, end, at)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

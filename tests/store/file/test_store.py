@@ -1,0 +1,350 @@
+"""FileStore: the contract, and what a restart brings back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+
+from kvproto.config import Sync
+from kvproto.errors import OutcomeUnknown, StoreUnavailable
+from kvproto.store import (
+    DocFlag,
+    Document,
+    IStore,
+    Key,
+    LookupSpec,
+    MutationSpec,
+    PathFlag,
+    PathOp,
+    Refusal,
+)
+from kvproto.testing.store import StoreContract
+from kvproto.testing.store_case import START
+from kvproto.testing.store_subdoc import SubdocContract
+from tests.store.file.support import FileCase, Threads
+
+XATTRS = [
+    MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_sys", '{"a":"\u20ac"}'.encode()),
+    MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"user", b'"x"'),
+]
+
+
+class EverySecondContractTests(StoreContract, SubdocContract, FileCase):
+    """The contract, with ``sync=everysec``."""
+
+    def setUp(self) -> None:
+        FileCase.setUp(self)
+        StoreContract.setUp(self)
+
+    def make_store(self, now: Callable[[], float]) -> IStore:
+        for store in list(self.stores):
+            self.kill(store)
+        for path in self.directory.iterdir():
+            path.unlink()
+        opened: IStore = self.open()
+        return opened
+
+    def settle(self) -> None:
+        for _ in range(20):
+            self.clock.advance(0)
+
+
+class AlwaysContractTests(EverySecondContractTests):
+    """The contract, with ``sync=always``: answers by Deferred."""
+
+    sync = Sync.ALWAYS
+
+
+class RestartTests(FileCase):
+    """What is there after the process has ended, and what is not."""
+
+    def put_everything(self, store: Any) -> None:
+        """Store one document of each kind."""
+        store.set(b"plain", b"value \0\xff", 0xCAFE, 0, datatype=1)
+        store.set((8, b"named"), b"", 7, 100)
+        store.set(b"empty", b"")
+        store.set(b"x" * 250, b"y" * 100_000)
+        store.mutate_in(b"attributes", [*XATTRS, MutationSpec(PathOp.SET_DOC, 0, b"", b"{}")], 1)
+        store.mutate_in((9, b"gone"), XATTRS, DocFlag.MKDOC)
+        store.delete((9, b"gone"))
+        store.set(b"counter", b"1")
+        store.increment(b"counter", 41, 0, 0)
+        store.append(b"empty", b"more")
+        store.touch(b"plain", 50)
+        store.set(b"deleted", b"")
+        store.delete(b"deleted")
+        store.set(b"expired at once", b"1")
+        store.set(b"expired at once", b"2", 0, -1)
+        store.set(b"discarded", b"")
+        store.discard(b"discarded")
+
+    def everything(self, store: Any) -> dict[Key, Any]:
+        """Return all that is in a store, without its numbers for expiry's sake."""
+        table = store._memory.table
+        return {
+            key: (d.value, d.flags, d.cas, d.seqno, d.expires_at, d.datatype, d.xattrs, d.deleted)
+            for kept in (table.items, table.tombstones)
+            for key, d in kept.items()
+        }
+
+    def test_everything_comes_back(self) -> None:
+        """Documents come back with all that belongs to them, however the process has ended."""
+        for kill in (True, False):
+            for sync in Sync:
+                self.setUp()
+                store = self.open(sync=sync)
+                self.put_everything(store)
+                before = self.everything(store)
+                self.assertEqual(len(before), 7)
+                again = self.again(store, kill=kill, sync=sync)
+                self.assertEqual(self.everything(again), before)
+                self.assertEqual((again.uuid, again.seqno), (store.uuid, store.seqno))
+                found = again.lookup_in(
+                    (9, b"gone"), [LookupSpec(PathOp.GET, PathFlag.XATTR, b"_sys.a")], 4
+                )
+                self.assertEqual(found.results[0][1], '"\u20ac"'.encode())
+
+    def test_locks_are_gone(self) -> None:
+        """A lock does not outlive the process, the CAS that it gave does."""
+        store = self.open()
+        store.set(b"k", b"1")
+        locked = store.get_and_lock(b"k", 30)
+        store = self.again(store)
+        found = store.get(b"k")
+        assert found is not None
+        self.assertEqual((found.cas, found.locked_until), (locked.cas, 0.0))
+        self.assertIsInstance(store.set(b"k", b"2", cas=locked.cas), Document)
+
+    def test_numbers_never_go_back(self) -> None:
+        """CAS and sequence numbers grow over restarts, the clock set back or not."""
+        last = (0, 0)
+        store = self.open()
+        for wait in (1.0, -3600.0, 0.0, 5.0):
+            for _ in range(3):
+                made = store.set(b"k", b"")
+                self.assertGreater((made.cas, made.seqno), last)
+                last = max(made.cas, last[0]), made.seqno
+            gone = store.delete(b"k")
+            self.assertGreater((gone.cas, gone.seqno), last)
+            last = gone.cas, gone.seqno
+            self.kill(store)
+            self.clock.rightNow += wait
+            store = self.open()
+            self.assertEqual(store.seqno, last[1])
+
+    def test_expired(self) -> None:
+        """What expires while nobody is there is gone, and leaves nothing older behind."""
+        store = self.open()
+        store.set(b"k", b"old")
+        store.set(b"k", b"new", 0, 10)
+        store.set(b"stays", b"", 0, 1000)
+        self.kill(store)
+        self.clock.advance(11)
+        store = self.open()
+        self.assertIsNone(store.get(b"k"))
+        stays = store.get(b"stays")
+        assert stays is not None
+        self.assertEqual(stays.expires_at, START + 1000)
+
+    def test_flush_and_drop_last(self) -> None:
+        """What was flushed, or in a dropped collection, does not come back."""
+        store = self.open()
+        for key in (b"a", (8, b"a"), (9, b"a")):
+            store.set(key, b"1")
+        store.drop_collection(8)
+        store.set((8, b"b"), b"2")
+        store = self.again(store)
+        self.assertEqual(set(self.everything(store)), {b"a", (9, b"a"), (8, b"b")})
+        store.flush()
+        store.set(b"after", b"")
+        store = self.again(store)
+        self.assertEqual(set(self.everything(store)), {b"after"})
+
+    def test_flush_later(self) -> None:
+        """A flush that waits for its moment does so over a restart, whenever that is."""
+        for down in (1.0, 20.0):
+            self.setUp()
+            store = self.open()
+            store.set(b"a", b"")
+            store.flush(10)
+            self.kill(store)
+            self.clock.advance(down)
+            store = self.open()
+            self.assertEqual(store.get(b"a") is not None, down < 10)
+            self.clock.advance(10)
+            self.assertIsNone(store.get(b"a"))
+            store.set(b"b", b"")
+            store = self.again(store)
+            self.clock.advance(100)
+            self.assertIsNotNone(store.get(b"b"))
+
+    def test_evicted_means_gone(self) -> None:
+        """What was evicted does not return, with more memory either."""
+        store = self.open(memory_limit=4000)
+        for number in range(20):
+            store.set(b"%d" % number, b"x" * 100)
+        before = self.everything(store)
+        self.assertLess(len(before), 8)
+        store = self.again(store, memory_limit=1 << 20)
+        self.assertEqual(self.everything(store), before)
+        store = self.again(store, memory_limit=1500)
+        left = self.everything(store)
+        self.assertLess(len(left), len(before))
+        store = self.again(store, memory_limit=1 << 20)
+        self.assertEqual(self.everything(store), left)
+
+    def test_collections(self) -> None:
+        """Ids of collections are kept."""
+        store = self.open()
+        store.collections = {"s.c": 8}
+        store = self.again(store)
+        self.assertEqual(store.collections, {"s.c": 8})
+
+    def test_random(self) -> None:
+        """Whatever is done, a killed store comes back as it was."""
+
+        @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 5), st.integers(0, 3))))
+        def check(steps: list[tuple[int, int, int]]) -> None:
+            self.setUp()
+            store = self.open(memory_limit=8000)
+            for what, name, number in steps:
+                self.do(store, what, (b"%d" % name, (8, b"%d" % name))[number % 2], number)
+            before = self.everything(store)
+            again = self.again(store, memory_limit=8000)
+            self.assertEqual(self.everything(again), before)
+            self.assertEqual(again.seqno, store.seqno)
+            self.kill(again)
+
+        check()
+
+    def do(self, store: Any, what: int, key: Key, number: int) -> None:
+        """Do one of many things."""
+        acts: list[Callable[[], Any]] = [
+            lambda: store.set(key, b"v" * number * 300),
+            lambda: store.set(key, b"1", number, 0),
+            lambda: store.add(key, b"5"),
+            lambda: store.append(key, b"x"),
+            lambda: store.delete(key),
+            lambda: store.increment(key, 1, number, 0),
+            lambda: store.touch(key, number),
+            lambda: store.get_and_lock(key, 1),
+            lambda: store.mutate_in(key, XATTRS, DocFlag.MKDOC | DocFlag.ACCESS_DELETED),
+            lambda: store.discard(key),
+            lambda: store.flush() if number == 3 else store.drop_collection(8),
+            lambda: self.clock.advance(0.3),
+        ]
+        acts[what]()
+
+
+class DurabilityTests(FileCase):
+    """When answers leave, and what they promise."""
+
+    def open_with_threads(self, sync: Sync) -> tuple[Any, Threads]:
+        """Open a store whose threads the test moves."""
+        threads = Threads()
+        store = self.make(run=threads.run, sync=sync)
+        opened = store.open()
+        while not opened.called:
+            if not threads.step():
+                self.clock.advance(0)
+        self.successResultOf(opened)
+        while threads.step():
+            pass
+        self.addCleanup(self.finish, store, threads)
+        return store, threads
+
+    def finish(self, store: Any, threads: Threads) -> None:
+        if store in self.stores:
+            closed = Deferred.fromCoroutine(store.close())
+            while not closed.called:
+                if not threads.step():
+                    self.clock.advance(0)
+            self.stores.remove(store)
+
+    def test_always(self) -> None:
+        """With ``always`` no answer leaves before the disk has it; many share one sync."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        synced = self.disk.synced
+        first = store.set(b"a", b"1")
+        others = [store.set(b"%d" % number, b"") for number in range(20)]
+        self.assertNoResult(first)
+        self.assertIsInstance(store.get(b"a"), Document)
+        threads.step()
+        self.assertIsInstance(self.successResultOf(first), Document)
+        self.assertNoResult(others[0])
+        self.assertEqual(store.persisted_seqno, 1)
+        threads.step()
+        for answer in others:
+            self.successResultOf(answer)
+        self.assertEqual(self.disk.synced - synced, 2)
+        self.assertIs(store.add(b"a", b""), Refusal.EXISTS)
+
+    def test_every_second(self) -> None:
+        """With ``everysec`` answers leave at once, and the disk follows once a second."""
+        store, threads = self.open_with_threads(Sync.EVERY_SECOND)
+        synced = self.disk.synced
+        for _ in range(100):
+            self.assertIsInstance(store.set(b"a", b"1"), Document)
+        self.assertEqual((threads.waiting, store.persisted_seqno), ([], 0))
+        self.clock.advance(1)
+        threads.step()
+        self.assertEqual(store.persisted_seqno, 100)
+        self.clock.pump([1] * 10)
+        self.assertEqual((self.disk.synced - synced, threads.waiting), (1, []))
+
+    def test_never(self) -> None:
+        """With ``never`` nothing is forced to the disk until somebody asks."""
+        store, threads = self.open_with_threads(Sync.NEVER)
+        store.set(b"a", b"1")
+        self.clock.pump([1] * 10)
+        self.assertEqual((threads.waiting, store.persisted_seqno), ([], 0))
+
+    def test_persistence_levels(self) -> None:
+        """A write with a persistence level waits for the disk, whatever the policy is."""
+        for sync in Sync:
+            store, threads = self.open_with_threads(sync)
+            self.assertIs(store.durable(1, None), store)
+            for level in (2, 3):
+                answer = store.durable(level, None).set(b"k%d" % level, b"")
+                self.assertNoResult(answer)
+                threads.step()
+                self.assertIsInstance(self.successResultOf(answer), Document)
+                refused = store.durable(level, None).add(b"k%d" % level, b"")
+                self.assertIs(refused, Refusal.EXISTS)
+            self.finish(store, threads)
+
+    def test_slow_disk(self) -> None:
+        """A durable write whose time is over is ambiguous: it may still reach the disk."""
+        store, threads = self.open_with_threads(Sync.EVERY_SECOND)
+        answer = store.durable(3, 2.5).set(b"a", b"1")
+        self.clock.advance(2.6)
+        self.failureResultOf(answer, OutcomeUnknown)
+        threads.step()
+
+    def test_broken_disk(self) -> None:
+        """When the disk refuses to save, waiting writes are ambiguous and later ones refused."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        self.disk.broken = OSError(5, "Input/output error")
+        answer = store.set(b"a", b"1")
+        threads.step()
+        self.failureResultOf(answer, OutcomeUnknown)
+        self.assertIn("Input/output error", store.status()["fault"])
+        self.assertIsNotNone(store.get(b"a"))
+        self.assertRaises(StoreUnavailable, store.set, b"b", b"")
+        self.assertRaises(StoreUnavailable, store.delete, b"a")
+        self.disk.broken = None
+
+    def test_closed(self) -> None:
+        """A closed store refuses, and its timers are cancelled."""
+        store = self.open()
+        store.set(b"a", b"")
+        self.close(store)
+        self.assertRaises(StoreUnavailable, store.add, b"b", b"")
+        self.assertRaises(StoreUnavailable, store.flush)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertIsNotNone(store.ready())
