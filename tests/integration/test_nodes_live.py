@@ -141,7 +141,7 @@ class NodesCase(SynchronousTestCase):
             *("--node-name", "kv@localhost", "--node-cookie-file", str(self.cookie)),
             *(() if "--epmd" in more else ("--epmd", "none")),
             # What is rotated here is rotated by command.
-            *("--watch-interval", "0"),
+            *(() if "--watch-interval" in more else ("--watch-interval", "0")),
             *more,
         ]
 

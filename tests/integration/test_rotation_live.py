@@ -314,7 +314,9 @@ class TrustTests(LiveCase):
         self.files.trust(self.new)
         self.assertEqual(self.closed_by_reload(service, peer)["ended"], 1)
         self.assertEqual([self.wanted(service, one) for one in both], [False, True])
-        self.assertRegex(service.output, r"connection \d+ on data is ended: .*certificate")
+        service.wait_for_line(
+            re.compile(r"connection \d+ from \S+ on data is ended: .*certificate")
+        )
         for context, session in sessions:
             self.assertFalse(self._resumed(service, context, session))
 

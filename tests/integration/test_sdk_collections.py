@@ -62,7 +62,7 @@ class CollectionTests(SDKTestCase):
         many = {self.key(str(number)): number for number in range(100)}
         self.assertTrue(items.upsert_multi(many).all_ok)
         self.assertTrue(items.get_multi(list(many)).all_ok)
-        longest = "k" * 250
+        longest = "k" * 246  # and the collection in front of it, in 250
         items.upsert(longest, 1)
         self.assertEqual(items.get(longest).content_as[int], 1)
 

@@ -105,11 +105,12 @@ class LookupTests(SDKTestCase):
         from couchbase.exceptions import InvalidArgumentException
         from couchbase.subdocument import PathTooBigException
 
-        found = self.look(SD.get("a" * 1100), SD.get(".".join("a" * 40)), SD.get("list[0]"))
-        for index in (0, 1):
-            with self.assertRaises(PathTooBigException):
-                found.content_as[str](index)
-        self.assertEqual(found.content_as[int](2), 10)
+        found = self.look(SD.get(".".join("a" * 40)), SD.get("list[0]"))
+        with self.assertRaises(PathTooBigException):
+            found.content_as[str](0)
+        self.assertEqual(found.content_as[int](1), 10)
+        # Above 1,024 bytes the whole request is malformed.
+        self.assertRaises(InvalidArgumentException, self.look, SD.get("a" * 1100))
         self.assertRaises(InvalidArgumentException, self.look, *[SD.get("text")] * 17)
 
     def test_no_json(self) -> None:
@@ -305,7 +306,7 @@ class MutateTests(SDKTestCase):
             (SD.increment("text", 1), PathMismatchException),
             (SD.increment("big", 1), InvalidValueException),
             (SD.increment("huge", 1), NumberTooBigException),
-            (SD.upsert("b" * 1100, 1), PathTooBigException),
+            (SD.upsert("b" * 1100, 1), InvalidArgumentException),
             (SD.upsert(".".join("b" * 40), 1, create_parents=True), PathTooBigException),
             (SD.upsert("deep", deep), ValueTooDeepException),
         ):
