@@ -21,6 +21,8 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import ILogObserver
+from twisted.python.components import Componentized
 
 from kvproto.base.clock import keep_monotonic
 from kvproto.base.histogram import merged
@@ -32,10 +34,12 @@ from kvproto.errors import ConfigError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.probe import probe, validate
 from kvproto.nodes import NodeService
+from kvproto.ops.config_reload import ConfigReload
 from kvproto.ops.control_socket import ControlSocket, StateLock
 from kvproto.ops.history import History
 from kvproto.ops.http import HTTPService, StatusSite, with_interface
 from kvproto.ops.keylog import KeyLog
+from kvproto.ops.logs import reopen_logs, set_log_level
 from kvproto.ops.memory import MemoryTrim, glibc_trim
 from kvproto.ops.metrics import ServiceCollector, exposition
 from kvproto.ops.open_files_limit import fit_open_files
@@ -80,6 +84,10 @@ class KVTLSService(MultiService):
         settings: Where each value of the configuration comes from, for ``kvtls config``.
         owner: Whom the process becomes after `privilegedStartService`; None: it stays who it is.
 
+    Attributes:
+        log_observer: Writes the log of the application that this becomes a part of; None: as
+            twistd was told.
+
     Raises:
         ConfigError: Something in the configuration cannot be used.  Nothing listens yet,
             and nothing is left open.
@@ -100,7 +108,9 @@ class KVTLSService(MultiService):
         if signals is not None:
             keep_monotonic(self._reactor)
         self._validate()
+        self.log_observer: Any = None
         self._owner = owner
+        self._signals = signals
         if owner is not None:
             owner.make_directory(config.state_directory)
         with self._acting_as_owner():
@@ -114,7 +124,7 @@ class KVTLSService(MultiService):
         self.users.setServiceParent(self)
         self.ledger = Ledger(
             self._reactor,
-            _limits(config) if signals is None else fit_open_files(_limits(config)),
+            self._fitted_limits(config),
             Timeouts(
                 handshake=config.handshake_timeout,
                 drain=config.drain_timeout,
@@ -134,16 +144,16 @@ class KVTLSService(MultiService):
             self._reactor,
             self._end_process,
             self.nodes,
-            self.users.reload,
+            self._reload_beside_credentials,
             settings,
             self.server,
             self.stores,
         )
+        self._config_reload = self._config_reloader(settings)
         self._announced = False
-        self._signals = signals
         self._memory = MemoryTrim(self.ledger.steps, self._reactor, glibc_trim())
         if signals is not None:
-            signals.connect(self.control.reload, self._end_process, self._end_at_once)
+            signals.connect(self.control.reload, self._end_process, self._end_at_once, reopen_logs)
             signals.setServiceParent(self)
             self._memory.setServiceParent(self)
         self._control_socket = ControlSocket(self.control, config.state_directory, self._reactor)
@@ -162,6 +172,12 @@ class KVTLSService(MultiService):
             self._watch = FileWatch(self.rotation, self._reactor, config.watch_interval)
             self._watch.setServiceParent(self)
 
+    def setServiceParent(self, parent: Any) -> None:
+        """Join an application; twistd takes the log's observer from it."""
+        if self.log_observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self.log_observer)
+        super().setServiceParent(parent)
+
     def _validate(self) -> None:
         """See that every endpoint makes sense."""
         config = self._config
@@ -174,6 +190,34 @@ class KVTLSService(MultiService):
             validate(self._reactor, config.nodes.listen, "--node-listen")
         if config.http is not None and not config.http.startswith("kvtls:"):
             validate(self._reactor, config.http, "--http")
+
+    def _fitted_limits(self, config: Config) -> Limits:
+        """Return the limits, cut down to the open files of a process of ours."""
+        return _limits(config) if self._signals is None else fit_open_files(_limits(config))
+
+    def _reload_beside_credentials(self) -> None:
+        """Begin to read users and configuration again; the outcome is in the log."""
+        self.users.reload()
+        if self._config_reload is not None:
+            self._config_reload.reload()
+
+    def _config_reloader(self, settings: Settings | None) -> ConfigReload | None:
+        """Make what takes over changes of the file of ``--config``."""
+        if settings is None or settings.file is None:
+            return None
+
+        def limit(config: Config) -> None:
+            self.ledger.limits = self._fitted_limits(config)
+
+        return ConfigReload(
+            self._config,
+            settings,
+            {
+                "log-level": lambda config: set_log_level(config.log_level),
+                "max-connections": limit,
+                "max-connections-per-peer": limit,
+            },
+        )
 
     def _acting_as_owner(self) -> AbstractContextManager[None]:
         """Be whom the process becomes, for what has to belong to that user."""

@@ -178,6 +178,16 @@ def _fail(message: str) -> NoReturn:
     sys.exit(USAGE_STATUS)
 
 
+def _observer(config: Config, twistd: Any) -> Any:
+    """Return what writes the log of a process of twistd's; None where that was told otherwise."""
+    from kvproto.ops.logs import observer_for
+
+    if twistd is None or twistd.get("syslog") or twistd.get("logger"):
+        return None
+    daemon = not (twistd.get("nodaemon") or twistd.get("debug"))
+    return observer_for(config.log_format, config.log_level, twistd.get("logfile"), daemon=daemon)
+
+
 def _owner(options: Options) -> FutureUser | None:
     """Return whom ``twistd --uid`` makes of the process."""
     parent = options.parent
@@ -227,4 +237,5 @@ def makeService(options: Options) -> IService:
         service.probe()
     except ConfigError as error:
         _fail(str(options.settings.relabelled(error)))
+    service.log_observer = _observer(config, options.parent)
     return service

@@ -24,7 +24,7 @@ from kvproto.config.parsing import (
     parse_user,
     parse_user_buckets,
 )
-from kvproto.config.values import ClientAuth, Mode, OnRotate
+from kvproto.config.values import ClientAuth, LogFormat, LogLevel, Mode, OnRotate
 from kvproto.errors import ConfigError
 
 __all__ = ["OPTIONS", "Kind", "Option"]
@@ -132,7 +132,6 @@ class Option:
         secret: Whether values are hidden where the configuration is shown.
         value: For a flag: the field's value when the flag is set.
         unset: For a flag: the field's value where a TOML file says false.
-        live: Whether SIGHUP takes a new value from the TOML file while the service runs.
     """
 
     name: str
@@ -144,7 +143,6 @@ class Option:
     secret: bool = False
     value: Any = True
     unset: Any = False
-    live: bool = False
 
     @property
     def spelled(self) -> str:
@@ -252,7 +250,7 @@ OPTIONS: dict[str, Option] = {
         Option("max-connections", "max_connections", COUNT,
                "connections at once (default: 10000, in memcached mode 1024)"),
         Option("max-connections-per-peer", "max_connections_per_peer", COUNT,
-               "connections at once from one address, 0: any (default: 0)", live=True),
+               "connections at once from one address, 0: any (default: 0)"),
         Option("handshake-timeout", "handshake_timeout", SECONDS,
                "from accept to the end of the TLS handshake (default: 10)"),
         Option("close-timeout", "close_timeout", SECONDS,
@@ -271,6 +269,10 @@ OPTIONS: dict[str, Option] = {
         Option("http", "http", ENDPOINT,
                "endpoint for health, metrics and the status page, on loopback unless it names an "
                "interface; kvtls:... for TLS"),
+        Option("log-format", "log_format", _choice(LogFormat),
+               "json: one object a line (default: text)"),
+        Option("log-level", "log_level", _choice(LogLevel),
+               "the least important lines that are logged (default: info)"),
         Option("node-listen", "nodes.listen", ENDPOINT,
                "Twisted server endpoint to accept Erlang nodes on, over mutual TLS"),
         Option("node-name", "nodes.name", Kind("NAME@HOST", _text),

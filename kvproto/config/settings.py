@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from kvproto.config.nodes import NodeConfig
@@ -29,11 +29,13 @@ class Settings:
         given: Values by option; a list for those that may be repeated.
         file: The file of ``--config``; None where there is none.
         from_file: Which of them come from the file.
+        command_line: What was given there alone.
     """
 
     given: Mapping[str, Any]
     file: FileValues | None
     from_file: frozenset[str] = frozenset()
+    command_line: Mapping[str, Any] = field(default_factory=dict)
 
     def source(self, name: str) -> str:
         """Return where an option's value comes from."""
@@ -53,14 +55,14 @@ class Settings:
 def merge(given: Mapping[str, Any], file: FileValues | None) -> Settings:
     """Put the command line over the file: an option given there replaces the file's, lists too."""
     if file is None:
-        return Settings(given, None)
+        return Settings(given, None, command_line=given)
     replaced = set(given)
     if "allow-flush" in given or "no-flush" in given:
         replaced |= {"allow-flush", "no-flush"}
     if "listen" in given:
         replaced.add("proxy-protocol")  # it names listeners of the file
     kept = {name: value for name, value in file.values.items() if name not in replaced}
-    return Settings({**kept, **given}, file, frozenset(kept))
+    return Settings({**kept, **given}, file, frozenset(kept), given)
 
 
 def build_config(settings: Settings) -> Config:
@@ -144,7 +146,7 @@ def _field(config: Config, option: Option) -> tuple[Any, Any]:
         holder, name = config.nodes, name.removeprefix(_NODES)
         if holder is None:
             return None, None
-    default = next(field.default for field in fields(holder) if field.name == name)
+    default = next(one.default for one in fields(holder) if one.name == name)
     return getattr(holder, name), None if default is MISSING else default
 
 

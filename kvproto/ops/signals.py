@@ -1,4 +1,4 @@
-"""What signals mean: SIGHUP reads the credentials again, SIGTERM and SIGINT stop gracefully.
+"""What signals mean: SIGHUP reads again, SIGTERM and SIGINT stop gracefully, SIGUSR1 opens the log.
 
 One owner for the whole life of the process, in three phases:
 
@@ -39,6 +39,10 @@ def _report(failure: Failure) -> None:
     log.failure("what a signal asked for failed", failure=failure)
 
 
+def _nothing() -> None:
+    """Have nothing to call yet: the service is still being built."""
+
+
 class SignalService(Service):
     """Turns signals into calls, from the first moment to the last.
 
@@ -56,11 +60,13 @@ class SignalService(Service):
     ) -> None:
         self._calls: dict[int, Callable[[], None]] = {
             signal.SIGHUP: self._reload,
+            signal.SIGUSR1: self._reopen,
             **dict.fromkeys(STOP_SIGNALS, self._stop),
         }
         self._on_reload: Callable[[], object] = _nothing
         self._on_stop: Callable[[], object] = _nothing
         self._on_stop_now: Callable[[], object] = _nothing
+        self._on_reopen: Callable[[], object] = _nothing
         self._reactor = reactor
         self._install = install
         self._kill = kill
@@ -78,6 +84,7 @@ class SignalService(Service):
         reload: Callable[[], object],
         stop: Callable[[], object],
         stop_now: Callable[[], object],
+        reopen: Callable[[], object] = _nothing,
     ) -> None:
         """Say what is called; failures, and those of Deferreds that are returned, are logged.
 
@@ -85,7 +92,9 @@ class SignalService(Service):
             reload: On SIGHUP.
             stop: On the first SIGTERM or SIGINT; it begins to drain.
             stop_now: On each further one; it ends the process without waiting.
+            reopen: On SIGUSR1; it opens log files anew.
         """
+        self._on_reopen = reopen
         self._on_reload, self._on_stop, self._on_stop_now = reload, stop, stop_now
 
     def startService(self) -> None:
@@ -97,7 +106,8 @@ class SignalService(Service):
     def stopService(self) -> None:
         """Have nothing to read again any more; stop this service last."""
         super().stopService()
-        self._install(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGHUP, signal.SIGUSR1):
+            self._install(number, signal.SIG_IGN)
 
     def _running(self) -> None:
         self._reactor_runs = True
@@ -124,6 +134,10 @@ class SignalService(Service):
         log.info("SIGHUP: reading the credentials again")
         maybeDeferred(self._on_reload).addErrback(_report)
 
+    def _reopen(self) -> None:
+        maybeDeferred(self._on_reopen).addErrback(_report)
+        log.info("SIGUSR1: the log is opened anew")
+
     def _stop(self) -> None:
         """Stop gracefully at first; whoever asks again is in a hurry."""
         if self._stopping:
@@ -133,7 +147,3 @@ class SignalService(Service):
         self._stopping = True
         log.info("asked to stop: answering what was asked, a second signal stops at once")
         maybeDeferred(self._on_stop).addErrback(_report)
-
-
-def _nothing() -> None:
-    """Have nothing to call yet: the service is still being built."""

@@ -24,6 +24,7 @@ class FakeReactor:
             signal.SIGHUP: signal.SIG_DFL,
             signal.SIGTERM: TWISTEDS,
             signal.SIGINT: None,
+            signal.SIGUSR1: signal.SIG_DFL,
         }
 
     def callWhenRunning(self, call: Callable[[], None]) -> None:
