@@ -116,6 +116,46 @@ def kvtls(port: int, place: Workplace) -> list[list[str]]:
     ]
 
 
+def kvtls_fleet(port: int, place: Workplace, servers: int = 1) -> list[list[str]]:
+    """The service in front of memcached servers."""
+    backs = [free_port() for _ in range(servers)]
+    names = ",".join(f"127.0.0.1:{back}" for back in backs)
+    (command,) = kvtls(port, place)
+    return [
+        *(memcached_plain(back) for back in backs),
+        [*command, "--store", f"memcached://{names}", "--max-value", "2MiB"],
+    ]
+
+
+def stunnel_twemproxy(port: int, place: Workplace) -> list[list[str]]:
+    """stunnel in front of twemproxy in front of memcached."""
+    back, middle = free_port(), free_port()
+    text = f"""pool:
+  listen: 127.0.0.1:{middle}
+  hash: md5
+  distribution: ketama
+  server_connections: 2
+  servers:
+   - 127.0.0.1:{back}:1
+"""
+    path = place.configuration("nutcracker.yml", text)
+    outside = f"""foreground = yes
+pid =
+syslog = no
+debug = 3
+[kv]
+accept = 127.0.0.1:{port}
+connect = 127.0.0.1:{middle}
+cert = {place.chain}
+key = {place.key}
+"""
+    return [
+        memcached_plain(back),
+        ["nutcracker", "-c", path, "-s", str(free_port()), "-a", "127.0.0.1"],
+        ["stunnel", place.configuration("stunnel.conf", outside)],
+    ]
+
+
 def stock_twisted(port: int, place: Workplace) -> list[list[str]]:
     """A minimal KV server on Twisted's own TLS."""
     return [
@@ -203,6 +243,9 @@ SERVERS: dict[str, Callable[[int, Workplace], list[list[str]]]] = {
     "haproxy + memcached": haproxy,
     "hitch + memcached": hitch,
     "stunnel + memcached": stunnel,
+    "stunnel + twemproxy": stunnel_twemproxy,
+    "kvtls + memcached": kvtls_fleet,
+    "kvtls + 3 memcached": partial(kvtls_fleet, servers=3),
 }
 """Name to a function (port, workplace) that returns the commands to start, backend first."""
 

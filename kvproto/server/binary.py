@@ -115,6 +115,9 @@ class BinarySession(QuickState):
     __slots__ = (
         "_decoder",
         "_in_memory",
+        "_outlet",
+        "_pipe",
+        "_piped",
         "_status_of",
         "_strict",
         "_table",
@@ -135,6 +138,9 @@ class BinarySession(QuickState):
         self._strict = server.settings.mode is Mode.COUCHBASE
         self.max_body = MAX_BODY_BEFORE_LOGIN
         self._decoder = RequestDecoder(self.max_body)
+        self._outlet: Any = None
+        self._pipe: Any = None
+        self._piped: Any = None
         self.bucket: Bucket | None = None
         self.selected = False
         self.said_hello = False
@@ -152,7 +158,33 @@ class BinarySession(QuickState):
     @property
     def partial(self) -> bool:
         """Whether a request has been received in part."""
-        return self._decoder.partial
+        return self._decoder.partial or bool(self._pipe is not None and self._pipe.tail)
+
+    # forwarding
+
+    def attach(self, outlet: Any) -> None:
+        """Take the connection that forwarded replies are written to.
+
+        A store that can forward requests as they are (`open_pipe`) does so from now on.
+        """
+        self._outlet = outlet
+        self._choose_table()
+
+    @property
+    def forwarding(self) -> bool:
+        """Whether forwarded requests are under way: whatever else there is must wait for them."""
+        return self._pipe is not None and self._pipe.busy
+
+    def give_back(self) -> None:
+        """Let the decoder have what is there of a request that has not been forwarded yet."""
+        if self._pipe is not None and self._pipe.tail:
+            tail, self._pipe.tail = self._pipe.tail, b""
+            self._decoder.feed(tail)
+
+    def detach(self) -> None:
+        """Let go of forwarded requests: the client is gone."""
+        if self._pipe is not None:
+            self._pipe.close()
 
     @property
     def buffered(self) -> int:
@@ -215,7 +247,18 @@ class BinarySession(QuickState):
             )
             # Its exact class: a subclass may answer later.
             self._in_memory = self.bucket is not None and self.store.__class__ is MemoryStore
+        self._open_pipe()
         self._open_or_close()
+
+    def _open_pipe(self) -> None:
+        """Forward plain requests where the store can, for clients that have not said HELLO."""
+        logged_in = self.bucket is not None and self.peer.user is not None
+        make = getattr(type(self.store), "open_pipe", None) if logged_in else None
+        if make is None or self._outlet is None or self.said_hello or self.peer.refused:
+            self._pipe = None
+        elif self._pipe is None or self._piped is not self.store:
+            self._piped = self.store
+            self._pipe = make(self.store, self._outlet)
 
     def _open_or_close(self) -> None:
         """See whether the short way is open."""
@@ -229,7 +272,16 @@ class BinarySession(QuickState):
 
     def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
         """Serve what is usual, from the beginning of a read; see `kvproto.server.quick`."""
-        return serve_quickly(self, data, out, limit, self.max_body) if self.plain else 0
+        if self.plain:
+            return serve_quickly(self, data, out, limit, self.max_body)
+        pipe = self._pipe
+        if pipe is None or self._decoder.held:
+            return 0
+        at: int = pipe.forward(data, out, self.max_body)
+        if at < 0:
+            self.give_back()  # not ordinary after all
+            return 0
+        return at
 
     def execute(self, request: Request | Oversized) -> Reply:
         """Serve one frame, and count it."""

@@ -49,6 +49,10 @@ __all__ = ["KVServerProtocol", "Session"]
 log = make_logger()
 peer_log = LimitedLog(log)
 
+_MOST_UNREAD = 16
+"""Times ``unsent_limit`` that a peer may leave unread of what it had asked for before it stopped
+reading, where that comes from elsewhere and cannot be called off."""
+
 _JOIN_LIMIT = 32 * 1024
 """Replies of one turn up to this size, in bytes, are joined: cheaper than many parts."""
 
@@ -173,6 +177,8 @@ class KVServerProtocol(TwistedProtocol):
         self._budget = server.budget
         self._held = 0  # as the budget knows it
         self._unsent = 0  # about
+        self._forwarder: Any = None  # a session that forwards requests as they are
+        self._unread_replies = 0  # bytes of forwarded replies since the peer stopped reading
 
     # what the transport says
 
@@ -201,6 +207,11 @@ class KVServerProtocol(TwistedProtocol):
                 if at == len(data):
                     return
                 if at and not (data := self._left_over(data[at:])):
+                    return
+                if self._forwarder is not None and self._forwarder.forwarding:
+                    # What is left has to wait for what was forwarded.
+                    self._stopped = True
+                    self._left_over(data)
                     return
             self._items = self._feed(data)
             self._at = 0
@@ -248,6 +259,8 @@ class KVServerProtocol(TwistedProtocol):
             self._note("the peer went away in the middle of a request")
         self._closing = self._stopped = True
         self._release()
+        if self._forwarder is not None:
+            self._forwarder.detach()
         drained, self._drained = self._drained, []
         for waiter in drained:
             waiter.callback(None)
@@ -262,6 +275,7 @@ class KVServerProtocol(TwistedProtocol):
         """Go on answering."""
         self._paused = False
         self._unsent = 0
+        self._unread_replies = 0
         self._go_on()
         if self._held:
             self._account(moved=True)
@@ -269,6 +283,33 @@ class KVServerProtocol(TwistedProtocol):
     def stopProducing(self) -> None:
         """Answer nothing more: the transport is going away, and will say so."""
         self._paused = self._stopped = True
+
+    # what was forwarded
+
+    def forwarded(self, replies: list[bytes]) -> None:
+        """Write replies to forwarded requests."""
+        if self._closing or not self._connected:
+            return
+        size = sum(map(len, replies))
+        self._write(replies, size)
+        if self._paused:
+            # They were asked for before it stopped reading, and nobody else may wait for it.
+            self._unread_replies += size
+            if self._unread_replies > _MOST_UNREAD * self._server.settings.unsent_limit:
+                self._closing = self._stopped = True
+                self._note("the peer does not read its replies")
+                self._close()
+                self.transport.abortConnection()
+
+    def forwarding_failed(self, reason: str) -> None:
+        """Close: a request of unknown fate must not be answered."""
+        if self._connected and not self._closing:
+            self._hang_up(b"", reason)
+
+    def forwarding_ended(self) -> None:
+        """Serve what has waited for forwarded requests."""
+        if self._stopped or self._draining:
+            self._go_on()
 
     # what its owner says
 
@@ -313,6 +354,9 @@ class KVServerProtocol(TwistedProtocol):
         self._window = Window(session, limit, self._go_on, self._report)
         if getattr(session, "quick", None) is not None:
             self._quick = self._quick_session = cast("QuickSession", session)
+        if getattr(session, "attach", None) is not None:
+            self._forwarder = session
+            self._forwarder.attach(self)
         return self._feed(data)
 
     def _serve(self) -> None:
@@ -451,6 +495,9 @@ class KVServerProtocol(TwistedProtocol):
         """See whether anything stops us, and whether the short way is open."""
         window = self._window
         busy = window is not None and window.state is not State.EMPTY
+        if self._draining and self._forwarder is not None:
+            self._forwarder.give_back()
+            busy = busy or self._forwarder.forwarding
         drained_first = self._draining and busy
         self._stopped = self._paused or self._closing or self._blocked or drained_first
         self._quick = None if busy or self._draining else self._quick_session
@@ -462,6 +509,9 @@ class KVServerProtocol(TwistedProtocol):
             return
         if self._paused or self._closing:
             self._stopped = True
+            return
+        if self._forwarder is not None and self._forwarder.forwarding:
+            self._stopped = bool(self._unread)  # which waits for what was forwarded
             return
         try:
             self._serve()
@@ -558,6 +608,8 @@ class KVServerProtocol(TwistedProtocol):
     def _close(self) -> None:
         """Close once everything that was written is sent."""
         self._items, self._unread = [], []
+        if self._forwarder is not None:
+            self._forwarder.detach()
         if self._window is not None:
             self._window.end()
         if self._connected:

@@ -31,7 +31,7 @@ from kvproto.base.log import make_logger
 from kvproto.errors import OutcomeUnknown, StoreUnavailable
 from kvproto.upstream.connection import Call
 from kvproto.upstream.fleet_options import FleetOptions
-from kvproto.upstream.link import Link
+from kvproto.upstream.link import Link, LinkState
 from kvproto.upstream.memcached import FrameCall, MemcachedConnection, greeting
 from kvproto.upstream.resp import EngineFailure, Fate
 from kvproto.upstream.ring import FleetServer, Ring, make_ring
@@ -46,6 +46,8 @@ _pack = HEADER.pack
 
 LARGE_VALUE = 64 * 1024
 """Bytes from which a value uses the connection beside the others."""
+
+_REMEMBERED_PLACES = 65_536
 
 _LARGE_KEYS = 4096
 """Keys with large values that are remembered."""
@@ -132,6 +134,9 @@ class _Pool:
         if servers:
             self._ring = make_ring(servers, options.distribution, options.hash, options.hash_tag)
 
+    def index_of(self, key: bytes) -> int:
+        return self._ring(key)
+
     def server_of(self, key: bytes) -> Server:
         return self.servers[self._ring(key)]
 
@@ -157,7 +162,9 @@ class Fleet:
         self._endpoint = endpoint
         self._reactor = reactor
         self._running = False
-        self._opaque = 0
+        self.next_opaque = 1
+        # Where keys are: a server's number in the ring, -1 for what is not ordinary.
+        self._places: dict[bytes, int] = {}
         self._links: dict[str, Server] = {}
         self._large: OrderedDict[bytes, None] = OrderedDict()
         self._retiring: dict[Server, float] = {}
@@ -238,6 +245,7 @@ class Fleet:
         if tuple(servers) == self._pool.addresses:
             return False
         self._pool = self._make_pool(servers)
+        self._places.clear()
         kept = {id(server) for server in self.servers}
         for name, server in list(self._links.items()):
             if id(server) not in kept:
@@ -303,7 +311,8 @@ class Fleet:
                 request.extras = extras[:at] + longest.to_bytes(4) + extras[at + 4 :]
 
     def _send(self, request: FleetRequest, lane: int, server: Server) -> None:
-        self._opaque = opaque = (self._opaque + 1) & 0xFFFF_FFFF
+        opaque = self.next_opaque
+        self.next_opaque = (opaque + 1) & 0xFFFF_FFFF
         request.tries += 1
         call = FrameCall(
             _encode(request, opaque),
@@ -317,7 +326,7 @@ class Fleet:
         call.server = server
         key = request.key
         if len(request.value) >= LARGE_VALUE or key in self._large:
-            self._note_large(key)
+            self.note_large(key)
             server.durable_link.send(call)
         else:
             server.link(lane).send(call)
@@ -326,12 +335,50 @@ class Fleet:
         _, lane, server = self._waiting.pop(request)
         self._send(request, lane, server)
 
-    def _note_large(self, key: bytes) -> None:
+    def note_large(self, key: bytes) -> None:
+        """Have requests for a key use the connection beside the others from now on."""
+        self._places[key] = -1
         large = self._large
         large[key] = None
         large.move_to_end(key)
         if len(large) > _LARGE_KEYS:
-            large.popitem(last=False)
+            forgotten, _ = large.popitem(last=False)
+            self._places.pop(forgotten, None)
+
+    # the short way, see `kvproto.upstream.pipe`
+
+    def index_of(self, key: bytes) -> int:
+        """Return the number of the server that has a key; -1 when a request is not ordinary."""
+        index = self._places.get(key)
+        if index is None:
+            try:
+                index = self._pool.index_of(key)
+            except StoreUnavailable:
+                return -1
+            if len(self._places) >= _REMEMBERED_PLACES:
+                self._places.clear()
+                self._places.update(dict.fromkeys(self._large, -1))
+            self._places[key] = index
+        return index
+
+    def plain_link(self, index: int, lane: int) -> Link | None:
+        """Return the connection for ordinary requests; None when there are none now."""
+        if index < 0 or self._gutter is not None:
+            return None
+        link = self._pool.servers[index].link(lane)
+        return link if link.state is LinkState.READY else None
+
+    def again_after(self, tries: int, failure: EngineFailure) -> float | None:
+        """Return the seconds after which what was not performed is sent again, None for never."""
+        if failure.fate is not Fate.NOT_PERFORMED or tries >= _MOST_TRIES or not self._running:
+            return None
+        return _AGAIN_AFTER_S.get(failure.reason)
+
+    def call_later(self, seconds: float, function: Callable[..., object], *args: Any) -> Any:
+        """Call a function later."""
+        return self._reactor.callLater(seconds, function, *args)
+
+    # answers
 
     def _answered(self, reply: Any, call: Call) -> None:
         assert isinstance(call, FrameCall)
@@ -340,9 +387,10 @@ class Fleet:
             self._failed(reply, request, lane, call.server, was_up)
             return
         if len(reply) >= LARGE_VALUE:
-            self._note_large(request.key)
+            self.note_large(request.key)
         elif self._large and request.key in self._large and not request.write:
             del self._large[request.key]
+            self._places.pop(request.key, None)
         try:
             result = request.parse(reply, call)
         except StoreUnavailable as error:

@@ -21,6 +21,7 @@ from kvproto.store import Document, IConnectionStore, Refusal
 from kvproto.upstream.fleet import Fleet, FleetRequest, statistics
 from kvproto.upstream.fleet_meta import meta
 from kvproto.upstream.memcached import FrameCall
+from kvproto.upstream.pipe import Outlet, Pipe
 from kvproto.wire.constants import HEADER_SIZE, Opcode, Status
 from kvproto.wire.meta import MetaCommand
 
@@ -93,6 +94,10 @@ class FleetStore:
         """
         self._next_lane += 1
         return FleetStore(self.fleet, self._next_lane)
+
+    def open_pipe(self, outlet: Outlet) -> Pipe:
+        """Return the short way for plain binary requests of one client's connection."""
+        return Pipe(self.fleet, self._lane, outlet)
 
     def ready(self) -> str | None:
         """Say why requests cannot be served: no server of the fleet answers."""

@@ -13,7 +13,7 @@ Source: memcached ``doc/protocol-binary.xml``, ``proto_bin.c``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from kvproto.base.log import make_logger
 from kvproto.upstream.connection import Call, EngineConnection
@@ -65,6 +65,36 @@ class FrameCall(Call):
         self.opaque = opaque
         self.items: list[bytes] | None = None
 
+    several = False
+    """Whether it is more than one request: then `take` takes replies until it is ``complete``."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all replies have been taken."""
+        return True
+
+    def take(self, connection: MemcachedConnection, data: bytes, at: int, end: int) -> int:
+        """Take replies to several requests out of a read.
+
+        Args:
+            connection: Whose ``touched`` gets what is to be flushed when the read is through.
+            data: The read.
+            at: Where a reply begins.
+            end: Where the read ends.
+
+        Returns:
+            Where the first frame begins that was not taken; -1 when a reply is not the one that
+            must come.
+        """
+        raise NotImplementedError
+
+
+class _Flushed(Protocol):
+    """What is flushed once for each read."""
+
+    def flush(self) -> None:
+        """Hand on what has come together."""
+
 
 def greeting() -> list[FrameCall]:
     """Make the request that a connection begins with: a server that is stopped does not answer."""
@@ -80,10 +110,12 @@ class MemcachedConnection(EngineConnection):
     """A pipelined connection to a memcached server; see `EngineConnection`."""
 
     _held: list[bytes]
+    touched: dict[_Flushed, None]
 
     def connectionMade(self) -> None:
         """Take the transport."""
         self._held = []
+        self.touched = {}
         self._held_size = 0
         self._needed = HEADER_SIZE
         super().connectionMade()
@@ -100,23 +132,57 @@ class MemcachedConnection(EngineConnection):
                 return
             data = b"".join(held)
             held.clear()
-        at, end = 0, len(data)
+        end = len(data)
+        at = self._take(data, end)
+        touched, self.touched = self.touched, {}
+        for one in touched:
+            try:
+                one.flush()
+            except Exception:
+                log.failure("replies could not be handed on")
+        if self._ended:
+            return
+        if at < end:
+            self._needed = HEADER_SIZE
+            if end - at >= HEADER_SIZE:
+                self._needed += _unpack(data, at)[6]
+            if self._needed > MAX_BODY:
+                self._end("protocol", "it does not speak memcached's binary protocol")
+                return
+            held.append(data[at:])
+            self._held_size = end - at
+        self._note_answers()
+        if self._closing and not self._pending:
+            self._end("disconnected", "not needed any more")
+
+    def _take(self, data: bytes, end: int) -> int:
+        """Give replies to requests as long as there are whole ones; return where that ends."""
+        at = 0
         pending, out = self._pending, self._out
-        while end - at >= HEADER_SIZE:
+        while end - at >= HEADER_SIZE and self._open:
+            if len(pending) == len(out):
+                self._end("protocol", "a reply to no request")
+                break
+            call: Any = pending[0]
+            if call.several:
+                before, at = at, call.take(self, data, at, end)
+                if at < 0:
+                    self._end("protocol", "a reply to another request")
+                elif call.complete:
+                    pending.popleft()
+                elif at == before or end - at < HEADER_SIZE:
+                    break
+                continue
             magic, opcode, key_size, _, _, _, body_size, opaque, _ = _unpack(data, at)
             if magic != _RESPONSE or body_size > MAX_BODY:
                 self._end("protocol", "it does not speak memcached's binary protocol")
-                return
+                break
+            if call.opaque != opaque:
+                self._end("protocol", "a reply to another request")
+                break
             stop = at + HEADER_SIZE + body_size
             if stop > end:
                 break
-            if len(pending) == len(out):
-                self._end("protocol", "a reply to no request")
-                return
-            call: Any = pending[0]
-            if call.opaque != opaque:
-                self._end("protocol", "a reply to another request")
-                return
             frame: Any = data[at:stop] if stop - at < _LARGE else memoryview(data)[at:stop]
             at = stop
             if opcode == _STAT and key_size and call.items is not None:
@@ -127,14 +193,4 @@ class MemcachedConnection(EngineConnection):
                 call.answered(frame, call)
             except Exception:
                 log.failure("a reply could not be used")
-            if self._ended:
-                return
-        if at < end:
-            self._needed = HEADER_SIZE
-            if end - at >= HEADER_SIZE:
-                self._needed += _unpack(data, at)[6]
-            held.append(data[at:])
-            self._held_size = end - at
-        self._note_answers()
-        if self._closing and not pending:
-            self._end("disconnected", "not needed any more")
+        return at

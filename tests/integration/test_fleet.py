@@ -28,8 +28,14 @@ from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
 from tests.integration.fleet import Memcached, free_port
 from tests.integration.peers import require
+from tests.server.support import Link
 
 reactor: Any = installed_reactor
+
+KINDS = (
+    *("get", "getk", "getq", "getkq", "set", "setq", "add", "addq", "replace", "append"),
+    *("appendq", "delete", "deleteq", "incr", "touch", "gat", "noop", "odd", "version"),
+)
 
 TEMPORARY = b"SERVER_ERROR temporary failure\r\n"
 
@@ -114,6 +120,7 @@ class FleetCase(TestCase):
         stores.startService()
         self.addCleanup(stores.stopService)
         server = make_server(config, reactor, None, stores)
+        self.addCleanup(server.budget.stop)
         factory = Factory.forProtocol(lambda: KVServerProtocol(server))
         factory.noisy = False
         self.port = reactor.listenTCP(0, factory, interface="127.0.0.1")
@@ -353,6 +360,97 @@ class OperationTests(FleetCase):
                 self.assertEqual(await client.say(b"".join(requests), wanted[-40:]), wanted)
 
         await gatherResults([Deferred.fromCoroutine(work(number, 8)) for number in range(32)])
+
+    async def test_forwarded_frames(self) -> None:
+        """Binary clients that pipeline everything at random, cut anywhere, get what memory gives.
+
+        Each client's answers are compared with those of a store in memory: order, opaques, quiet
+        requests, NOOPs, oddities, large values between small ones.
+        """
+        chosen = random.Random(11)
+
+        def requests_of(number: int) -> list[bytes]:
+            made = []
+            for opaque in range(chosen.randrange(1, 60)):
+                key = b"f%d-%d" % (number, chosen.randrange(12))
+                value = b"%d:%d " % (number, opaque) * chosen.randrange(1, 300)
+                if chosen.random() < 0.02:
+                    value = bytes(chosen.randrange(60_000, 200_000))
+                kind = chosen.choice(KINDS)
+                counting = (1).to_bytes(8) + (7).to_bytes(8) + bytes(4)
+                opcode, extras, value, key = {
+                    "get": (Opcode.GET, b"", b"", key),
+                    "getk": (Opcode.GETK, b"", b"", key),
+                    "getq": (Opcode.GETQ, b"", b"", key),
+                    "getkq": (Opcode.GETKQ, b"", b"", key),
+                    "set": (Opcode.SET, bytes(8), value, key),
+                    "setq": (Opcode.SETQ, bytes(8), value, key),
+                    "add": (Opcode.ADD, bytes(8), value, key),
+                    "addq": (Opcode.ADDQ, bytes(8), value, key),
+                    "replace": (Opcode.REPLACE, bytes(8), value, key),
+                    "append": (Opcode.APPEND, b"", b"tail", key),
+                    "appendq": (Opcode.APPENDQ, b"", b"tail", key),
+                    "delete": (Opcode.DELETE, b"", b"", key),
+                    "deleteq": (Opcode.DELETEQ, b"", b"", key),
+                    "incr": (Opcode.INCREMENT, counting, b"", key),
+                    "touch": (Opcode.TOUCH, bytes(4), b"", key),
+                    "gat": (Opcode.GAT, bytes(4), b"", key),
+                    "noop": (Opcode.NOOP, b"", b"", b""),
+                    "odd": (Opcode.GET, b"xx", b"", key),
+                    "version": (Opcode.VERSION, b"", b"", b""),
+                }[kind]
+                made.append(
+                    encode_request(opcode, key=key, value=value, extras=extras, opaque=opaque)
+                )
+            return [*made, encode_request(Opcode.NOOP, opaque=0xFFFF)]
+
+        def expected(reference: Link, requests: list[bytes]) -> list[Response]:
+            return [answer for request in requests for answer in reference.responses(request)]
+
+        def essence(one: Response) -> tuple[Any, ...]:
+            # CAS differs; a refusal's text and the extras of TOUCH are memcached's own.
+            extras = b"" if one.status or one.opcode == Opcode.TOUCH else one.extras
+            value = b"" if one.status or one.opcode == Opcode.VERSION else one.value
+            key = b"" if one.status else one.key
+            return one.opcode, one.opaque, one.status, extras, key, value
+
+        async def work(number: int) -> None:
+            client = await self.connect()
+            reference = Link(mode=Mode.MEMCACHED)
+            for _ in range(6):
+                requests = requests_of(number)
+                wanted = [essence(one) for one in expected(reference, requests)]
+                data, decoder, found = b"".join(requests), ResponseDecoder(), list[Any]()
+                while data:
+                    cut = chosen.choice((1, 23, 24, 30, 100, 5000, len(data)))
+                    client.transport.write(data[:cut])
+                    data = data[cut:]
+                    if chosen.random() < 0.2:
+                        await deferLater(reactor, 0)
+                while len(found) < len(wanted) and not client.lost:
+                    found += decoder.feed(await client.until(bool))
+                self.assertEqual([essence(one) for one in found], wanted)
+
+        await gatherResults([Deferred.fromCoroutine(work(number)) for number in range(24)])
+
+    async def test_slow_reader(self) -> None:
+        """A client that does not read is cut, with the reason, and holds up nobody."""
+        slow, other = await self.connect(), await self.connect()
+        value = bytes(60_000)
+        await other.call(store(b"v", value))
+        await slow.call(encode_request(Opcode.NOOP))
+        slow.transport.pauseProducing()
+        read = b"".join(encode_request(Opcode.GET, key=b"v") for _ in range(1000))
+        slow.transport.write(read)
+        for number in range(50):
+            (reply,) = await other.call(store(b"o%d" % number, b"x"))
+            self.assertEqual(reply.status, 0)
+        await deferLater(reactor, 0.5)
+        (reply,) = await other.call(encode_request(Opcode.GET, key=b"v"))
+        self.assertEqual(reply.value, value)
+        slow.transport.resumeProducing()
+        await slow.until(lambda data: False)
+        self.assertTrue(slow.lost)
 
     async def test_order(self) -> None:
         """What one client asks about one key happens in that order, noreply included."""

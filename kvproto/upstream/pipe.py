@@ -1,0 +1,456 @@
+"""The short way through a fleet: plain binary requests and replies, passed on as frames.
+
+A client's read usually holds whole, ordinary requests.  Nobody needs to know what they mean but
+the server that has the key, so they are not decoded: `Pipe.forward` finds where each frame ends and
+which server it is for, writes our opaque over the client's, and sends what goes to one connection
+as one `Run`.  When the replies are there, `take_replies` writes the client's opaques back, and the
+pipe hands them on in the order of the requests.
+
+Order.  A slot is kept for each request, in order; a reply goes into its slot, and slots leave from
+the front.  All of a client's requests to one server use one connection, so requests for one key
+are performed in their order without waiting for each other.  Whatever is out of the ordinary is
+left to the session, which must not begin before the pipe is empty.
+
+What is ordinary is decided so narrowly that a server always answers it, exactly once: one that does
+not like a frame may end a connection that others share.  Quiet requests are sent as loud ones and
+their silence is made here; a NOOP is answered here when its turn has come.
+
+`scan_requests` and `take_replies` have compiled twins in `kvproto.upstream._pipe`.
+
+Source: memcached ``doc/protocol-binary.xml``, ``proto_bin.c``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from twisted.internet.interfaces import IDelayedCall
+
+from kvproto.base.log import make_logger
+from kvproto.compiled import compiled
+from kvproto.upstream.connection import Call
+from kvproto.upstream.link import Link
+from kvproto.upstream.memcached import FrameCall, MemcachedConnection
+from kvproto.upstream.resp import EngineFailure, Fate
+from kvproto.wire.constants import HEADER_SIZE, MAX_KEY, Opcode, Status
+from kvproto.wire.encoding import HEADER, error_reply, simple_reply
+
+if TYPE_CHECKING:
+    from kvproto.upstream.fleet import Fleet
+
+__all__ = ["MOST_SLOTS", "Outlet", "Pipe", "Run", "scan_in_python", "take_in_python"]
+
+log = make_logger()
+
+MOST_SLOTS = 1024
+"""Requests of one client that may be under way."""
+
+LARGE_FRAME = 64 * 1024
+"""Bytes of a body from which a request is left to the session, and a key counts as large."""
+
+_LOUD, _MISS_IS_SILENT, _SUCCESS_IS_SILENT = 0, 1, 2
+
+_GET = (Opcode.GET, 0, False, False)
+_GETK = (Opcode.GETK, 0, False, False)
+_SHAPES: dict[int, tuple[int, int, bool, bool]] = {
+    Opcode.GET: _GET,
+    Opcode.GETK: _GETK,
+    Opcode.SET: (Opcode.SET, 8, True, True),
+    Opcode.ADD: (Opcode.ADD, 8, True, True),
+    Opcode.REPLACE: (Opcode.REPLACE, 8, True, True),
+    Opcode.APPEND: (Opcode.APPEND, 0, True, True),
+    Opcode.PREPEND: (Opcode.PREPEND, 0, True, True),
+    Opcode.DELETE: (Opcode.DELETE, 0, False, True),
+    Opcode.INCREMENT: (Opcode.INCREMENT, 20, False, True),
+    Opcode.DECREMENT: (Opcode.DECREMENT, 20, False, True),
+    Opcode.TOUCH: (Opcode.TOUCH, 4, False, True),
+    Opcode.GAT: (Opcode.GAT, 4, False, True),
+}
+_QUIET: dict[int, int] = {
+    Opcode.GETQ: Opcode.GET,
+    Opcode.GETKQ: Opcode.GETK,
+    Opcode.SETQ: Opcode.SET,
+    Opcode.ADDQ: Opcode.ADD,
+    Opcode.REPLACEQ: Opcode.REPLACE,
+    Opcode.APPENDQ: Opcode.APPEND,
+    Opcode.PREPENDQ: Opcode.PREPEND,
+    Opcode.DELETEQ: Opcode.DELETE,
+}
+
+
+def _plans() -> list[tuple[int, int, bool, bool, int] | None]:
+    plans: list[tuple[int, int, bool, bool, int] | None] = [None] * 256
+    for opcode, (loud, extras, value, write) in _SHAPES.items():
+        plans[opcode] = (int(loud), extras, value, write, _LOUD)
+    for opcode, loud in _QUIET.items():
+        _, extras, value, write = _SHAPES[loud]
+        silent = _SUCCESS_IS_SILENT if write else _MISS_IS_SILENT
+        plans[opcode] = (int(loud), extras, value, write, silent)
+    return plans
+
+
+PLANS = _plans()
+"""For each opcode: the loud opcode, the size of its extras, whether it may have a value, whether it
+may change something, and which answer is silent.  None: not ordinary."""
+
+_NOOP = int(Opcode.NOOP)
+_unpack = HEADER.unpack_from
+_LAST = 0xFFFF_FFFF
+
+
+class Outlet(Protocol):
+    """The client's connection."""
+
+    def forwarded(self, replies: list[bytes]) -> None:
+        """Write replies."""
+
+    def forwarding_failed(self, reason: str) -> None:
+        """Close: a request of unknown fate must not be answered."""
+
+    def forwarding_ended(self) -> None:
+        """Note that nothing is under way any more."""
+
+
+class _Unknown:
+    """Stands in a slot for the answer to a write of which nothing is known."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class Run(FrameCall):
+    """Requests of one client that go over one connection, in one piece.
+
+    Attributes:
+        pipe: Whose they are.
+        places: The slot of each, counted from the pipe's first one ever.
+        opaques: The client's opaque of each.
+        opcodes: The client's opcode of each.
+        got: How many have been answered.
+        parts: Frames that are not joined yet.
+    """
+
+    several = True
+
+    __slots__ = ("got", "link", "opaques", "opcodes", "parts", "pipe", "places", "tries", "was_up")
+
+    def __init__(self, pipe: Pipe, link: Link, opaque: int) -> None:
+        super().__init__(b"", self._ended, opaque)
+        self.pipe = pipe
+        self.link = link
+        self.places: list[int] = []
+        self.opaques: list[bytes] = []
+        self.opcodes: list[int] = []
+        self.parts: list[bytes] = []
+        self.got = 0
+        self.tries = 0
+        self.was_up = True
+
+    def send(self) -> None:
+        """Send it, or send it again."""
+        self.tries += 1
+        self.link.send(self)
+
+    def take(self, connection: MemcachedConnection, data: bytes, at: int, end: int) -> int:
+        """Take replies; see `FrameCall.take`."""
+        connection.touched[self.pipe] = None
+        return take_replies(self, data, at, end)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all replies have been taken."""
+        return self.got == len(self.places)
+
+    def _ended(self, reply: Any, call: Call) -> None:
+        """Take the end of the connection; complete replies never come here."""
+        assert isinstance(reply, EngineFailure)
+        self.pipe.run_failed(self, reply)
+
+    def key(self, index: int) -> bytes:
+        """Return the key of one request; its frames are looked through for it."""
+        at = 0
+        for _ in range(index):
+            at += HEADER_SIZE + _unpack(self.data, at)[6]
+        _, _, key_size, extras_size = _unpack(self.data, at)[:4]
+        begin = at + HEADER_SIZE + extras_size
+        return self.data[begin : begin + key_size]
+
+    def fail(self, failure: EngineFailure) -> None:
+        """Answer what has not been answered."""
+        unknown = failure.fate is Fate.UNKNOWN or failure.fate is Fate.UNANSWERED
+        text = f"{self.link.server.name}: {failure.text}"
+        for index in range(self.got, len(self.places)):
+            opcode = self.opcodes[index]
+            plan = PLANS[opcode]
+            answer: Any
+            if unknown and plan is not None and plan[3]:
+                answer = _Unknown(text)
+            else:
+                opaque = int.from_bytes(self.opaques[index])
+                answer = error_reply(opcode, Status.TEMPORARY_FAILURE, opaque)
+            self.pipe.put(self.places[index], answer)
+
+
+class Pipe:
+    """One client's short way.
+
+    Args:
+        fleet: The servers.
+        lane: Which connection to each of them.
+        outlet: The client's connection.
+
+    Attributes:
+        slots: Answers to requests under way, in order; None where there is none yet.
+        base: The number of the first slot, counted from the first one ever.
+        tail: The beginning of an ordinary request that is not all there.
+    """
+
+    __slots__ = ("_outlet", "_waiting", "base", "closed", "fleet", "lane", "slots", "tail")
+
+    def __init__(self, fleet: Fleet, lane: int, outlet: Outlet) -> None:
+        self.fleet = fleet
+        self.lane = lane
+        self._outlet = outlet
+        self._waiting: dict[Run, IDelayedCall] = {}
+        self.slots: list[Any] = []
+        self.base = 0
+        self.tail = b""
+        self.closed = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are under way."""
+        return bool(self.slots)
+
+    def forward(self, data: bytes, out: list[bytes], max_body: int) -> int:
+        """Send the ordinary requests that a read begins with.
+
+        Args:
+            data: The read.
+            out: Takes replies that are there already.
+            max_body: Bytes; a longer body is not ordinary.
+
+        Returns:
+            How many bytes have been dealt with; -1 when what had been kept of the read before has
+            turned out not to be ordinary (`tail` is that still).
+        """
+        kept = len(self.tail)
+        if kept:
+            data = self.tail + data
+        runs: dict[int, Run] = {}
+        at = scan_requests(self, data, runs, min(max_body, LARGE_FRAME), MOST_SLOTS)
+        for run in runs.values():
+            run.data = b"".join(run.parts)
+            run.parts.clear()
+            run.send()
+        if at < kept:
+            return -1
+        if at < len(data) and self._continues(data, at):
+            self.tail = data[at:]
+            at = len(data)
+        else:
+            self.tail = b""
+        if self.slots and self.slots[0] is not None:
+            out += self._leave()
+        return at - kept
+
+    def _continues(self, data: bytes, at: int) -> bool:
+        """Return whether what is left is the beginning of an ordinary request."""
+        left = len(data) - at
+        if len(self.slots) >= MOST_SLOTS or data[at] != 0x80:
+            return False
+        if left < HEADER_SIZE:
+            return left < 2 or PLANS[data[at + 1]] is not None
+        _, opcode, _, _, _, _, body_size, _, _ = _unpack(data, at)
+        return PLANS[opcode] is not None and left < HEADER_SIZE + body_size <= LARGE_FRAME
+
+    def new_run(self, index: int, opaque: int) -> Run | None:
+        """Return a run to a server, None when requests to it are not ordinary now."""
+        link = self.fleet.plain_link(index, self.lane)
+        return None if link is None else Run(self, link, opaque)
+
+    def put(self, place: int, answer: Any) -> None:
+        """Put an answer into its slot."""
+        if not self.closed:
+            self.slots[place - self.base] = answer
+
+    def flush(self) -> None:
+        """Hand on what may leave."""
+        if self.closed or not self.slots or self.slots[0] is None:
+            return
+        out = self._leave()
+        if out:
+            self._outlet.forwarded(out)
+        if self.slots and isinstance(self.slots[0], _Unknown):
+            reason = self.slots[0].reason
+            self.close()
+            self._outlet.forwarding_failed(reason)
+        elif not self.slots:
+            self._outlet.forwarding_ended()
+
+    def _leave(self) -> list[bytes]:
+        """Take out the answers that everything before them has been answered of."""
+        slots = self.slots
+        count = 0
+        for answer in slots:
+            if answer.__class__ is not bytes:
+                break
+            count += 1
+        out = [answer for answer in slots[:count] if answer]
+        del slots[:count]
+        self.base += count
+        return out
+
+    def run_failed(self, run: Run, failure: EngineFailure) -> None:
+        """Answer the requests of a run whose connection was lost, or send it again."""
+        run.link.server.count(failure)
+        if self.closed:
+            return
+        wait = self.fleet.again_after(run.tries, failure) if run.was_up and not run.got else None
+        if wait is not None:
+            self._waiting[run] = self.fleet.call_later(wait, self._send_again, run)
+            return
+        run.fail(failure)
+        self.flush()
+
+    def _send_again(self, run: Run) -> None:
+        del self._waiting[run]
+        run.send()
+
+    def close(self) -> None:
+        """Forget everything: the client is gone; its replies will be thrown away."""
+        self.closed = True
+        self.slots = []
+        self.tail = b""
+        waiting, self._waiting = self._waiting, {}
+        for again in waiting.values():
+            again.cancel()
+
+
+def scan_in_python(
+    pipe: Pipe, data: bytes, runs: dict[int, Run], max_body: int, most_slots: int
+) -> int:
+    """Put the ordinary requests at the beginning of a read into runs.
+
+    Args:
+        pipe: Whose they are; gets a slot for each.
+        data: The read.
+        runs: Gets the runs, by number of the server.
+        max_body: Bytes of the longest ordinary body.
+        most_slots: Slots that there may be.
+
+    Returns:
+        Where the first request begins that is not ordinary, or not all there.
+    """
+    fleet, slots = pipe.fleet, pipe.slots
+    base = pipe.base
+    at, end = 0, len(data)
+    index_of = fleet.index_of
+    opaque = fleet.next_opaque
+    while end - at >= HEADER_SIZE and len(slots) < most_slots:
+        magic, opcode, key_size, extras_size, datatype, vbucket, body_size, _, _ = _unpack(data, at)
+        key_at = at + HEADER_SIZE + extras_size
+        value_at = key_at + key_size
+        stop = at + HEADER_SIZE + body_size
+        if magic != 0x80 or datatype or vbucket or stop > end:
+            break
+        plan = PLANS[opcode]
+        if plan is None:
+            if opcode != _NOOP or body_size or key_size or extras_size:
+                break
+            slots.append(simple_reply(_NOOP, 0, int.from_bytes(data[at + 12 : at + 16])))
+            at = stop
+            continue
+        loud, extras, value, write, _ = plan
+        if (
+            extras_size != extras
+            or not 0 < key_size <= MAX_KEY
+            or body_size > max_body
+            or (value_at > stop if value else value_at != stop)
+        ):
+            break
+        index = index_of(data[key_at:value_at])
+        run = runs.get(index)
+        if run is None:
+            run = pipe.new_run(index, opaque)
+            if run is None:
+                break
+            runs[index] = run
+            opaque = fleet.next_opaque = (opaque + most_slots) & _LAST
+        run.parts += (
+            b"\x80",
+            loud.to_bytes(),
+            data[at + 2 : at + 12],
+            (run.opaque + len(run.places) & _LAST).to_bytes(4),
+            data[at + 16 : stop],
+        )
+        if write:
+            run.write = True
+        run.opaques.append(data[at + 12 : at + 16])
+        run.opcodes.append(opcode)
+        run.places.append(base + len(slots))
+        slots.append(None)
+        at = stop
+    return at
+
+
+def take_in_python(run: Run, data: bytes, at: int, end: int) -> int:
+    """Take replies to a run out of what a server has sent.
+
+    Args:
+        run: Whose they are, as far as there are any.
+        data: What was read.
+        at: Where the first reply begins.
+        end: Where the read ends.
+
+    Returns:
+        Where the first frame begins that is not taken, -1 when a reply is not the one that must
+        come.
+    """
+    pipe = run.pipe
+    count = len(run.places)
+    while end - at >= HEADER_SIZE and run.got < count:
+        magic, _, _, _, _, status, body_size, opaque, _ = _unpack(data, at)
+        got = run.got
+        if magic != 0x81 or opaque != run.opaque + got & _LAST:
+            return -1
+        stop = at + HEADER_SIZE + body_size
+        if stop > end:
+            break
+        opcode = run.opcodes[got]
+        plan = PLANS[opcode]
+        assert plan is not None
+        silent = plan[4]
+        missed, done = status == Status.NOT_FOUND, not status
+        if (silent == _MISS_IS_SILENT and missed) or (silent == _SUCCESS_IS_SILENT and done):
+            answer = b""
+        else:
+            answer = b"".join(
+                (
+                    b"\x81",
+                    opcode.to_bytes(),
+                    data[at + 2 : at + 12],
+                    run.opaques[got],
+                    data[at + 16 : stop],
+                )
+            )
+            if len(answer) > LARGE_FRAME:
+                pipe.fleet.note_large(run.key(got))
+        run.got = got + 1
+        if not pipe.closed:
+            pipe.slots[run.places[got] - pipe.base] = answer
+        at = stop
+    return at
+
+
+_compiled = compiled("kvproto.upstream._pipe")
+
+scan_requests: Callable[[Pipe, bytes, dict[int, Run], int, int], int] = (
+    scan_in_python if _compiled is None else _compiled.scan_requests
+)
+take_replies: Callable[[Run, bytes, int, int], int] = (
+    take_in_python if _compiled is None else _compiled.take_replies
+)
