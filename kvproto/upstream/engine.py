@@ -30,7 +30,7 @@ from kvproto.upstream.security import EngineSecrets
 from kvproto.upstream.server import Server
 from kvproto.upstream.slots import tags
 
-__all__ = ["TAGS", "Engine", "SingleEngine", "error_of"]
+__all__ = ["TAGS", "Engine", "EngineFullError", "SingleEngine", "error_of"]
 
 MOST_TRIES = 10
 """How often a command is sent on to somewhere else.  The last of them are further and further
@@ -252,7 +252,12 @@ def error_of(failure: EngineFailure, call: Call) -> UpstreamError:
     """Return the exception that says what is known of a failed command."""
     where = "" if call.server is None else f"{call.server.name}: "
     text = f"engine {where}{failure.reason}: {failure.text}"
-    return OutcomeUnknown(text) if failure.fate is Fate.UNKNOWN else StoreUnavailable(text)
+    kinds = {Fate.UNKNOWN: OutcomeUnknown, Fate.NO_MEMORY: EngineFullError}
+    return kinds.get(failure.fate, StoreUnavailable)(text)
+
+
+class EngineFullError(StoreUnavailable):
+    """The engine's memory is full."""
 
 
 class SingleEngine(Engine):

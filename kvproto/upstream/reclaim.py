@@ -22,13 +22,19 @@ from kvproto.upstream.keeper import EpochKeeper
 from kvproto.upstream.resp import command
 from kvproto.upstream.server import Server
 
-__all__ = ["Reclaimer"]
+__all__ = ["Reclaimer", "serving"]
 
 log = make_logger()
 
 _AT_ONCE = b"500"
 _PAUSE_S = 0.01
 _FIRST_S = 60.0
+
+
+def serving(engine: Engine) -> list[Server]:
+    """Return the servers that have documents."""
+    servers: list[Server] = getattr(engine, "primaries", engine.servers)
+    return servers
 
 
 class Reclaimer:
@@ -83,29 +89,50 @@ class Reclaimer:
 
     async def _run(self) -> None:
         try:
-            for server in getattr(self._engine, "primaries", self._engine.servers):
+            for server in serving(self._engine):
                 await self._go_through(server)
         except UpstreamError as error:
             log.warn("old documents stay in the engine until the next flush: {e}", e=error)
 
+    async def make_room(self) -> bool:
+        """Remove some documents, of any epoch; return whether there were any."""
+        for server in serving(self._engine):
+            cursor = b"0"
+            while True:
+                cursor, names = await self._scan(server, cursor)
+                if names:
+                    await self._remove(names)
+                    return True
+                if cursor == b"0":
+                    break
+        return False
+
+    async def _scan(self, server: Server, cursor: bytes) -> tuple[bytes, list[bytes]]:
+        data = command(b"SCAN", cursor, b"MATCH", self._prefix + b"*", b"COUNT", _AT_ONCE)
+        found: tuple[bytes, list[bytes]] = await self._engine.ask_server(data, server)
+        return found
+
+    async def _remove(self, names: list[bytes]) -> None:
+        engine = self._engine
+        removed = [
+            engine.ask(command(b"UNLINK", name), engine.slot(name), write=True) for name in names
+        ]
+        for _, failed in await DeferredList(removed, consumeErrors=True):
+            if isinstance(failed, Failure):
+                failed.raiseException()
+
     async def _go_through(self, server: Server) -> None:
         cursor = b"0"
-        engine = self._engine
         while True:
-            data = command(b"SCAN", cursor, b"MATCH", self._prefix + b"*", b"COUNT", _AT_ONCE)
-            cursor, names = await engine.ask_server(data, server)
+            cursor, names = await self._scan(server, cursor)
             record = self._keeper.record
-            old = [name for name in names if record is not None and self._is_old(name, record)]
-            removed = [
-                engine.ask(command(b"UNLINK", name), engine.slot(name), write=True) for name in old
-            ]
-            for _, failed in await DeferredList(removed, consumeErrors=True):
-                if isinstance(failed, Failure):
-                    failed.raiseException()
+            await self._remove(
+                [name for name in names if record is not None and self._is_old(name, record)]
+            )
             if cursor == b"0":
                 return
             pause: Deferred[None] = Deferred()
-            self._call = engine.clock.callLater(_PAUSE_S, pause.callback, None)
+            self._call = self._engine.clock.callLater(_PAUSE_S, pause.callback, None)
             await pause
             self._call = None
 

@@ -37,10 +37,10 @@ from kvproto.store.statistics import Statistics
 from kvproto.upstream.change import Change, Changer
 from kvproto.upstream.codec import HEADER, PLAIN, decode
 from kvproto.upstream.connection import Call
-from kvproto.upstream.engine import Engine, error_of
+from kvproto.upstream.engine import Engine, EngineFullError, error_of
 from kvproto.upstream.epochs import Epochs, document_prefix
 from kvproto.upstream.keeper import EpochKeeper
-from kvproto.upstream.reclaim import Reclaimer
+from kvproto.upstream.reclaim import Reclaimer, serving
 from kvproto.upstream.resp import EngineFailure, Fate, command
 from kvproto.upstream.scripts import SET_PLAIN
 from kvproto.wire.subdoc_terms import DocFlag
@@ -306,7 +306,18 @@ class EngineStore(Operations):
             now = self.now()
             return record.flushed(now, deadline(delay, now) or now, micros)
 
-        return self.keeper.change(make).addCallback(self._reclaim)
+        return Deferred.fromCoroutine(self._flush(make))
+
+    async def _flush(self, make: Callable[[Epochs, int], Epochs]) -> None:
+        while True:
+            try:
+                await self.keeper.change(make)
+                break
+            except EngineFullError:
+                # There is no room even for the record, so what is to go has to go before.
+                if not await self._reclaimer.make_room():
+                    raise
+        self._reclaim(None)
 
     def drop_collection(self, collection: int) -> Deferred[None]:
         """Remove all documents of a collection; see `IStore.drop_collection`."""
@@ -328,7 +339,7 @@ class EngineStore(Operations):
     async def _stats(self) -> dict[str, int | str]:
         items = used = limit = 0
         try:
-            for server in self.serving:
+            for server in serving(self._engine):
                 memory = await self._engine.ask_server(command(b"INFO", b"memory"), server)
                 used += _field(memory, b"used_memory:")
                 limit += _field(memory, b"maxmemory:")
@@ -351,7 +362,7 @@ class EngineStore(Operations):
         self._turn_over()
         pattern = b"kvtls:%b:%x:*" % (self._bucket, self._epochs.epoch)
         count = 0
-        for server in self.serving:
+        for server in serving(self._engine):
             cursor = b"0"
             while True:
                 data = command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000")
@@ -360,11 +371,6 @@ class EngineStore(Operations):
                 if cursor == b"0":
                     break
         return count
-
-    @property
-    def serving(self) -> list[Any]:
-        """The servers that have documents."""
-        return getattr(self._engine, "primaries", self._engine.servers)
 
     # -- names and epochs -----------------------------------------------------
 

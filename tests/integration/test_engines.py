@@ -1,0 +1,378 @@
+"""Services in front of a Valkey or Redis server or cluster, on good days and bad ones."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from typing import Any
+from unittest import SkipTest
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.integration.engine_load import Counting, TextClient
+from tests.integration.engines import RedisCluster, RedisServer, shared_cluster, shared_server
+from tests.integration.live import eventually
+from tests.integration.service import KvtlsProcess, run_kvtls
+from tests.integration.wire_client import packet, read_answer
+
+GONE = re.compile(r"engine \S+ does not answer: .*")
+BACK = re.compile(r"engine \S+ is back")
+TEMPORARY = b"SERVER_ERROR temporary failure"
+
+
+def service(url: str, *options: str, mode: str = "couchbase") -> KvtlsProcess:
+    """Start a service on an engine, with a listener without TLS, whose port is the second."""
+    return KvtlsProcess(
+        "--store", url, "--mode", mode, "--allow-flush", "--plain",
+        "tcp:0:interface=127.0.0.1", *options,
+    )  # fmt: skip
+
+
+def plain_port(running: KvtlsProcess) -> int:
+    """Return the port without TLS."""
+    return running.addresses[1][1]
+
+
+def client(running: KvtlsProcess) -> TextClient:
+    """Connect without TLS."""
+    return TextClient(plain_port(running))
+
+
+class _SeveralServices(SynchronousTestCase):
+    """Two services on one engine are one service."""
+
+    modes = ("couchbase", "memcached")
+
+    def url(self) -> str:
+        raise SkipTest("for those below")
+
+    def two(self, mode: str = "couchbase", *options: str) -> tuple[KvtlsProcess, KvtlsProcess]:
+        bucket = f"{type(self).__name__}.{self._testMethodName[5:]}.{mode}"
+        first = self.enterContext(service(self.url(), "--bucket", bucket, *options, mode=mode))
+        second = self.enterContext(service(self.url(), "--bucket", bucket, *options, mode=mode))
+        return first, second
+
+    def test_counters(self) -> None:
+        """Counters that many clients change through both services end in exact totals."""
+        for mode in self.modes:
+            both = self.two(mode)
+            with client(both[0]) as one:
+                for key in ("a", "b"):
+                    self.assertEqual(one.set(key, b"0"), b"STORED")
+                load = Counting([plain_port(each) for each in both], ["a", "b"], 8, 250)
+                load.join()
+                self.assertEqual((load.errors, load.refused), ([], 0))
+                self.assertEqual((one.get("a"), one.get("b")), (b"1000", b"1000"))
+
+    def test_compare_and_swap(self) -> None:
+        """So do values that are changed by gets and cas, and by append."""
+        for mode in self.modes:
+            both = self.two(mode)
+            won: list[int] = []
+
+            def swap(running: KvtlsProcess, won: list[int] = won) -> None:
+                with client(running) as mine:
+                    for _ in range(50):
+                        while True:
+                            value, cas = mine.gets("n")
+                            if mine.set("n", b"%d" % (int(value) + 1), cas) == b"STORED":
+                                break
+                        mine.send(b"append log 0 0 1\r\nx\r\n")
+                        assert mine.line() == b"STORED"
+                won.append(1)
+
+            with client(both[0]) as one:
+                one.set("n", b"0")
+                one.set("log", b"")
+                threads = [
+                    threading.Thread(target=swap, args=(both[number % 2],)) for number in range(4)
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join(60)
+                self.assertEqual(len(won), 4)
+                self.assertEqual((one.get("n"), one.get("log")), (b"200", b"x" * 200))
+
+    def test_locks(self) -> None:
+        """A lock taken through one service holds in the other."""
+        first, second = self.two()
+        with client(first) as one, client(second) as other:
+            self.assertEqual(one.set("k", b"v"), b"STORED")
+            with client(first) as binary:
+                binary.send(packet(0x94, b"k", extras=(20).to_bytes(4)))
+                locked = read_answer(binary.socket)
+            self.assertEqual(locked.status, 0)
+            self.assertEqual(other.set("k", b"w"), TEMPORARY)
+            with client(second) as binary:
+                binary.send(packet(0x95, b"k", cas=locked.cas))
+                self.assertEqual(read_answer(binary.socket).status, 0)
+            self.assertEqual(other.set("k", b"w"), b"STORED")
+            self.assertEqual(one.get("k"), b"w")
+
+    def test_sub_documents(self) -> None:
+        """Sub-document counters and array appends of many clients are all there."""
+        both = self.two()
+
+        def mutate(running: KvtlsProcess) -> None:
+            with client(running) as mine:
+                for _ in range(50):
+                    specs = (
+                        b"\xcf\0" + b"\0\1\0\0\0\1" + b"n1" + b"\xcb\0" + b"\0\1\0\0\0\1" + b"a7"
+                    )
+                    mine.send(packet(0xD1, b"k", specs))
+                    status = read_answer(mine.socket).status
+                    assert status == 0, status
+
+        with client(both[0]) as one:
+            one.set("k", b'{"n":0,"a":[]}')
+            threads = [
+                threading.Thread(target=mutate, args=(both[number % 2],)) for number in range(6)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+            self.assertEqual(one.get("k"), b'{"n":300,"a":[%b]}' % b",".join([b"7"] * 300))
+
+    def test_flush(self) -> None:
+        """A flush through one service is seen through the other at once, every time."""
+        for mode in self.modes:
+            first, second = self.two(mode)
+            with client(first) as one, client(second) as other:
+                for turn in range(50):
+                    self.assertEqual(one.set("k", b"%d" % turn), b"STORED")
+                    self.assertEqual(other.get("k"), b"%d" % turn)
+                    self.assertEqual(one.ask(b"flush_all"), b"OK")
+                    self.assertIsNone(other.get("k"))
+                    self.assertEqual(other.set("k", b"new"), b"STORED")
+                    self.assertEqual(one.get("k"), b"new")
+
+    def test_pipelined(self) -> None:
+        """Requests that are sent together are answered in order, and much faster."""
+        first, _ = self.two("memcached")
+        with client(first) as one:
+            names = [f"k{number}" for number in range(200)]
+            started = time.monotonic()
+            for name in names:
+                one.set(name, name.encode())
+            alone = time.monotonic() - started
+            batch = b"".join(b"get %b\r\n" % name.encode() for name in names)
+            started = time.monotonic()
+            one.send(batch)
+            for name in names:
+                self.assertEqual(one.line(), f"VALUE {name} 0 {len(name)}".encode())
+                self.assertEqual((one.line(), one.line()), (name.encode(), b"END"))
+            together = time.monotonic() - started
+        # Not a judgement on speed, only that requests do not wait for each other's answers.
+        self.assertLess(together, alone)
+
+
+class RedisTests(_SeveralServices):
+    """Several services on one server."""
+
+    def url(self) -> str:
+        return shared_server().url
+
+
+class ClusterTests(_SeveralServices):
+    """Several services on a cluster."""
+
+    def url(self) -> str:
+        return shared_cluster().url
+
+
+class BadDaysTests(SynchronousTestCase):
+    """What clients, operators and data see when a server is in trouble."""
+
+    def server(self, *options: str) -> RedisServer:
+        return self.enterContext(RedisServer(*options))
+
+    def test_killed_and_started_again_empty(self) -> None:
+        """While the engine is gone clients hear so at once; when it is back they are served."""
+        engine = self.server()
+        running = self.enterContext(service(engine.url))
+        with client(running) as one:
+            self.assertEqual(one.set("k", b"v"), b"STORED")
+            engine.kill()
+            running.wait_for_line(GONE)
+            started = time.monotonic()
+            for line in (b"get k", b"incr k 1", b"delete k", b"touch k 0"):
+                self.assertEqual(one.ask(line), TEMPORARY)
+            self.assertEqual(one.set("k", b"v"), TEMPORARY)
+            self.assertLess(time.monotonic() - started, 5)
+            engine.start()
+            running.wait_for_line(BACK)
+            self.assertIsNone(one.get("k"))
+            self.assertEqual(one.set("k", b"w"), b"STORED")
+            self.assertEqual(one.get("k"), b"w")
+        self.assertEqual(len(GONE.findall(running.output)), 1)
+        self.assertEqual(len(BACK.findall(running.output)), 1)
+        self.assertNotIn("Traceback", running.output)
+
+    def test_restart_under_load(self) -> None:
+        """Counters that many clients change while the engine is killed are right afterwards."""
+        engine = self.server("--appendonly", "yes", "--appendfsync", "always")
+        running = self.enterContext(service(engine.url))
+        with client(running) as one:
+            one.set("n", b"0")
+            load = Counting([plain_port(running)], ["n"], 8)
+            for _ in range(3):
+                load.wait_for_more(200)
+                engine.kill()
+                engine.start()
+            load.wait_for_more(200)
+            load.stop()
+            load.check({"n": int(one.get("n") or b"0")})
+        self.assertNotIn("Traceback", running.output)
+
+    def test_stopped(self) -> None:
+        """An engine that is stopped (SIGSTOP) makes nobody wait longer than the timeout, or so."""
+        engine = self.server()
+        running = self.enterContext(service(f"{engine.url}?timeout=0.5&connect-timeout=0.5"))
+        with client(running) as one:
+            one.set("n", b"0")
+            load = Counting([plain_port(running)], ["n"], 4)
+            load.wait_for_more(50)
+            engine.signal(signal.SIGSTOP)
+            running.wait_for_line(GONE)
+            with client(running) as reader:
+                self.assertEqual(reader.ask(b"get n"), TEMPORARY)
+            engine.signal(signal.SIGCONT)
+            running.wait_for_line(BACK)
+            load.wait_for_more(50)
+            load.stop()
+            load.check({"n": int(one.get("n") or b"0")})
+            self.assertLess(load.longest, 5)
+        self.assertNotIn("Traceback", running.output)
+
+    def test_full(self) -> None:
+        """An engine whose memory is full refuses writes as such, and goes on serving reads."""
+        engine = self.server("--maxmemory", "8mb", "--maxmemory-policy", "noeviction")
+        running = self.enterContext(service(engine.url))
+        with client(running) as one:
+            self.assertEqual(one.set("k", b"v"), b"STORED")
+            for number in range(200):
+                answer = one.set(f"big{number}", b"x" * 100_000)
+                if answer != b"STORED":
+                    break
+            self.assertEqual(answer, b"SERVER_ERROR out of memory storing object")
+            self.assertEqual(one.get("k"), b"v")
+            one.send(b"append k 0 0 100000\r\n%b\r\n" % (b"x" * 100_000))
+            self.assertEqual(one.line(), b"SERVER_ERROR out of memory storing object")
+        with client(running) as one:
+            self.assertEqual(one.ask(b"flush_all"), b"OK")
+            eventually(lambda: one.set("again", b"x" * 100_000) == b"STORED")
+
+    def test_loses_scripts(self) -> None:
+        """An engine that has lost its scripts gets them again, and no client notices."""
+        engine = self.server()
+        running = self.enterContext(service(engine.url))
+        with client(running) as one:
+            one.set("n", b"0")
+            for turn in range(1, 4):
+                self.assertEqual(engine.cli("script", "flush").strip(), "OK")
+                self.assertEqual(one.ask(b"incr n 1"), b"%d" % turn)
+                self.assertEqual(engine.cli("script", "flush").strip(), "OK")
+                self.assertEqual(one.set("k", b"v"), b"STORED")
+
+    def test_wrong_password(self) -> None:
+        """A wrong password is said; with the right one in the file clients are served."""
+        engine = self.server("--requirepass", "sesame")
+        password = engine.directory / "password"
+        password.write_text("wrong\n")
+        url = f"{engine.url}?password-file={password}"
+        running = self.enterContext(service(url, "--watch-interval", "0.2"))
+        running.wait_for_line(re.compile(r"does not answer: login: WRONGPASS"))
+        with client(running) as one:
+            self.assertEqual(one.set("k", b"v"), TEMPORARY)
+            password.write_text("sesame\n")
+            running.wait_for_line(BACK)
+            eventually(lambda: one.set("k", b"v") == b"STORED")
+        self.assertNotIn("sesame", running.output)
+
+    def test_no_password_file(self) -> None:
+        """A password file that is not there refuses the start."""
+        done = run_kvtls("--store", "redis://127.0.0.1:1?password-file=/nonexistent")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("/nonexistent", done.stdout + done.stderr)
+
+    def test_readiness(self) -> None:
+        """Who asks whether clients are served hears no, and why, while the engine is away."""
+        engine = self.server()
+        engine.kill()
+        running = self.enterContext(service(engine.url, "--http", "tcp:0:interface=127.0.0.1"))
+        self.assertIn(str(engine.port), running.wait_for_line(GONE))
+        engine.start()
+        with client(running) as one:
+            eventually(lambda: one.set("k", b"v") == b"STORED")
+
+
+class ClusterBadDaysTests(SynchronousTestCase):
+    """A cluster that changes under load."""
+
+    def cluster(self, **options: Any) -> RedisCluster:
+        return self.enterContext(RedisCluster(**options))
+
+    def names(self, number: int) -> list[str]:
+        """Return counters that are spread over all slots."""
+        return [f"n{place}" for place in range(number)]
+
+    def values(self, running: KvtlsProcess, keys: list[str]) -> dict[str, int]:
+        with client(running) as one:
+            return {key: int(one.get(key) or b"0") for key in keys}
+
+    def fill(self, running: KvtlsProcess, keys: list[str]) -> None:
+        with client(running) as one:
+            for key in keys:
+                self.assertEqual(one.set(key, b"0"), b"STORED")
+
+    def test_resharding(self) -> None:
+        """Slots that move under load cost no client an error, and no count."""
+        cluster = self.cluster(replicas=0)
+        both = [self.enterContext(service(cluster.url)) for _ in range(2)]
+        keys = self.names(60)
+        self.fill(both[0], keys)
+        load = Counting([plain_port(each) for each in both], keys, 8)
+        try:
+            load.wait_for_more(500)
+            ids = [server.cli("cluster", "myid").strip() for server in cluster.servers]
+            for source, target in ((0, 1), (1, 2)):
+                said = cluster.servers[0].cli(
+                    "--cluster", "reshard", f"127.0.0.1:{cluster.servers[0].port}",
+                    "--cluster-from", ids[source], "--cluster-to", ids[target],
+                    "--cluster-slots", "400", "--cluster-yes", "--cluster-pipeline", "1",
+                )  # fmt: skip
+                self.assertNotIn("[ERR]", said)
+            load.wait_for_more(500)
+        finally:
+            load.stop()
+        load.check(self.values(both[1], keys))
+        self.assertEqual((load.refused, sum(load.unknown.values())), (0, 0))
+        for running in both:
+            self.assertNotIn("Traceback", running.output)
+
+    def test_failover(self) -> None:
+        """A primary that is killed under load: its replica takes over, and counts are right."""
+        cluster = self.cluster()
+        running = self.enterContext(service(f"{cluster.url}?timeout=1"))
+        keys = self.names(30)
+        self.fill(running, keys)
+        load = Counting([plain_port(running)], keys, 8)
+        try:
+            load.wait_for_more(1000)
+            victim = cluster.server_of("kvtls:x:{n0}")
+            victim.kill()
+            # Every counter must move on again.
+            before: dict[str, int] = {}
+            load.wait_for(lambda: load.refused > 0, 20)
+            before = dict(load.done)
+            load.wait_for(lambda: all(load.done[key] > before[key] + 5 for key in keys), 30)
+        finally:
+            load.stop()
+        # Replication is asynchronous: what a replica had not got when its primary died is lost.
+        # It kept up here, so nothing is.
+        load.check(self.values(running, keys))
+        self.assertNotIn("Traceback", running.output)
