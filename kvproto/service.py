@@ -32,6 +32,7 @@ from kvproto.config.settings import Settings
 from kvproto.dataplane import UsersReload, make_server, make_stores
 from kvproto.errors import ConfigError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
+from kvproto.listeners.ages import AgeLimits
 from kvproto.listeners.probe import probe, validate
 from kvproto.nodes import NodeService
 from kvproto.ops.config_reload import ConfigReload
@@ -135,6 +136,14 @@ class KVTLSService(MultiService):
         for acceptor in self.acceptors:
             self.rotation.subscribe(acceptor.name, self._retirer(acceptor))
         self.acceptors += [self._plain_acceptor(number) for number in range(len(config.plain))]
+        self._ages = AgeLimits(
+            self.ledger,
+            [acceptor.name for acceptor in self.acceptors],
+            config.idle_timeout,
+            config.max_lifetime,
+            self._reactor,
+        )
+        self._ages.setServiceParent(self)
         self.nodes = self._node_service(files, policy)
         self.control = ServiceControl(
             config,
@@ -271,6 +280,7 @@ class KVTLSService(MultiService):
             proxy=number in config.proxy_protocol,
             required=len(config.listen) == 1,
             drain_timeout=config.drain_timeout,
+            watch_idle=config.idle_timeout > 0,
         )
 
     def _plain_acceptor(self, number: int) -> AcceptorService:
@@ -283,6 +293,7 @@ class KVTLSService(MultiService):
             self._reactor,
             option="--plain",
             drain_timeout=config.drain_timeout,
+            watch_idle=config.idle_timeout > 0,
         )
 
     def _retirer(self, acceptor: AcceptorService) -> Callable[[Generation, Generation], Any]:
@@ -477,6 +488,7 @@ class KVTLSService(MultiService):
         if self._watch is not None:
             self._watch.stopService()
         self.users.stopService()
+        self._ages.stopService()
         self._memory.stopService()
         await DeferredList([maybeDeferred(service.stopService) for service in self._listening])
         await maybeDeferred(self.stores.stopService)

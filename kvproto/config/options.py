@@ -257,6 +257,11 @@ OPTIONS: dict[str, Option] = {
                "how long a closing connection waits for its peer (default: 3)"),
         Option("drain-timeout", "drain_timeout", SECONDS,
                "for what was asked to be answered, at shutdown (default: 10)"),
+        Option("idle-timeout", "idle_timeout", SECONDS,
+               "after which a connection that asks nothing is closed, 0: never (default: 0)"),
+        Option("max-lifetime", "max_lifetime", SECONDS,
+               "after which a connection is drained, spread by up to a tenth, 0: never "
+               "(default: 0)"),
         Option("on-rotate", "on_rotate", _choice(OnRotate),
                "what happens to live connections on rotation (default: recheck)"),
         Option("drain-window", "drain_window", SECONDS,

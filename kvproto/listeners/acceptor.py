@@ -90,6 +90,7 @@ class AcceptorService(Service):
         jitter: Returns numbers from 0 to 1.
         expires: When a peer's chain ends, see `HandoffFactory`; None: its certificate's
             not-after.
+        watch_idle: Whether it is noted when connections last asked something.
     """
 
     name: str
@@ -111,6 +112,7 @@ class AcceptorService(Service):
         rebind: Rebind | None = None,
         jitter: Callable[[], float] = random.random,
         expires: Callable[[tuple[bytes, ...]], float | None] | None = None,
+        watch_idle: bool = False,
     ) -> None:
         self.setName(name)
         self._ledger = ledger
@@ -126,6 +128,7 @@ class AcceptorService(Service):
             name, controller, ledger, handshake=wrap is not None or proxy, limit=limit
         )
         self._handoffs.objection = self._objection
+        self._handoffs.watch_idle = watch_idle
         if expires is not None:
             self._handoffs.expires = expires
         self._verify: policies.Verify | None = None

@@ -67,6 +67,7 @@ class Entry:
         accepted: What to say events to.
         since: When it entered its state, in seconds of the ledger's clock.
         born: When it was accepted.
+        active: When the last request of its was complete, where somebody watches that.
         state: Where it is; changed by `Ledger.enter` only.
         stage: The last state in which nobody had begun to end it: how far it came.
         deadline: When its state ends of itself; None only for an owned connection
@@ -92,6 +93,7 @@ class Entry:
     born: float
     state: State = State.HANDSHAKING
     stage: State = State.HANDSHAKING
+    active: float = 0.0
     deadline: float | None = None
     expires: float | None = None
     generation: int = 0

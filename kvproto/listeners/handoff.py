@@ -281,8 +281,31 @@ class Handoff(VerifiedConnection, Protocol):
         self._owner_reads = True
         self.dataReceived = owner.dataReceived  # type: ignore[method-assign]
         self.answer = getattr(owner, "answer", None)
+        if self.factory.watch_idle:
+            self._watch_idle(owner)
         if kept:
-            owner.dataReceived(kept)
+            self.dataReceived(kept)
+
+    def _watch_idle(self, owner: Any) -> None:
+        """Note when the owner has nothing unfinished after a read; only where somebody asks."""
+        entry, now = self.entry, self._ledger.clock.seconds
+        receive, answer = owner.dataReceived, self.answer
+
+        def received(data: bytes) -> None:
+            receive(data)
+            if not getattr(owner, "partial", False):
+                entry.active = now()
+
+        def answered(data: bytes, replies: list[bytes]) -> int:
+            assert answer is not None
+            taken = answer(data, replies)
+            if replies or not getattr(owner, "partial", False):
+                entry.active = now()
+            return taken
+
+        self.dataReceived = received  # type: ignore[method-assign]
+        if answer is not None:
+            self.answer = answered
 
     def _watch_expiry(self) -> None:
         """Let the connection end when the peer's certificate does."""
@@ -469,6 +492,7 @@ class HandoffFactory(Factory):
         objection: Asked when a handshake has ended well: ``""`` or why the peer cannot
             stay after all (its trust was withdrawn meanwhile).
         expires: Maps a peer's chain to when it ends, in Unix seconds, or None.
+        watch_idle: Whether `Entry.active` is kept; it costs a little with each read.
     """
 
     name: str
@@ -478,6 +502,7 @@ class HandoffFactory(Factory):
     limit: int = 0
     objection: Callable[[Handoff], str] = _no_objection
     expires: Callable[[tuple[bytes, ...]], float | None] = certificate_expiry
+    watch_idle: bool = False
 
     noisy = False
 

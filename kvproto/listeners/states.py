@@ -65,6 +65,8 @@ class Event(enum.StrEnum):
     ACCEPTOR_STOPPING = "acceptor stopping"
     GENERATION_RETIRED = "generation retired"
     PROCESS_STOPPING = "process stopping"
+    IDLE = "idle"
+    TOO_OLD = "too old"
     PEER_ENDED = "peer ended its side"
     PEER_LOST = "peer lost"
 
@@ -150,6 +152,8 @@ PEER_FAULTS = frozenset(
             for state in (State.HANDSHAKING, State.OFFERED, State.OWNED)
             for event in (Event.OVER_LIMIT, Event.DISPLACED)
         ),
+        (State.OWNED, Event.IDLE),
+        (State.OWNED, Event.TOO_OLD),
     }
 )
 """Ends that are worth a line in the log of a production service."""
@@ -180,6 +184,8 @@ def _build() -> dict[State, dict[Event, Move]]:
             e.ACCEPTOR_STOPPING: abort,
             e.GENERATION_RETIRED: abort,
             e.PROCESS_STOPPING: abort,
+            e.IDLE: Move(s.HANDSHAKING),
+            e.TOO_OLD: Move(s.HANDSHAKING),
             e.PEER_ENDED: Move(s.HANDSHAKING, (a.NOTE_END,)),
             e.PEER_LOST: lost,
         },
@@ -196,6 +202,8 @@ def _build() -> dict[State, dict[Event, Move]]:
             e.ACCEPTOR_STOPPING: withdraw,
             e.GENERATION_RETIRED: withdraw,
             e.PROCESS_STOPPING: withdraw,
+            e.IDLE: Move(s.OFFERED),
+            e.TOO_OLD: Move(s.OFFERED),
             e.PEER_ENDED: Move(s.OFFERED, (a.NOTE_END,)),
             e.PEER_LOST: Move(s.CLOSED, (a.CANCEL_CLAIM, a.FINISH)),
         },
@@ -212,6 +220,8 @@ def _build() -> dict[State, dict[Event, Move]]:
             e.ACCEPTOR_STOPPING: close,
             e.GENERATION_RETIRED: close,
             e.PROCESS_STOPPING: abort,
+            e.IDLE: Move(s.CLOSING, (a.DRAIN,), "close"),
+            e.TOO_OLD: Move(s.CLOSING, (a.DRAIN,), "drain"),
             e.PEER_ENDED: Move(s.OWNED, (a.TELL_END,)),
             e.PEER_LOST: lost,
         },
@@ -228,6 +238,8 @@ def _build() -> dict[State, dict[Event, Move]]:
             e.ACCEPTOR_STOPPING: close,
             e.GENERATION_RETIRED: close,
             e.PROCESS_STOPPING: abort,
+            e.IDLE: Move(s.CLOSING),
+            e.TOO_OLD: Move(s.CLOSING),
             e.PEER_ENDED: Move(s.CLOSING, (a.TELL_END,)),
             e.PEER_LOST: lost,
         },

@@ -311,6 +311,11 @@ class KVServerProtocol(TwistedProtocol):
         if self._stopped or self._draining:
             self._go_on()
 
+    @property
+    def partial(self) -> bool:
+        """Whether a request has been received in part."""
+        return self._session is not None and self._session.partial
+
     # what its owner says
 
     def drain(self) -> Deferred[None]:

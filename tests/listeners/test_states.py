@@ -27,6 +27,8 @@ ENDINGS = set(Event) - {
     Event.DRAIN,
     Event.OVER_LIMIT,
     Event.PEER_ENDED,
+    Event.IDLE,
+    Event.TOO_OLD,
 }
 """Events after which no live connection stays as it was."""
 

@@ -1,0 +1,87 @@
+"""Connections that end for their age."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.listeners.ages import LONGEST_PAUSE, SPREAD, AgeLimits
+from kvproto.listeners.states import LIVE_STATES, State
+from tests.listeners.support import Bench
+
+
+class AgeTests(SynchronousTestCase):
+    """A ledger with some connections."""
+
+    def setUp(self) -> None:
+        self.bench = Bench()
+        self.clock = self.bench.clock
+
+    def watch(self, idle: float = 0.0, lifetime: float = 0.0, jitter: float = 0.0) -> AgeLimits:
+        ages = AgeLimits(self.bench.ledger, ["data"], idle, lifetime, self.clock, lambda: jitter)
+        ages.startService()
+        self.addCleanup(ages.stopService)
+        return ages
+
+    def test_nothing_to_do(self) -> None:
+        """Without a limit there is no timer, and none is left after a stop."""
+        self.watch()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        ages = self.watch(idle=1.0)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        ages.stopService()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_idle(self) -> None:
+        """Who asks stays; who does not ends with the reason, and is counted under it."""
+        self.bench.factory.watch_idle = True
+        asking, _ = self.bench.connect()
+        silent, transport = self.bench.connect()
+        for handoff in (asking, silent):
+            handoff.handshakeCompleted()
+        self.watch(idle=60.0)
+        for _ in range(12):
+            self.clock.advance(10)
+            asking.dataReceived(b"x")
+        self.assertIs(asking.state, State.OWNED)
+        self.assertNotIn(silent.state, LIVE_STATES)
+        self.assertEqual(silent.entry.reason, "idle for 60 s")
+        self.assertEqual(transport.calls[0], "lose")
+        self.assertEqual(self.bench.ledger.ended_by["data", "idle"], 1)
+
+    def test_half_a_request(self) -> None:
+        """A peer that drips half a request is idle."""
+        self.bench.factory.watch_idle = True
+        handoff, _ = self.bench.connect()
+        handoff.handshakeCompleted()
+        (owner,) = self.bench.controller.owners
+        owner.partial = True
+        self.watch(idle=60.0)
+        for _ in range(7):
+            self.clock.advance(10)
+            handoff.dataReceived(b"x")
+        self.assertNotIn(handoff.state, LIVE_STATES)
+
+    def test_lifetime(self) -> None:
+        """An old connection is drained; chance makes its life shorter, by a tenth at most."""
+        for jitter in (0.0, 0.5, 1.0):
+            handoff, _ = self.bench.connect()
+            handoff.handshakeCompleted()
+            ages = self.watch(lifetime=1000.0, jitter=jitter)
+            self.clock.pump([LONGEST_PAUSE] * int(1000 * (1 - SPREAD * jitter) / LONGEST_PAUSE - 1))
+            self.assertIs(handoff.state, State.OWNED)
+            self.clock.pump([LONGEST_PAUSE] * 2)
+            self.assertNotIn(handoff.state, LIVE_STATES)
+            self.assertEqual(handoff.entry.reason, "older than 1000 s")
+            ages.stopService()
+
+    def test_others(self) -> None:
+        """Handshakes have a deadline of their own, and other listeners are not meant."""
+        other, _ = self.bench.connect()
+        handshaking, _ = self.bench.connect()
+        other.handshakeCompleted()
+        other.entry.listener = "node"
+        self.watch(idle=1.0, lifetime=2.0)
+        self.clock.pump([1.0] * 5)
+        self.assertIs(other.state, State.OWNED)
+        self.assertIs(handshaking.state, State.HANDSHAKING)
+        other.entry.listener = "data"
