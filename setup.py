@@ -56,6 +56,8 @@ setup(
             "couchbase>=4.6,<4.7",
             "pymemcache>=4,<5",
             "python-binary-memcached>=0.33,<0.40",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
         ],
         "dev": [
             "mypy>=1.15",
@@ -73,7 +75,10 @@ setup(
     package_data={"": ["*.pyi"], "kvproto": ["openssl.cnf", "py.typed"]},
     ext_modules=[] if pure else compiled,
     cmdclass={"build_ext": BuildIfPossible},
-    entry_points={"console_scripts": ["kvtls = kvproto.cli:main"]},
+    entry_points={
+        "console_scripts": ["kvtls = kvproto.cli:main"],
+        "pytest11": ["kvtls = kvproto.testing.pytest_plugin"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Framework :: Twisted",
