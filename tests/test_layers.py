@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 PACKAGE = Path(__file__).resolve().parent.parent / "kvproto"
 
 FLOORS = {
+    "__main__": 6,
     "tap": 6,
     "cli": 6,
     "service": 5,

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
+
+from kvproto.__main__ import main as serve
 
 __all__: list[str] = []
 
@@ -30,10 +31,7 @@ def _end_with_parent() -> None:
 def main() -> None:
     """Watch the parent and become the service."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from twisted.scripts.twistd import run
-
-    sys.argv[:] = ["twistd", "--nodaemon", "--pidfile=", "kvtls", *sys.argv[1:]]
-    run()
+    serve()
 
 
 if __name__ == "__main__":
