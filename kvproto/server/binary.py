@@ -373,6 +373,8 @@ class BinarySession(QuickState):
         request = Request(opcode=frame.opcode, opaque=frame.opaque, key=frame.key or b"")
         if self.peer.user is None or self.bucket is None:
             return self._table[frame.opcode](self, request)
+        if frame.answer == Status.TOO_BIG:
+            self.server.counters.too_large += 1
         if frame.key and frame.answer == Status.TOO_BIG and is_set(frame.opcode):
             try:
                 key = self.bucket.key(frame.key) if self.collections else frame.key

@@ -17,6 +17,8 @@ class Counters:
         rejected_connections: Connections that were answered "busy".
         auth_cmds: Logins tried.
         auth_errors: Logins that failed.
+        meta_cmds: Meta commands.
+        too_large: Values that were thrown away because they are too large.
         bytes_read: Bytes of requests.
         bytes_written: Bytes of replies.
     """
@@ -26,5 +28,7 @@ class Counters:
     rejected_connections: int = 0
     auth_cmds: int = 0
     auth_errors: int = 0
+    meta_cmds: int = 0
+    too_large: int = 0
     bytes_read: int = 0
     bytes_written: int = 0

@@ -32,6 +32,7 @@ _COMMON = frozenset(b"Ok")
 
 
 def _mg(session: TextSession, command: MetaCommand) -> Reply:
+    session.server.counters.meta_cmds += 1
     store, key = session.store, command.key
     if session.meta_seen and _RULED.isdisjoint(command.letters):
         outcome = store.get(key)
@@ -160,12 +161,17 @@ def ttl(expires_at: float, now: float) -> int:
     return max(0, math.ceil(expires_at - now)) if expires_at else -1
 
 
+def _ask(session: TextSession, command: MetaCommand) -> Any:
+    session.server.counters.meta_cmds += 1
+    session.meta_seen = True
+    return session.store.meta(command.key, command)
+
+
 # Writing
 
 
 def _ms(session: TextSession, command: MetaCommand) -> Reply:
-    session.meta_seen = True
-    return then(session.store.meta(command.key, command), _written, session, command)
+    return then(_ask(session, command), _written, session, command)
 
 
 def _written(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
@@ -185,8 +191,7 @@ def _written(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
 
 
 def _md(session: TextSession, command: MetaCommand) -> Reply:
-    session.meta_seen = True
-    return then(session.store.meta(command.key, command), _removed, session, command)
+    return then(_ask(session, command), _removed, session, command)
 
 
 def _removed(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
@@ -199,8 +204,7 @@ def _removed(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
 
 
 def _ma(session: TextSession, command: MetaCommand) -> Reply:
-    session.meta_seen = True
-    return then(session.store.meta(command.key, command), _counted, session, command)
+    return then(_ask(session, command), _counted, session, command)
 
 
 def _counted(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
@@ -222,8 +226,7 @@ def _counted(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
 
 
 def _me(session: TextSession, command: MetaCommand) -> Reply:
-    session.meta_seen = True
-    return then(session.store.meta(command.key, command), _told, session, command)
+    return then(_ask(session, command), _told, session, command)
 
 
 def _told(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:

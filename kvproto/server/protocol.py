@@ -187,6 +187,7 @@ class KVServerProtocol(TwistedProtocol):
         self._connected = True
         self._counters.curr_connections += 1
         self._counters.total_connections += 1
+        self._server.transports[self.transport] = None
         self.transport.registerProducer(self, True)
         if self._connection is not None:
             self._peer.recognise(tuple(self._connection.peer_chain))
@@ -254,6 +255,7 @@ class KVServerProtocol(TwistedProtocol):
             return
         self._connected = False
         self._counters.curr_connections -= 1
+        self._server.transports.pop(self.transport, None)
         session = self._session
         if not self._closing and session is not None and session.partial:
             self._note("the peer went away in the middle of a request")

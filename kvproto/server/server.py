@@ -16,6 +16,7 @@ from kvproto.server.budget import Budget
 from kvproto.server.counters import Counters
 from kvproto.server.features import FEATURES
 from kvproto.server.passwords import Run
+from kvproto.server.prefixes import Prefixes
 from kvproto.server.requests import RequestCounts
 from kvproto.server.settings import ServerSettings
 from kvproto.server.topology import DEFAULT_PORT, cluster_config
@@ -58,6 +59,8 @@ class KVServer:
     Attributes:
         budget: What all sessions together hold.
         users: Who may log in.
+        prefixes: What is counted by prefix of keys, None while nobody wants it.
+        transports: Those of the connections that are open.
         hashing: Where passwords are hashed that its users bring; where they are checked when None.
     """
 
@@ -79,6 +82,8 @@ class KVServer:
         self.now = now
         self.timer = timer
         self.counters = Counters()
+        self.prefixes: Prefixes | None = None
+        self.transports: dict[Any, None] = {}
         self.requests = RequestCounts()
         self.times = self.requests.times
         for bucket in several:

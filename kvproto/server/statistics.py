@@ -2,7 +2,10 @@
 
 Names are memcached's, so that its tools, its test suite and people's graphs work.
 
-Source: memcached ``doc/protocol.txt``, "Statistics"; the answers of memcached 1.6.18.
+Every name that memcached has is there.  What has no meaning here (slabs, hash tables, LRU threads)
+has the value that a memcached has which never did it.
+
+Source: memcached ``doc/protocol.txt``, "Statistics"; the answers of memcached 1.6.45.
 """
 
 from __future__ import annotations
@@ -11,14 +14,19 @@ import os
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 
 from kvproto import __version__
+from kvproto.base.escape import printable
+from kvproto.server import inventory
+from kvproto.server.prefixes import DELIMITER, Prefixes
 from kvproto.server.quick import COMPILED
 from kvproto.server.server import KVServer
 from kvproto.store import IStore
+from kvproto.store.slab_classes import PAGE_BYTES
+from kvproto.wire.text import number as wire_number
 
 __all__ = ["Report", "report"]
 
@@ -32,11 +40,13 @@ class Report:
     Attributes:
         items: Names and values; the protocol's terminator follows them.
         line: Set where the text protocol answers with one line instead, without its line end.
+        lines: Set where it answers with other lines than statistics, and END.
         wrong: Whether the arguments were wrong.
     """
 
     items: dict[str, Value] = field(default_factory=dict)
     line: bytes = b""
+    lines: list[bytes] = field(default_factory=list)
     wrong: bool = False
 
 
@@ -54,12 +64,42 @@ def report(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report |
             return numbers.addCallback(lambda found: _general(server, store, found))
         return _general(server, store, numbers)
     make = _GROUPS.get(args[0])
-    return UNKNOWN if make is None else make(server, store, args[1:])
+    if make is None:
+        return UNKNOWN
+    found: Report | Deferred[Report] = make(server, store, args[1:])
+    return found
+
+
+_NEVER = dict.fromkeys(
+    (
+        "connection_structures", "response_obj_oom", "response_obj_count", "response_obj_bytes",
+        "read_buf_count", "read_buf_bytes", "read_buf_bytes_free", "read_buf_oom", "reserved_fds",
+        "get_flushed", "listen_disabled_num", "time_in_listen_disabled_us", "conn_yields",
+        "hash_power_level", "hash_bytes", "hash_is_expanding", "slab_reassign_rescues",
+        "slab_reassign_chunk_rescues", "slab_reassign_inline_reclaim", "slab_reassign_busy_items",
+        "slab_reassign_busy_deletes", "slab_reassign_busy_nomem", "slab_reassign_running",
+        "slabs_moved", "lru_crawler_running", "lru_crawler_starts", "lru_maintainer_juggles",
+        "malloc_fails", "log_worker_dropped", "log_worker_written", "log_watcher_skipped",
+        "log_watcher_sent", "log_watchers", "unexpected_napi_ids", "round_robin_fallback",
+        "idle_kicks", "slab_global_page_pool", "expired_unfetched", "evicted_unfetched",
+        "evicted_active", "crawler_reclaimed", "crawler_items_checked", "lrutail_reflocked",
+        "moves_to_cold", "moves_to_warm", "moves_within_lru", "direct_reclaims",
+        "lru_bumps_dropped",
+    ),
+    0,
+)  # fmt: skip
+"""What never happens here; a store that counts it says so itself."""
 
 
 def _counted(server: KVServer, of_store: dict[str, Value]) -> dict[str, Value]:
     counters = server.counters
+    of_store = dict(of_store)
+    too_large = of_store.get("store_too_large", 0)
+    if isinstance(too_large, int):
+        # Values that were thrown away before the store heard of them.
+        of_store["store_too_large"] = too_large + counters.too_large
     return {
+        "cmd_meta": counters.meta_cmds,
         "total_connections": counters.total_connections,
         "rejected_connections": counters.rejected_connections,
         "auth_cmds": counters.auth_cmds,
@@ -89,6 +129,8 @@ def _general(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Rep
             "curr_connections": server.counters.curr_connections,
             "threads": 1,
             "accepting_conns": 1,
+            "slab_reassign_last_busy_status": "none",
+            **_NEVER,
             **{name: server.since_reset(store, name, value) for name, value in counted.items()},
         }
     )
@@ -101,17 +143,59 @@ def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Repor
         {
             "maxbytes": settings.memory_limit,
             "maxconns": settings.max_connections,
-            "domain_socket": "NULL",
+            "tcpport": settings.advertised_port,
+            "udpport": 0,
+            "inter": "NULL",
             "verbosity": 0,
+            "oldest": 0,
             "evictions": "on" if settings.evict else "off",
+            "domain_socket": "NULL",
+            "umask": 700,
+            "shutdown_command": "no",
+            "growth_factor": "1.25",
+            "chunk_size": 48,
+            "num_threads": 1,
+            "num_threads_per_udp": 1,
+            "stat_key_prefix": DELIMITER.decode(),
+            "detail_enabled": "no" if server.prefixes is None else "yes",
+            "reqs_per_event": 20,
             "cas_enabled": "yes",
-            "flush_enabled": "yes" if settings.flush_allowed else "no",
-            "item_size_max": settings.value_limit,
-            "detail_enabled": "no",
+            "tcp_backlog": 1024,
             "binding_protocol": "auto-negotiate",
             "auth_enabled_sasl": login,
             "auth_enabled_ascii": login,
-            "num_threads": 1,
+            "item_size_max": settings.value_limit,
+            "maxconns_fast": "yes",
+            "hashpower_init": 0,
+            "slab_reassign": "no",
+            "slab_automove": 0,
+            "slab_automove_ratio": "0.80",
+            "slab_automove_window": 10,
+            "slab_chunk_max": PAGE_BYTES // 2,
+            "lru_crawler": "yes",
+            "lru_crawler_sleep": 100,
+            "lru_crawler_tocrawl": 0,
+            "tail_repair_time": 0,
+            "flush_enabled": "yes" if settings.flush_allowed else "no",
+            "dump_enabled": "yes",
+            "hash_algorithm": "siphash",
+            "lru_maintainer_thread": "no",
+            "lru_segmented": "no",
+            "hot_lru_pct": 20,
+            "warm_lru_pct": 40,
+            "hot_max_factor": "0.20",
+            "warm_max_factor": "2.00",
+            "temp_lru": "no",
+            "temporary_ttl": 61,
+            "idle_timeout": 0,
+            "watcher_logbuf_size": 262144,
+            "worker_logbuf_size": 65536,
+            "read_buf_mem_limit": 0,
+            "track_sizes": "yes",
+            "inline_ascii_response": "no",
+            "num_napi_ids": 0,
+            "memory_file": "(null)",
+            "client_flags_size": 4,
         }
     )
 
@@ -131,45 +215,81 @@ def _reset_from(server: KVServer, store: IStore, of_store: dict[str, Value]) -> 
         if isinstance(value, int) and name not in NOT_RESET
     }
     server.reset_statistics(store, baseline)
+    if server.prefixes is not None:
+        server.prefixes.clear()
     return Report(line=b"RESET")
 
 
-def _nothing(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
-    """Answer a group that is empty here: there are no slabs, and nobody is shown to others."""
-    return Report()
+def _items(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Any:
+    return inventory.after(inventory.items(store, server.now()), Report)
+
+
+def _slabs(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Any:
+    return inventory.after(
+        store.stats(), lambda counted: inventory.after(inventory.slabs(store, counted), Report)
+    )
+
+
+def _sizes(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Any:
+    return inventory.after(
+        inventory.sizes(store), lambda found: Report({"sizes_status": "enabled"} | found)
+    )
+
+
+def _conns(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
+    """Tell of each connection that is open; all of them are between two commands."""
+    told: dict[str, Value] = {}
+    for number, transport in enumerate(server.transports, 1):
+        told |= {
+            f"{number}:addr": _address(transport.getPeer()),
+            f"{number}:listen_addr": _address(transport.getHost()),
+            f"{number}:state": "conn_parse_cmd",
+            f"{number}:secs_since_last_cmd": 0,
+        }
+    return Report(told)
+
+
+def _address(address: Any) -> str:
+    """Return an address as memcached writes it."""
+    host = getattr(address, "host", None)
+    if host is None:
+        return f"unix:{printable(str(getattr(address, 'name', None) or ''))}"
+    return f"tcp6:[{host}]:{address.port}" if ":" in host else f"tcp:{host}:{address.port}"
 
 
 def _detail(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
-    if args in {(b"on",), (b"off",)}:
+    if args[:1] == (b"on",):
+        server.prefixes = server.prefixes or Prefixes()
         return Report(line=b"OK")
-    if args == (b"dump",):
-        return Report()
+    if args[:1] == (b"off",):
+        server.prefixes = None
+        return Report(line=b"OK")
+    if args[:1] == (b"dump",):
+        return Report(lines=[] if server.prefixes is None else server.prefixes.lines())
     return Report(line=b"CLIENT_ERROR usage: stats detail on|off|dump", wrong=True)
 
 
-def _cachedump(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
-    """Answer as a memcached whose slabs are empty: keys are not shown."""
-    if len(args) != 2:
+def _cachedump(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Any:
+    if len(args) < 2:
         return Report(line=b"CLIENT_ERROR bad command line", wrong=True)
-    if not (args[0].isdigit() and args[1].isdigit()):
+    number, limit = (wire_number(arg, 0, 2**32 - 1) for arg in args[:2])
+    if number is None or limit is None:
         return Report(line=b"CLIENT_ERROR bad command line format", wrong=True)
-    if int(args[0][:4]) >= _SLAB_CLASSES:
+    if number >= inventory.MAX_CLASSES:
         return Report(line=b"CLIENT_ERROR Illegal slab id", wrong=True)
-    return Report()
+    lines = inventory.cachedump(store, number, limit, server.started)
+    return inventory.after(lines, lambda found: Report(lines=found))
 
 
-_SLAB_CLASSES = 64
-"""memcached's ``MAX_NUMBER_OF_SLAB_CLASSES``."""
-
-_Group = Callable[[KVServer, IStore, tuple[bytes, ...]], "Report | Deferred[Report]"]
+_Group = Callable[[KVServer, IStore, tuple[bytes, ...]], Any]
 
 _GROUPS: dict[bytes, _Group] = {
     b"settings": _settings,
     b"reset": _reset,
-    b"items": _nothing,
-    b"slabs": _nothing,
-    b"sizes": _nothing,
-    b"conns": _nothing,
+    b"items": _items,
+    b"slabs": _slabs,
+    b"sizes": _sizes,
+    b"conns": _conns,
     b"detail": _detail,
     b"cachedump": _cachedump,
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 from kvproto.errors import NotSupported, OutcomeUnknown, RemoteProtocolError, StoreUnavailable
+from kvproto.server import inventory
 from kvproto.server.buckets import Bucket
 from kvproto.server.meta import META_HANDLERS
 from kvproto.server.quick_text import serve_text_quickly
@@ -117,7 +118,13 @@ class TextSession:
 
     def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
         """Serve what is usual, from the beginning of a read; see `kvproto.server.quick_text`."""
-        if not self._plain or self._failed_keys or self._late_error or self._decoder.partial:
+        if (
+            not self._plain
+            or self.server.prefixes is not None
+            or self._failed_keys
+            or self._late_error
+            or self._decoder.partial
+        ):
             return 0
         return serve_text_quickly(self, data, out, limit, self._decoder.max_value)
 
@@ -228,6 +235,8 @@ class TextSession:
 
     def _refused(self, item: TextRefusal) -> Reply:
         """Pass on the decoder's answer; as memcached does, let nobody read a stale value."""
+        if item.too_large:
+            self.server.counters.too_large += 1
         removes = item.too_large and item.verb in _DISCARDING and self.bucket is not None
         if removes and self.server.settings.oversized_set_deletes:
             return then(self.store.discard(item.key), lambda _: item.line)
@@ -292,6 +301,10 @@ def _gats(session: TextSession, command: TextCommand) -> Reply:
 
 
 def _found(outcome: Any, session: TextSession, key: bytes, cas: int | None = None) -> Reply:
+    if session.server.prefixes is not None and cas is None:
+        counts = session.server.prefixes.of(key)
+        counts.gets += 1
+        counts.hits += outcome.__class__ is Document
     if outcome.__class__ is not Document:
         return b"" if outcome is None else session.refuse_key(outcome)
     value = outcome.value
@@ -303,6 +316,10 @@ def _found(outcome: Any, session: TextSession, key: bytes, cas: int | None = Non
 def _found_with_cas(outcome: Any, session: TextSession, key: bytes) -> Reply:
     if outcome.__class__ is not Document:
         return _found(outcome, session, key)
+    if session.server.prefixes is not None:
+        counts = session.server.prefixes.of(key)
+        counts.gets += 1
+        counts.hits += 1
     return _found(outcome, session, key, LOCKED_CAS if outcome.locked_until else outcome.cas)
 
 
@@ -315,6 +332,7 @@ def _end(session: TextSession, command: TextCommand) -> Reply:
 
 def _storage(method: str, refused: dict[Refusal, bytes]) -> Handler:
     def handler(session: TextSession, command: TextCommand) -> Reply:
+        _note_set(session, command)
         outcome = getattr(session.store, method)(
             command.key, command.value, command.flags, command.expiry
         )
@@ -325,13 +343,21 @@ def _storage(method: str, refused: dict[Refusal, bytes]) -> Handler:
 
 def _extension(method: str) -> Handler:
     def handler(session: TextSession, command: TextCommand) -> Reply:
+        _note_set(session, command)
         outcome = getattr(session.store, method)(command.key, command.value)
         return then(outcome, _stored, session, command, _NOT_STORED)
 
     return handler
 
 
+def _note_set(session: TextSession, command: TextCommand) -> None:
+    """Count a storage command under its key's prefix, if anybody wants that."""
+    if session.server.prefixes is not None:
+        session.server.prefixes.of(command.key).sets += 1
+
+
 def _cas(session: TextSession, command: TextCommand) -> Reply:
+    _note_set(session, command)
     # 0 would mean "whatever is there"; no document has a CAS of 0, so this one cannot match.
     cas = command.cas or LOCKED_CAS
     outcome = session.store.set(command.key, command.value, command.flags, command.expiry, cas)
@@ -350,6 +376,8 @@ def _stored(
 
 
 def _delete(session: TextSession, command: TextCommand) -> Reply:
+    if session.server.prefixes is not None:
+        session.server.prefixes.of(command.key).deletes += 1
     return then(session.store.delete(command.key), _changed, command, wire.DELETED)
 
 
@@ -395,6 +423,8 @@ def _stats(session: TextSession, command: TextCommand) -> Reply:
 def _report(found: Report) -> Reply:
     if found.line:
         return found.line + b"\r\n"
+    if found.lines:
+        return [*found.lines, wire.END]
     lines = [
         wire.stat_line(name.encode(), str(value).encode()) for name, value in found.items.items()
     ]
@@ -422,6 +452,41 @@ def _cache_memlimit(session: TextSession, command: TextCommand) -> Reply:
     if megabytes < _LEAST_MEGABYTES:
         return MEMORY_TOO_SMALL
     return MEMORY_IN_BYTES if megabytes > _MOST_MEGABYTES else MEMORY_FIXED
+
+
+def _lru_crawler(session: TextSession, command: TextCommand) -> Reply:
+    """Serve the crawler's listings; there is nothing else for it to do."""
+    match command.args:
+        case (b"metadump" | b"mgdump" as what, which):
+            classes = _crawled(which)
+            if classes is not None:
+                for_mg = what == b"mgdump"
+                listing: Reply = inventory.dump(session.store, classes or None, for_mg=for_mg)
+                return listing
+            line = b"BADCLASS invalid class id\r\n"
+        case (b"crawl", which):
+            line = wire.OK if _crawled(which) is not None else b"BADCLASS invalid class id\r\n"
+        case (b"enable" | b"disable",):
+            line = wire.OK
+        case (b"tocrawl", number) if wire.number(number, 0, 2**32 - 1) is not None:
+            line = wire.OK
+        case (b"sleep", number) if (micros := wire.number(number, 0, 2**32 - 1)) is not None:
+            too_long = b"sleep must be one second or less"
+            line = wire.OK if micros <= 1_000_000 else wire.client_error(too_long)
+        case (b"tocrawl" | b"sleep", _):
+            line = wire.BAD_FORMAT
+        case _:
+            line = wire.ERROR
+    return b"" if command.noreply else line
+
+
+def _crawled(which: bytes) -> frozenset[int] | None:
+    """Read which slab classes are meant: none stands for all; None where they are no classes."""
+    if which in {b"all", b"hash"}:
+        return frozenset()
+    numbers = [wire.number(one, 1, inventory.MAX_CLASSES - 1) for one in which.split(b",")]
+    found = frozenset(number for number in numbers if number is not None)
+    return found if len(found) == len(numbers) else None
 
 
 def _mn(session: TextSession, command: TextCommand) -> Reply:
@@ -462,5 +527,6 @@ _HANDLERS: dict[str, Handler] = {
     "mn": _mn,
     "shutdown": _shutdown,
     "cache_memlimit": _cache_memlimit,
+    "lru_crawler": _lru_crawler,
     "quit": _quit,
 }

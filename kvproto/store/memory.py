@@ -23,7 +23,7 @@ from kvproto.store.interfaces import IStore
 from kvproto.store.operations import Operations
 from kvproto.store.partial import IN_PIECES, RuleInPieces
 from kvproto.store.pieces import Pieces, Work
-from kvproto.store.rules import DEFAULT_MAX_VALUE, Answer, Decision, Effect, Limits, Rule
+from kvproto.store.rules import DEFAULT_MAX_VALUE, Answer, Decision, Effect, Limits, Rule, live
 from kvproto.store.statistics import Statistics
 from kvproto.store.table import ITEM_OVERHEAD, DocumentTable
 from kvproto.wire.meta import MetaCommand
@@ -33,6 +33,9 @@ __all__ = ["DEFAULT_MAX_VALUE", "DEFAULT_MEMORY_LIMIT", "Keeper", "MemoryStore"]
 
 DEFAULT_MEMORY_LIMIT = 64 << 20
 """Bytes; memcached's ``-m 64``."""
+
+_SURVEYED = 256
+"""Documents that are looked at between two turns of the event loop."""
 
 _MAX_ATTEMPTS = 10
 
@@ -402,6 +405,27 @@ class MemoryStore(Operations):
             if is_same or decision.effect is Effect.NOTHING:
                 return self.carry_out(key, there, decision, now)
         return PathStatus.TEMPORARY_FAILURE
+
+    def survey(self, look: Callable[[Key, Document], None]) -> Any:
+        """Let somebody look at each document, in pieces; one stored meanwhile may be missed.
+
+        Args:
+            look: Called with a key and its document.
+
+        Returns:
+            None when that is done, or a Deferred of it.
+        """
+        return self._pieces.run(self._survey(look))
+
+    def _survey(self, look: Callable[[Key, Document], None]) -> Work[None]:
+        keys = list(self.table.items)
+        for at in range(0, len(keys), _SURVEYED):
+            now = self._now()
+            for key in keys[at : at + _SURVEYED]:
+                document = live(self.table.items.get(key), now)
+                if document is not None:
+                    look(key, document)
+            yield
 
     # -- all at once ----------------------------------------------------------
 

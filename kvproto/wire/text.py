@@ -37,6 +37,7 @@ from kvproto.wire.text_grammar import (
 )
 
 __all__ = [
+    "BAD_FORMAT",
     "DEFAULT_MAX_LINE",
     "DEFAULT_MAX_VALUE",
     "DELETED",

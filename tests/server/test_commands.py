@@ -196,10 +196,12 @@ class StatTests(SynchronousTestCase):
         self.assertEqual((found[b"cmd_get"], found[b"curr_items"]), (b"0", b"1"))
 
     def test_empty_groups(self) -> None:
-        """Groups about slabs, and other connections, have nothing to show."""
+        """Without documents there are no slab classes."""
         link = Link()
-        for group in (b"items", b"slabs", b"sizes", b"conns", b"detail on", b"detail dump"):
-            self.assertEqual(self.stat(link, group), {})
+        self.assertEqual(self.stat(link, b"items"), {})
+        empty = {b"active_slabs": b"0", b"total_malloced": b"0"}
+        self.assertEqual(self.stat(link, b"slabs"), empty)
+        self.assertEqual(self.stat(link, b"sizes"), {b"sizes_status": b"enabled"})
 
     def test_unknown_group(self) -> None:
         """A group that does not exist is an error."""

@@ -61,11 +61,11 @@ CONVERSATIONS: list[tuple[bytes, bytes]] = [
     (b"stats detail on\r\n", b"OK\r\n"),
     (b"stats detail dump\r\n", b"END\r\n"),
     (b"stats detail\r\n", b"CLIENT_ERROR usage: stats detail on|off|dump\r\n"),
-    (b"stats cachedump 1 0\r\n", b"END\r\n"),
+    (b"stats cachedump 9 0\r\n", b"END\r\n"),
     (b"stats cachedump 1\r\n", b"CLIENT_ERROR bad command line\r\n"),
     (b"stats cachedump 300 0\r\n", b"CLIENT_ERROR Illegal slab id\r\n"),
     (b"stats cachedump x y\r\n", b"CLIENT_ERROR bad command line format\r\n"),
-    (b"stats items\r\n", b"END\r\n"),
+    (b"stats cachedump 1 1\r\n", b"ITEM a [3 b; 1700000000 s]\r\nEND\r\n"),
     (b"stats noreply\r\n", b"ERROR\r\n"),
     (b"nonsense\r\nmn\r\n", b"ERROR\r\nMN\r\n"),
     (
@@ -132,7 +132,8 @@ class ConversationTests(SynchronousTestCase):
                 store = MemoryStore(lambda: NOW)
                 fill(store)
                 slow = SlowStore(store)
-                one = Link(KVServer(slow, ServerSettings(mode=Mode.MEMCACHED)))
+                server = KVServer(slow, ServerSettings(mode=Mode.MEMCACHED), now=lambda: NOW)
+                one = Link(server)
                 one.transport.send(said)
                 while slow.waiting:
                     slow.release()

@@ -1,0 +1,189 @@
+"""What is told of documents by class, size and key, as memcached tells it."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.config import Mode
+from kvproto.server import KVServer, ServerSettings
+from kvproto.store import Document, MemoryStore
+from kvproto.store.slab_classes import CHUNK_SIZES, item_size, slab_class
+from tests.server.support import NOW, Link
+
+# As memcached 1.6.45 has them with default options.
+MEMCACHED_CHUNKS = [96, 120, 152, 192, 240, 304, 384, 480, 600, 752, 944, 1184, 1480, 1856, 2320]
+
+
+def link() -> Link:
+    """Make a link in memcached mode."""
+    return Link(mode=Mode.MEMCACHED)
+
+
+def stats(one: Link, group: bytes) -> dict[bytes, bytes]:
+    """Return a group of statistics."""
+    lines = one.ask(b"stats " + group + b"\r\n").splitlines()
+    assert lines.pop() == b"END"
+    pairs = (line.split(b" ", 2) for line in lines)
+    return {name: value for _, name, value in pairs}
+
+
+class ClassTests(SynchronousTestCase):
+    """Sizes and classes."""
+
+    def test_chunks(self) -> None:
+        """Chunks grow as memcached's, to half of a page."""
+        self.assertEqual(list(CHUNK_SIZES[: len(MEMCACHED_CHUNKS)]), MEMCACHED_CHUNKS)
+        self.assertEqual((len(CHUNK_SIZES), CHUNK_SIZES[-1]), (39, 524288))
+
+    def test_class_of_a_size(self) -> None:
+        """The smallest chunk that is large enough; all that is larger is in the last."""
+        for size, number in ((1, 1), (96, 1), (97, 2), (120, 2), (524288, 39), (1 << 20, 39)):
+            self.assertEqual(slab_class(size), number, size)
+
+    def test_size(self) -> None:
+        """A size has the header, the key and, where there are any, the flags in it."""
+        self.assertEqual(item_size(b"abc", Document(b"x")), 63)
+        self.assertEqual(item_size(b"a", Document(b"abc", 7)), 67)
+
+
+class StatisticsTests(SynchronousTestCase):
+    """stats items, slabs and sizes."""
+
+    def test_items(self) -> None:
+        """Items are counted where memcached's tests look for them."""
+        one = link()
+        one.ask(b"set a 0 0 1\r\nx\r\nset b 0 0 1\r\ny\r\nset c 0 0 300\r\n" + bytes(300) + b"\r\n")
+        one.time += 10
+        found = stats(one, b"items")
+        self.assertEqual(found[b"items:1:number"], b"2")
+        self.assertEqual(found[b"items:1:mem_requested"], b"122")
+        self.assertEqual(found[b"items:1:age"], b"10")
+        self.assertEqual(found[b"items:7:number"], b"1")
+
+    def test_slabs(self) -> None:
+        """Pages and chunks fit together."""
+        one = link()
+        for number in range(20):
+            one.ask(b"set key%d 0 0 1\r\nx\r\n" % number)
+        found = {name: int(value) for name, value in stats(one, b"slabs").items()}
+        self.assertEqual(found[b"1:chunk_size"], 96)
+        self.assertEqual(found[b"1:used_chunks"], 20)
+        self.assertEqual(found[b"1:used_chunks"] + found[b"1:free_chunks"], 10922)
+        self.assertEqual(found[b"1:cmd_set"], 20)
+        self.assertEqual((found[b"active_slabs"], found[b"total_malloced"]), (1, 1 << 20))
+
+    def test_sizes(self) -> None:
+        """Sizes are counted in steps of 32 bytes."""
+        one = link()
+        one.ask(b"set a 0 0 1\r\nx\r\nset b 0 0 40\r\n" + bytes(40) + b"\r\n")
+        self.assertEqual(
+            stats(one, b"sizes"), {b"sizes_status": b"enabled", b"64": b"1", b"128": b"1"}
+        )
+
+    def test_every_name(self) -> None:
+        """Every name of memcached 1.6.45 is there."""
+        general = stats(link(), b"")
+        names = (
+            "pid uptime time version pointer_size curr_items total_items bytes evictions reclaimed "
+            "cmd_meta get_expired get_flushed store_too_large store_no_memory conn_yields "
+            "listen_disabled_num accepting_conns idle_kicks threads hash_bytes slabs_moved "
+            "log_watchers expired_unfetched evicted_active crawler_reclaimed direct_reclaims"
+        )
+        for name in names.split(" "):
+            self.assertIn(name.encode(), general)
+        self.assertIn(b"reqs_per_event", stats(link(), b"settings"))
+
+    def test_too_large(self) -> None:
+        """What was thrown away before the store heard of it is counted, text and binary."""
+        one = Link(mode=Mode.MEMCACHED, max_value=100)
+        one.ask(b"set a 0 0 2000\r\n" + bytes(2000) + b"\r\nms a 101\r\n" + bytes(101) + b"\r\n")
+        self.assertEqual(stats(one, b"")[b"store_too_large"], b"2")
+        one.ask(b"stats reset\r\n")
+        self.assertEqual(stats(one, b"")[b"store_too_large"], b"0")
+
+    def test_connections(self) -> None:
+        """Each connection that is open is told of, and none that is gone."""
+        one = link()
+        other = Link(one.server)
+        self.assertIn(b"2:state", stats(one, b"conns"))
+        other.transport.lose()
+        found = stats(one, b"conns")
+        self.assertEqual(found[b"1:state"], b"conn_parse_cmd")
+        self.assertNotIn(b"2:state", found)
+
+
+class DetailTests(SynchronousTestCase):
+    """stats detail."""
+
+    def test_counts(self) -> None:
+        """What is asked of keys is counted by prefix, while somebody wants it."""
+        one = link()
+        one.ask(b"set abc:a 0 0 1\r\nx\r\n")
+        self.assertEqual(one.ask(b"stats detail on\r\n"), b"OK\r\n")
+        one.ask(b"set abc:a 0 0 1\r\nx\r\nget abc:a abc:b plain\r\ngets abc:a\r\ndelete abc:a\r\n")
+        one.ask(b"add abc:c 0 0 1\r\nx\r\nset plain 0 0 1\r\nx\r\nget d:e:f\r\n")
+        self.assertEqual(
+            one.ask(b"stats detail dump\r\n"),
+            b"PREFIX abc get 3 hit 2 set 2 del 1\r\nPREFIX d get 1 hit 0 set 0 del 0\r\nEND\r\n",
+        )
+        one.ask(b"stats reset\r\n")
+        self.assertEqual(one.ask(b"stats detail dump\r\n"), b"END\r\n")
+        self.assertEqual(one.ask(b"stats detail off\r\nstats detail dump\r\n"), b"OK\r\nEND\r\n")
+
+
+class ListingTests(SynchronousTestCase):
+    """lru_crawler metadump and mgdump, stats cachedump."""
+
+    def test_metadump(self) -> None:
+        """A line a key, all that a tool needs, keys encoded."""
+        one = link()
+        one.ask(b"ms a 3 E5 F7 T60\r\nabc\r\nms IGs= 1 b E6\r\nx\r\nmg a\r\n")
+        self.assertEqual(
+            one.ask(b"lru_crawler metadump all\r\n"),
+            b"key=%20k exp=-1 la=1700000000 cas=6 fetch=no cls=1 size=62 flags=0\n"
+            b"key=a exp=1700000060 la=1700000000 cas=5 fetch=yes cls=1 size=67 flags=7\nEND\r\n",
+        )
+        self.assertEqual(one.ask(b"lru_crawler mgdump hash\r\n"), b"mg IGs= b\r\nmg a\r\nEN\r\n")
+        self.assertEqual(one.ask(b"lru_crawler metadump 2,3\r\n"), b"END\r\n")
+        self.assertEqual(one.ask(b"lru_crawler metadump 999\r\n"), b"BADCLASS invalid class id\r\n")
+
+    def test_expired(self) -> None:
+        """What has expired is not listed."""
+        one = link()
+        one.ask(b"set a 0 5 1\r\nx\r\n")
+        one.time += 6
+        self.assertEqual(one.ask(b"lru_crawler metadump all\r\n"), b"END\r\n")
+
+    def test_other_words(self) -> None:
+        """The crawler's other commands are answered as memcached answers them."""
+        for asked, answered in (
+            (b"lru_crawler", b"ERROR\r\n"),
+            (b"lru_crawler foo", b"ERROR\r\n"),
+            (b"lru_crawler crawl all", b"OK\r\n"),
+            (b"lru_crawler crawl x", b"BADCLASS invalid class id\r\n"),
+            (b"lru_crawler enable", b"OK\r\n"),
+            (b"lru_crawler sleep 10", b"OK\r\n"),
+            (b"lru_crawler sleep 9999999", b"CLIENT_ERROR sleep must be one second or less\r\n"),
+            (b"lru_crawler tocrawl x", b"CLIENT_ERROR bad command line format\r\n"),
+        ):
+            self.assertEqual(link().ask(asked + b"\r\n"), answered, asked)
+
+    def test_in_pieces(self) -> None:
+        """A long listing lets others have their turn, and is whole in the end."""
+        clock = Clock()
+        store = MemoryStore(lambda: NOW, later=lambda call: clock.callLater(1, call))
+        for number in range(2000):
+            store.set(b"key%d" % number, b"x")
+        server = KVServer(store, ServerSettings(mode=Mode.MEMCACHED), now=lambda: NOW)
+        one = Link(server)
+        heard = one.ask(b"lru_crawler metadump all\r\n")
+        turns = 0
+        while not heard.endswith(b"END\r\n"):
+            other = Link(server)
+            self.assertTrue(other.ask(b"get key1\r\n").endswith(b"END\r\n"))
+            clock.advance(1)
+            heard += one.take()
+            turns += 1
+        self.assertGreater(turns, 4)
+        self.assertEqual(heard.count(b"\nkey=") + 1, 2000)
