@@ -79,10 +79,13 @@ class Call:
             link's companions already; None for nothing.
     """
 
-    __slots__ = (
-        "answered", "context", "data", "deferred", "epoch", "rider", "server", "slot", "tries",
-        "write",
-    )  # fmt: skip
+    # Class attributes in place of slots: most calls need none of these, and who begins with
+    # nothing to set is made in half of the time.
+    tries = 0
+    deferred: Any = None
+    epoch: Any = None
+    server: Any = None
+    rider: Any = None
 
     def __init__(
         self,
@@ -97,11 +100,6 @@ class Call:
         self.write = write
         self.context = context
         self.slot = slot
-        self.tries = 0
-        self.deferred: Any = None
-        self.epoch: Any = None
-        self.server: Any = None
-        self.rider: Any = None
 
 
 @implementer(IPushProducer)
@@ -144,6 +142,7 @@ class EngineConnection(Protocol):
         self._paused = False
         self._closing = False
         self._open = True
+        self._room = MAX_PENDING  # commands that may be unanswered now
         self._companions = set() if companions is None else companions
 
     @property
@@ -159,17 +158,25 @@ class EngineConnection(Protocol):
 
     def send(self, call: Call) -> None:
         """Send a command at the end of this turn."""
-        if not self._open:
-            call.answered(_not_performed("disconnected", "the connection has ended"), call)
+        pending = self._pending
+        if len(pending) >= self._room:
+            self._refuse(call)
             return
-        if len(self._pending) >= MAX_PENDING or self._unsent >= MAX_UNSENT:
-            call.answered(_not_performed("overload", "too much waits for the engine"), call)
-            return
-        self._pending.append(call)
+        pending.append(call)
         self._out.append(call.data)
-        self._unsent += len(call.data)
         if self._turn_end is None:
             self._turn_end = self._clock.callLater(0, self._end_turn)
+        elif self._paused:
+            self._unsent += len(call.data)
+            if self._unsent >= MAX_UNSENT:
+                self._room = 0
+
+    def _refuse(self, call: Call) -> None:
+        if self._open:
+            failure = _not_performed("overload", "too much waits for the engine")
+        else:
+            failure = _not_performed("disconnected", "the connection has ended")
+        call.answered(failure, call)
 
     def close_when_idle(self) -> None:
         """Answer what has been asked, then close; send nothing after this."""
@@ -228,10 +235,14 @@ class EngineConnection(Protocol):
     def pauseProducing(self) -> None:
         """Write nothing: the transport is full."""
         self._paused = True
+        self._unsent = sum(map(len, self._out))
 
     def resumeProducing(self) -> None:
         """Write what has come together."""
         self._paused = False
+        self._unsent = 0
+        if self._open:
+            self._room = MAX_PENDING
         self._write()
 
     def stopProducing(self) -> None:
@@ -241,17 +252,20 @@ class EngineConnection(Protocol):
     # inside
 
     def _end_turn(self) -> None:
-        self._turn_end = None
+        if self._paused:
+            return  # the turn ends when the transport has room
         self._write()
 
     def _write(self) -> None:
         out = self._out
+        turn_end, self._turn_end = self._turn_end, None
+        if turn_end is not None and turn_end.active():
+            turn_end.cancel()
         if self._paused or not out or not self._open:
             return
         data = out[0] if len(out) == 1 else b"".join(out)
         self._written += len(out)
         out.clear()
-        self._unsent = 0
         self._companions.clear()
         self._marks.append((self._clock.seconds(), self._written))
         if self._timer is None:
@@ -285,8 +299,9 @@ class EngineConnection(Protocol):
     def _end(self, reason: str, text: str) -> None:
         """Close, and tell everybody."""
         self._open = False
+        self._room = 0
         for call in (self._turn_end, self._timer):
-            if call is not None:
+            if call is not None and call.active():
                 call.cancel()
         self._turn_end = self._timer = None
         unsent = len(self._out)

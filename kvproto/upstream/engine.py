@@ -273,6 +273,7 @@ class SingleEngine(Engine):
             )
         else:
             self.server = self._server(*options.servers[0])
+        self._links = self.server.links
         self._renewed_at = -1.0
         self._replicas_seen = 0
 
@@ -292,13 +293,18 @@ class SingleEngine(Engine):
         super().start()
         self.server.start()
 
-    def slot(self, key: bytes) -> int:
-        """Return a number that decides over which connection a key is reached."""
-        return hash(key)
+    slot = staticmethod(hash)  # type: ignore[assignment]
 
     def send(self, call: Call) -> None:
         """Send a command."""
-        self._ride(call, self.server.link(call.slot))
+        links = self._links
+        link = links[call.slot % len(links)]
+        connection = link.ready
+        if connection is None or (call.rider is not None and call.rider not in link.companions):
+            self._ride(call, self.server.link(call.slot))
+        else:
+            call.server = self.server
+            connection.send(call)
 
     @property
     def tags(self) -> Sequence[tuple[int, bytes]]:

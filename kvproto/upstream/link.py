@@ -88,6 +88,7 @@ class Link:
         state: Where it is.
         companions: As for `EngineConnection`.
         server: Whose connection it is.
+        ready: The connection while the state is READY, None else: for who is in a hurry.
         reason: Why it is not ready: a word of `kvproto.upstream.resp.REASONS`.
         text: The same for people.
     """
@@ -121,7 +122,9 @@ class Link:
         self._retiring: set[EngineConnection] = set()
         self.companions: set[object] = set()
         self.server: Any = None
+        self.ready: EngineConnection | None = None
         self.state = LinkState.STOPPED
+        self.ready = None
         self.reason, self.text = "unreachable", "not connected yet"
 
     @property
@@ -152,6 +155,7 @@ class Link:
         if self.state is LinkState.STOPPED:
             return
         self.state = LinkState.STOPPED
+        self.ready = None
         self.reason, self.text = "unreachable", "stopped"
         self._let_go()
         for connection in list(self._retiring):
@@ -174,6 +178,7 @@ class Link:
 
     def _connect(self) -> None:
         self.state = LinkState.CONNECTING
+        self.ready = None
         self._timer = self._clock.callLater(self._connect_timeout, self._too_slow)
         factory = Factory.forProtocol(self._build)
         factory.noisy = False
@@ -235,6 +240,7 @@ class Link:
         self._stop_timer()
         self._backoff.reset()
         self.state = LinkState.READY
+        self.ready = self._connection
         self.reason = self.text = ""
         kept, self._kept = self._kept, []
         for call in kept:
@@ -248,6 +254,7 @@ class Link:
     def _give_up(self, reason: str, text: str) -> None:
         """End this attempt, and wait for the next."""
         self.state = LinkState.WAITING
+        self.ready = None
         self.reason, self.text = reason, text
         self._let_go()
         self._timer = self._clock.callLater(self._backoff.next_wait(), self._retry)

@@ -27,12 +27,15 @@ class Script:
     Attributes:
         text: The same.
         digest: By which the engine knows it.
+        two: A call with a key and two arguments, to be filled in by ``%``: the length of each,
+            and it.
     """
 
     def __init__(self, text: bytes) -> None:
         self.text = text
         self.digest = sha1(text, usedforsecurity=False).hexdigest().encode()
         self._tail = b"\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % self.digest
+        self.two = b"*6%b$%%d\r\n%%b\r\n$%%d\r\n%%b\r\n$%%d\r\n%%b\r\n" % self._tail
 
     def call(self, key: bytes, *arguments: bytes) -> bytes:
         """Encode a call with one key."""
@@ -43,15 +46,16 @@ class Script:
 
 SET_PLAIN = Script(
     b"""\
-local old = redis.call('GETRANGE', KEYS[1], 0, 21)
-local t = redis.call('TIME')
+local call, key = redis.call, KEYS[1]
+local old = call('GETRANGE', key, 0, 21)
+local t = call('TIME')
 local now = t[1] * 1000000 + t[2]
 local low = (now % 4294967296) * 1000
 local high = math.floor(now / 4294967296) * 1000 + math.floor(low / 4294967296)
 low = low % 4294967296
 if old ~= '' then
-  if string.sub(old, 1, 1) ~= '\\1' or string.sub(old, 10) ~= string.rep('\\0', 13) then
-    return redis.call('GET', KEYS[1])
+  if string.byte(old) ~= 1 or string.sub(old, 10) ~= '@' then
+    return call('GET', key)
   end
   local h, l = struct.unpack('>I4I4', old, 2)
   if h > high or (h == high and l >= low) then
@@ -62,12 +66,12 @@ end
 local cas = struct.pack('>I4I4', high, low)
 local document = '\\1' .. cas .. ARGV[1] .. cas .. ARGV[2]
 if ARGV[3] then
-  redis.call('SET', KEYS[1], document, 'PXAT', ARGV[3])
+  call('SET', key, document, 'PXAT', ARGV[3])
 else
-  redis.call('SET', KEYS[1], document)
+  call('SET', key, document)
 end
 return cas
-"""
+""".replace(b"@", rb"\0" * 13)
 )
 """Set a document unless it is locked, has attributes, or is a tombstone.
 

@@ -52,7 +52,9 @@ log = make_logger()
 _MAX_WAITING = 10_000
 _COUNTED_EXACTLY = 100_000
 _CAS_SIZE = 8
+_SET = SET_PLAIN.two
 _new = object.__new__
+from_bytes = int.from_bytes
 
 
 @implementer(IStore)
@@ -181,9 +183,11 @@ class EngineStore(Operations):
         preserve_expiry: bool = False,
     ) -> Any:
         """Store whatever was there before; see `IStore.set`."""
-        now = self.now()
-        expires_at = deadline(expiry, now) if expiry else 0.0
-        if cas or preserve_expiry or expires_at < 0.0 or 0.0 < expires_at <= now:
+        expires_at = 0.0
+        if expiry:
+            now = self.now()
+            expires_at = deadline(expiry, now)
+        if cas or preserve_expiry or (expires_at and expires_at <= now):
             return super().set(
                 key, value, flags, expiry, cas, datatype=datatype, preserve_expiry=preserve_expiry
             )
@@ -221,10 +225,12 @@ class EngineStore(Operations):
         micros = round(expires_at * 1e6) if expires_at else 0
         if self.locks:
             head = PLAIN.pack(0, 0, 0, document.flags, document.datatype & 0xFF, micros, 0, 0)
-            parts = (head, document.value, self.expiry(expires_at)) if micros else (
-                head, document.value,
-            )  # fmt: skip
-            call = Call(SET_PLAIN.call(name, *parts), self._set_by_script, True)
+            value = document.value
+            if micros:
+                data = SET_PLAIN.call(name, head, value, self.expiry(expires_at))
+            else:
+                data = _SET % (len(name), name, len(head), head, len(value), value)
+            call = Call(data, self._set_by_script, True)
         else:
             document.cas = document.seqno = cas = self.next_cas(0)
             value = document.value
@@ -255,8 +261,15 @@ class EngineStore(Operations):
 
     def _set_by_script(self, reply: Any, call: Call) -> None:
         if reply.__class__ is bytes and len(reply) == _CAS_SIZE:
-            document = call.context[1]
-            document.cas = document.seqno = int.from_bytes(reply)
+            key, document = call.context
+            if call.epoch is self._prefix and key.__class__ is bytes:
+                document.cas = document.seqno = from_bytes(reply, "big")
+                statistics = self.statistics
+                statistics.cmd_set += 1
+                statistics.total_items += 1
+                call.deferred.callback(document)
+                return
+            document.cas = document.seqno = from_bytes(reply, "big")
             self._was_set(b"OK", call)
         elif reply.__class__ is bytes:
             # It is locked, or has attributes that must be kept: the usual way.
