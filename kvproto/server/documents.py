@@ -62,9 +62,9 @@ _COUNTER_EXTRAS = Struct(">QQI")
 _META = Struct(">IIIQ")
 _META_WITH_DATATYPE = Struct(">IIIQB")
 
-_LONGEST_PARSED = 256 * 1024
-"""Bytes of a value that is parsed to see whether it is JSON, some milliseconds that all other
-connections wait.  Of a longer one it is believed what the client said."""
+_LONGEST_PARSED = 32 * 1024
+"""Bytes of a value that is parsed to see whether it is JSON: a millisecond, or 22 for nothing but
+brackets, that all other connections wait.  Of a longer one it is believed what the client said."""
 
 
 def holds_json(document: Document) -> bool:

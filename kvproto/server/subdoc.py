@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvproto.errors import RemoteProtocolError
-from kvproto.server.replies import Reply, then
+from kvproto.server.replies import COPY_LIMIT, Reply, then
 from kvproto.store import (
     LOCKED_CAS,
     LookupResult,
@@ -19,7 +19,7 @@ from kvproto.store import (
     Refusal,
 )
 from kvproto.wire import subdoc as wire
-from kvproto.wire.binary import encode_response
+from kvproto.wire.binary import encode_response, response_head
 from kvproto.wire.frames import Request
 
 if TYPE_CHECKING:
@@ -42,13 +42,16 @@ def _looked_up(outcome: Any, session: BinarySession, request: Request) -> Reply:
     if not isinstance(outcome, LookupResult):
         return _refused(outcome, session, request)
     document = outcome.document
-    return encode_response(
+    parts = wire.lookup_result_parts(outcome.results)
+    size = sum(map(len, parts))
+    head = response_head(
         request.opcode,
         outcome.status,
-        value=wire.encode_lookup_results(outcome.results),
+        value_size=size,
         opaque=request.opaque,
         cas=LOCKED_CAS if document.locked_until else document.cas,
     )
+    return [head, *parts] if size > COPY_LIMIT else b"".join((head, *parts))
 
 
 def mutate_in(session: BinarySession, request: Request) -> Reply:

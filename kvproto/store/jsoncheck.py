@@ -70,6 +70,7 @@ _ARRAY_END, _OBJECT_END = b"]}"
 _RUNS = {_ARRAY_END: (_run(_FLAT).match, _run(_VALUE).match)}
 _RUNS[_OBJECT_END] = (_run(_NAME + _FLAT).match, _run(_NAME + _VALUE).match)
 _QUOTE, _COMMA = b'",'
+_SPACES = b" \t\n\r"
 
 
 class Kind(IntEnum):
@@ -139,10 +140,13 @@ class _Check:
         deep = levels < 1
         at = yield from self._after_space(0)
         while True:
+            start = at
             first = data[at]
             if first in b"[{":
                 end = first + 2
-                start, at = at, (yield from self._after_space(at + 1))
+                at += 1
+                if data[at] in _SPACES:
+                    at = yield from self._after_space(at)
                 if data[at] != end:
                     ends.append(end)
                     deep = deep or len(ends) >= levels
@@ -151,23 +155,32 @@ class _Check:
                     at = yield from self._entries(at, end, len(ends))
                     continue
                 at += 1
+            elif first == _QUOTE:
+                at = yield from self._after_string(at)
             else:
-                start, at = at, (yield from self._after_scalar(at))
+                found = _plain(data, at)
+                if found is None:
+                    raise _Opaque
+                at = found.end()
             if self._spent(at - start):
                 yield
             while True:
-                at = yield from self._after_space(at)
                 if not ends:
+                    at = yield from self._after_space(at)
                     if at != len(data):
                         raise _Opaque
                     return deep
+                if data[at] in _SPACES:
+                    at = yield from self._after_space(at)
                 if data[at] == ends[-1]:
                     ends.pop()
                     at += 1
                     if self._spent(0):
                         yield
                 elif data[at] == _COMMA:
-                    at = yield from self._after_space(at + 1)
+                    at += 1
+                    if data[at] in _SPACES:
+                        at = yield from self._after_space(at)
                     at = yield from self._entries(at, ends[-1], len(ends))
                     break
                 else:
@@ -181,7 +194,9 @@ class _Check:
             start = at
             found = take(data, at, at + PIECE)
             assert found is not None
-            at = yield from self._after_space(found.end())  # the piece may have cut it
+            at = found.end()
+            if data[at] in _SPACES:  # the piece has cut it
+                at = yield from self._after_space(at)
             if self._spent(at - start):
                 yield
             if at - start < PIECE // 2:  # else there may be more of the kind
@@ -195,15 +210,6 @@ class _Check:
                 raise _Opaque
             at = yield from self._after_space(at + 1)
         return at
-
-    def _after_scalar(self, at: int) -> Work[int]:
-        data = self._data
-        if data[at] == _QUOTE:
-            return (yield from self._after_string(at))
-        found = _plain(data, at)
-        if found is None:
-            raise _Opaque
-        return found.end()
 
     def _after_string(self, at: int) -> Work[int]:
         data = self._data

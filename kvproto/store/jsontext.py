@@ -269,7 +269,7 @@ class Text:
                 if found[1] == as_bytes:
                     break
                 if self._escapes and b"\\" in found[1]:
-                    if self._spent(8 * STEP):
+                    if self._spent(STEP):
                         yield
                     if _unescaped(found[1]) == wanted:
                         break

@@ -17,12 +17,13 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
+from kvproto.store import meta, rules
 from kvproto.store.document import Document, Key, Refusal
 from kvproto.store.expiry import deadline
 from kvproto.store.interfaces import IStore
 from kvproto.store.operations import Operations
 from kvproto.store.partial import IN_PIECES, RuleInPieces
-from kvproto.store.pieces import Pieces, Work
+from kvproto.store.pieces import PIECE, Pieces, Work
 from kvproto.store.rules import DEFAULT_MAX_VALUE, Answer, Decision, Effect, Limits, Rule, live
 from kvproto.store.statistics import Statistics
 from kvproto.store.table import ITEM_OVERHEAD, DocumentTable
@@ -38,6 +39,9 @@ _SURVEYED = 256
 """Documents that are looked at between two turns of the event loop."""
 
 _MAX_ATTEMPTS = 10
+
+_COPYING = frozenset({rules.append, rules.prepend, meta.write})
+"""Rules that may make a value of an old one."""
 
 _new = object.__new__
 
@@ -217,8 +221,17 @@ class MemoryStore(Operations):
 
     # -- doing what a rule decided --------------------------------------------
 
-    def _apply(self, key: Key, rule: Rule[Answer], *args: Any) -> Answer | Refusal:
+    def _apply(self, key: Key, rule: Rule[Any], *args: Any) -> Any:
         """Do an operation on one document; the answer is the rule's, or there is no room."""
+        now = self._now()
+        old = self.table.live(key, now)
+        if old is not None and len(old.value) > PIECE and rule in _COPYING:
+            return self._pieces.run(self._apply_as_piece(key, rule, args))
+        return self.carry_out(key, old, rule(old, now, *args), now)
+
+    def _apply_as_piece(self, key: Key, rule: Rule[Any], args: tuple[Any, ...]) -> Work[Any]:
+        """Do what copies a large value, a piece by itself: many of them must not come in a row."""
+        yield from ()
         now = self._now()
         old = self.table.live(key, now)
         return self.carry_out(key, old, rule(old, now, *args), now)

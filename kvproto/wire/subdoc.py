@@ -29,6 +29,7 @@ __all__ = [
     "encode_mutation",
     "encode_mutation_failure",
     "encode_mutation_results",
+    "lookup_result_parts",
     "lookup_status",
 ]
 
@@ -183,14 +184,22 @@ def lookup_status(results: Iterable[tuple[int, bytes]]) -> int:
 
 
 def encode_lookup_results(results: Iterable[tuple[int, bytes]]) -> bytes:
-    """Write the value of a lookup's answer.
+    """Write the value of a lookup's answer; see `lookup_result_parts`."""
+    return b"".join(lookup_result_parts(results))
+
+
+def lookup_result_parts(results: Iterable[tuple[int, bytes]]) -> list[bytes]:
+    """Write the value of a lookup's answer, in parts that spare long texts a copy.
 
     Args:
         results: For each spec in order: status, and the JSON text (``b""`` when there is none).
             The Couchbase SDK aborts its process on a status that it does not know: only 0 and
             those of `Status` whose names begin with ``SUBDOC_``.
     """
-    return b"".join(_LOOKUP_RESULT.pack(status, len(value)) + value for status, value in results)
+    parts = []
+    for status, value in results:
+        parts += [_LOOKUP_RESULT.pack(status, len(value)), value]
+    return parts
 
 
 def encode_mutation_results(results: Iterable[PathResult]) -> bytes:

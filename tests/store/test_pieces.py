@@ -31,7 +31,8 @@ from kvproto.store import (
 )
 from kvproto.store.jsontext import kind
 from kvproto.store.multi import MAX_RESULTS, MAX_XATTRS, look_up_all, mutate_all
-from kvproto.store.pieces import PIECE, Pieces, Work, at_once
+from kvproto.store.pieces import PIECE, TURN_S, Pieces, Work, at_once
+from kvproto.wire.meta import MetaCommand
 
 SIZE = 3 * PIECE
 
@@ -215,7 +216,8 @@ class PiecesTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.turns = Turns()
-        self.pieces = Pieces(self.turns.later)
+        self.time = 100.0
+        self.pieces = Pieces(self.turns.later, lambda: self.time)
         self.done: list[str] = []
 
     def work(self, name: str, pieces: int) -> Work[str]:
@@ -249,6 +251,55 @@ class PiecesTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(first), "a")
         self.assertEqual(self.successResultOf(second), "b")
         self.assertTrue(self.turns.idle())
+
+    def slow(self, name: str, seconds: float, pieces: int = 0) -> Work[str]:
+        """Take some time for the first piece."""
+        self.done.append(name)
+        self.time += seconds
+        yield from self.work(name, pieces)
+        return name
+
+    def test_many_small_ones(self) -> None:
+        """What small work adds up to is bounded too: the rest waits for the next turn."""
+        answers = [self.pieces.run(self.slow(name, 0.4 * TURN_S)) for name in "abcdefgh"]
+        self.assertEqual(answers[:3], ["a", "b", "c"])
+        self.assertEqual(self.done, ["a", "b", "c"])
+        self.turns.next()
+        self.assertEqual(self.done, ["a", "b", "c", "d", "e", "f"])
+        self.assertIsInstance(self.pieces.run(self.slow("i", 0.0)), Deferred)
+        self.turns.next()
+        self.assertEqual("".join(self.done), "abcdefghi")
+        for name, answer in zip("defgh", answers[3:], strict=True):
+            assert isinstance(answer, Deferred)
+            self.assertEqual(self.successResultOf(answer), name)
+        self.assertTrue(self.turns.idle())
+        self.time += 1
+        self.assertEqual(self.pieces.run(self.slow("j", 0.0)), "j")
+
+    def test_small_ones_pass_large_ones(self) -> None:
+        """Small work that had to wait does not wait for large work."""
+        large = [self.pieces.run(self.work(name, 100)) for name in "abcde"]
+        self.assertEqual(self.pieces.run(self.slow("f", 1.5 * TURN_S)), "f")
+        small = self.pieces.run(self.slow("g", 0.0))
+        broken = self.pieces.run(self.broken())
+        gone = self.pieces.run(self.slow("h", 0.0))
+        assert isinstance(small, Deferred)
+        assert isinstance(broken, Deferred)
+        assert isinstance(gone, Deferred)
+        gone.cancel()
+        self.failureResultOf(gone, CancelledError)
+        self.turns.next()
+        self.assertEqual(self.successResultOf(small), "g")
+        self.failureResultOf(broken, KeyError)
+        self.assertNotIn("h", self.done)
+        for answer in large:
+            assert isinstance(answer, Deferred)
+            self.assertNoResult(answer)
+
+    def broken(self) -> Work[str]:
+        """Fail at once."""
+        yield from ()
+        raise KeyError("x")
 
     def test_failure(self) -> None:
         """An error of the work is the answer, at once or later."""
@@ -306,6 +357,7 @@ class RaceTests(SynchronousTestCase):
         self.clock.rightNow = 1_700_000_000.0
         self.turns = Turns()
         self.store = MemoryStore(self.clock.seconds, later=self.turns.later)
+        self.store._pieces._timer = lambda: 0.0
         self.value = filled(b"[", b"1,", b"1]", SIZE)
         self.store.set(b"k", self.value)
 
@@ -424,6 +476,18 @@ class RaceTests(SynchronousTestCase):
         self.store.delete(b"k")
         result = self.settle(answer)
         self.assertEqual(result.results[0], (PathStatus.SUCCESS, b"%d" % (SIZE // 2 + 1)))
+
+    def test_many_appends(self) -> None:
+        """Appending to a large value copies it: thousands in a row do not hold up anybody."""
+        now = iter(range(10**9))
+        self.store._pieces._timer = lambda: next(now) * TURN_S
+        answers = [self.store.append(b"k", b"%d" % number) for number in range(5)]
+        answers.append(self.store.meta(b"k", MetaCommand("ms", b"k", mode=ord("A"), value=b"5")))
+        self.assertEqual(sum(isinstance(answer, Deferred) for answer in answers), 5)
+        self.store.append(b"small", b"x")
+        for answer in answers[1:]:
+            self.assertNotIsInstance(self.settle(answer), Refusal)
+        self.assertTrue(self.value_is(self.value + b"012345"))
 
     def test_number_of_attributes(self) -> None:
         """A document has at most so many extended attributes, which each change copies."""
