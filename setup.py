@@ -35,6 +35,8 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
+    author="The kvproto authors",
+    keywords="couchbase memcached key-value tls twisted",
     python_requires=">=3.11",
     install_requires=[
         "Twisted[tls]>=24.11",
@@ -65,7 +67,12 @@ setup(
             "ruff>=0.12",
             "towncrier>=24.8",
         ],
-        "docs": ["sphinx>=8", "myst-parser>=4"],
+        "docs": [
+            "sphinx>=8",
+            "myst-parser>=4",
+            "furo>=2024.8",
+            "repoze.sphinx.autointerface>=1.1",
+        ],
         "bench": ["matplotlib>=3.8", "pyperf>=2.7"],
     },
     # "" -> "." makes an editable install a plain .pth line, so twistd finds twisted/plugins.
@@ -86,6 +93,10 @@ setup(
         "Intended Audience :: System Administrators",
         "Operating System :: POSIX",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: Database",
         "Topic :: Security :: Cryptography",
         "Typing :: Typed",

@@ -1,12 +1,28 @@
 """Sphinx configuration: Markdown sources, warnings are errors in CI."""
 
+from kvproto import __version__
+
 project = "kvproto"
 author = "The kvproto authors"
 project_copyright = "2026, the kvproto authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+version = release = __version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "repoze.sphinx.autointerface",
+]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-html_theme = "alabaster"
+html_theme = "furo"
+html_title = f"kvproto {version}"
 autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_preserve_defaults = True
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+# Names stand in several places (a room re-exports them), and single backquotes in docstrings are
+# for people: neither is an error.
+suppress_warnings = ["ref.python", "autodoc.import_object"]
