@@ -8,6 +8,7 @@ happens first at start and last at stop.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import socket
@@ -48,6 +49,7 @@ from kvproto.ops.privileges import FutureUser
 from kvproto.ops.service_control import ServiceControl
 from kvproto.ops.signals import SignalService
 from kvproto.ops.status import ServiceState
+from kvproto.ops.systemd import SystemdNotifier
 from kvproto.server import KVController
 from kvproto.tls import (
     CredentialFiles,
@@ -159,12 +161,13 @@ class KVTLSService(MultiService):
             self.stores,
         )
         self._config_reload = self._config_reloader(settings)
+        self._systemd = SystemdNotifier(
+            self._reactor, self._status_line, os.environ if signals is not None else {}
+        )
         self._announced = False
         self._memory = MemoryTrim(self.ledger.steps, self._reactor, glibc_trim())
         if signals is not None:
-            signals.connect(self.control.reload, self._end_process, self._end_at_once, reopen_logs)
-            signals.setServiceParent(self)
-            self._memory.setServiceParent(self)
+            self._own_process(signals)
         self._control_socket = ControlSocket(self.control, config.state_directory, self._reactor)
         self._control_socket.check_path()
         self._control_socket.setServiceParent(self)
@@ -200,9 +203,31 @@ class KVTLSService(MultiService):
         if config.http is not None and not config.http.startswith("kvtls:"):
             validate(self._reactor, config.http, "--http")
 
+    def _own_process(self, signals: SignalService) -> None:
+        """Hear signals, tell systemd, and give memory back: the process is ours."""
+        signals.connect(self._reload_for_signal, self._end_process, self._end_at_once, reopen_logs)
+        for service in (signals, self._systemd, self._memory):
+            service.setServiceParent(self)
+
     def _fitted_limits(self, config: Config) -> Limits:
         """Return the limits, cut down to the open files of a process of ours."""
         return _limits(config) if self._signals is None else fit_open_files(_limits(config))
+
+    def _reload_for_signal(self) -> Deferred[Any]:
+        """Reload as SIGHUP asks for, and tell systemd about its beginning and end."""
+        self._systemd.reloading()
+
+        def ended(outcome: Any) -> Any:
+            self._systemd.reloaded()
+            return outcome
+
+        return maybeDeferred(self.control.reload).addBoth(ended)
+
+    def _status_line(self) -> str:
+        """Return what ``systemctl status`` shows."""
+        reason = self.control.not_ready()
+        count = len(self.ledger)
+        return reason or f"serving {count} connection{'' if count == 1 else 's'}"
 
     def _reload_beside_credentials(self) -> None:
         """Begin to read users and configuration again; the outcome is in the log."""
@@ -456,6 +481,7 @@ class KVTLSService(MultiService):
             log.warn("{text}", text=text)
         self.control.state = ServiceState.READY
         log.info("kvtls ready on {addresses}", addresses=", ".join(addresses))
+        self._systemd.ready()
         if self._config.development:
             self._announce_development(addresses[0])
 
@@ -481,6 +507,7 @@ class KVTLSService(MultiService):
     def stopService(self) -> Deferred[None]:
         """Stop accepting, answer what was asked, close; bounded by the drain timeout."""
         self.control.state = ServiceState.STOPPING
+        self._systemd.stopping()
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
@@ -499,6 +526,7 @@ class KVTLSService(MultiService):
         self.server.budget.stop()
         # Last, so that an operator can watch, and ask a second time.
         await maybeDeferred(self._control_socket.stopService)
+        self._systemd.stopService()
         if self._signals is not None:
             self._signals.stopService()
 
