@@ -9,7 +9,8 @@ from __future__ import annotations
 from twisted.internet.interfaces import IReactorTime
 
 from kvproto.config import Config, User
-from kvproto.dataplane.stores import IStores, Run, make_stores
+from kvproto.dataplane.interfaces import IKeepingStores, IStores, Run
+from kvproto.dataplane.stores import make_stores
 from kvproto.errors import ConfigError, LocalProtocolError
 from kvproto.server import Bucket, KVServer, Manifest, ServerSettings, UserTable, hash_password
 from kvproto.server.hashing import HashQueue
@@ -71,6 +72,9 @@ def make_server(
         later=clock.callLater,
     )
     server.hashing = hashing
+    if IKeepingStores.providedBy(stores):
+        for bucket in server.buckets.values():
+            stores.keep_collections(bucket.name, bucket.manifest.adopt)
     return server
 
 

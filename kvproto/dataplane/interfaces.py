@@ -52,6 +52,19 @@ class IStores(IService):
         """Return what ``kvtls status`` says of it, in values that JSON can say."""
 
 
+class IKeepingStores(IStores):
+    """Stores whose documents outlive the process, so that ids of collections must as well."""
+
+    def keep_collections(bucket: str, adopt: Callable[[dict[str, int]], dict[str, int]]) -> None:
+        """Let the collections of a bucket have the ids that they had before.
+
+        Args:
+            bucket: Which.
+            adopt: Called before the store is open to clients with the ids that are known, by
+                ``SCOPE.NAME`` and, for scopes, ``SCOPE``; returns all that are to be kept.
+        """
+
+
 Factory: TypeAlias = "Callable[[StoreURL, Config, Any, Run | None], IStores]"
 """Makes the stores for a URL.
 

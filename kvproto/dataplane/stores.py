@@ -16,6 +16,7 @@ from zope.interface import classImplements, implementer
 
 from kvproto.config import Config, Mode, StoreURL, check_memory_url
 from kvproto.dataplane.engines import EngineStores
+from kvproto.dataplane.file_stores import FileStores
 from kvproto.dataplane.fleet import FleetStores
 from kvproto.dataplane.interfaces import Factory, IStores, Run
 from kvproto.errors import ConfigError
@@ -70,10 +71,15 @@ def memory_store(config: Config, reactor: Any) -> MemoryStore:
     )
 
 
+def _file_stores(url: StoreURL, config: Config, reactor: Any, run: Run | None) -> FileStores:
+    return FileStores(url, config, reactor, run, memory_store)
+
+
 classImplements(FleetStores, IStores)
 
 _FACTORIES: dict[str, Factory] = {
     "memory": MemoryStores,
+    "file": _file_stores,
     "memcached": FleetStores,
     "memcached+unix": FleetStores,
     "memcacheds": FleetStores,

@@ -236,6 +236,8 @@ def serve_quickly(
                     datatype = layout & JSON
                     document = None if cas else set_plainly(key, value, flags, expiry, datatype)
                     if document is None:
+                        if not store.at_once:
+                            break
                         document = store.set(key, value, flags, expiry, cas, datatype=datatype)
                 else:
                     break

@@ -37,7 +37,7 @@ from kvproto.server.replies import Hangup, Reply, then
 from kvproto.server.sasl import Mechanism
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.window import BARRIER, FREE, Subject
-from kvproto.store import Document, Key, MemoryStore, Refusal
+from kvproto.store import Document, Key, Refusal, has_short_way
 from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, simple_reply
 from kvproto.wire.collections import unknown_collection_body
 from kvproto.wire.constants import Datatype, Feature, Status
@@ -245,8 +245,7 @@ class BinarySession(QuickState):
                 traced=self.timer is not None,
                 strict=self._strict,
             )
-            # Its exact class: a subclass may answer later.
-            self._in_memory = self.bucket is not None and self.store.__class__ is MemoryStore
+            self._in_memory = self.bucket is not None and has_short_way(self.store)
         self._open_pipe()
         self._open_or_close()
 

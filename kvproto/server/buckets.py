@@ -9,7 +9,7 @@ Source: Couchbase kv_engine ``docs/Collections.md``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kvproto.errors import ConfigError, RemoteProtocolError
@@ -70,6 +70,29 @@ class Manifest:
         self._scopes.setdefault(scope, _FIRST_ID + len(self._scopes) - 1)
         self._collections[scope, name] = _FIRST_ID + len(self._collections) - 1
 
+    def adopt(self, ids: Mapping[str, int]) -> dict[str, int]:
+        """Take the ids that scopes and collections had before.
+
+        What is new gets an id that nothing has ever had, so that no document of another
+        collection is found in it.
+
+        Args:
+            ids: Of collections by ``SCOPE.NAME`` and of scopes by ``SCOPE``.
+
+        Returns:
+            All ids, those included of what is not there now, for the next time.
+        """
+        known = dict(ids)
+        for scope in self._scopes:
+            if scope != DEFAULT:
+                self._scopes[scope] = known.setdefault(scope, _free_id(known, scopes=True))
+        for scope, name in self._collections:
+            if (scope, name) != (DEFAULT, DEFAULT):
+                number = known.setdefault(f"{scope}.{name}", _free_id(known, scopes=False))
+                self._collections[scope, name] = number
+        self.ids = frozenset(self._collections.values())
+        return known
+
     def scope_id(self, scope: str) -> int:
         """Return the id of a scope.
 
@@ -106,6 +129,12 @@ class Manifest:
             for scope, number in self._scopes.items()
         ]
         return json.dumps({"uid": f"{self.uid:x}", "scopes": scopes}).encode()
+
+
+def _free_id(ids: Mapping[str, int], *, scopes: bool) -> int:
+    """Return the lowest id above all that scopes, or collections, have had."""
+    taken = [number for name, number in ids.items() if ("." not in name) is scopes]
+    return max([_FIRST_ID - 1, *taken]) + 1
 
 
 class Bucket:

@@ -6,7 +6,7 @@ what follows it take the usual way, so that nothing is decided here that is not 
 
 What a session's HELLO can change is the same here as there: the id of the default collection in
 front of keys (a key of any other collection is unusual), and replies with datatypes, mutation
-tokens and durations.  Only for `MemoryStore`, which answers at once.
+tokens and durations.  Only for stores of which `kvproto.store.has_short_way` says so.
 
 There are two of it that do the same: `serve_in_python`, which is the reference, and a compiled one,
 ``kvproto.server._quick``, where the installation had a C compiler.  Measured for 32 GETs in one
@@ -42,7 +42,7 @@ class QuickState:
     A thousand busy sessions do not fit into a core's cache, so every line of it counts.
 
     Attributes:
-        plain: Whether the short way is open: there is a `MemoryStore` that the user may work in,
+        plain: Whether the short way is open: there is a store with one that the user may work in,
             and no part of a request has been received.
         max_body: Longest body that is accepted now, in bytes.
         store: The bucket's store.
@@ -80,7 +80,7 @@ _SET_EXTRAS: Final = _EXTRAS_SIZE << 8
 _JSON: Final = int(Datatype.JSON)
 
 
-def serve_in_python(
+def serve_in_python(  # noqa: PLR0915 - one loop, as fast as Python can
     session: BinarySession, data: bytes, out: list[bytes], limit: int, max_body: int
 ) -> int:
     """Serve plain requests from the beginning of a read.
@@ -136,6 +136,8 @@ def serve_in_python(
                 datatype = layout & _JSON
                 document = None if cas else set_plainly(key, value, flags, expiry, datatype)
                 if document is None:
+                    if not store.at_once:
+                        break
                     document = store.set(key, value, flags, expiry, cas, datatype=datatype)
                 reply = _stored(document, session, key, opaque)
             else:

@@ -1,6 +1,6 @@
 """What clients asked for and what became of it, counted for each bucket.
 
-Plain GET and SET take a short way on which nothing is counted here: `MemoryStore` counts them
+Plain GET and SET take a short way on which nothing is counted here: the store counts them
 itself, as it does all that reaches it.  So each request that takes the usual way notes what it has
 added to the store's numbers; what is left of these is what came by the short way.
 """
@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from kvproto.base.histogram import Histogram
 from kvproto.server.replies import Hangup
-from kvproto.store import MemoryStore
+from kvproto.store import has_short_way
 from kvproto.wire.constants import LOUD, Opcode, Status
 
 __all__ = ["OPERATIONS", "RESULTS", "RequestCounts"]
@@ -132,8 +132,7 @@ class RequestCounts:
     def __init__(self, store: Any = None) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
         # Its exact class, as where the short way is opened.
-        in_memory = store.__class__ is MemoryStore
-        self._statistics: Any = store.statistics if in_memory else None
+        self._statistics: Any = store.statistics if has_short_way(store) else None
         self._elsewhere = [0] * len(_COUNTED)
         self._turn = 0
         self._started = 0.0

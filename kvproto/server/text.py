@@ -18,7 +18,7 @@ from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, LateError, Rep
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.statistics import Report, report
 from kvproto.server.window import BARRIER, FREE, Subject
-from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, IStore, MemoryStore, Refusal
+from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, IStore, Refusal, has_short_way
 from kvproto.wire import text as wire
 from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
 
@@ -254,8 +254,7 @@ class TextSession:
             self.bucket = self.server.default_bucket(user)
             if self.bucket is not None:
                 self.store = self.bucket.store_for_connection()
-                # Its exact class: a subclass may answer later.
-                self._plain = self.store.__class__ is MemoryStore
+                self._plain = has_short_way(self.store)
 
     def _stranger(self, item: TextCommand | TextRefusal) -> Reply:
         """Take a login, in the form of a set, or a goodbye; nothing else."""

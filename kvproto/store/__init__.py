@@ -11,6 +11,7 @@ from kvproto.store.document import (
     Refusal,
     accessed_at,
 )
+from kvproto.store.file.store import FileStore
 from kvproto.store.interfaces import IConnectionStore, IStore, Outcome
 from kvproto.store.jsontext import is_json
 from kvproto.store.memory import MemoryStore
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_SPECS",
     "DocFlag",
     "Document",
+    "FileStore",
     "IConnectionStore",
     "IStore",
     "Key",
@@ -51,5 +53,18 @@ __all__ = [
     "PathStatus",
     "Refusal",
     "accessed_at",
+    "has_short_way",
     "is_json",
 ]
+
+
+def has_short_way(store: object) -> bool:
+    """Say whether a store's plain GET and SET can be called without looking at what else it is.
+
+    Its ``get`` answers at once, and it has a ``set_plainly`` like `MemoryStore`'s.  The class is
+    compared exactly: a derived one may answer later.
+    """
+    return store.__class__ in _WITH_SHORT_WAY
+
+
+_WITH_SHORT_WAY = frozenset({MemoryStore, FileStore})

@@ -73,7 +73,9 @@ class MemoryStore(Operations):
             Deferred; when None, everything is answered at once, however long it takes.
 
     Attributes:
+        now: The argument.
         statistics: What it counts, as it counts: numbers only, for whoever measures.
+        at_once: Whether `set` never answers by a Deferred.
         keeper: Is asked before, and told after, everything that happens to a document, but not
             by `set_plainly`, whose caller tells it.
     """
@@ -91,7 +93,7 @@ class MemoryStore(Operations):
     ) -> None:
         self._pieces = Pieces(later)
         self.uuid = secrets.randbits(48) if uuid is None else uuid
-        self._now = now
+        self.now = now
         self.statistics = Statistics()
         self.table = DocumentTable(now, memory_limit, evict, self.statistics)
         self._limits = Limits(max_value, memory_limit if max_item is None else max_item)
@@ -101,6 +103,7 @@ class MemoryStore(Operations):
         self._cas_until = 0.0
         self.keeper: Keeper | None = None
 
+    at_once = True
     persists = False
     tokens = True
     persisted_seqno = 0
@@ -130,7 +133,7 @@ class MemoryStore(Operations):
             self.statistics.get_misses += 1
             return None
         if document.expires_at or document.locked_until:
-            now = self._now()
+            now = self.now()
             if document.expires_at and document.expires_at <= now:
                 table.remove(key, document)
                 statistics = self.statistics
@@ -157,7 +160,7 @@ class MemoryStore(Operations):
             None when there is more to consider, so that only `set` will do; nothing has happened
             then that would not happen there.
         """
-        table, clock = self.table, self._now
+        table, clock = self.table, self.now
         find = table.find
         now = clock()
         old = find(key)
@@ -223,7 +226,7 @@ class MemoryStore(Operations):
 
     def _apply(self, key: Key, rule: Rule[Any], *args: Any) -> Any:
         """Do an operation on one document; the answer is the rule's, or there is no room."""
-        now = self._now()
+        now = self.now()
         old = self.table.live(key, now)
         if old is not None and len(old.value) > PIECE and rule in _COPYING:
             return self._pieces.run(self._apply_as_piece(key, rule, args))
@@ -313,7 +316,7 @@ class MemoryStore(Operations):
         They are taken from then on: others may be changed before it is stored.
         """
         if not document.cas:
-            document.cas = self._next_cas(self._now())
+            document.cas = self._next_cas(self.now())
         if not document.seqno:
             self._seqno = document.seqno = self._seqno + 1
 
@@ -408,11 +411,11 @@ class MemoryStore(Operations):
         """
         table = self.table
         for _ in range(_MAX_ATTEMPTS):
-            now = self._now()
+            now = self.now()
             old, grave = table.live(key, now), table.tombstones.get(key)
             wants_grave = old is None and doc_flags & DocFlag.ACCESS_DELETED
             decision = yield from rule(grave if wants_grave else old, now, *args)
-            now = self._now()
+            now = self.now()
             there = table.live(key, now)
             is_same = there is old and table.tombstones.get(key) is grave
             if is_same or decision.effect is Effect.NOTHING:
@@ -454,7 +457,7 @@ class MemoryStore(Operations):
     def stats(self) -> dict[str, int | str]:
         """Return counters, named as memcached's ``stats`` names them."""
         table = self.table
-        if table.flush_at <= self._now():
+        if table.flush_at <= self.now():
             table.discard_all()
         return {
             **self.statistics.report(),

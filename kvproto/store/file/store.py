@@ -30,6 +30,7 @@ from kvproto.store.interfaces import IStore
 from kvproto.store.memory import MemoryStore
 from kvproto.store.operations import Operations
 from kvproto.store.rules import Decision, Effect, Rule
+from kvproto.store.statistics import Statistics
 from kvproto.store.table import ITEM_OVERHEAD
 from kvproto.wire.meta import MetaCommand
 
@@ -64,7 +65,6 @@ class FileStore(Operations):
         directory: Where; it is there, and nobody else uses it.
         sync: When changes are forced to the disk.
         memory: Where documents are; empty.
-        now: Returns unix time in seconds; the memory's own.
         clock: For waits and pauses.
         run: Runs a function in a thread and returns a Deferred; at once when None.
         disk: What is run.
@@ -72,8 +72,10 @@ class FileStore(Operations):
 
     Attributes:
         get: As `IStore.get`, the memory's own.
+        at_once: Whether `set` never answers by a Deferred.
     """
 
+    at_once = False
     persists = True
     tokens = True
 
@@ -82,7 +84,6 @@ class FileStore(Operations):
         directory: Path,
         sync: Sync,
         memory: MemoryStore,
-        now: Callable[[], float],
         clock: IReactorTime,
         run: Run | None = None,
         disk: Disk | None = None,
@@ -91,7 +92,7 @@ class FileStore(Operations):
         self.directory = directory
         self._sync = sync
         self._memory = memory
-        self._now = now
+        self._now = memory.now
         self._clock = clock
         self._run: Run = maybeDeferred if run is None else run
         self._disk = Disk() if disk is None else disk
@@ -154,6 +155,11 @@ class FileStore(Operations):
             "persisted_seqno": self._journal.persisted,
             "seqno": self._memory.seqno,
         }
+
+    @property
+    def statistics(self) -> Statistics:
+        """What it counts, as it counts: numbers only, for whoever measures."""
+        return self._memory.statistics
 
     # -- what is kept beside documents ----------------------------------------
 

@@ -100,7 +100,6 @@ class FileCase(SynchronousTestCase):
             self.directory,
             sync or self.sync,
             memory,
-            self.clock.seconds,
             self.clock,
             run,
             self.disk,
