@@ -235,7 +235,7 @@ class MemoryStore(Operations):
     def _apply_as_piece(self, key: Key, rule: Rule[Any], args: tuple[Any, ...]) -> Work[Any]:
         """Do what copies a large value, a piece by itself: many of them must not come in a row."""
         yield from ()
-        now = self._now()
+        now = self.now()
         old = self.table.live(key, now)
         return self.carry_out(key, old, rule(old, now, *args), now)
 
@@ -436,7 +436,7 @@ class MemoryStore(Operations):
     def _survey(self, look: Callable[[Key, Document], None]) -> Work[None]:
         keys = list(self.table.items)
         for at in range(0, len(keys), _SURVEYED):
-            now = self._now()
+            now = self.now()
             for key in keys[at : at + _SURVEYED]:
                 document = live(self.table.items.get(key), now)
                 if document is not None:

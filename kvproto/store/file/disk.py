@@ -48,10 +48,21 @@ class Disk:
         """Return what is in a file."""
         return path.read_bytes()
 
-    def sync(self, descriptors: Iterable[int], directory: int | None) -> None:
-        """Force files, and the names in a directory, to the disk."""
-        for descriptor in descriptors:
-            os.fdatasync(descriptor)
+    def sync(
+        self, ended: Iterable[tuple[int, int]], descriptor: int, directory: int | None
+    ) -> None:
+        """Force files, and the names in a directory, to the disk.
+
+        Args:
+            ended: Descriptors of files that nothing is added to, and how long they are; what is
+                behind is given back.
+            descriptor: Of the file that is written to.
+            directory: Descriptor of the directory, None when no name has changed.
+        """
+        for file, size in ended:
+            os.fdatasync(file)
+            os.ftruncate(file, size)
+        os.fdatasync(descriptor)
         if directory is not None:
             os.fsync(directory)
 

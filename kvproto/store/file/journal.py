@@ -178,6 +178,7 @@ class Journal:
         self.limit = 0
         self._seed = 0
         self._log_size = 0
+        self._most: int | None = None
         self._owed: list[tuple[Kind, Key, Document]] = []
         self._directory_descriptor = -1
         self.appended = 0
@@ -207,21 +208,31 @@ class Journal:
         return Deferred.fromCoroutine(self._start())
 
     async def _start(self) -> None:
+        try:
+            await self._prepare_first()
+        except OSError:
+            if not self.sealed:
+                raise
+            # What is there can be read.
+            self._not_prepared(Failure())
+        else:
+            self._roll()
+        if self._policy is Sync.EVERY_SECOND:
+            self._sync_later()
+
+    async def _prepare_first(self) -> None:
+        """Prepare as many segments as are needed, smaller ones where the disk is small."""
         while len(self._spares) <= SPARES:
             try:
                 await self._prepare_one(self._segment_size)
             except OSError:
                 if self._segment_size <= SMALLEST_SEGMENT:
                     raise
-                # Smaller ones from now on: what is there already may have taken the room.
                 self._segment_size //= 2
                 for spare in self._spares:
-                    await self._in_thread(self._disk.remove, spare.path)
                     self._close(spare)
+                    await self._in_thread(self._disk.remove, spare.path)
                 self._spares.clear()
-        self._roll()
-        if self._policy is Sync.EVERY_SECOND:
-            self._sync_later()
 
     async def stop(self) -> None:
         """Force everything to the disk and let go of all files."""
@@ -278,7 +289,7 @@ class Journal:
 
     def has_room(self, size: int) -> bool:
         """Say whether records of so many bytes can be appended now."""
-        if self._fault_lasts() or self._active is None:
+        if self._active is None or self._fault_lasts():
             return False
         if self.at + size <= self.limit:
             return True
@@ -310,8 +321,11 @@ class Journal:
         """See to it that there are spare segments."""
         if self._preparing is not None or self._retry is not None or not self.running:
             return
+        if self._active is None and len(self._spares) > SPARES:
+            self._roll()
+            return
         fits = not self._wanted or any(self._fits(spare, self._wanted) for spare in self._spares)
-        if len(self._spares) >= SPARES and fits:
+        if len(self._spares) >= SPARES and fits and self._active is not None:
             self._wanted = 0
             self._let_in()
             return
@@ -346,6 +360,7 @@ class Journal:
         reason = getattr(failure.value, "strerror", None) or failure.getErrorMessage()
         if not self.fault:
             self.fault = f"{self._directory}: {reason}"
+            self._most = self.size
             log.warn("{fault}: writes are refused until there is room", fault=self.fault)
         waiting, self._waiting = self._waiting, deque()
         self._wanted = 0
@@ -429,7 +444,7 @@ class Journal:
 
     def has_reserve(self, key: Key) -> bool:
         """Say whether a removal can be appended, into the reserve if need be."""
-        if self._fault_lasts() or self._active is None:
+        if self._active is None or self._fault_lasts():
             return False
         return self.at + size_of(key, _NOTHING) + 1024 <= self.limit + RESERVE or self.has_room(
             1024
@@ -441,7 +456,9 @@ class Journal:
         When even that is used up, it comes first in the next segment.
         """
         body = body_of(kind, key, document)
-        assert self._active is not None
+        if self._active is None:
+            self._owed.append((kind, key, document))
+            return
         if self.at + 4 + len(body) + ALIGNMENT + END_SIZE > self._active.size:
             if not self._spares:
                 self._owed.append((kind, key, document))
@@ -467,9 +484,12 @@ class Journal:
         if old is not None:
             self._write(end_record(old.number))
             old.map.close()
+            old.size = self.at
             self.sealed.append(Sealed(old.number, old.size))
             self._log_size += old.size
             self._unsynced.append(old)
+            if self._most is not None and self.size > self._most + 2 * SPARES * old.size:
+                self._most = None  # the disk has become larger
         spare.number = self._next_number
         self._next_number += 1
         path = self._directory / segment_name(spare.number)
@@ -520,7 +540,7 @@ class Journal:
         appended, offset, number = self.appended, self.at, self._active.number
         seqno = self.numbers().seqno
         before, self._unsynced = self._unsynced, []
-        descriptors = [segment.descriptor for segment in (*before, self._active)]
+        ended = [(segment.descriptor, segment.size) for segment in before]
         directory = self._directory_descriptor if self._renamed else None
         self._renamed = False
 
@@ -548,7 +568,7 @@ class Journal:
             for _, waiter in waiters:
                 waiter.errback(StoreUnavailable(self.fault))
 
-        self._syncing = self._in_thread(self._disk.sync, descriptors, directory)
+        self._syncing = self._in_thread(self._disk.sync, ended, self._active.descriptor, directory)
         self._syncing.addCallbacks(done, failed)
 
     def _mark_synced(self, number: int, offset: int) -> None:
@@ -585,36 +605,40 @@ class Journal:
     def _too_large(self) -> bool:
         if not self.sealed or not self.running or self._fault_lasts():
             return False
-        allowed = max(FLOOR, int(self.live_size() * GROWTH))
-        if self.fault:
-            # The disk is full: whatever gives room back is welcome.
-            allowed = self.live_size() + 2 * self._segment_size
+        live = self.live_size()
+        allowed = max(FLOOR, int(live * GROWTH))
+        if self._most is not None:
+            # With so much the disk was full.
+            allowed = min(allowed, self._most - SPARES * self._segment_size)
+            allowed = max(allowed, int(live * 1.1) + SPARES * self._segment_size)
         return self.size > allowed or len(self.sealed) > 64 + 2 * allowed // SEGMENT_SIZE
 
     def _clean(self) -> None:
         """Begin to clean if there is too much."""
         if self._cleaning is None and self._too_large():
-            self._cleaning = Deferred.fromCoroutine(self._clean_all())
-            self._cleaning.addErrback(self._cannot_clean)
-            if self._cleaning is not None and self._cleaning.called:
-                self._cleaning = None
+            # Set before anything runs: cleaning appends, and appending may lead here.
+            self._cleaning = Deferred()
+            job = Deferred.fromCoroutine(self._clean_all())
+            job.addErrback(self._cannot_clean).addCallback(self._cleaned)
 
     def _cannot_clean(self, failure: Failure) -> None:
-        self._cleaning = None
-        if failure.check(StoreUnavailable):
-            return
-        log.failure(
-            "{directory} cannot be cleaned and grows",
-            failure=failure,
-            directory=str(self._directory),
-        )
+        if not failure.check(StoreUnavailable):
+            log.failure(
+                "{directory} cannot be cleaned and grows",
+                failure=failure,
+                directory=str(self._directory),
+            )
+
+    def _cleaned(self, _: None) -> None:
+        ended, self._cleaning = self._cleaning, None
+        assert ended is not None
+        ended.callback(None)
 
     async def _clean_all(self) -> None:
-        try:
-            while self._too_large():
-                await self._clean_oldest()
-        finally:
-            self._cleaning = None
+        """Clean until there is not too much, but no segment that was begun meanwhile."""
+        last = self.sealed[-1].number
+        while self._too_large() and self.sealed[0].number <= last:
+            await self._clean_oldest()
 
     async def _clean_oldest(self) -> None:
         """Append again what is alive in the oldest segment, and remove it."""

@@ -46,10 +46,15 @@ class SmallDisk(Disk):
         self.room += path.stat().st_size
         super().remove(path)
 
-    def sync(self, descriptors: Iterable[int], directory: int | None) -> None:
+    def sync(
+        self, ended: Iterable[tuple[int, int]], descriptor: int, directory: int | None
+    ) -> None:
         if self.broken is not None:
             raise self.broken
         self.synced += 1
+        for file, size in ended:
+            self.room += os.fstat(file).st_size - size
+            os.ftruncate(file, size)
 
 
 class Threads:
@@ -147,6 +152,11 @@ class FileCase(SynchronousTestCase):
         """End a store, either way, and open the directory again."""
         (self.kill if kill else self.close)(store)
         return self.open(**options)
+
+    def value_in(self, store: FileStore, key: bytes) -> bytes | None:
+        """Return what is under a key."""
+        document = store.get(key)
+        return None if document is None else document.value
 
     def segments(self) -> list[Path]:
         """Return the segments' files, the oldest first."""
