@@ -11,10 +11,11 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.integration import test_clients
 from tests.integration.engine_load import Counting, TextClient
 from tests.integration.engines import RedisCluster, RedisServer, shared_cluster, shared_server
 from tests.integration.live import eventually
-from tests.integration.service import KvtlsProcess, run_kvtls
+from tests.integration.service import MODES, KvtlsProcess, run_kvtls
 from tests.integration.wire_client import packet, read_answer
 
 GONE = re.compile(r"engine \S+ does not answer: .*")
@@ -168,6 +169,23 @@ class _SeveralServices(SynchronousTestCase):
             together = time.monotonic() - started
         # Not a judgement on speed, only that requests do not wait for each other's answers.
         self.assertLess(together, alone)
+
+
+class ClientTests(SynchronousTestCase):
+    """memcached's clients, the documents being in a server or a cluster."""
+
+    def test_clients(self) -> None:
+        """Each operation of each client does what it says, in both modes."""
+        for engine in (shared_server(), shared_cluster()):
+            for number, mode in enumerate(MODES):
+                for kind in (test_clients.BmemcachedTests, test_clients.PymemcacheTests):
+                    bucket = f"{kind.__name__}{number}"
+                    options = (*mode, "--store", engine.url, "--bucket", bucket)
+                    with KvtlsProcess(*options) as running:
+                        test = kind("test_everything")
+                        test.everything(running)
+                        test.doCleanups()
+                        self.assertNotIn("Traceback", running.output)
 
 
 class RedisTests(_SeveralServices):
