@@ -203,6 +203,8 @@ class ClusterEngine(Engine):
             return fail(StoreUnavailable(f"nobody is known to have slot {slot}"))
         usual = Counter(len(other.replicas) for other in self._shards).most_common(1)[0][0]
         wanted = max(self._most_replicas.get(shard.primary, 0), usual)
+        if shard.online < wanted:
+            self._refresh_soon()
         return succeed((wanted, shard.online))
 
     # the map

@@ -85,7 +85,8 @@ def parse_shards(reply: Any, asked: str, tls: bool) -> list[Shard]:
                     primary = where
             else:
                 replicas.append(where)
-                online += well
+                # One that is "loading" may just not have been heard of for a moment.
+                online += node.get(b"health") != b"fail"
         if primary is not None:
             shards.append(Shard(primary, ranges, replicas, online))
     return shards

@@ -16,7 +16,7 @@ from tests.integration.engine_load import Counting, TextClient
 from tests.integration.engines import RedisCluster, RedisServer, shared_cluster, shared_server
 from tests.integration.live import eventually
 from tests.integration.service import MODES, KvtlsProcess, run_kvtls
-from tests.integration.wire_client import packet, read_answer
+from tests.integration.wire_client import HEADER, packet, read_answer
 
 GONE = re.compile(r"engine \S+ does not answer: .*")
 BACK = re.compile(r"engine \S+ is back")
@@ -393,4 +393,70 @@ class ClusterBadDaysTests(SynchronousTestCase):
         # Replication is asynchronous: what a replica had not got when its primary died is lost.
         # It kept up here, so nothing is.
         load.check(self.values(running, keys))
+        self.assertNotIn("Traceback", running.output)
+
+
+class DurabilityTests(SynchronousTestCase):
+    """Durable writes wait for a majority of the servers that have a document."""
+
+    MAJORITY = b"\x11\x01"
+
+    def durable(self, running: KvtlsProcess, key: bytes, value: bytes) -> int:
+        """Store a value durably; return the status."""
+        body = self.MAJORITY + bytes(8) + key + value
+        head = HEADER.pack(0x08, 1, len(self.MAJORITY) << 8 | len(key), 8, 0, 0, len(body), 0, 0)
+        with client(running) as one:
+            one.send(head + body)
+            return read_answer(one.socket).status
+
+    def test_single(self) -> None:
+        """On one server without replicas durable writes succeed."""
+        running = self.enterContext(service(shared_server().url))
+        self.assertEqual(self.durable(running, b"k", b"v"), 0)
+
+    def test_replica_that_goes(self) -> None:
+        """With a replica durable writes succeed; without it they are impossible, or ambiguous."""
+        primary = self.enterContext(RedisServer("--repl-diskless-sync-delay", "0"))
+        replica = self.enterContext(RedisServer("--replicaof", f"127.0.0.1 {primary.port}"))
+        running = self.enterContext(service(primary.url))
+        eventually(lambda: "state=online" in primary.cli("info", "replication"))
+        for number in range(20):
+            self.assertEqual(self.durable(running, b"k", b"%d" % number), 0)
+            self.assertEqual(replica.cli("--raw", "exists", "x").strip(), "0")
+        replica.signal(signal.SIGSTOP)
+        self.assertEqual(self.durable(running, b"k", b"ambiguous"), 0xA3)
+        replica.kill()
+        eventually(lambda: "connected_slaves:0" in primary.cli("info", "replication"))
+        self.assertEqual(self.durable(running, b"k", b"impossible"), 0xA1)
+        with client(running) as one:
+            self.assertEqual(one.get("k"), b"ambiguous")
+            self.assertEqual(one.set("k", b"plain"), b"STORED")
+        self.assertNotIn("Traceback", running.output)
+
+    def test_failover(self) -> None:
+        """What was durable is there when a replica has taken over; then it is impossible."""
+        cluster = self.enterContext(RedisCluster())
+        running = self.enterContext(service(f"{cluster.url}?timeout=1"))
+        keys = [f"d{number}" for number in range(60)]
+        with client(running) as one:
+            self.assertEqual(one.set("start", b""), b"STORED")
+        for key in keys:
+            self.assertEqual(self.durable(running, key.encode(), b"kept"), 0)
+        victim = cluster.servers[0]
+        victim.kill()
+        lost: list[str] = []
+
+        def all_are_there() -> bool:
+            with client(running) as one:
+                answers = {key: one.ask(f"touch {key} 0".encode()) for key in keys}
+                lost[:] = [key for key in keys if answers[key] == b"NOT_FOUND"]
+                return all(answer == b"TOUCHED" for answer in answers.values())
+
+        eventually(all_are_there)
+        self.assertEqual(lost, [])
+        statuses = {self.durable(running, key.encode(), b"again") for key in keys}
+        # The shard that has lost its replica cannot promise anything; the others can.
+        self.assertIn(0, statuses)
+        self.assertTrue(statuses & {0xA1, 0xA3}, statuses)
+        self.assertLessEqual(statuses, {0, 0xA1, 0xA3})
         self.assertNotIn("Traceback", running.output)
