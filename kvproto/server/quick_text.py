@@ -16,6 +16,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from kvproto.server.quick_meta import UNUSUAL, serve_meta_quickly
 from kvproto.server.replies import COPY_LIMIT
 from kvproto.store import Document
 from kvproto.wire import text as wire
@@ -33,7 +34,11 @@ _match_set = re.compile(
 ).match
 """Numbers of so many digits are within every limit of the grammar but that of a value's size."""
 
-_GET: Final = 0x67  # the first letter tells the two apart
+_match_mg = re.compile(rb"mg ([!-~]{1,%d}) v\r\n" % MAX_KEY).match
+"""The most usual of meta commands; the others are `kvproto.server.quick_meta`'s."""
+
+_GET: Final = 0x67  # the first letter tells which it is
+_META: Final = 0x6D
 
 
 def serve_text_quickly(  # noqa: PLR0915 - one loop, as fast as Python can
@@ -54,8 +59,9 @@ def serve_text_quickly(  # noqa: PLR0915 - one loop, as fast as Python can
     store: Any = session.store
     get = store.get
     put = store.set if store.at_once else partial(store.set_plainly, datatype=0)
+    meta_seen = session.meta_seen
     reply: Any
-    at = size = 0
+    at = size = meta_cmds = 0
     end = len(data)
     try:
         while at < end and size < limit:
@@ -83,6 +89,24 @@ def serve_text_quickly(  # noqa: PLR0915 - one loop, as fast as Python can
                             length,
                             value,
                         )
+            elif data[at] == _META and meta_seen and (line := _match_mg(data, at)) is not None:
+                stop = line.end()
+                document = get(line[1])
+                if document is None:
+                    reply = b"EN\r\n"
+                elif document.marks & UNUSUAL or len(document.value) > COPY_LIMIT:
+                    break
+                else:
+                    value = document.value
+                    reply = b"VA %d\r\n%b\r\n" % (len(value), value)
+                meta_cmds += 1
+            elif data[at] == _META:
+                served = len(out)
+                stop = serve_meta_quickly(session, data, at, max_value, out)
+                if not stop:
+                    break
+                reply = b""
+                size += sum(map(len, out[served:]))
             else:
                 line = _match_set(data, at)
                 if line is None:
@@ -108,4 +132,6 @@ def serve_text_quickly(  # noqa: PLR0915 - one loop, as fast as Python can
     except Exception:
         # A defect of ours.  The usual way meets it again, tells about it, and the client.
         return at
+    finally:
+        session.server.counters.meta_cmds += meta_cmds
     return at

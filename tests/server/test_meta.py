@@ -129,6 +129,50 @@ class SwallowTests(SynchronousTestCase):
             )
 
 
+class QuickTests(SynchronousTestCase):
+    """The short way for plain mg and ms says what the usual way says."""
+
+    def test_same(self) -> None:
+        """Whatever the flags, in one read and byte by byte; and all of it is counted."""
+        words = [
+            b"v",
+            b"k",
+            b"s",
+            b"t",
+            b"c",
+            b"f",
+            b"q",
+            b"O1",
+            b"O",
+            b"v v",
+            b"k v s",
+            b"O2 v q k",
+        ]
+        for key in (b"a", b"none", b"stale", b"long"):
+            for flags in words:
+                answers = []
+                for at_once in (True, False):
+                    one = link()
+                    one.ask(STORED + b"ms stale 1 E7\r\nx\r\nmd stale I E8\r\n")
+                    one.ask(b"ms long 20000 E9 T50\r\n" + bytes(20000) + b"\r\n")
+                    asked = b"mg %b %b\r\nmg %b v\r\n" % (key, flags, key)
+                    one.transport.send(asked, read_size=65536 if at_once else 1)
+                    answers.append((one.take(), one.server.counters.meta_cmds))
+                self.assertEqual(answers[0], answers[1], (key, flags))
+
+    def test_same_writes(self) -> None:
+        """Storing too."""
+        for flags in (b"", b" T60", b" F7 T0", b" q", b" I q", b" T1 T1", b" F4294967295", b" Tx"):
+            answers = []
+            for at_once in (True, False):
+                one = link()
+                one.ask(STORED)
+                asked = b"ms b 3%b\r\nxyz\r\nmg b v t f\r\n" % flags
+                one.transport.send(asked, read_size=65536 if at_once else 1)
+                answers.append((one.take(), one.server.counters.meta_cmds))
+            self.assertEqual(answers[0], answers[1], flags)
+
+
 class LeaseTests(SynchronousTestCase):
     """Who fetches a value anew: one client at a time."""
 
