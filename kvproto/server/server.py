@@ -60,6 +60,7 @@ class KVServer:
         budget: What all sessions together hold.
         users: Who may log in.
         prefixes: What is counted by prefix of keys, None while nobody wants it.
+        last_prefixes: What was counted when it was wanted last.
         transports: Those of the connections that are open.
         hashing: Where passwords are hashed that its users bring; where they are checked when None.
     """
@@ -83,6 +84,7 @@ class KVServer:
         self.timer = timer
         self.counters = Counters()
         self.prefixes: Prefixes | None = None
+        self.last_prefixes = Prefixes()
         self.transports: dict[Any, None] = {}
         self.requests = RequestCounts()
         self.times = self.requests.times

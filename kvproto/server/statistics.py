@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred
 from kvproto import __version__
 from kvproto.base.escape import printable
 from kvproto.server import inventory
-from kvproto.server.prefixes import DELIMITER, Prefixes
+from kvproto.server.prefixes import DELIMITER
 from kvproto.server.quick import COMPILED
 from kvproto.server.server import KVServer
 from kvproto.store import IStore
@@ -215,8 +215,7 @@ def _reset_from(server: KVServer, store: IStore, of_store: dict[str, Value]) -> 
         if isinstance(value, int) and name not in NOT_RESET
     }
     server.reset_statistics(store, baseline)
-    if server.prefixes is not None:
-        server.prefixes.clear()
+    server.last_prefixes.clear()
     return Report(line=b"RESET")
 
 
@@ -259,13 +258,13 @@ def _address(address: Any) -> str:
 
 def _detail(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
     if args[:1] == (b"on",):
-        server.prefixes = server.prefixes or Prefixes()
+        server.prefixes = server.last_prefixes
         return Report(line=b"OK")
     if args[:1] == (b"off",):
         server.prefixes = None
         return Report(line=b"OK")
     if args[:1] == (b"dump",):
-        return Report(lines=[] if server.prefixes is None else server.prefixes.lines())
+        return Report(lines=server.last_prefixes.lines())
     return Report(line=b"CLIENT_ERROR usage: stats detail on|off|dump", wrong=True)
 
 

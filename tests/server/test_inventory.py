@@ -127,9 +127,10 @@ class DetailTests(SynchronousTestCase):
             one.ask(b"stats detail dump\r\n"),
             b"PREFIX abc get 3 hit 2 set 2 del 1\r\nPREFIX d get 1 hit 0 set 0 del 0\r\nEND\r\n",
         )
+        self.assertEqual(one.ask(b"stats detail off\r\nget abc:a\r\n"), b"OK\r\nEND\r\n")
+        self.assertIn(b"PREFIX abc get 3 ", one.ask(b"stats detail dump\r\n"))
         one.ask(b"stats reset\r\n")
         self.assertEqual(one.ask(b"stats detail dump\r\n"), b"END\r\n")
-        self.assertEqual(one.ask(b"stats detail off\r\nstats detail dump\r\n"), b"OK\r\nEND\r\n")
 
 
 class ListingTests(SynchronousTestCase):
