@@ -31,13 +31,14 @@ from kvproto.base.log import make_logger
 from kvproto.config import Config
 from kvproto.config.settings import Settings
 from kvproto.dataplane import UsersReload, make_server, make_stores
-from kvproto.errors import ConfigError
+from kvproto.errors import ConfigError, KVProtoError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.ages import AgeLimits
 from kvproto.listeners.probe import probe, validate
 from kvproto.nodes import NodeService
 from kvproto.ops.config_reload import ConfigReload
 from kvproto.ops.control_socket import ControlSocket, StateLock
+from kvproto.ops.exit_status import end_with_failure
 from kvproto.ops.history import History
 from kvproto.ops.http import HTTPService, StatusSite, with_interface
 from kvproto.ops.keylog import KeyLog
@@ -466,7 +467,12 @@ class KVTLSService(MultiService):
             self._reactor.callWhenRunning(self._announce)
 
     def _not_started(self, failure: Any) -> None:
-        log.failure("a part cannot start, the service ends", failure=failure)
+        if failure.check(KVProtoError):
+            log.error("the service cannot start: {reason}", reason=failure.getErrorMessage())
+        else:
+            log.failure("a part cannot start, the service ends", failure=failure)
+        if self._signals is not None:  # the process is ours
+            end_with_failure()
         self._end_process()
 
     def _announce(self) -> None:
