@@ -125,13 +125,12 @@ class EngineSecrets:
             identity = {"privateKey": key, "certificate": chain[0], "extraCertChain": chain[1:]}
             context = SSL.Context(SSL.TLS_CLIENT_METHOD)
             context.use_certificate(chain[0])
-            context.use_privatekey(key)
             try:
+                context.use_privatekey(key)
                 context.check_privatekey()
             except SSL.Error:
-                raise ConfigError(
-                    OPTION, f"key {key_path} does not belong to cert {options.cert}"
-                ) from None
+                text = f"key {key_path} does not belong to cert {options.cert}"
+                raise ConfigError(OPTION, text) from None
         self._password, self._trust, self._identity = password, trust, identity
 
     def _look(self) -> None:
@@ -147,6 +146,8 @@ class EngineSecrets:
                 self._use()
             except ConfigError as error:
                 log.warn("the engine's files cannot be used, the old ones stay: {e}", e=error)
+            except Exception:
+                log.failure("the engine's files cannot be used, the old ones stay")
             else:
                 log.info("the engine's files have changed: connections are made anew")
                 self._renewed()

@@ -6,14 +6,22 @@ import re
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.testing.certificates import Authority, Identity
 from tests.integration import test_clients
 from tests.integration.engine_load import Counting, TextClient
-from tests.integration.engines import RedisCluster, RedisServer, shared_cluster, shared_server
+from tests.integration.engines import (
+    RedisCluster,
+    RedisServer,
+    free_port,
+    shared_cluster,
+    shared_server,
+)
 from tests.integration.live import eventually
 from tests.integration.service import MODES, KvtlsProcess, run_kvtls
 from tests.integration.wire_client import HEADER, packet, read_answer
@@ -460,3 +468,81 @@ class DurabilityTests(SynchronousTestCase):
         self.assertTrue(statuses & {0xA1, 0xA3}, statuses)
         self.assertLessEqual(statuses, {0, 0xA1, 0xA3})
         self.assertNotIn("Traceback", running.output)
+
+
+class TLSTests(SynchronousTestCase):
+    """An engine behind TLS, with client certificates."""
+
+    def write(self, directory: Path, name: str, identity: Identity) -> None:
+        (directory / f"{name}.key").write_bytes(identity.key_pem)
+        (directory / f"{name}.pem").write_bytes(identity.chain_pem)
+
+    def server(
+        self, names: tuple[str, ...] = ("localhost", "127.0.0.1")
+    ) -> tuple[RedisServer, int]:
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        self.files = directory
+        self.authority = Authority.root("engine CA")
+        self.write(directory, "server", self.authority.issue("engine", names))
+        self.write(directory, "client", self.authority.issue("kvtls", ("kvtls",)))
+        (directory / "ca.pem").write_bytes(self.authority.certificate_pem)
+        port = free_port()
+        engine = RedisServer(
+            "--tls-port", str(port), "--tls-cert-file", str(directory / "server.pem"),
+            "--tls-key-file", str(directory / "server.key"),
+            "--tls-ca-cert-file", str(directory / "ca.pem"), "--tls-auth-clients", "yes",
+        )  # fmt: skip
+        return self.enterContext(engine), port
+
+    def url(self, port: int, host: str = "localhost") -> str:
+        files = "&".join(
+            f"{name}={self.files / path}"
+            for name, path in (("ca", "ca.pem"), ("cert", "client.pem"), ("key", "client.key"))
+        )
+        return f"rediss://{host}:{port}?{files}"
+
+    def test_verified(self) -> None:
+        """Names and addresses are verified; another key is used when the files have changed."""
+        _, port = self.server()
+        for host in ("localhost", "127.0.0.1"):
+            running = self.enterContext(service(self.url(port, host), "--watch-interval", "0.2"))
+            with client(running) as one:
+                self.assertEqual(one.set("k", b"v"), b"STORED")
+                # A key that does not belong to the certificate changes nothing ...
+                good = (self.files / "client.key").read_bytes()
+                other = self.authority.issue("kvtls", ("kvtls",))
+                (self.files / "client.key").write_bytes(other.key_pem)
+                running.wait_for_line(re.compile("files cannot be used, the old ones stay: .*"))
+                self.assertEqual(one.get("k"), b"v")
+                # ... and the pair that belongs together is used.
+                (self.files / "client.pem").write_bytes(other.chain_pem)
+                running.wait_for_line(re.compile("files have changed: connections are made anew"))
+                self.assertEqual(one.set("k", good[:5]), b"STORED")
+            self.assertNotIn("Traceback", running.output)
+            running.terminate()
+
+    def test_another_name(self) -> None:
+        """A server whose certificate has another name is not trusted, and the log says why."""
+        _, port = self.server(("elsewhere.example",))
+        running = self.enterContext(service(self.url(port)))
+        line = running.wait_for_line(GONE)
+        self.assertRegex(line, "(?i)verif|hostname|mismatch")
+        with client(running) as one:
+            self.assertEqual(one.set("k", b"v"), TEMPORARY)
+
+    def test_another_authority(self) -> None:
+        """Nor is one whose certificate comes from elsewhere."""
+        _, port = self.server()
+        (self.files / "ca.pem").write_bytes(Authority.root("other").certificate_pem)
+        running = self.enterContext(service(self.url(port)))
+        self.assertIn("certificate verify failed", running.wait_for_line(GONE))
+
+    def test_files_that_are_none(self) -> None:
+        """Files that cannot be used refuse the start."""
+        _, port = self.server()
+        url = self.url(port)
+        (self.files / "client.pem").write_bytes(b"nothing")
+        done = run_kvtls("--store", url)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("client.pem", done.stdout + done.stderr)
