@@ -164,7 +164,7 @@ class Fleet:
         self._running = False
         self.next_opaque = 1
         # Where keys are: a server's number in the ring, -1 for what is not ordinary.
-        self._places: dict[bytes, int] = {}
+        self.places: dict[bytes, int] = {}
         self._links: dict[str, Server] = {}
         self._large: OrderedDict[bytes, None] = OrderedDict()
         self._retiring: dict[Server, float] = {}
@@ -245,7 +245,7 @@ class Fleet:
         if tuple(servers) == self._pool.addresses:
             return False
         self._pool = self._make_pool(servers)
-        self._places.clear()
+        self.places.clear()
         kept = {id(server) for server in self.servers}
         for name, server in list(self._links.items()):
             if id(server) not in kept:
@@ -337,28 +337,28 @@ class Fleet:
 
     def note_large(self, key: bytes) -> None:
         """Have requests for a key use the connection beside the others from now on."""
-        self._places[key] = -1
+        self.places[key] = -1
         large = self._large
         large[key] = None
         large.move_to_end(key)
         if len(large) > _LARGE_KEYS:
             forgotten, _ = large.popitem(last=False)
-            self._places.pop(forgotten, None)
+            self.places.pop(forgotten, None)
 
     # the short way, see `kvproto.upstream.pipe`
 
     def index_of(self, key: bytes) -> int:
         """Return the number of the server that has a key; -1 when a request is not ordinary."""
-        index = self._places.get(key)
+        index = self.places.get(key)
         if index is None:
             try:
                 index = self._pool.index_of(key)
             except StoreUnavailable:
                 return -1
-            if len(self._places) >= _REMEMBERED_PLACES:
-                self._places.clear()
-                self._places.update(dict.fromkeys(self._large, -1))
-            self._places[key] = index
+            if len(self.places) >= _REMEMBERED_PLACES:
+                self.places.clear()
+                self.places.update(dict.fromkeys(self._large, -1))
+            self.places[key] = index
         return index
 
     def plain_link(self, index: int, lane: int) -> Link | None:
@@ -390,7 +390,7 @@ class Fleet:
             self.note_large(request.key)
         elif self._large and request.key in self._large and not request.write:
             del self._large[request.key]
-            self._places.pop(request.key, None)
+            self.places.pop(request.key, None)
         try:
             result = request.parse(reply, call)
         except StoreUnavailable as error:

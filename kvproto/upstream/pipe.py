@@ -15,7 +15,7 @@ What is ordinary is decided so narrowly that a server always answers it, exactly
 not like a frame may end a connection that others share.  Quiet requests are sent as loud ones and
 their silence is made here; a NOOP is answered here when its turn has come.
 
-`scan_requests` and `take_replies` have compiled twins in `kvproto.upstream._pipe`.
+`scan_requests`, `take_replies` and `take_out` have compiled twins in `kvproto.upstream._pipe`.
 
 Source: memcached ``doc/protocol-binary.xml``, ``proto_bin.c``.
 """
@@ -39,7 +39,15 @@ from kvproto.wire.encoding import HEADER, error_reply, simple_reply
 if TYPE_CHECKING:
     from kvproto.upstream.fleet import Fleet
 
-__all__ = ["MOST_SLOTS", "Outlet", "Pipe", "Run", "scan_in_python", "take_in_python"]
+__all__ = [
+    "MOST_SLOTS",
+    "Outlet",
+    "Pipe",
+    "Run",
+    "scan_in_python",
+    "take_in_python",
+    "take_out_in_python",
+]
 
 log = make_logger()
 
@@ -126,28 +134,29 @@ class Run(FrameCall):
 
     Attributes:
         pipe: Whose they are.
-        places: The slot of each, counted from the pipe's first one ever.
-        opaques: The client's opaque of each.
-        opcodes: The client's opcode of each.
+        link: Where they are sent.
+        entries: For each its slot, counted from the pipe's first one ever, and the client's opaque
+            and opcode.
         got: How many have been answered.
         parts: Frames that are not joined yet.
+        tries: How often it has been sent.
     """
 
     several = True
 
-    __slots__ = ("got", "link", "opaques", "opcodes", "parts", "pipe", "places", "tries", "was_up")
+    __slots__ = ("entries", "got", "link", "parts", "pipe", "tries")
 
     def __init__(self, pipe: Pipe, link: Link, opaque: int) -> None:
-        super().__init__(b"", self._ended, opaque)
+        # Not what a single request has besides: there are as many runs as reads.
         self.pipe = pipe
         self.link = link
-        self.places: list[int] = []
-        self.opaques: list[bytes] = []
-        self.opcodes: list[int] = []
+        self.opaque = opaque
+        self.data = b""
+        self.write = False
+        self.entries: list[tuple[int, int, int]] = []
         self.parts: list[bytes] = []
         self.got = 0
         self.tries = 0
-        self.was_up = True
 
     def send(self) -> None:
         """Send it, or send it again."""
@@ -162,9 +171,9 @@ class Run(FrameCall):
     @property
     def complete(self) -> bool:
         """Whether all replies have been taken."""
-        return self.got == len(self.places)
+        return self.got == len(self.entries)
 
-    def _ended(self, reply: Any, call: Call) -> None:
+    def answered(self, reply: Any, call: Call) -> None:
         """Take the end of the connection; complete replies never come here."""
         assert isinstance(reply, EngineFailure)
         self.pipe.run_failed(self, reply)
@@ -182,16 +191,14 @@ class Run(FrameCall):
         """Answer what has not been answered."""
         unknown = failure.fate is Fate.UNKNOWN or failure.fate is Fate.UNANSWERED
         text = f"{self.link.server.name}: {failure.text}"
-        for index in range(self.got, len(self.places)):
-            opcode = self.opcodes[index]
+        for place, opaque, opcode in self.entries[self.got :]:
             plan = PLANS[opcode]
             answer: Any
             if unknown and plan is not None and plan[3]:
                 answer = _Unknown(text)
             else:
-                opaque = int.from_bytes(self.opaques[index])
                 answer = error_reply(opcode, Status.TEMPORARY_FAILURE, opaque)
-            self.pipe.put(self.places[index], answer)
+            self.pipe.put(place, answer)
 
 
 class Pipe:
@@ -243,18 +250,19 @@ class Pipe:
         runs: dict[int, Run] = {}
         at = scan_requests(self, data, runs, min(max_body, LARGE_FRAME), MOST_SLOTS)
         for run in runs.values():
-            run.data = b"".join(run.parts)
-            run.parts.clear()
+            parts = run.parts
+            run.data = parts[0] if len(parts) == 1 else b"".join(parts)
+            run.parts = []
             run.send()
-        if at < kept:
-            return -1
         if at < len(data) and self._continues(data, at):
             self.tail = data[at:]
             at = len(data)
+        elif at < kept:
+            return -1
         else:
             self.tail = b""
         if self.slots and self.slots[0] is not None:
-            out += self._leave()
+            out += take_out(self)
         return at - kept
 
     def _continues(self, data: bytes, at: int) -> bool:
@@ -281,7 +289,7 @@ class Pipe:
         """Hand on what may leave."""
         if self.closed or not self.slots or self.slots[0] is None:
             return
-        out = self._leave()
+        out = take_out(self)
         if out:
             self._outlet.forwarded(out)
         if self.slots and isinstance(self.slots[0], _Unknown):
@@ -291,25 +299,12 @@ class Pipe:
         elif not self.slots:
             self._outlet.forwarding_ended()
 
-    def _leave(self) -> list[bytes]:
-        """Take out the answers that everything before them has been answered of."""
-        slots = self.slots
-        count = 0
-        for answer in slots:
-            if answer.__class__ is not bytes:
-                break
-            count += 1
-        out = [answer for answer in slots[:count] if answer]
-        del slots[:count]
-        self.base += count
-        return out
-
     def run_failed(self, run: Run, failure: EngineFailure) -> None:
         """Answer the requests of a run whose connection was lost, or send it again."""
         run.link.server.count(failure)
         if self.closed:
             return
-        wait = self.fleet.again_after(run.tries, failure) if run.was_up and not run.got else None
+        wait = None if run.got else self.fleet.again_after(run.tries, failure)
         if wait is not None:
             self._waiting[run] = self.fleet.call_later(wait, self._send_again, run)
             return
@@ -349,9 +344,11 @@ def scan_in_python(
     base = pipe.base
     at, end = 0, len(data)
     index_of = fleet.index_of
-    opaque = fleet.next_opaque
+    next_opaque = fleet.next_opaque
     while end - at >= HEADER_SIZE and len(slots) < most_slots:
-        magic, opcode, key_size, extras_size, datatype, vbucket, body_size, _, _ = _unpack(data, at)
+        magic, opcode, key_size, extras_size, datatype, vbucket, body_size, opaque, _ = _unpack(
+            data, at
+        )
         key_at = at + HEADER_SIZE + extras_size
         value_at = key_at + key_size
         stop = at + HEADER_SIZE + body_size
@@ -361,7 +358,7 @@ def scan_in_python(
         if plan is None:
             if opcode != _NOOP or body_size or key_size or extras_size:
                 break
-            slots.append(simple_reply(_NOOP, 0, int.from_bytes(data[at + 12 : at + 16])))
+            slots.append(simple_reply(_NOOP, 0, opaque))
             at = stop
             continue
         loud, extras, value, write, _ = plan
@@ -375,23 +372,26 @@ def scan_in_python(
         index = index_of(data[key_at:value_at])
         run = runs.get(index)
         if run is None:
-            run = pipe.new_run(index, opaque)
+            run = pipe.new_run(index, next_opaque)
             if run is None:
                 break
             runs[index] = run
-            opaque = fleet.next_opaque = (opaque + most_slots) & _LAST
-        run.parts += (
-            b"\x80",
-            loud.to_bytes(),
-            data[at + 2 : at + 12],
-            (run.opaque + len(run.places) & _LAST).to_bytes(4),
-            data[at + 16 : stop],
+            next_opaque = fleet.next_opaque = (next_opaque + most_slots) & _LAST
+        entries = run.entries
+        run.parts.append(
+            b"".join(
+                (
+                    b"\x80",
+                    loud.to_bytes(),
+                    data[at + 2 : at + 12],
+                    (run.opaque + len(entries) & _LAST).to_bytes(4),
+                    data[at + 16 : stop],
+                )
+            )
         )
         if write:
             run.write = True
-        run.opaques.append(data[at + 12 : at + 16])
-        run.opcodes.append(opcode)
-        run.places.append(base + len(slots))
+        entries.append((base + len(slots), opaque, opcode))
         slots.append(None)
         at = stop
     return at
@@ -411,7 +411,8 @@ def take_in_python(run: Run, data: bytes, at: int, end: int) -> int:
         come.
     """
     pipe = run.pipe
-    count = len(run.places)
+    entries = run.entries
+    count = len(entries)
     while end - at >= HEADER_SIZE and run.got < count:
         magic, _, _, _, _, status, body_size, opaque, _ = _unpack(data, at)
         got = run.got
@@ -420,7 +421,7 @@ def take_in_python(run: Run, data: bytes, at: int, end: int) -> int:
         stop = at + HEADER_SIZE + body_size
         if stop > end:
             break
-        opcode = run.opcodes[got]
+        place, client_opaque, opcode = entries[got]
         plan = PLANS[opcode]
         assert plan is not None
         silent = plan[4]
@@ -433,7 +434,7 @@ def take_in_python(run: Run, data: bytes, at: int, end: int) -> int:
                     b"\x81",
                     opcode.to_bytes(),
                     data[at + 2 : at + 12],
-                    run.opaques[got],
+                    client_opaque.to_bytes(4),
                     data[at + 16 : stop],
                 )
             )
@@ -441,16 +442,35 @@ def take_in_python(run: Run, data: bytes, at: int, end: int) -> int:
                 pipe.fleet.note_large(run.key(got))
         run.got = got + 1
         if not pipe.closed:
-            pipe.slots[run.places[got] - pipe.base] = answer
+            pipe.slots[place - pipe.base] = answer
         at = stop
     return at
 
 
+def take_out_in_python(pipe: Pipe) -> list[bytes]:
+    """Take out of a pipe the answers before which everything has been answered."""
+    slots = pipe.slots
+    count = 0
+    for answer in slots:
+        if answer.__class__ is not bytes:
+            break
+        count += 1
+    out = [answer for answer in slots[:count] if answer]
+    del slots[:count]
+    pipe.base += count
+    return out
+
+
 _compiled = compiled("kvproto.upstream._pipe")
+if _compiled is not None:
+    _compiled.use_plans(PLANS)
 
 scan_requests: Callable[[Pipe, bytes, dict[int, Run], int, int], int] = (
     scan_in_python if _compiled is None else _compiled.scan_requests
 )
 take_replies: Callable[[Run, bytes, int, int], int] = (
     take_in_python if _compiled is None else _compiled.take_replies
+)
+take_out: Callable[[Pipe], list[bytes]] = (
+    take_out_in_python if _compiled is None else _compiled.take_out
 )
