@@ -27,6 +27,7 @@ from kvproto.upstream.fleet import Fleet
 from kvproto.upstream.fleet_options import parse_fleet, read_pool
 from kvproto.upstream.fleet_store import FleetStore
 from kvproto.upstream.ring import FleetServer
+from kvproto.upstream.server import Server
 
 __all__ = ["FleetStores"]
 
@@ -91,6 +92,10 @@ class FleetStores(Service):
     def ready(self) -> str | None:
         """Say why clients cannot be served."""
         return self._store.ready()
+
+    def servers(self) -> list[Server]:
+        """Return the servers that are known, for metrics."""
+        return self.fleet.servers
 
     def status(self) -> dict[str, object]:
         """Return what ``kvtls status`` says of it."""

@@ -329,6 +329,8 @@ def _verdict(answer: Answer) -> list[str]:
         lines += _field("warning", warning)
     for listener in answer["listeners"]:
         lines += _field(listener["name"], _policy_result(listener["detail"]))
+    if "store" in answer:
+        lines += _field("store", answer["store"]["reason"] or "unchanged")
     if "nodes" in answer:
         lines += _field("nodes", _said(answer["nodes"]))
     return lines

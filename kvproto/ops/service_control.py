@@ -17,7 +17,7 @@ from kvproto.base.log import make_logger
 from kvproto.config import Config, OnRotate
 from kvproto.config.settings import Settings, describe
 from kvproto.dataplane import IStores
-from kvproto.errors import CommandError
+from kvproto.errors import CommandError, ConfigError
 from kvproto.listeners import AcceptorService, Ledger
 from kvproto.ops.interfaces import IControl
 from kvproto.ops.nodes import INodes, NodeControl, combined
@@ -227,10 +227,13 @@ class ServiceControl:
     # credentials
 
     def reload(self, allow_fewer_names: bool = False) -> Deferred[dict[str, Any]]:
-        """Read the credential files again and serve them if they are good; the users file too."""
+        """Read the credential files again and serve them if they are good.
+
+        The users file, and what the store's URL names, are read again as well.
+        """
         if self._reload_users is not None:
             self._reload_users()
-        data = self._reload_data(allow_fewer_names)
+        data = self._reload_data(allow_fewer_names).addCallback(_with_store, self._reload_store())
         if self.nodes is None:
             return data
         return _both(data, self.nodes.reload(allow_fewer_names))
@@ -238,6 +241,18 @@ class ServiceControl:
     def _reload_data(self, allow_fewer_names: bool = False) -> Deferred[dict[str, Any]]:
         verdict = self._rotation.reload(allow_fewer_names=allow_fewer_names)
         return verdict.addCallback(verdict_report)
+
+    def _reload_store(self) -> dict[str, Any] | None:
+        """Have the store read its files again; return what came of it, None where it has none."""
+        reload = getattr(self._stores, "reload", None)
+        if reload is None:
+            return None
+        try:
+            changed = reload()
+        except ConfigError as error:
+            log.warn("the store stays as it is: {reason}", reason=str(error))
+            return {"ok": False, "changed": False, "reason": str(error)}
+        return {"ok": True, "changed": bool(changed), "reason": changed}
 
     def rollback(self) -> Deferred[dict[str, Any]]:
         """Serve the generation before the current one."""
@@ -301,6 +316,16 @@ class ServiceControl:
         """Begin to drain and end the process; return at once."""
         self._begin_stop()
         return {"ok": True, "pid": os.getpid()}
+
+
+def _with_store(data: dict[str, Any], store: dict[str, Any] | None) -> dict[str, Any]:
+    """Return an answer that says what became of the store's files as well."""
+    if store is None:
+        return data
+    answer = {**data, "store": store, "ok": data["ok"] and store["ok"]}
+    if data["ok"] and not store["ok"]:
+        answer.update(stage="store", reason=store["reason"])
+    return answer
 
 
 def _both(data: Deferred[dict[str, Any]], nodes: Deferred[Any]) -> Deferred[dict[str, Any]]:

@@ -251,7 +251,8 @@ class Fleet:
             if id(server) not in kept:
                 del self._links[name]
                 self._retiring[server] = self._reactor.seconds() + 2 * self.options.timeout
-        self._look_at_retiring()
+        if self._look is None:
+            self._look_at_retiring()
         log.info(
             "the fleet has {count} servers: {names}",
             count=len(servers),

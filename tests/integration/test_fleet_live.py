@@ -1,0 +1,236 @@
+"""``twistd kvtls`` in front of real memcached servers, as an operator runs it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import tempfile
+import threading
+import urllib.request
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.testing.certificates import Authority, root_authority
+from tests.integration.fleet import Memcached, free_port
+from tests.integration.live import (
+    CredentialDirectory,
+    eventually,
+    kvtls,
+    new_server_identity,
+    status,
+    trusting,
+)
+from tests.integration.service import KvtlsProcess, run_kvtls
+
+
+class FleetLiveCase(SynchronousTestCase):
+    """Three servers, a directory, and services in front of them."""
+
+    arguments: tuple[str, ...] = ()
+
+    def setUp(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="kvtls-fleet-")
+        self.addCleanup(self.folder.cleanup)
+        self.path = Path(self.folder.name)
+        self.files = CredentialDirectory()
+        self.addCleanup(self.files.remove)
+        self.prepare()
+        self.memcached = [self.add_server() for _ in range(3)]
+
+    def prepare(self) -> None:
+        """Make what servers need."""
+
+    def add_server(self) -> Memcached:
+        server = Memcached(0, *self.arguments)
+        self.addCleanup(server.kill)
+        return server
+
+    def serve(self, store: str, *options: str) -> KvtlsProcess:
+        """Run the service with this store."""
+        service = KvtlsProcess(
+            *("--mode", "memcached", "--store", store),
+            *("--certificate", str(self.files.chain), "--private-key", str(self.files.key)),
+            *options,
+        )
+        self.enterContext(service)
+        eventually(lambda: all(one["up"] for one in status(service)["store"]["servers"]))
+        return service
+
+    def names(self, count: int = 3) -> str:
+        return ",".join(server.name for server in self.memcached[:count])
+
+    def connect(self, service: KvtlsProcess) -> ssl.SSLSocket:
+        connection = trusting(root_authority()).wrap_socket(
+            socket.create_connection(service.addresses[0], 20), server_hostname="localhost"
+        )
+        self.addCleanup(connection.close)
+        return connection
+
+
+def talk(connection: socket.socket, request: bytes, ending: bytes) -> bytes:
+    """Ask, and read up to the ending."""
+    connection.sendall(request)
+    answer = b""
+    while not answer.endswith(ending):
+        data = connection.recv(65536)
+        assert data, answer
+        answer += data
+    return answer
+
+
+class OperatorTests(FleetLiveCase):
+    """What an operator sees and changes."""
+
+    def wait_for_requests(self, served: list[int], faults: list[str]) -> None:
+        """Wait until more requests have been served."""
+        before = sum(served)
+        eventually(lambda: sum(served) > before + 80 or bool(faults))
+
+    def test_reload_under_load(self) -> None:
+        """A changed pool, a new certificate and both at once lose no request."""
+        pool = self.path / "pool"
+        pool.write_text(f"{self.names(1)}\n")
+        service = self.serve(f"memcached://?pool-file={pool}")
+        stop = threading.Event()
+        served, faults = [0] * 8, list[str]()
+
+        def work(number: int) -> None:
+            try:
+                connection = self.connect(service)
+                while not stop.is_set():
+                    key = b"k%d-%d" % (number, served[number] % 90)
+                    answer = talk(
+                        connection, b"set %b 0 0 1\r\nx\r\nget %b none\r\n" % (key, key), b"END\r\n"
+                    )
+                    # A key that has moved with the pool may be a miss, and nothing else.
+                    assert answer in {
+                        b"STORED\r\nEND\r\n",
+                        b"STORED\r\nVALUE %b 0 1\r\nx\r\nEND\r\n" % key,
+                    }, answer
+                    served[number] += 1
+            except Exception as error:
+                faults.append(repr(error))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        try:
+            for count in (3, 2, 3):
+                self.wait_for_requests(served, faults)
+                pool.write_text(f"{self.names(count)}\n")
+                self.files.serve(new_server_identity())
+                answer = json.loads(kvtls(service, "reload", "--wait", "--json").stdout)
+                self.assertTrue(answer["ok"], answer)
+                self.assertIn(str(count), answer["store"]["reason"])
+                self.assertEqual(len(status(service)["store"]["servers"]), count)
+            pool.write_text("")
+            answer = json.loads(kvtls(service, "reload", "--wait", "--json").stdout)
+            self.assertEqual((answer["ok"], answer["stage"]), (False, "store"))
+            self.assertIn(str(pool), answer["reason"])
+            self.wait_for_requests(served, faults)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+        self.assertEqual(faults, [])
+
+    def test_seen(self) -> None:
+        """Status, readiness and metrics tell how each server is."""
+        port = free_port()
+        service = self.serve(
+            f"memcached://{self.names()}", "--http", f"tcp:{port}:interface=127.0.0.1"
+        )
+        self.memcached[0].kill()
+        down = self.memcached[0].name
+        eventually(
+            lambda: (
+                [one["server"] for one in status(service)["store"]["servers"] if not one["up"]]
+                == [down]
+            )
+        )
+        self.assertEqual(kvtls(service, "status", "--ready").returncode, 0)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            text = answer.read().decode()
+        self.assertIn(f'kvtls_store_up{{server="{down}"}} 0', text)
+        self.assertIn(f'kvtls_store_up{{server="{self.memcached[1].name}"}} 1', text)
+        self.assertIn("kvtls_store_request_seconds_bucket", text)
+        for server in self.memcached[1:]:
+            server.kill()
+        eventually(lambda: kvtls(service, "status", "--ready").returncode == 1)
+
+    def test_wrong_options(self) -> None:
+        """What cannot be is said before anything starts."""
+        for store, options, word in (
+            ("memcached://", (), "no server"),
+            ("memcached://h?distribution=x", (), "distribution"),
+            ("memcached://h:1:0", (), "weight"),
+            ("memcached://h", ("--bucket", "a", "--bucket", "b"), "--bucket"),
+            (f"memcached://?pool-file={self.path}/none", (), "cannot be read"),
+            (f"memcacheds://h?ca={self.path}/none", (), "none"),
+        ):
+            done = run_kvtls("--mode", "memcached", "--check", "--store", store, *options)
+            self.assertNotEqual(done.returncode, 0, store)
+            self.assertIn(word, done.stdout + done.stderr)
+
+
+class SecuredServersTests(FleetLiveCase):
+    """Servers that are reached by TLS."""
+
+    def prepare(self) -> None:
+        self.authority = Authority.root()
+        server = self.authority.issue("localhost", ("localhost", "127.0.0.1"))
+        client = self.authority.issue("front", ("front",))
+        for name, content in (
+            ("ca.pem", self.authority.certificate_pem),
+            ("server.pem", server.chain_pem),
+            ("server.key", server.key_pem),
+            ("client.pem", client.chain_pem),
+            ("client.key", client.key_pem),
+            ("other.pem", Authority.root().certificate_pem),
+        ):
+            (self.path / name).write_bytes(content)
+        for path in self.path.iterdir():
+            path.chmod(0o644)
+        self.path.chmod(0o755)
+        options = {
+            "ssl_chain_cert": f"{self.path}/server.pem",
+            "ssl_key": f"{self.path}/server.key",
+            "ssl_ca_cert": f"{self.path}/ca.pem",
+            "ssl_verify_mode": "3",
+        }
+        self.arguments = ("-Z", "-o", ",".join(f"{name}={it}" for name, it in options.items()))
+
+    def wait_for_failure(self, service: KvtlsProcess) -> None:
+        """Wait until an attempt to reach the server has failed."""
+
+        def failed() -> bool:
+            (server,) = status(service)["store"]["servers"]
+            return server["reason"] not in {"", "not connected yet"}
+
+        eventually(failed)
+
+    def test_verified(self) -> None:
+        """Both sides show certificates; a wrong authority or name is refused, and said."""
+        own = f"cert={self.path}/client.pem&key={self.path}/client.key"
+        service = self.serve(f"memcacheds://{self.names()}?ca={self.path}/ca.pem&{own}")
+        connection = self.connect(service)
+        answer = talk(connection, b"set k 0 0 1\r\nx\r\nget k\r\n", b"END\r\n")
+        self.assertEqual(answer, b"STORED\r\nVALUE k 0 1\r\nx\r\nEND\r\n")
+        for store, word in (
+            (f"memcacheds://{self.names(1)}?ca={self.path}/other.pem&{own}", "certificate"),
+            (f"memcacheds://{self.names(1)}?ca={self.path}/ca.pem", ""),
+            (f"memcached://{self.names(1)}", ""),
+        ):
+            service = KvtlsProcess(
+                *("--mode", "memcached", "--store", store),
+                *("--certificate", str(self.files.chain), "--private-key", str(self.files.key)),
+            )
+            with service:
+                self.wait_for_failure(service)
+                (server,) = status(service)["store"]["servers"]
+                self.assertFalse(server["up"])
+                self.assertIn(word, server["reason"])
+                answer = talk(self.connect(service), b"get k\r\n", b"\r\n")
+                self.assertEqual(answer, b"SERVER_ERROR temporary failure\r\n")
