@@ -26,7 +26,7 @@ from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 
 from kvproto.base.clock import keep_monotonic
-from kvproto.base.histogram import merged
+from kvproto.base.histogram import QUICK_SECONDS, Histogram, merged
 from kvproto.base.log import make_logger
 from kvproto.config import Config
 from kvproto.config.settings import Settings
@@ -369,15 +369,19 @@ class KVTLSService(MultiService):
             getattr(self.stores, "servers", tuple),
         )
 
+        seen: list[Histogram] = []
+
         def sample() -> dict[str, Any]:
-            everybody = merged(times.values())
+            everybody = merged(times.values(), QUICK_SECONDS)
+            recent = everybody.minus(seen.pop() if seen else None)
+            seen.append(everybody)
             counts = [self.server.requests]
             counts += [bucket.requests for bucket in self.server.buckets.values()]
             return {
                 "requests": sum(sum(one.report().values()) for one in counts),
                 "connections": len(self.ledger),
-                "p50": everybody.quantile(0.5),
-                "p99": everybody.quantile(0.99),
+                "p50": recent.quantile(0.5),
+                "p99": recent.quantile(0.99),
             }
 
         self._history = History(sample, self._reactor, time.time)

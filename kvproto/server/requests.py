@@ -15,7 +15,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from kvproto.base.histogram import Histogram
+from kvproto.base.histogram import QUICK_SECONDS, Histogram
 from kvproto.server.replies import Hangup
 from kvproto.store import has_short_way
 from kvproto.wire.constants import LOUD, Opcode, Status
@@ -131,7 +131,6 @@ class RequestCounts:
 
     def __init__(self, store: Any = None) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
-        # Its exact class, as where the short way is opened.
         self._statistics: Any = store.statistics if has_short_way(store) else None
         self._elsewhere = [0] * len(_COUNTED)
         self._turn = 0
@@ -202,7 +201,7 @@ class RequestCounts:
     def _took(self, operation: str, seconds: float) -> None:
         times = self.times.get(operation)
         if times is None:
-            times = self.times[operation] = Histogram()
+            times = self.times[operation] = Histogram(QUICK_SECONDS)
         times.observe(seconds)
 
     def _note(self, before: _Numbers | None) -> None:

@@ -29,6 +29,15 @@ class HistogramTests(SynchronousTestCase):
             [1.0, 1.0, 2.0, float("inf")],
         )
 
+    def test_since(self) -> None:
+        """Of two states of the same there is what has come between."""
+        now, before = Histogram((1.0, 2.0)), Histogram((1.0, 2.0))
+        for histogram in (now, before):
+            histogram.observe(0.5)
+        now.observe(1.5)
+        self.assertEqual(now.minus(before).cumulative(), [(1.0, 0), (2.0, 1), (float("inf"), 1)])
+        self.assertEqual(now.minus(None).total, 2.0)
+
     def test_merged(self) -> None:
         """Several are one that has seen everything."""
         one, two = Histogram(), Histogram()
