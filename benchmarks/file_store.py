@@ -1,0 +1,163 @@
+"""What keeping documents in a directory costs: CPU of GET and SET, and a million documents.
+
+``python -m benchmarks.file_store [--rounds N] [--seconds S] [--documents N] [--directory DIR]``
+
+The CPU of the server's process is compared with that of ``memory:``, one after the other in each
+round, under the load of ``benchmarks/kvload.c`` over TLS.  The directory should be on the disk
+that is meant: ``sync=always`` measures it.  With ``--documents`` nothing of this is done: so many
+documents are stored, the service is killed, and what its next start takes is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import resource
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from twisted.internet.task import Clock
+
+from kvproto.config import Sync
+from kvproto.store import FileStore, MemoryStore
+
+HERE = Path(__file__).parent
+TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
+STORES = ("memory:", "never", "everysec", "always")
+LOADS = (("get", 64, 1), ("set", 64, 1), ("get", 2, 32), ("set", 2, 32), ("set", 1, 1))
+
+
+@contextmanager
+def service(store: str, directory: Path) -> Iterator[tuple[int, int]]:
+    """Run a service; yield its process and port."""
+    url = store if store == "memory:" else f"file:{directory}/{store}?sync={store}"
+    arguments = ["kvtls", "--listen", "tcp:0:interface=127.0.0.1", "--store", url]
+    arguments += ["--state-dir", str(directory / f"state-{store.strip(':')}")]
+    process = subprocess.Popen(
+        [*TWISTD, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"kvtls ready on [\d.]+:(\d+)", line):
+            break
+    else:
+        raise RuntimeError("no service")
+    try:
+        yield process.pid, int(found[1])
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def cpu_of(pid: int) -> float:
+    """Return the CPU seconds of a process, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def measure(kvload: Path, pid: int, port: int, load: tuple[str, int, int], seconds: int) -> float:
+    """Return microseconds of the server's CPU for each operation."""
+    mode, connections, depth = load
+    before = cpu_of(pid)
+    command = [kvload, "-p", port, "-m", mode, "-c", connections, "-d", depth, "-t", seconds]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    found = re.search(r"ops=(\d+)", done.stdout) or re.search(r"ops/s=([\d.]+)", done.stdout)
+    assert found is not None, done.stdout
+    number = float(found[1]) * (seconds if "ops/s" in found[0] else 1)
+    return (cpu_of(pid) - before) / number * 1e6
+
+
+def compare(rounds: int, seconds: int, directory: Path) -> None:
+    """Print the CPU of each store in each load, and what it is of memory's."""
+    kvload = directory / "kvload"
+    subprocess.run(["cc", "-O2", "-o", kvload, HERE / "kvload.c", "-lssl", "-lcrypto"], check=True)
+    results: dict[tuple[tuple[str, int, int], str], list[float]] = {}
+    for _ in range(rounds):
+        for load, store in itertools.product(LOADS, STORES):
+            with service(store, directory) as (pid, port):
+                measured = measure(kvload, pid, port, load, seconds)
+                results.setdefault((load, store), []).append(measured)
+    for load in LOADS:
+        mode, connections, depth = load
+        memory = results[load, "memory:"]
+        for store in STORES:
+            ratios = [mine / its for mine, its in zip(results[load, store], memory, strict=True)]
+            print(
+                f"{mode} {connections:3} connections, {depth:2} in flight, {store:9}"
+                f" {statistics.median(results[load, store]):6.1f} us,"
+                f" {statistics.median(ratios):5.2f} of memory ({min(ratios):.2f}-{max(ratios):.2f})"
+            )
+
+
+def count(documents: int, directory: Path) -> None:
+    """Print what so many documents of 100 bytes take: on disk, in memory, and to start with."""
+    path = directory / "many"
+    (path / "bucket-default").mkdir(parents=True)
+    path.chmod(0o700)
+    clock = Clock()
+    memory = MemoryStore(time.time, 16 << 30)
+    store = FileStore(path / "bucket-default", Sync.NEVER, memory, clock)
+    opened = store.open()
+    while not opened.called:
+        clock.advance(0)
+    started = time.perf_counter()
+    for number in range(documents):
+        store.set(b"key:%012d" % number, bytes(100), 0, 0)
+        if not number % 1000:
+            clock.advance(0)
+    print(f"stored in {time.perf_counter() - started:.1f} s")
+    size = sum(file.stat().st_size for file in (path / "bucket-default").iterdir())
+    print(f"on disk {size / 2**20:.0f} MiB, counted {memory.table.used / 2**20:.0f} MiB")
+    arguments = ["kvtls", "--listen", "tcp:0:interface=127.0.0.1", "--store", f"file:{path}"]
+    arguments += ["--state-dir", str(directory / "state"), "--memory-limit", "16GiB"]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [*TWISTD, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(" ", line.rstrip()[:150])
+        if "kvtls ready on" in line:
+            break
+    print(f"ready after {time.perf_counter() - started:.1f} s")
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+    for name in ("VmRSS", "RssAnon", "RssFile"):
+        found = re.search(rf"{name}:\s+(\d+) kB", status)
+        assert found is not None
+        print(f"{name} {int(found[1]) / 1024:.0f} MiB")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    print(
+        f"most of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+    )
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--documents", type=int, default=0)
+    parser.add_argument("--directory", type=Path)
+    options = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(dir=options.directory))
+    try:
+        if options.documents:
+            count(options.documents, directory)
+        else:
+            compare(options.rounds, options.seconds, directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+if __name__ == "__main__":
+    main()
