@@ -166,6 +166,7 @@ class KVTLSService(MultiService):
             self._reactor, self._status_line, os.environ if signals is not None else {}
         )
         self._announced = False
+        self._opened = False
         self._memory = MemoryTrim(self.ledger.steps, self._reactor, glibc_trim())
         if signals is not None:
             self._own_process(signals)
@@ -454,6 +455,7 @@ class KVTLSService(MultiService):
         """Begin to listen: the stores take requests."""
         if not self.running:
             return
+        self._opened = True
         for service in self._listening:
             service.startService().addCallbacks(self._started, self._not_started)
 
@@ -484,7 +486,7 @@ class KVTLSService(MultiService):
         addresses = [acceptor.address for acceptor in self.acceptors if acceptor.address]
         every = [*self.acceptors] if self.nodes is None else [*self.acceptors, self.nodes.acceptor]
         trying = [a for a in every if not a.address and not a.status()["error"]]
-        if self._announced or trying or not addresses or not self.running:
+        if self._announced or trying or not addresses or not self.running or not self._opened:
             return
         self._announced = True
         for text in self._unreadable():

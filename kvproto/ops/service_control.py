@@ -169,7 +169,10 @@ class ServiceControl:
     def not_ready(self) -> str:
         """Return why clients are not served, in one line; ``""`` when they are."""
         if self.state is not ServiceState.READY:
-            return _STATES[self.state]
+            reason = None
+            if self._stores is not None and self.state is ServiceState.STARTING:
+                reason = self._stores.ready()
+            return printable(reason or _STATES[self.state])
         listening = [acceptor.status() for acceptor in self._acceptors]
         if not any(status["state"] == "listening" for status in listening):
             errors = [status["error"] for status in listening if status["error"]]
