@@ -25,7 +25,7 @@ class BuildIfPossible(build_ext):
 pure = os.environ.get("KVPROTO_PURE_PYTHON") == "1"
 compiled = [
     Extension(name, [f"{name.replace('.', '/')}.pyx"], optional=True)
-    for name in ("kvproto.server._quick", "kvproto.tls._native", "kvproto.upstream._pipe")
+    for name in ("kvproto.server._scan", "kvproto.tls._native", "kvproto.upstream._pipe")
 ]
 
 setup(

@@ -116,17 +116,19 @@ class IAnswers(Interface):
     """A protocol that can give the answer to a read back, instead of writing it."""
 
     def answer(data: bytes, replies: list[bytes]) -> int:
-        """Answer requests from the beginning of a read, as long as that needs nothing else.
+        """Take a read, and answer what can be answered at once.
 
         It does not touch the transport, and does not raise.
 
         Args:
             data: What was read, as for ``dataReceived``.
-            replies: A list of bytes; takes the replies, in order.
+            replies: Takes the replies, in order.
 
         Returns:
-            How many bytes of `data` have been dealt with.  The rest is given to
-            ``dataReceived`` after the replies were written.
+            ``len(data)`` if the replies are all that there is to do.  Less: ``dataReceived`` must
+            be called at once when the replies were written, with the rest of `data`.  The
+            protocol, which may have taken all of it already, then does to the transport what is
+            left to do.
         """
 
 

@@ -32,15 +32,16 @@ from kvproto.server.opcodes import (
     is_set,
     may_be_reordered,
 )
-from kvproto.server.quick import QuickState, serve_quickly
 from kvproto.server.replies import Hangup, Reply, then
 from kvproto.server.sasl import Mechanism
+from kvproto.server.scan import PlainState, scan_binary
 from kvproto.server.server import KVServer, Peer
+from kvproto.server.session import Scan, Session
 from kvproto.server.window import BARRIER, FREE, Subject
-from kvproto.store import Document, Key, Refusal, has_short_way
+from kvproto.store import Document, Key, Refusal
 from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, simple_reply
 from kvproto.wire.collections import unknown_collection_body
-from kvproto.wire.constants import Datatype, Feature, Status
+from kvproto.wire.constants import Datatype, Feature, Opcode, Status
 from kvproto.wire.extras import mutation_token
 from kvproto.wire.frames import FrameError, Oversized, Request
 from kvproto.wire.framing import Durability, decode_request_framing
@@ -90,17 +91,25 @@ def _is_fenced(request: Request) -> bool:
         return False  # it will be refused
 
 
+_PLAIN = frozenset({Opcode.GET, Opcode.SET})
 _LEVELS = frozenset({1, 2, 3})
 
 
-class BinarySession(QuickState):
-    """The binary protocol's `kvproto.server.protocol.Session`.
+def _forward(session: Session, dialect: Any, data: bytes, out: list[bytes], limit: int) -> int:
+    """Forward requests where others would be scanned; see `kvproto.server.session.Scan`."""
+    left: int = dialect.forward(data, out)
+    return left
+
+
+class BinarySession(PlainState):
+    """The binary protocol's `kvproto.server.session.Dialect`.
 
     Args:
         server: What all sessions share.
         peer: Who the other side is.
 
     Attributes:
+        scan: Serves, or forwards, requests from the beginning of a read.
         bucket: Where this session's documents are; None when its user may use none.
         selected: Whether the client has selected the bucket, or just found itself there.
         said_hello: Whether the client is a modern one: error bodies may be empty, DELETE has a CAS.
@@ -109,12 +118,14 @@ class BinarySession(QuickState):
         mechanism: The login under way.
         mechanism_name: Its name.
 
-    The other attributes are those of its `QuickState`.
+    The other attributes are those of its `PlainState`.
     """
+
+    usual_scan: Scan | None = staticmethod(scan_binary) if scan_binary else None
+    """What `scan` is unless requests are forwarded."""
 
     __slots__ = (
         "_decoder",
-        "_in_memory",
         "_outlet",
         "_pipe",
         "_piped",
@@ -122,12 +133,15 @@ class BinarySession(QuickState):
         "_strict",
         "_table",
         "bucket",
+        "feed",
+        "get",
         "in_order",
         "mechanism",
         "mechanism_name",
         "peer",
         "preserve_expiry",
         "said_hello",
+        "scan",
         "selected",
         "server",
     )
@@ -141,6 +155,7 @@ class BinarySession(QuickState):
         self._outlet: Any = None
         self._pipe: Any = None
         self._piped: Any = None
+        self.feed = self._decoder.feed
         self.bucket: Bucket | None = None
         self.selected = False
         self.said_hello = False
@@ -154,6 +169,11 @@ class BinarySession(QuickState):
     def error(self) -> FrameError | None:
         """Why the stream cannot be read any further."""
         return self._decoder.error
+
+    @property
+    def held(self) -> bool:
+        """Whether the next bytes continue something."""
+        return self._decoder.held
 
     @property
     def partial(self) -> bool:
@@ -233,7 +253,7 @@ class BinarySession(QuickState):
             self.get = bucket.get if self.store is bucket.store else self.store.get
 
     def _choose_table(self) -> None:
-        self._in_memory = False
+        self.plain_get = self.plain_set = None
         if self.peer.refused:
             self._table = REFUSED
         elif self.peer.user is None:
@@ -245,9 +265,10 @@ class BinarySession(QuickState):
                 traced=self.timer is not None,
                 strict=self._strict,
             )
-            self._in_memory = self.bucket is not None and has_short_way(self.store)
+            if self.bucket is not None:
+                self.plain_get, self.plain_set = self.bucket.plain_get, self.bucket.plain_set
         self._open_pipe()
-        self._open_or_close()
+        self.scan = self.usual_scan if self._pipe is None else _forward
 
     def _open_pipe(self) -> None:
         """Forward plain requests where the store can, for clients that have not said HELLO."""
@@ -259,31 +280,20 @@ class BinarySession(QuickState):
             self._piped = self.store
             self._pipe = make(self.store, self._outlet)
 
-    def _open_or_close(self) -> None:
-        """See whether the short way is open."""
-        self.plain = self._in_memory and not self._decoder.held
-
-    def feed(self, data: bytes) -> list[Request | Oversized]:
-        """Decode requests."""
-        requests = self._decoder.feed(data)
-        self._open_or_close()
-        return requests
-
-    def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
-        """Serve what is usual, from the beginning of a read; see `kvproto.server.quick`."""
-        if self.plain:
-            return serve_quickly(self, data, out, limit, self.max_body)
-        pipe = self._pipe
-        if pipe is None or self._decoder.held:
-            return 0
-        at: int = pipe.forward(data, out, self.max_body)
+    def forward(self, data: bytes, out: list[bytes]) -> int:
+        """Forward requests from the beginning of a read; return how many bytes are left."""
+        if self._pipe is None:
+            return len(data)
+        at: int = self._pipe.forward(data, out, self.max_body)
         if at < 0:
             self.give_back()  # not ordinary after all
-            return 0
-        return at
+            return len(data)
+        return len(data) - at
 
     def execute(self, request: Request | Oversized) -> Reply:
         """Serve one frame, and count it."""
+        if self.plain_get is not None and request.opcode in _PLAIN and request.key:
+            return self._execute(request)  # the store itself counts these, as after a scan
         counts = self.server.requests if self.bucket is None else self.bucket.requests
         before = counts.begin()
         reply = self._execute(request)

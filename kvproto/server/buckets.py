@@ -14,7 +14,7 @@ from typing import Any
 
 from kvproto.errors import ConfigError, RemoteProtocolError
 from kvproto.server.requests import RequestCounts
-from kvproto.store import IStore, Key
+from kvproto.store import IImmediateStore, IStore, Key
 from kvproto.wire.collections import DEFAULT, split_key, split_path
 from kvproto.wire.constants import Status
 
@@ -147,10 +147,21 @@ class Bucket:
 
     Attributes:
         get: The store's ``get``, one object for all sessions.
+        plain_get: The same of a store that answers at once, None where it does not promise that.
+        plain_set: The ``set_plainly`` of such a store.
         requests: What was asked for.
     """
 
-    __slots__ = ("_divide", "get", "manifest", "name", "requests", "store")
+    __slots__ = (
+        "_divide",
+        "get",
+        "manifest",
+        "name",
+        "plain_get",
+        "plain_set",
+        "requests",
+        "store",
+    )
 
     def __init__(self, name: str, store: Any, manifest: Manifest | None = None) -> None:
         self.name = name
@@ -159,6 +170,9 @@ class Bucket:
         # Of its class: wrappers hand on whatever they are asked for.
         self._divide = getattr(type(store), "for_connection", None)
         self.requests = RequestCounts(store)
+        immediate = IImmediateStore.implementedBy(type(store))
+        self.plain_get = self.get if immediate else None
+        self.plain_set = store.set_plainly if immediate else None
         self.manifest = Manifest() if manifest is None else manifest
 
     def store_for_connection(self) -> IStore:

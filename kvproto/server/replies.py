@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 
-__all__ = ["COPY_LIMIT", "ErrorLine", "Hangup", "LateError", "Reply", "then"]
+__all__ = ["COPY_LIMIT", "ErrorLine", "Hangup", "LateError", "Reply", "size_of", "then"]
 
 COPY_LIMIT = 16 * 1024
 """Values up to this size, in bytes, are copied behind their header; a longer one is passed on as a
@@ -52,6 +52,15 @@ class LateError(bytes):
 
 Reply: TypeAlias = bytes | list[bytes] | Hangup | Deferred[Any]
 """``list``: parts that are sent in this order.  A Deferred fires with one of the other forms."""
+
+
+def size_of(reply: Reply) -> int:
+    """Return how many bytes a reply has that is no Deferred."""
+    if isinstance(reply, bytes):
+        return len(reply)
+    if isinstance(reply, list):
+        return sum(map(len, reply))
+    return size_of(reply.reply) if isinstance(reply, Hangup) else 0
 
 
 def then(outcome: Any, encode: Callable[..., Reply], *args: Any) -> Reply:

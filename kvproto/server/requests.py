@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from kvproto.base.histogram import QUICK_SECONDS, Histogram
 from kvproto.server.replies import Hangup
-from kvproto.store import has_short_way
+from kvproto.store import IImmediateStore
 from kvproto.wire.constants import LOUD, Opcode, Status
 
 __all__ = ["OPERATIONS", "RESULTS", "RequestCounts"]
@@ -131,7 +131,8 @@ class RequestCounts:
 
     def __init__(self, store: Any = None) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._statistics: Any = store.statistics if has_short_way(store) else None
+        immediate = IImmediateStore.implementedBy(type(store))
+        self._statistics: Any = store.statistics if immediate else None
         self._elsewhere = [0] * len(_COUNTED)
         self._turn = 0
         self._started = 0.0

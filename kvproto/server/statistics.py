@@ -22,7 +22,7 @@ from kvproto import __version__
 from kvproto.base.escape import printable
 from kvproto.server import inventory
 from kvproto.server.prefixes import DELIMITER
-from kvproto.server.quick import COMPILED
+from kvproto.server.scan import COMPILED
 from kvproto.server.server import KVServer
 from kvproto.store import IStore
 from kvproto.store.slab_classes import PAGE_BYTES

@@ -13,12 +13,12 @@ from kvproto.errors import NotSupported, OutcomeUnknown, RemoteProtocolError, St
 from kvproto.server import inventory
 from kvproto.server.buckets import Bucket
 from kvproto.server.meta import META_HANDLERS
-from kvproto.server.quick_text import serve_text_quickly
 from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, LateError, Reply, then
+from kvproto.server.scan import scan_text
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.statistics import Report, report
 from kvproto.server.window import BARRIER, FREE, Subject
-from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, IStore, Refusal, has_short_way
+from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, IStore, Refusal
 from kvproto.wire import text as wire
 from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
 
@@ -61,7 +61,7 @@ Handler: TypeAlias = "Callable[[TextSession, TextCommand], Reply]"
 
 
 class TextSession:
-    """The text protocol's `kvproto.server.protocol.Session`.
+    """The text protocol's `kvproto.server.session.Dialect`.
 
     Args:
         server: What all sessions share.
@@ -76,15 +76,18 @@ class TextSession:
         "_decoder",
         "_failed_keys",
         "_late_error",
-        "_plain",
         "bucket",
         "feed",
+        "max_value",
         "meta_seen",
         "peer",
+        "plain_get",
+        "plain_set",
         "server",
         "store",
     )
 
+    scan = staticmethod(scan_text) if scan_text else None
     store: IStore
 
     def __init__(self, server: KVServer, peer: Peer) -> None:
@@ -99,12 +102,19 @@ class TextSession:
         # What a retrieval ends with in place of END, of which a key could not be looked up.
         self._late_error = b""
         self.meta_seen = False
+        self.plain_get: Callable[[bytes], Any] | None = None
+        self.plain_set: Callable[[bytes, bytes, int, int, int], Any] | None = None
         self._update_rights()
 
     @property
     def error(self) -> RemoteProtocolError | None:
         """Why the stream cannot be read any further."""
         return self._decoder.error
+
+    @property
+    def held(self) -> bool:
+        """Whether the next bytes continue something, or a retrieval has not ended yet."""
+        return self._failed_keys or bool(self._late_error) or self._decoder.partial
 
     @property
     def partial(self) -> bool:
@@ -116,17 +126,14 @@ class TextSession:
         """Bytes that are held of a request that has been received in part."""
         return self._decoder.buffered
 
-    def quick(self, data: bytes, out: list[bytes], limit: int) -> int:
-        """Serve what is usual, from the beginning of a read; see `kvproto.server.quick_text`."""
-        if (
-            not self._plain
-            or self.server.prefixes is not None
-            or self._failed_keys
-            or self._late_error
-            or self._decoder.partial
-        ):
-            return 0
-        return serve_text_quickly(self, data, out, limit, self._decoder.max_value)
+    forwarding = False
+    """Whether forwarded requests are under way: this protocol's are not forwarded."""
+
+    def give_back(self) -> None:
+        """Do nothing: nothing is forwarded."""
+
+    def detach(self) -> None:
+        """Do nothing: nothing is forwarded."""
 
     in_order = True
     """Replies come in the order of requests: there is nothing else to tell them apart by."""
@@ -229,6 +236,10 @@ class TextSession:
             return then(self.store.discard(key), lambda _: line)
         return line
 
+    def set_outcome(self, outcome: Any, command: TextCommand) -> Reply:
+        """Answer a set."""
+        return then(outcome, _stored, self, command, _REFUSED)
+
     def last_words(self, error: RemoteProtocolError) -> bytes:
         """Say nothing more: what there is to say to a wrong line has been said."""
         return b""
@@ -246,15 +257,14 @@ class TextSession:
 
     def _update_rights(self) -> None:
         user = self.peer.user
-        self._plain = False
         self._decoder.login = user is None
         self._decoder.max_value = MAX_LOGIN
         if user is not None:
-            self._decoder.max_value = self.server.settings.value_limit
+            self.max_value = self._decoder.max_value = self.server.settings.value_limit
             self.bucket = self.server.default_bucket(user)
             if self.bucket is not None:
                 self.store = self.bucket.store_for_connection()
-                self._plain = has_short_way(self.store)
+                self.plain_get, self.plain_set = self.bucket.plain_get, self.bucket.plain_set
 
     def _stranger(self, item: TextCommand | TextRefusal) -> Reply:
         """Take a login, in the form of a set, or a goodbye; nothing else."""

@@ -60,7 +60,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from kvproto.errors import UpstreamError
-from kvproto.server.replies import Hangup, Reply
+from kvproto.server.replies import Hangup, Reply, size_of
 
 __all__ = ["BARRIER", "FREE", "MAX_REQUESTS", "Servant", "State", "Subject", "Window"]
 
@@ -124,15 +124,6 @@ class _Entry:
         self.reply: Reply | None = None  # None until it has ended
         self.deferred: Deferred[Any] | None = None
         self.follower: _Entry | None = None  # the next one with the same subject
-
-
-def size_of(reply: Reply) -> int:
-    """Return how many bytes a reply has that is no Deferred."""
-    if isinstance(reply, bytes):
-        return len(reply)
-    if isinstance(reply, list):
-        return sum(map(len, reply))
-    return size_of(reply.reply) if isinstance(reply, Hangup) else 0
 
 
 class Window:

@@ -12,7 +12,7 @@ from kvproto.store.document import (
     accessed_at,
 )
 from kvproto.store.file.store import FileStore
-from kvproto.store.interfaces import IConnectionStore, IStore, Outcome
+from kvproto.store.interfaces import IConnectionStore, IImmediateStore, IStore, Outcome
 from kvproto.store.jsontext import is_json
 from kvproto.store.memory import MemoryStore
 from kvproto.store.meta import MetaRead, MetaWrite
@@ -36,6 +36,7 @@ __all__ = [
     "Document",
     "FileStore",
     "IConnectionStore",
+    "IImmediateStore",
     "IStore",
     "Key",
     "LookupResult",
@@ -53,18 +54,5 @@ __all__ = [
     "PathStatus",
     "Refusal",
     "accessed_at",
-    "has_short_way",
     "is_json",
 ]
-
-
-def has_short_way(store: object) -> bool:
-    """Say whether a store's plain GET and SET can be called without looking at what else it is.
-
-    Its ``get`` answers at once, and it has a ``set_plainly`` like `MemoryStore`'s.  The class is
-    compared exactly: a derived one may answer later.
-    """
-    return store.__class__ in _WITH_SHORT_WAY
-
-
-_WITH_SHORT_WAY = frozenset({MemoryStore, FileStore})

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from kvproto.store import meta, rules
 from kvproto.store.document import Document, Key, Refusal
 from kvproto.store.expiry import deadline
-from kvproto.store.interfaces import IStore
+from kvproto.store.interfaces import IImmediateStore
 from kvproto.store.operations import Operations
 from kvproto.store.partial import IN_PIECES, RuleInPieces
 from kvproto.store.pieces import PIECE, Pieces, Work
@@ -56,7 +56,7 @@ class Keeper(Protocol):
         """Keep a decision that has just happened."""
 
 
-@implementer(IStore)
+@implementer(IImmediateStore)
 class MemoryStore(Operations):
     """A store in this process's memory.
 

@@ -10,6 +10,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
 from kvproto.server import KVServer, KVServerProtocol, ServerSettings, UserTable
+from kvproto.server.session import Session
 from kvproto.store import MemoryStore
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.frames import Response
@@ -168,10 +169,10 @@ class FakeConnection:
 
 
 def link_with(*, binary: Any = None, text: Any = None, **options: Any) -> Link:
-    """Return a link whose sessions are of other kinds.
+    """Return a link that gives requests other meanings.
 
     Args:
-        binary: Makes sessions of the binary protocol in place of the usual one.
+        binary: Makes dialects of the binary protocol in place of the usual one.
         text: The same of the text protocol.
         options: For `Link`.
     """
@@ -211,6 +212,12 @@ class Link:
         self.protocol.makeConnection(self.transport)
         self.decoder = ResponseDecoder()
         self._taken = 0
+
+    @property
+    def session(self) -> Session:
+        """The session, once something was sent."""
+        assert self.protocol.session is not None
+        return self.protocol.session
 
     def take(self) -> bytes:
         """Return what the peer has received since the last call."""
@@ -292,6 +299,8 @@ class SlowStore:
         return None if self.store.durable(level, timeout) is None else self
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # it does not provide what its store provides
         method = getattr(self.store, name)
         if not callable(method):
             return method

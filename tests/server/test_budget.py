@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -178,8 +180,7 @@ class ConnectionTests(SynchronousTestCase):
         self.assertGreaterEqual(server.budget.total, MIB - 1)
         link.transport.lose()
         self.assertEqual(server.budget.total, 0)
-        self.assertIsNone(link.protocol._session)
-        self.assertIsNone(link.protocol._window)
+        self.assertIsNone(link.protocol.session)
 
     def test_text(self) -> None:
         """The text protocol's requests count as well."""
@@ -271,9 +272,8 @@ class ConnectionTests(SynchronousTestCase):
         server = self.server(users={"alice": "secret"})
         link = Link(server)
         self.assertEqual(link.ask(b"set a 0 0 12\r\nalice secret\r\n"), b"STORED\r\n")
-        session = link.protocol._session
-        assert session is not None
-        session.peer.begin("text")  # type: ignore[attr-defined]
-        session._update_rights()  # type: ignore[attr-defined]
+        dialect: Any = link.session.dialect
+        dialect.peer.begin("text")
+        dialect._update_rights()
         link.transport.send(b"set a 0 0 5000\r\n" + bytes(4000))
         self.assertLess(server.budget.total, 4000)

@@ -322,7 +322,7 @@ class LoginTests(SynchronousTestCase):
         link = Link(users=ALICE)
         head = encode_request(Opcode.SET, key=K, value=bytes(20 << 20), extras=bytes(8))[:100_000]
         link.ask(head)
-        self.assertEqual(link.protocol._session._decoder.buffered, 0)  # type: ignore[union-attr]
+        self.assertEqual(link.session.dialect._decoder.buffered, 0)  # type: ignore[attr-defined]
 
     def test_large_body_after_login(self) -> None:
         """After the login the limit is that of the mode."""

@@ -228,8 +228,7 @@ class OrderedTests(_SlowTestCase):
             self.slow.release()
         # Half the limit in a turn, the transport's high-water mark, and what the window holds.
         self.assertLessEqual(transport.most_unsent, 65536 + 100_000 + 20_100)
-        window = self.link.protocol._window
-        assert window is not None
+        window = self.link.session.window
         self.assertLess(window.size, 220_000)
         while transport.unsent:
             transport.read()
@@ -446,8 +445,7 @@ class AnyOrderTests(SynchronousTestCase):
             if slow.waiting:
                 slow.release(chance.randrange(len(slow.waiting)))
         under_way = len(slow.waiting)
-        window = link.protocol._window
-        assert window is not None
+        window = link.session.window
         link.transport.lose()
         self.assertEqual((slow.cancelled, len(slow.waiting)), (under_way, under_way))
         self.assertEqual((window.size, window.unfinished, window._running), (0, 0, set()))

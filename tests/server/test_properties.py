@@ -82,7 +82,8 @@ class AnythingTests(SynchronousTestCase):
             link.transport.send(encode_request(Opcode.HELLO, value=value))
         link.transport.send(data, read_size=size)
         self.assertEqual(self.flushLoggedErrors(), [])
-        self.assertFalse(link.protocol._items and not link.transport.closed)
+        session = link.protocol.session
+        self.assertFalse(session is not None and session._requests)
         if not link.transport.closed:
             self.assertTrue(link.transport.reading)
             self.assertEqual(link.transport.arrived, [])

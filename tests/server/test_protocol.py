@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import succeed
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -45,7 +46,7 @@ class OneWriteTests(SynchronousTestCase):
         """Once served, a request is let go of: thousands of idle connections hold no values."""
         link = Link()
         link.ask(encode_request(Opcode.SET, key=K, value=bytes(100_000), extras=bytes(8)))
-        self.assertEqual(link.protocol._items, [])
+        self.assertEqual(link.session._requests, [])
 
     def test_nothing_to_say(self) -> None:
         """Quiet requests cause no write at all."""
@@ -78,8 +79,9 @@ class BackPressureTests(SynchronousTestCase):
         link.transport.send(gets(100_000))
         self.assertLessEqual(link.transport.most_unsent, MIB)
         self.assertFalse(link.transport.reading)
-        held = len(link.protocol._items) - link.protocol._at
-        kept = sum(map(len, link.protocol._unread))
+        session = link.session
+        held = len(session._requests) - session._next
+        kept = sum(map(len, session._kept))
         self.assertLessEqual(kept + held * 27, 2 * 65536)
         link.transport.most_unsent = 0
         while link.transport.unsent:
@@ -130,9 +132,10 @@ class BackPressureTests(SynchronousTestCase):
         """Nothing is served any more when the peer is gone."""
         link = self.link(bytes(1000))
         link.transport.send(gets(10_000))
+        session = link.session
         link.transport.lose()
-        self.assertEqual(link.protocol._items, [])
-        self.assertEqual(link.protocol._unread, [])
+        self.assertEqual((session._requests, session._kept), ([], []))
+        self.assertIsNone(link.protocol.session)
         link.protocol.resumeProducing()
 
     def test_paused_during_a_write(self) -> None:
@@ -174,13 +177,12 @@ class SlowStoreTests(SynchronousTestCase):
     def test_answers_at_once(self) -> None:
         """A Deferred that has fired already keeps the order too."""
         noop = encode_request(Opcode.NOOP, opaque=77)
-        self.slow._cancel = None  # type: ignore[method-assign, assignment]
         real = self.slow.store
 
         class Ready:
             def __getattr__(self, name: str) -> Any:
-                from twisted.internet.defer import succeed
-
+                if name.startswith("__"):
+                    raise AttributeError(name)
                 return lambda *args, **options: succeed(getattr(real, name)(*args, **options))
 
         link = Link(KVServer(Ready(), ServerSettings()))
@@ -402,6 +404,7 @@ class AnswerTests(SynchronousTestCase):
         self.link = Link()
         self.link.store.set(K, b"v")
         self.link.ask(gets(1))
+        self.link.take()
 
     def answer(self, data: bytes) -> tuple[int, list[int]]:
         """Ask; return how many bytes were dealt with, and whose replies there are."""
@@ -430,28 +433,65 @@ class AnswerTests(SynchronousTestCase):
         written = counters.bytes_read - before[0], counters.bytes_written - before[1]
         self.assertEqual(in_place, written)
 
-    def test_up_to_the_first_unusual(self) -> None:
-        """It and what follows are left."""
+    def test_whatever_it_is(self) -> None:
+        """Everything that is answered at once is answered here."""
         noop = encode_request(Opcode.NOOP, opaque=9)
-        self.assertEqual(self.answer(gets(2) + noop + gets(1)), (len(gets(2)), [0, 1]))
-        self.assertEqual(self.answer(noop), (0, []))
+        data = gets(2) + noop + gets(1)
+        self.assertEqual(self.answer(data), (len(data), [0, 1, 9, 0]))
+
+    def test_half_a_request(self) -> None:
+        """It is kept, and what is kept accounted for when the read comes again."""
         self.assertEqual(self.answer(gets(1)[:-1]), (0, []))
+        self.link.protocol.dataReceived(gets(1)[:-1])
+        self.assertEqual(self.link.server.budget.total, len(gets(1)) - 1)
+        self.assertEqual(self.answer(gets(1)[-1:]), (0, [0]))
+        self.link.protocol.dataReceived(gets(1)[-1:])
+        self.assertEqual((self.link.server.budget.total, self.link.take()), (0, b""))
+        self.assertEqual(self.answer(gets(1)), (len(gets(1)), [0]))
+
+    def test_what_is_left_to_do(self) -> None:
+        """What must be done to the transport is done when the read comes again."""
+        quit_ = encode_request(Opcode.QUIT, opaque=9)
+        self.assertEqual(self.answer(gets(1) + quit_), (0, [0, 9]))
+        self.assertFalse(self.link.transport.closed)
+        self.link.protocol.dataReceived(gets(1) + quit_)
+        self.assertEqual(self.link.take(), b"")
+        self.assertTrue(self.link.transport.closed)
+
+    def test_too_much(self) -> None:
+        """Beyond the limit of a turn the rest follows when the read comes again."""
+        self.link = Link(unsent_limit=60)
+        self.link.store.set(K, b"v")
+        self.link.ask(gets(1))
+        at, replies = self.answer(gets(5))
+        self.assertEqual((at, replies), (0, [0, 1]))
+        self.assertEqual(opaques(self.link.ask(gets(5))), [2, 3, 4])
+
+    def test_a_defect(self) -> None:
+        """A defect of ours is reported, and ends the connection."""
+
+        def broken(data: bytes) -> list[Any]:
+            raise ZeroDivisionError
+
+        dialect: Any = self.link.session.dialect
+        dialect.feed = broken
+        self.assertEqual(self.answer(b"\x80"), (0, []))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.link.protocol.dataReceived(b"\x80")
+        self.assertTrue(self.link.transport.closed)
 
     def test_first_read(self) -> None:
         """Which protocol it is, is seen by the usual way."""
         self.link = Link()
         self.assertEqual(self.answer(gets(1)), (0, []))
 
-    def test_behind_a_part_of_a_request(self) -> None:
-        """What belongs to a request that came in part is not looked at."""
-        self.link.ask(gets(1)[:10])
-        self.assertEqual(self.answer(gets(1)), (0, []))
-
     def test_paused(self) -> None:
         """Nothing is answered while the transport has enough."""
         self.link.protocol.pauseProducing()
         self.assertEqual(self.answer(gets(1)), (0, []))
+        self.link.protocol.dataReceived(gets(1))
         self.link.protocol.resumeProducing()
+        self.assertEqual(opaques(self.link.take()), [0])
         self.assertEqual(self.answer(gets(1)), (len(gets(1)), [0]))
 
     def test_closed(self) -> None:

@@ -314,5 +314,5 @@ class LoginTests(SynchronousTestCase):
         """A stranger's value is not held."""
         one = Link(users=ALICE)
         one.ask(b"set x 0 0 1000000\r\n" + bytes(500_000))
-        self.assertEqual(one.protocol._session._decoder.buffered, 0)  # type: ignore[union-attr]
+        self.assertEqual(one.session.dialect._decoder.buffered, 0)  # type: ignore[attr-defined]
         self.assertEqual(one.ask(bytes(500_000) + b"\r\n"), b"CLIENT_ERROR unauthenticated\r\n")

@@ -26,7 +26,7 @@ from kvproto.store.file.disk import Disk
 from kvproto.store.file.journal import SEGMENT_SIZE, Journal, Numbers, Run
 from kvproto.store.file.loading import Loader
 from kvproto.store.file.records import HEAD_SIZE, size_of
-from kvproto.store.interfaces import IStore
+from kvproto.store.interfaces import IImmediateStore, IStore
 from kvproto.store.memory import MemoryStore
 from kvproto.store.operations import Operations
 from kvproto.store.rules import Decision, Effect, Rule
@@ -57,7 +57,7 @@ class _NoRoom(Exception):
         self.size = size
 
 
-@implementer(IStore)
+@implementer(IImmediateStore)
 class FileStore(Operations):
     """A store in memory that is kept in a directory.
 

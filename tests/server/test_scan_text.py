@@ -1,4 +1,4 @@
-"""The short way through a text session says what the usual way says, byte for byte."""
+"""The compiled scan of text does what the dialect does without it, byte for byte."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import classImplementsOnly
 
 from kvproto.config import Mode
+from kvproto.server import KVServer
 from kvproto.server.replies import COPY_LIMIT
+from kvproto.server.session import Scan
 from kvproto.server.text import TextSession
-from kvproto.store import MemoryStore
+from kvproto.store import IStore, MemoryStore, Refusal
+from kvproto.wire.text import TOO_LARGE
+from tests.compiled import require_compiled
 from tests.examples import examples
 from tests.server.support import FakeTransport, Link, link_with
 
@@ -53,14 +59,47 @@ def sets(draw: st.DrawFn) -> bytes:
 STREAMS = st.lists(st.one_of(gets(), sets(), sets(), OTHERS), max_size=20).map(b"".join)
 
 
-class Usual(TextSession):
-    """A session without the short way."""
+def compiled_scan() -> Scan:
+    """Return the compiled scan, asked for or not."""
+    found: Scan = require_compiled("kvproto.server._scan").scan_text
+    return found
 
-    quick = None  # type: ignore[assignment]
+
+class Scanned(TextSession):
+    """A dialect with the compiled scan, whatever the environment says."""
+
+    @property
+    def scan(self) -> Scan:  # type: ignore[override]
+        return compiled_scan()
+
+
+class Unscanned(TextSession):
+    """A dialect without it."""
+
+    scan = None
+
+
+class Discarding:
+    """A store that takes its time to discard.
+
+    Args:
+        store: Does everything else.
+        done: When it has discarded.
+    """
+
+    def __init__(self, store: Any, done: Deferred[None]) -> None:
+        self._store = store
+        self._done = done
+
+    def discard(self, key: bytes) -> Deferred[None]:
+        return self._done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
 
 class SameTests(SynchronousTestCase):
-    """Both ways, side by side."""
+    """With a scan and without, side by side."""
 
     @examples(400)
     @given(
@@ -75,9 +114,9 @@ class SameTests(SynchronousTestCase):
     ) -> None:
         """Replies, documents and counters are the same, whatever comes, however it is cut."""
         ends = []
-        for session in (TextSession, Usual):
+        for dialect in (Scanned, Unscanned):
             made = link_with(
-                text=session,
+                text=dialect,
                 transport=FakeTransport(reads=False),
                 unsent_limit=limit,
                 max_value=COPY_LIMIT,
@@ -88,15 +127,19 @@ class SameTests(SynchronousTestCase):
         self.assertEqual(*ends)
 
 
-class QuickTextTests(SynchronousTestCase):
-    """What the short way takes, and what it leaves."""
+class ScanTests(SynchronousTestCase):
+    """What the scan takes, and what it leaves."""
+
+    def link(self, **options: Any) -> Link:
+        made = link_with(text=Scanned, **options)
+        made.ask(b"version\r\n")
+        return made
 
     def taken(self, data: bytes, made: Link | None = None) -> int:
-        """Return how many bytes the short way deals with, in a session that has begun."""
-        made = made or Link()
-        made.ask(b"version\r\n")
-        session: Any = made.protocol._session
-        return int(session.quick(data, [], 1 << 30))
+        """Return how many bytes the scan deals with."""
+        made = made or self.link()
+        session = made.session
+        return len(data) - compiled_scan()(session, session.dialect, data, [], 1 << 30)
 
     def test_plain_commands(self) -> None:
         """Hits, misses, what is stored and what is refused are served this way."""
@@ -104,7 +147,7 @@ class QuickTextTests(SynchronousTestCase):
             b"get a\r\nset a 1 0 5\r\nhel\r\n\r\nget a\r\nset a 0 0 1 noreply\r\n1\r\n"
             b"set b 0 0 200\r\n" + bytes(200) + b"\r\n"
         )
-        made = Link(max_value=200, memory_limit=600)
+        made = self.link(max_value=200, memory_limit=600)
         self.assertEqual(self.taken(data, made), len(data))
 
     def test_the_rest(self) -> None:
@@ -129,38 +172,47 @@ class QuickTextTests(SynchronousTestCase):
 
     def test_no_more_than_asked_for(self) -> None:
         """It stops where so many bytes of replies are reached."""
-        made = Link()
-        made.ask(b"version\r\n")
-        session: Any = made.protocol._session
         out: list[bytes] = []
-        self.assertEqual(session.quick(b"get a\r\n" * 10, out, 11), 3 * 7)
-        self.assertEqual(out, [b"END\r\n"] * 3)
+        session = self.link().session
+        left = compiled_scan()(session, session.dialect, b"get a\r\n" * 10, out, 11)
+        self.assertEqual((left, out), (7 * 7, [b"END\r\n" * 3]))
 
     def test_strangers(self) -> None:
         """Before a login nothing is served."""
-        self.assertEqual(self.taken(b"get a\r\n", Link(users={"alice": "secret"})), 0)
+        self.assertEqual(self.taken(b"get a\r\n", self.link(users={"alice": "secret"})), 0)
 
     def test_after_a_login(self) -> None:
         """Whoever has logged in is served this way."""
-        made = Link(users={"alice": "secret"})
+        made = self.link(users={"alice": "secret"})
         self.assertEqual(made.ask(b"set x 0 0 12\r\nalice secret\r\n"), b"STORED\r\n")
-        session: Any = made.protocol._session
-        self.assertEqual(session.quick(b"get a\r\n", [], 100), 7)
+        self.assertEqual(self.taken(b"get a\r\n", made), 7)
 
     def test_other_stores(self) -> None:
-        """A store that may answer later is asked the usual way only."""
+        """A store that does not promise to answer at once is asked through the dialect."""
 
         class Other(MemoryStore):
-            """Somebody's own."""
+            """Somebody's own: it says no more than that it is a store."""
 
-        made = Link()
-        bucket = next(iter(made.server.buckets.values()))
-        object.__setattr__(bucket, "store", Other(lambda: made.time))
+        classImplementsOnly(Other, IStore)
+        made = self.link(server=KVServer(Other(lambda: 0.0)))
         self.assertEqual(self.taken(b"get a\r\n", made), 0)
+        self.assertEqual(made.ask(b"get a\r\n"), b"END\r\n")
+
+    def test_a_set_without_room(self) -> None:
+        """Its refusal may have to be waited for: what follows is in order."""
+        made = self.link(max_value=100, memory_limit=300, evict=False, mode=Mode.MEMCACHED)
+        dialect: Any = made.session.dialect
+        removed: Deferred[None] = Deferred()
+        dialect.store = Discarding(made.store, removed)
+        data = b"set a 0 0 1\r\nx\r\nget a\r\n"
+        dialect.plain_set = lambda *_: Refusal.TOO_BIG
+        self.assertEqual(made.ask(data), b"")
+        removed.callback(None)
+        self.assertEqual(made.take(), TOO_LARGE + b"END\r\n")
 
     def test_a_defect_of_ours(self) -> None:
         """A store that raises is reported, its client told; what was served before is not lost."""
-        made = Link()
+        made = self.link()
         made.ask(b"set a 0 0 1\r\n1\r\n")
 
         def broken(key: bytes) -> Any:
@@ -168,7 +220,8 @@ class QuickTextTests(SynchronousTestCase):
                 raise ZeroDivisionError
             return MemoryStore.get(made.store, key)
 
-        made.store.get = broken
+        dialect: Any = made.session.dialect
+        made.store.get = dialect.plain_get = broken
         answers = made.ask(b"get a\r\nget x\r\nget a\r\n")
         hit = b"VALUE a 0 1\r\n1\r\nEND\r\n"
         self.assertEqual(answers, hit + b"SERVER_ERROR internal error\r\n" + hit)

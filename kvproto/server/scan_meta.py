@@ -1,29 +1,26 @@
-"""The short way through a text session for plain ``mg`` and ``ms``.
+"""Plain ``mg`` and ``ms``, from the bytes of a read: what the compiled scan of text asks for them.
 
-What `kvproto.server.quick_text` is for ``get`` and ``set``; it calls this.  Anything else than the
-usual flags, and any document of which meta commands know more than others, takes the usual way.
+Anything else than the usual flags, and any document of which meta commands know more than others,
+is left to the dialect.
 """
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from kvproto.server.meta import ttl
 from kvproto.server.replies import COPY_LIMIT
 from kvproto.store import Document, Mark
 from kvproto.wire.constants import MAX_KEY
 
-if TYPE_CHECKING:
-    from kvproto.server.text import TextSession
-
-__all__ = ["UNUSUAL", "serve_meta_quickly"]
+__all__ = ["scan_meta"]
 
 _match_mg = re.compile(rb"mg ([!-~]{1,%d})((?: (?:[vkstcfq]|O[!-~]{0,31}))*)\r\n" % MAX_KEY).match
 _match_ms = re.compile(rb"ms ([!-~]{1,%d}) (\d{1,8})((?: [TF]\d{1,9}| [qI])*)\r\n" % MAX_KEY).match
 _OPAQUE, _KEY, _SIZE, _TTL, _CAS = b"Okstc"
-UNUSUAL = int(Mark.STALE | Mark.WON)
+_UNUSUAL = int(Mark.STALE | Mark.WON)
 """Marks of documents that mg tells more about."""
 
 
@@ -47,34 +44,32 @@ def _ms_flags(text: bytes) -> tuple[int, int, bool] | None:
     return int(arguments.get(b"F", 0)), int(arguments.get(b"T", 0)), b"q" in arguments
 
 
-def serve_meta_quickly(
-    session: TextSession, data: bytes, at: int, max_value: int, out: list[bytes]
-) -> int:
+def scan_meta(dialect: Any, data: bytes, at: int, max_value: int, out: list[bytes]) -> int:
     """Serve one plain meta command.
 
     Args:
-        session: Whose command it is; its store must have the short way too.
+        dialect: Whose command it is; its store answers at once.
         data: What was read.
         at: Where the command begins; it begins with ``m``.
         max_value: Longest value that is served, in bytes.
         out: Takes the reply.
 
     Returns:
-        Where the next command begins; 0 for what takes the usual way.
+        Where the next command begins; 0 for what is left to the dialect.
     """
     # The store must know that somebody wants to know which documents are read.
-    if not session.meta_seen:
+    if not dialect.meta_seen:
         return 0
     line = _match_mg(data, at)
     if line is None:
-        return _serve_ms(session, data, at, max_value, out)
+        return _serve_ms(dialect, data, at, max_value, out)
     key, text = line.groups()
     # Each request of a client has another opaque: there is no use in remembering those.
     wanted = _mg_flags(text) if b"O" not in text else _mg_flags.__wrapped__(text)
     if wanted is None:
         return 0
     with_value, quiet, flags = wanted
-    document: Any = session.store.get(key)
+    document: Any = dialect.store.get(key)
     given = b""
     if document is None:
         for flag in flags:
@@ -84,23 +79,23 @@ def serve_meta_quickly(
                 given += b" k" + key
         if not quiet:
             out.append(b"EN%b\r\n" % given)
-    elif document.marks & UNUSUAL or document.locked_until:
+    elif document.marks & _UNUSUAL or document.locked_until:
         return 0
     else:
         value = document.value
         if flags:
-            given = _given(session, key, document, flags)
+            given = _given(dialect, key, document, flags)
         if not with_value:
             out.append(b"HD%b\r\n" % given)
         elif len(value) <= COPY_LIMIT:
             out.append(b"VA %d%b\r\n%b\r\n" % (len(value), given, value))
         else:
             out += (b"VA %d%b\r\n" % (len(value), given), value, b"\r\n")
-    session.server.counters.meta_cmds += 1
+    dialect.server.counters.meta_cmds += 1
     return line.end()
 
 
-def _given(session: TextSession, key: bytes, document: Any, flags: tuple[bytes, ...]) -> bytes:
+def _given(dialect: Any, key: bytes, document: Any, flags: tuple[bytes, ...]) -> bytes:
     """Encode what the flags of a hit give back."""
     given = b""
     for flag in flags:
@@ -112,7 +107,7 @@ def _given(session: TextSession, key: bytes, document: Any, flags: tuple[bytes, 
         elif letter == _SIZE:
             given += b" s%d" % len(document.value)
         elif letter == _TTL:
-            given += b" t%d" % ttl(document.expires_at, session.server.now())
+            given += b" t%d" % ttl(document.expires_at, dialect.server.now())
         elif letter == _CAS:
             given += b" c%d" % document.cas
         else:
@@ -120,7 +115,7 @@ def _given(session: TextSession, key: bytes, document: Any, flags: tuple[bytes, 
     return given
 
 
-def _serve_ms(session: TextSession, data: bytes, at: int, max_value: int, out: list[bytes]) -> int:
+def _serve_ms(dialect: Any, data: bytes, at: int, max_value: int, out: list[bytes]) -> int:
     line = _match_ms(data, at)
     if line is None:
         return 0
@@ -132,7 +127,7 @@ def _serve_ms(session: TextSession, data: bytes, at: int, max_value: int, out: l
     if flags is None or value_end - value_at > max_value or data[value_end:stop] != b"\r\n":
         return 0
     client_flags, expiry, quiet = flags
-    store: Any = session.store
+    store: Any = dialect.store
     value = data[value_at:value_end]
     stored: Any
     if store.at_once:
@@ -141,10 +136,10 @@ def _serve_ms(session: TextSession, data: bytes, at: int, max_value: int, out: l
         stored = store.set_plainly(key, value, client_flags, expiry, 0)
         if stored is None:
             return 0
-    session.server.counters.meta_cmds += 1
+    dialect.server.counters.meta_cmds += 1
     if stored.__class__ is Document:
         if not quiet:
             out.append(b"HD\r\n")
     else:
-        out.append(cast("bytes", session.refuse_meta(stored, key)))
+        out.append(cast("bytes", dialect.refuse_meta(stored, key)))
     return stop
