@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -35,6 +36,9 @@ WAIT_SECONDS = 60.0
 
 WAIT_PAUSE = 0.1
 """Seconds between two questions of ``wait``."""
+
+COMPLETION = "completion"
+COMPLETION_HELP = "print what completes commands and options in bash, zsh or fish"
 
 LOCAL = "passwd"
 LOCAL_HELP = "add a user to a users file, or change its password"
@@ -158,8 +162,61 @@ def _parser() -> argparse.ArgumentParser:
         WAIT, help=WAIT_HELP, description=f"kvtls {WAIT}: {WAIT_HELP}.", allow_abbrev=False
     )
     _add_global_options(waiting, suppress=True)
+    completing = commands.add_parser(
+        COMPLETION, help=COMPLETION_HELP, description=f"{COMPLETION_HELP}.", allow_abbrev=False
+    )
+    completing.add_argument("shell", metavar="SHELL", choices=["bash", "zsh", "fish"])
     _add_local(commands.add_parser(LOCAL, help=LOCAL_HELP, allow_abbrev=False))
     return parser
+
+
+def _options_of(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the long options of a parser."""
+    return sorted(
+        name
+        for action in parser._actions
+        for name in action.option_strings
+        if name.startswith("--")
+    )
+
+
+def _completion(shell: str) -> str:
+    """Return a script that completes commands and options in a shell, made of the parsers."""
+    parser = _parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    helps = {action.dest: action.help or "" for action in commands._choices_actions}
+    options = {name: _options_of(sub) for name, sub in commands.choices.items()}
+    common = _options_of(parser)
+    if shell == "fish":
+        lines = [
+            f"complete -c kvtls -f -n __fish_use_subcommand -a {name} -d {shlex.quote(text)}"
+            for name, text in helps.items()
+        ]
+        lines += [
+            f"complete -c kvtls -n '__fish_seen_subcommand_from {name}' -l {option[2:]}"
+            for name, found in options.items()
+            for option in found
+        ]
+        return "\n".join(lines) + "\n"
+    cases = "".join(
+        f"        {name}) words={shlex.quote(' '.join(found))} ;;\n"
+        for name, found in options.items()
+    )
+    script = (
+        "_kvtls() {\n"
+        f"    local words={shlex.quote(' '.join([*options, *common]))} word\n"
+        '    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do\n'
+        '        case "$word" in\n'
+        f"{cases}"
+        "        esac\n"
+        "    done\n"
+        '    COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))\n'
+        "}\n"
+        "complete -o default -F _kvtls kvtls\n"
+    )
+    if shell == "zsh":
+        return f"autoload -U +X compinit bashcompinit\ncompinit\nbashcompinit\n{script}"
+    return script
 
 
 def _add_local(parser: argparse.ArgumentParser) -> None:
@@ -280,6 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == LOCAL:
         return _change_password(options)
+    if options.command == COMPLETION:
+        sys.stdout.write(_completion(options.shell))
+        return OK
     if options.state_dir is not None and options.control is not None:
         # One before and one after the command: argparse sees no conflict.
         parser.error("argument --control: not allowed with argument --state-dir")

@@ -213,6 +213,32 @@ class AnswerTests(CommandTestCase):
         self.answer = NoServiceError(Path("st"), "no service runs here")
         self.assertEqual(cli.main(["wait", "--timeout", "0.01"]), cli.NO_SERVICE)
 
+    def test_completion(self) -> None:
+        """Bash completes commands, and after one its options; fish has the same words."""
+        self.assertEqual(cli.main(["completion", "bash"]), cli.OK)
+        script = self.out.getvalue()
+
+        def completed(*words: str) -> set[str]:
+            quoted = " ".join(f"'{word}'" for word in words)
+            asked = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}"
+            done = subprocess.run(
+                ["bash", "-c", f"{script}\n{asked}; _kvtls; echo ${{COMPREPLY[@]}}"],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
+            )
+            return set(done.stdout.split())
+
+        self.assertEqual(completed("kvtls", "re"), {"reload", "restart"})
+        self.assertEqual(completed("kvtls", "status", "--re"), {"--ready"})
+        self.assertIn("--state-dir", completed("kvtls", "--json", "reload", "--"))
+        self.assertEqual(cli.main(["completion", "zsh"]), cli.OK)
+        self.out.truncate(0)
+        self.assertEqual(cli.main(["completion", "fish"]), cli.OK)
+        for name in COMMANDS:
+            self.assertIn(f" -a {name} ", self.out.getvalue())
+
     def test_address(self) -> None:
         """``address`` prints nothing else."""
         self.answer = {**GOOD, "address": "127.0.0.1:11207"}

@@ -147,12 +147,16 @@ def _status(answer: Answer) -> list[str]:
         f"up {span(service['uptime_s'])}, mode {service['mode']}",
         WIDTH,
     )
+    if not service["ready"]:
+        lines += textwrap.wrap(printable(f"CLIENTS ARE NOT SERVED: {service['reason']}"), WIDTH)
     lines.append("")
     lines += _generation(answer["generation"])
     lines += ["", "listeners"]
     lines += _listeners(answer["listeners"])
     if "nodes" in answer:
         lines += ["", *_nodes(answer["nodes"])]
+    if answer["buckets"]:
+        lines += ["", "store", *_store(answer)]
     lines += ["", "connections", *_limits(answer)]
     lines += ["", "since the start", *_counters(answer["counters"])]
     return lines
@@ -232,6 +236,27 @@ def _listeners(listeners: Sequence[Answer]) -> list[str]:
                 subsequent_indent="    ",
             )
     return lines
+
+
+def _store(answer: Answer) -> list[str]:
+    """Show where values live, and how full each bucket is."""
+    lines = []
+    store = answer["store"]
+    if store is not None and store.get("url"):
+        state = "" if store.get("ready", True) else f", NOT READY: {store.get('reason', '')}"
+        lines += _field("values in", f"{store['url']}{state}")
+    rows = [
+        (
+            bucket["name"],
+            bucket["items"],
+            f"{bucket['bytes'] / 2**20:.1f}",
+            f"{bucket['limit_bytes'] / 2**20:.1f}",
+            bucket["evictions"],
+        )
+        for bucket in answer["buckets"]
+    ]
+    head = ("BUCKET", ">ITEMS", ">MiB", ">OF MiB", ">EVICTED")
+    return lines + _table(head, rows, {"BUCKET": 8})
 
 
 def _nodes(nodes: Answer) -> list[str]:
