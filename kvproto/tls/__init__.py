@@ -19,10 +19,10 @@ from kvproto.tls.credentials import (
     load_credentials,
 )
 from kvproto.tls.development import DevelopmentCredentials, ensure_development_credentials
+from kvproto.tls.factory import KVTLSFactory
 from kvproto.tls.files import CredentialFiles, Options
 from kvproto.tls.generation import Generation, GenerationError, Stage
 from kvproto.tls.identity import DEFAULT_RULES, IdentityRule, parse_rule, user_of
-from kvproto.tls.protocol import KVTLSFactory, KVTLSProtocol
 from kvproto.tls.reasons import (
     BudgetExceeded,
     CloseTimeout,
@@ -31,6 +31,7 @@ from kvproto.tls.reasons import (
     explanation,
 )
 from kvproto.tls.rotation import Rotation
+from kvproto.tls.shell import KVTLSProtocol
 from kvproto.tls.verdict import Action, ListenerResult, Verdict
 from kvproto.tls.watch import FileWatch
 

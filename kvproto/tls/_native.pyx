@@ -140,7 +140,7 @@ cdef class Shortcut:
         try:
             plaintext = self._pipe.open(data)
         except Error as error:
-            self._owner._receive_odd(error, size)
+            self._owner.take_odd_record(error, size)
             return b""
         at = self._answer(plaintext, replies)
         if at == len(plaintext):
@@ -154,5 +154,5 @@ cdef class Shortcut:
                     return self._pipe.drain()
                 # OpenSSL says the same once more, to who knows what follows from it.
                 replies = [reply]
-        self._owner._go_on(replies, plaintext[at:])
+        self._owner.finish_read(replies, plaintext[at:])
         return b""

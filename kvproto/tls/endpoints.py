@@ -46,9 +46,9 @@ from kvproto.config import ClientAuth
 from kvproto.errors import ConfigError, CredentialError
 from kvproto.tls.contexts import ClientContext, CurrentContext, ServerPolicy, build_client_context
 from kvproto.tls.credentials import load_credentials
+from kvproto.tls.factory import KVTLSFactory
 from kvproto.tls.files import CredentialFiles, Options, Purpose
 from kvproto.tls.generation import GenerationError, build_generation
-from kvproto.tls.protocol import KVTLSFactory
 
 __all__ = ["TLSClientEndpoint", "TLSServerEndpoint", "parse_client", "parse_server"]
 

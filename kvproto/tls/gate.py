@@ -8,13 +8,13 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 if TYPE_CHECKING:
-    from kvproto.tls.outgoing import OutgoingTLS
+    from kvproto.tls.shell import KVTLSProtocol
 
-__all__ = ["OutputGate"]
+__all__ = ["ProducerGate"]
 
 
 @implementer(IPushProducer)
-class OutputGate:
+class ProducerGate:
     """What a transport knows as its producer: the TLS layer itself.
 
     The application's producer, when there is one, is paused while the transport is
@@ -24,8 +24,8 @@ class OutputGate:
         owner: The TLS protocol whose output it guards.
     """
 
-    def __init__(self, owner: OutgoingTLS) -> None:
-        self._owner: OutgoingTLS | None = owner
+    def __init__(self, owner: KVTLSProtocol) -> None:
+        self._owner: KVTLSProtocol | None = owner
         # These two names are those of Twisted's own membrane, which its tests read.
         self._producer: Any = None
         self._producerPaused = False

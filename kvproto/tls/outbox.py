@@ -23,7 +23,7 @@ class Outbox:
     Attributes:
         size: Bytes that wait.
         pieces: The writes themselves, oldest first; changed only by this class, and on the
-            short way out (`kvproto.tls.outgoing`), where `size` has to follow.
+            short way out (`kvproto.tls.shell`), where `size` has to follow.
     """
 
     __slots__ = ("pieces", "size")

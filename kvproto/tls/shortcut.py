@@ -7,9 +7,9 @@ transport (`IShortcutTransport`) only while nothing else is under way, and whate
 ordinary goes on in the TLS protocol:
 
 * a read that is not exactly one record: the transport gives it to the protocol as ever;
-* a record that holds no application data, or is broken: ``_receive_odd``;
+* a record that holds no application data, or is broken: ``take_odd_record``;
 * requests that cannot be answered in place, replies that do not fit into a record, or that
-  OpenSSL will not take now: ``_go_on``.
+  OpenSSL will not take now: ``finish_read``.
 
 There are two of it that do the same: this one, and a compiled one in ``kvproto.tls._native``.
 """
@@ -36,10 +36,10 @@ Answer = Callable[[bytes, list[bytes]], int]
 class ShortcutOwner(Protocol):
     """The TLS protocol, for a shortcut."""
 
-    def _receive_odd(self, error: Error, size: int) -> None:
+    def take_odd_record(self, error: Error, size: int) -> None:
         """Go on after one record that was fed whole but gave no application data."""
 
-    def _go_on(self, replies: list[bytes], rest: bytes) -> None:
+    def finish_read(self, replies: list[bytes], rest: bytes) -> None:
         """Send replies, then give the application the rest of what was read."""
 
 
@@ -76,7 +76,7 @@ class Shortcut:
         try:
             plaintext = engine.open(data)
         except Error as error:
-            self._owner._receive_odd(error, size)
+            self._owner.take_odd_record(error, size)
             return b""
         replies: list[bytes] = []
         at = self._answer(plaintext, replies)
@@ -91,5 +91,5 @@ class Shortcut:
                 except Error:
                     # OpenSSL says the same once more, to who knows what follows from it.
                     replies = [reply]
-        self._owner._go_on(replies, plaintext[at:])
+        self._owner.finish_read(replies, plaintext[at:])
         return b""

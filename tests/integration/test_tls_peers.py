@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThread
 from kvproto.testing.certificates import client_identity, root_authority, server_identity
 from kvproto.testing.contexts import TLS12, TLS13, server_context
 from kvproto.tls import HandshakeInterrupted, explanation
-from kvproto.tls.protocol import OP_ALLOW_CLIENT_RENEGOTIATION
+from kvproto.tls.contexts import OP_ALLOW_CLIENT_RENEGOTIATION
 from tests.integration.peers import require
 from tests.integration.tls_echo import Echo, EchoTestCase, reactor
 from tests.tls.wired import STOCK

@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.testing.contexts import server_context
 from kvproto.testing.transport import MemoryPair
 from kvproto.tls import BudgetExceeded, CloseTimeout, KVTLSFactory, KVTLSProtocol, records
-from kvproto.tls.incoming import HELD_SIZE
+from kvproto.tls.shell import HELD_SIZE
 from tests.tls.libssl import LibConnection, LibPeer
 from tests.tls.test_want_write import Given
 from tests.tls.wired import STOCK, VERSIONS, App, PlainFactory, Wired

@@ -28,7 +28,7 @@ from kvproto.testing.certificates import (
 from kvproto.testing.contexts import TLS12, TLS13, Creator, client_context, server_context
 from kvproto.testing.transport import MemoryPair
 from kvproto.tls import HandshakeTimeout, KVTLSFactory, explanation
-from kvproto.tls.protocol import OP_ALLOW_CLIENT_RENEGOTIATION
+from kvproto.tls.contexts import OP_ALLOW_CLIENT_RENEGOTIATION
 from tests.tls.libssl import TLS12 as LIB_TLS12
 from tests.tls.libssl import LibConnection, LibPeer
 from tests.tls.wired import STOCK, VERSIONS, PlainFactory, Wired

@@ -224,6 +224,24 @@ class ToldTests(HalfCloseTestCase):
         self.assertEqual(wired.clock.getDelayedCalls(), [])
 
 
+class BothEndTests(HalfCloseTestCase):
+    """Both sides end at once."""
+
+    def test_closes_on_the_last_data(self) -> None:
+        """Data and close_notify in one read, and an application that closes on the data."""
+        for version in VERSIONS.values():
+            wired = Wired(version=version, limits={"close_timeout": None}).handshake()
+            wired.server_app.on_data = lambda data, app=wired.server_app: (  # type: ignore[misc]
+                app.tls.write(b"bye"),
+                app.tls.loseConnection(),
+            )
+            wired.client_app.tls.write(b"last")
+            wired.client_app.tls.loseConnection()
+            wired.flush()
+            self.assertEqual(bytes(wired.client_app.received), b"bye")
+            self.assert_ended(wired, "close_notify")
+
+
 class TwentyAnswers:
     """A push producer of twenty answers, which closes when it has written them."""
 

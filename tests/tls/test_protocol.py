@@ -21,7 +21,7 @@ from zope.interface.verify import verifyObject
 from kvproto.base.limited_log import LimitedLog
 from kvproto.interfaces import ISecuredTransport
 from kvproto.testing.contexts import TLS12, TLS13, Creator, server_context
-from kvproto.tls import KVTLSFactory, KVTLSProtocol, closing
+from kvproto.tls import KVTLSFactory, KVTLSProtocol, shell
 from tests.examples import examples
 from tests.tls.wired import App, Wired
 
@@ -257,7 +257,7 @@ class LogTests(SynchronousTestCase):
     """One line says how a connection ended."""
 
     def setUp(self) -> None:
-        self.patch(closing, "peer_log", LimitedLog(closing.log))
+        self.patch(shell, "peer_log", LimitedLog(shell.log))
 
     def lines(self, wired: Wired) -> list[tuple[LogLevel, str]]:
         observer = EventLoggingObserver()

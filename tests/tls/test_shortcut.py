@@ -401,7 +401,7 @@ class OddTests(Shortcuts):
 
     def test_a_write_that_openssl_refuses(self) -> None:
         """It ends the connection as it does on the usual way."""
-        self.wired.server._engine.shutdown()
+        self.wired.server._machine.engine.shutdown()
         self.wired.client.write(b"a")
         self.wired.flush()
         (reason,) = self.app.reasons
@@ -416,7 +416,7 @@ class OddTests(Shortcuts):
             replies.append(None)
             return len(data)
 
-        shortcut = self.wired.server._engine.shortcut(self.wired.server, answer)
+        shortcut = self.wired.server._machine.engine.shortcut(self.wired.server, answer)
         self.wired.client.write(b"a")
         self.wired.clock.advance(0)
         self.assertRaises(TypeError, shortcut, bytes(self.wired.pair.client.unsent))

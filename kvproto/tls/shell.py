@@ -1,0 +1,1194 @@
+"""`KVTLSProtocol`: TLS for any Twisted protocol; what surrounds a `kvproto.tls.machine.TLSMachine`.
+
+Owns the transport, the deadlines, the producers, the application's pauses and how a connection
+ends; what is said in TLS, and when, is the machine's business.  The rules that a change must keep:
+
+* One queue for all writes, so their order never changes.  What is written while ``dataReceived``
+  runs leaves when it ends, in one write; what is written at other times leaves together at the
+  end of the reactor's turn, or at once above `FLUSH_SIZE`.
+* Plaintext is encrypted only as fast as the transport takes ciphertext.
+* The application is given nothing while it has paused, and nothing after it has raised.  What
+  arrived before the connection was lost is given to it, paused or not, before ``connectionLost``.
+  After ``loseConnection`` it hears on until the peer closes, as with Twisted's own TLS; one that
+  has paused as well does not.
+* Reads may go past this class (`kvproto.tls.shortcut`) only while nothing is queued, held or
+  ending: their answers would overtake it.
+* A peer that has ended its side gets the answers to what it asked before (RFC 8446 section 6.1).
+  An application that implements `IHalfCloseableProtocol` is told, and closes when it has answered.
+  Any other is taken to have answered at once; on a server, if it has written nothing since it was
+  last given data or a pull producer is at work, when it has been silent for ``answer_pause``.
+* Every way to the end goes through ``connectionLost``, and that runs once.  No end waits for a
+  peer without limit: one that takes less than `CLOSE_PROGRESS` bytes in ``close_timeout`` seconds
+  (``half_close_timeout`` after its own end) is cut.
+
+Three answers are kept because every read or write asks for them: `_fast`, `_mute` and, at the
+transport, whether it reads.  All are set in `_rules_changed`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from OpenSSL.SSL import OP_NO_RENEGOTIATION, Connection, Error
+from twisted.internet._producer_helpers import _PullToPush  # the one way to serve pull producers
+from twisted.internet.error import ConnectionAborted, ConnectionLost
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
+from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.protocol import BaseProtocol, connectionDone
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kvproto.base.addresses import describe_peer
+from kvproto.base.limited_log import LimitedLog
+from kvproto.base.log import CONNECTION, make_logger
+from kvproto.base.turn import Turn
+from kvproto.interfaces import ISecuredTransport, IShortcutTransport
+from kvproto.tls._handles import engine_for
+from kvproto.tls.contexts import OP_ALLOW_CLIENT_RENEGOTIATION
+from kvproto.tls.declare import provide_what
+from kvproto.tls.ending import explain_failure, final_reason, is_worth_a_warning
+from kvproto.tls.gate import ProducerGate
+from kvproto.tls.machine import Event, State, TLSMachine
+from kvproto.tls.outbox import RECORD_SIZE
+from kvproto.tls.peer import peer_chain, tls_version
+from kvproto.tls.progress import ProgressDeadline
+from kvproto.tls.reasons import (
+    BudgetExceeded,
+    CloseTimeout,
+    HandshakeTimeout,
+    explanation,
+    represents_eof,
+)
+from kvproto.tls.records import APPLICATION_DATA, HEADER_SIZE, leading_records
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime
+
+__all__ = ["FLUSH_SIZE", "HELD_SIZE", "LIMITS", "KVTLSProtocol"]
+
+log = make_logger()
+
+peer_log = LimitedLog(log)
+
+FLUSH_SIZE: Final = 64 * 1024
+"""Bytes of queued writes that are not held back any longer; Twisted's aggregator has 64,000."""
+
+WATCH_AFTER: Final = 64 * 1024
+"""Bytes of ciphertext after which a transport is asked to tell when it is full.
+
+Most connections never get there, and are spared the registration."""
+
+HELD_SIZE: Final = 256 * 1024
+"""Most plaintext kept for an application that has paused while TLS itself must read on."""
+
+LIMITS: Final = (
+    "handshake_timeout",
+    "close_timeout",
+    "half_close_timeout",
+    "answer_pause",
+    "allow_renegotiation",
+    "renegotiation_limit",
+    "junk_budget",
+)
+"""Attributes of the protocol class that a factory's attribute of the same name replaces."""
+
+_INHERIT: Final = object()
+
+
+def _owned(data: Any) -> bytes:
+    """Copy a buffer that its owner may change; refuse what is no buffer."""
+    return memoryview(data).tobytes()
+
+
+@implementer(ISecuredTransport, IHalfCloseableProtocol)
+class KVTLSProtocol(TLSMemoryBIOProtocol):
+    """TLS between a transport and a wrapped protocol, in place of Twisted's own.
+
+    The attributes below can be changed on a subclass, or per factory: a factory that has an
+    attribute of the same name (``factory.handshake_timeout = 5``) gives its value to each
+    connection that it builds.
+
+    Attributes:
+        handshake_timeout: Seconds from the connection to the end of the handshake; a
+            renegotiation that blocks our writes gets the same.  None for no limit.
+        close_timeout: Seconds that a closing peer may take without progress; None for ever,
+            and then the next two are off as well.
+        half_close_timeout: Seconds that answers to a peer that has ended its side may take
+            without progress, the application's time included; None for ever.
+        answer_pause: Seconds of silence after which an application that is no
+            `IHalfCloseableProtocol` is taken to have answered such a peer; 0 to close at once.
+        allow_renegotiation: Whether TLS 1.2 peers may renegotiate.  The context must not
+            forbid it (``OP_NO_RENEGOTIATION``).
+        renegotiation_limit: How often, per connection.
+        junk_budget: Bytes of ciphertext that may arrive without any application data in
+            them, and bytes of TLS answers kept for a peer that does not read them.
+        generation: Number of the credentials in use, set by who creates the connection.
+        close_reason: Why the connection ended, for people; ``""`` while it has not.
+    """
+
+    handshake_timeout: float | None = 10
+    close_timeout: float | None = 3
+    half_close_timeout: float | None = 30
+    answer_pause: float = 1.0
+    allow_renegotiation = False
+    renegotiation_limit = 3
+    junk_budget = 256 * 1024
+    generation = 0
+
+    transport: Any  # whatever the program puts below: asked for what it can do
+    wrappedProtocol: Any
+    _machine: Any  # a TLSMachine from the beginning to the end, None before and after
+
+    # What few connections change is the class's; what most do is set in `__init__`.
+    _aborted = False  # by us: the transport's word is all that is missing
+    _app_failed = False  # the application raised: it is given nothing more
+    _is_client = False  # we spoke first
+    _half_closed = False  # the application will read on after our close_notify
+    _answering = False  # the peer has ended its side, and the application may still answer
+    _input_ended = False  # the transport's input has: a FIN
+    _read_paused = False  # by the application
+    _transport_paused = False  # by us
+    _gap = False  # something was dropped: what follows it would pass for what is missing
+    _unread = 0  # bytes of TLS's own answers given to a transport that was full
+    _written = 0
+    _reason: Failure | None = None
+    _shortcut: Any = None
+    _turn: Turn[KVTLSProtocol] | None = None  # at whose end we flush; None while nothing waits
+    _handshake_call: IDelayedCall | None = None
+    _answer_call: IDelayedCall | None = None
+    _closing: ProgressDeadline | None = None
+
+    def __init__(
+        self, factory: TLSMemoryBIOFactory, wrappedProtocol: IProtocol, _connectWrapped: bool = True
+    ) -> None:
+        # CPython keeps up to 30 attributes side by side, without a dictionary for each instance,
+        # if it has seen all of their names while there were few instances.  So everything that
+        # most connections set while they live is set here, what a request needs first, since that
+        # then shares lines of the processor's cache.
+        self._fast = self._reading = self._flushing = self._full = False
+        self._machine = None
+        self.wrappedProtocol = wrappedProtocol
+        self._given = 0  # bytes of ciphertext given to the transport
+        self._asked_at = -1  # ... when the application was last given data
+        self._mute = self._watching = self._armed = False
+        self.transport = None
+        self._gate: ProducerGate | None = None
+        self._producer: ProducerGate | None = None
+        super().__init__(factory, wrappedProtocol, _connectWrapped)
+        self._held: deque[bytes] = deque()
+        self.connected = self._ended = False
+        self.close_reason = ""
+        for name in LIMITS:
+            value = getattr(factory, name, _INHERIT)
+            if value is not _INHERIT and value != getattr(self, name):
+                setattr(self, name, value)
+
+    # --- who is there ---------------------------------------------------------------------
+
+    @property
+    def _clock(self) -> IReactorTime:
+        clock: IReactorTime = self.factory._clock
+        return clock
+
+    @property
+    def _tlsConnection(self) -> Any:
+        """The OpenSSL connection under the name that Twisted's code and tests use."""
+        machine = self._machine
+        return None if machine is None else machine.engine.connection
+
+    @_tlsConnection.setter
+    def _tlsConnection(self, connection: Connection) -> None:
+        engine = engine_for(connection)
+        if self._machine is None:
+            self._machine = TLSMachine(engine, self.junk_budget, self.renegotiation_limit)
+        else:
+            self._machine.engine = engine
+
+    @property
+    def _negotiated(self) -> Any:
+        """The OpenSSL connection once its handshake has ended, None before that."""
+        machine = self._machine
+        if machine is None or machine.last is State.HANDSHAKING:
+            return None
+        return machine.engine.connection
+
+    def getPeerCertificate(self) -> Any:
+        """Return the peer's certificate as pyOpenSSL's X509; None without one or at the end."""
+        connection = self._tlsConnection
+        return None if connection is None else connection.get_peer_certificate()
+
+    @property
+    def negotiatedProtocol(self) -> bytes | None:
+        """The protocol chosen by ALPN, None when there was no choice."""
+        connection = self._tlsConnection
+        return None if connection is None else connection.get_alpn_proto_negotiated() or None
+
+    def peer_chain(self) -> tuple[bytes, ...]:
+        """Return the peer's certificates as DER, leaf first; empty before the handshake's end."""
+        connection = self._negotiated
+        return () if connection is None else peer_chain(connection)
+
+    def tls_version(self) -> str:
+        """Return ``"TLSv1.2"`` or ``"TLSv1.3"``; ``""`` while nothing is negotiated."""
+        connection = self._negotiated
+        return "" if connection is None else tls_version(connection)
+
+    @property
+    def stage(self) -> str:
+        """``"handshake"``, ``"established"`` or ``"closing"``."""
+        machine = self._machine
+        if machine is None or machine.last is State.HANDSHAKING:
+            return "handshake"
+        return "closing" if self.disconnecting or machine.last is not State.OPEN else "established"
+
+    # --- the beginning --------------------------------------------------------------------
+
+    def makeConnection(self, transport: Any) -> None:
+        """Begin TLS on a transport, and connect the wrapped protocol to us."""
+        provide_what(self, transport)
+        self.transport = transport
+        failure = self._create_machine()
+        BaseProtocol.makeConnection(self, transport)
+        self.factory.registerProtocol(self)
+        if failure is None:
+            self._arm_handshake()
+        else:
+            self._reason = failure
+            self._aborted = self._mute = True
+        if self._connectWrapped:
+            try:
+                self.wrappedProtocol.makeConnection(self)
+            except BaseException:
+                self._app_failed = True
+                self.abortConnection()
+                raise
+        if failure is not None:
+            self._abort_transport()
+            return
+        machine = self._machine
+        if not getattr(self.factory, "serves", False) and not self._aborted:
+            machine.handshake()
+            if machine.state is State.HANDSHAKING:
+                self._send_output()
+            else:
+                # Stand-ins that are done at once may have nothing to fetch from.
+                machine.dirty = False
+            self._is_client = self._given > 0
+        if machine.has_input or machine.has_output:
+            self._drive(spoke=True)
+
+    def _create_machine(self) -> Failure | None:
+        """Make the OpenSSL connection; return why that failed."""
+        factory: Any = self.factory
+        try:
+            # Twisted 26 has a callable, 24 and 25 a method.
+            create = getattr(factory, "_creatorCallable", None) or factory._createConnection
+            connection = create(self)
+        except Exception:
+            failure = Failure()
+            log.failure("no TLS connection could be made for {peer}", peer=self._peer_name())
+            return failure
+        # Absent in older pyOpenSSL; then OpenSSL's own default, to refuse clients, holds.
+        set_options = getattr(connection, "set_options", None)
+        if set_options is not None:
+            allowed = self.allow_renegotiation
+            set_options(OP_ALLOW_CLIENT_RENEGOTIATION if allowed else OP_NO_RENEGOTIATION)
+        self._tlsConnection = connection
+        return None
+
+    def _handshake_done(self, spoke: bool) -> None:
+        """Tell the application; acknowledge the peer's last message where nothing else does.
+
+        A client's first request follows its last message of a TLS 1.3 handshake.  Until that is
+        acknowledged Nagle's algorithm holds the request back, and where no session ticket goes the
+        other way, our kernel takes 40 ms to acknowledge what it expects to be answered.
+        """
+        spoke = spoke or self._send_output()
+        self._disarm_handshake()
+        self._rules_changed()
+        if not self.disconnecting and IHandshakeListener.providedBy(self.wrappedProtocol):
+            try:
+                self.wrappedProtocol.handshakeCompleted()
+            except BaseException:
+                self._app_raised()
+                raise
+        acknowledge = None if spoke else getattr(self.transport, "acknowledge", None)
+        if acknowledge is not None and not self._ended:
+            acknowledge()
+
+    # --- in -------------------------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take ciphertext from the transport, and do all that follows from it."""
+        if not self._fast or self._reading:
+            self._receive(data)
+            return
+        machine = self._machine
+        size = len(data)
+        if (
+            size < HEADER_SIZE
+            or data[0] != APPLICATION_DATA
+            or (data[3] << 8 | data[4]) != size - HEADER_SIZE
+        ):
+            self._receive_records(data)
+            return
+        # The usual request: one whole record.
+        try:
+            plaintext = machine.engine.open(data)
+        except Error as error:
+            machine.note_odd(error, size)
+            self._drive()
+            return
+        machine.junk = 0
+        self._asked_at = self._given
+        self._reading = True
+        try:
+            self.wrappedProtocol.dataReceived(plaintext)
+        except BaseException:
+            self._app_raised()
+            raise
+        finally:
+            self._reading = False
+        # Exactly one record came and it was application data: OpenSSL has nothing to say.
+        if machine.unfed:
+            self._drive()
+        elif machine.outbox.pieces or machine.waits_for_peer:
+            self._flush_quickly()
+
+    def _receive_records(self, data: bytes) -> None:
+        """Take whole records at once, if a read begins with some: a large value."""
+        ends = leading_records(data)
+        if not ends:
+            self._receive(data)
+            return
+        machine = self._machine
+        plaintext = machine.open_records(data, ends)
+        if plaintext:
+            self._hand_over(plaintext)
+        if machine.has_input:
+            self._drive()
+        elif machine.has_output:
+            self._flush_quickly()
+
+    def _receive(self, data: bytes) -> None:
+        """Take ciphertext on the long way."""
+        machine = self._machine
+        if machine is None or self._app_failed:
+            return
+        machine.receive(data)
+        if not self._reading:
+            self._drive()
+
+    def finish_read(self, replies: list[bytes], rest: bytes) -> None:
+        """Go on where the shortcut of a read has ended.
+
+        Args:
+            replies: What it has been answered with so far.
+            rest: What the application has not dealt with yet.
+        """
+        self._reading = True
+        try:
+            self.writeSequence(replies)
+        finally:
+            self._reading = False
+        if rest:
+            self._hand_over(rest)
+        machine = self._machine
+        if machine.has_input:
+            self._drive()
+        elif machine.has_output:
+            self._flush_quickly()
+
+    def take_odd_record(self, error: Error, size: int) -> None:
+        """Go on after one record that the shortcut has fed but that gave no application data."""
+        self._machine.note_odd(error, size)
+        self._drive()
+
+    def _drive(self, *, spoke: bool = False) -> None:
+        """Give the application what there is for it, until nothing is left or it pauses.
+
+        Args:
+            spoke: Whether something has been sent in answer to this already.
+        """
+        machine = self._machine
+        self._reading = True
+        try:
+            while self._held and not self._read_paused:
+                self._deliver(self._held.popleft())
+            while not (self._app_failed or self._holds_input()):
+                event = machine.next_event()
+                if self._aborted:
+                    break
+                if event is None:
+                    if not self._input_ended or self._held or self._machine is None:
+                        break
+                    machine.end_input()
+                    if not machine.has_input:
+                        break
+                elif isinstance(event, bytes):
+                    self._deliver(event)
+                elif event is Event.HANDSHAKE_DONE:
+                    self._handshake_done(spoke)
+                elif event is Event.PEER_ENDED:
+                    self._peer_ended()
+                else:
+                    self._tls_failed()
+        finally:
+            self._reading = False
+        if self._machine is None:
+            return
+        if self._aborted:
+            self._abort_transport()
+            return
+        self._rules_changed()
+        self._flush()
+        if machine.dirty:
+            self._send_output()
+            if self._unread > self.junk_budget:
+                self._cut(BudgetExceeded("the peer makes TLS answer and does not read"))
+
+    def _hand_over(self, plaintext: bytes) -> None:
+        """Give the application what the short way has decrypted."""
+        self._asked_at = self._given
+        self._reading = True
+        try:
+            self.wrappedProtocol.dataReceived(plaintext)
+        except BaseException:
+            self._app_raised()
+            raise
+        finally:
+            self._reading = False
+
+    def _deliver(self, plaintext: bytes) -> None:
+        """Give plaintext to the application, or keep it, or drop it."""
+        if self._read_paused and not self._ended:
+            if self.disconnecting:
+                self._gap = True
+            else:
+                self._held.append(plaintext)
+            return
+        if self._gap:
+            return
+        self._asked_at = self._given
+        try:
+            self.wrappedProtocol.dataReceived(plaintext)
+        except BaseException:
+            self._app_raised()
+            raise
+
+    def _app_raised(self) -> None:
+        """Give the application nothing more; the reactor will drop the connection."""
+        self._app_failed = True
+        self._fast = False
+
+    def _deliver_last(self) -> None:
+        """Deliver what can still be decrypted; the transport is gone."""
+        machine = self._machine
+        if machine.state is State.HANDSHAKING:
+            return
+        self._reading = True
+        try:
+            while self._held:
+                self._deliver(self._held.popleft())
+            machine.finish_input()
+            while (event := machine.next_event()) is not None:
+                if isinstance(event, bytes):
+                    self._deliver(event)
+                elif event is Event.FAILED:
+                    self._reason = self._reason or explain_failure(self._machine, self.stage)
+        except Exception:
+            log.failure("the application failed while it was given its last data")
+        finally:
+            self._reading = False
+
+    def pauseProducing(self) -> None:
+        """Deliver nothing until `resumeProducing`; TLS itself reads on where it has to."""
+        self._read_paused = True
+        self._rules_changed()
+
+    def resumeProducing(self) -> None:
+        """Deliver what has waited, then read on."""
+        self._read_paused = False
+        machine = self._machine
+        waits = bool(self._held) or (machine is not None and machine.has_input)
+        if waits and not self._reading and not self._app_failed:
+            self._drive()
+        else:
+            self._rules_changed()
+
+    def stopProducing(self) -> None:
+        """Close: there is nobody to deliver to."""
+        self.loseConnection()
+
+    # --- what follows from the state ------------------------------------------------------
+
+    def _holds_input(self) -> bool:
+        """Return whether input waits for the application to resume."""
+        machine = self._machine
+        return (
+            self._read_paused
+            and machine is not None
+            and machine.state is not State.HANDSHAKING
+            and not (self.disconnecting or self._ended)
+            and not (machine.waits_for_peer and sum(map(len, self._held)) <= HELD_SIZE)
+        )
+
+    def _rules_changed(self) -> None:
+        """Set what follows from the state: the short ways, whether writes count, the pause."""
+        machine = self._machine
+        if self._armed:
+            self._close_shortcut()
+        state = State.CLOSED if machine is None else machine.state
+        self._fast = (
+            state is State.OPEN
+            and machine.idle
+            and not (self._read_paused or self._held or self.disconnecting or self._app_failed)
+        )
+        ending = bool(self.disconnecting or self._half_closed)
+        self._mute = (
+            self._ended
+            or self._aborted
+            or state is State.CLOSED
+            or state is State.SHUT
+            or (state is State.PEER_ENDED and not self._answering)
+            or (ending and self._producer is None)
+        )
+        paused = self._holds_input()
+        if paused is not self._transport_paused and not (self._ended or self._input_ended):
+            self._transport_paused = paused
+            if paused:
+                self.transport.pauseProducing()
+            else:
+                self.transport.resumeProducing()
+
+    # --- out ------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Queue application bytes; dropped when the connection is closing or gone.
+
+        Raises:
+            TypeError: `data` is no bytes-like object.
+        """
+        if data.__class__ is not bytes:
+            data = _owned(data)
+        if self._mute or not data:
+            return
+        outbox = self._machine.outbox
+        outbox.pieces.append(data)
+        outbox.size += len(data)
+        if outbox.size > FLUSH_SIZE or not (
+            self._reading or (self._turn is not None and not self._armed)
+        ):
+            self._plan_flush()
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """Queue several writes without joining them: large values are not copied.
+
+        Raises:
+            TypeError: One of them is no bytes-like object; then none is queued.
+        """
+        pieces = [piece if piece.__class__ is bytes else _owned(piece) for piece in iovec]
+        if self._mute:
+            return
+        outbox = self._machine.outbox
+        for piece in pieces:
+            if piece:
+                outbox.put(piece)
+        if outbox.pieces and (not self._reading or outbox.size > FLUSH_SIZE):
+            self._plan_flush()
+
+    def _plan_flush(self) -> None:
+        """Flush now what is much, at the end of the turn what is little."""
+        if self._armed:
+            self._close_shortcut()
+        if self._machine.outbox.size > FLUSH_SIZE:
+            self._flush()
+        elif self._turn is None and not self._full:
+            factory: Any = self.factory
+            turn: Turn[KVTLSProtocol] | None = getattr(factory, "turn", None)
+            if turn is None or turn.clock is not factory._clock:
+                turn = factory.turn = Turn(factory._clock, KVTLSProtocol.turn_ended)
+            self._turn = turn
+            turn.add(self)
+
+    def turn_ended(self) -> None:
+        """Send what was written in a turn of the reactor, apart from answers to reads."""
+        self._turn = None
+        machine = self._machine
+        if machine is not None and machine.outbox.pieces:
+            self._flush_quickly()
+        else:
+            self._flush()
+
+    def _flush_quickly(self) -> None:
+        """Send what fits into a record: `_flush` by its shortest way, if it is open.
+
+        While input takes its short way the connection is neither closing nor lost nor paused.
+        """
+        machine = self._machine
+        outbox = machine.outbox
+        pieces = outbox.pieces
+        if (
+            not (self._fast and machine.engine.seals)
+            or outbox.size > RECORD_SIZE
+            or not pieces
+            or self._full
+            or self._flushing
+            or self._half_closed
+            or machine.waits_for_peer
+        ):
+            self._flush()
+            return
+        if len(pieces) == 1:
+            piece = pieces.popleft()
+            outbox.size = 0
+        else:
+            piece = outbox.take()
+        ciphertext = machine.seal(piece)
+        if not ciphertext:
+            self._flush()
+            return
+        given = self._given = self._given + len(ciphertext)
+        self._flushing = True
+        try:
+            if given > WATCH_AFTER and not self._watching:
+                self._watch()
+            self.transport.write(ciphertext)
+        finally:
+            self._flushing = False
+        if pieces:
+            self._flush()
+        elif self._gate is not None and not self._armed:
+            self._offer_shortcut()
+
+    def _flush(self) -> None:
+        """Encrypt and send what is queued, as far as OpenSSL and the transport take it."""
+        machine = self._machine
+        if self._flushing or machine is None:
+            # A transport that calls back from its write ends up here: the loop below sees
+            # what came in addition.
+            return
+        if machine.state is not State.HANDSHAKING:
+            self._flushing = True
+            try:
+                while machine.has_output and not self._full:
+                    ciphertext = machine.encrypt()
+                    self._transmit(ciphertext)
+                    if not ciphertext or machine.waits_for_peer:
+                        break
+            finally:
+                self._flushing = False
+            if self._machine is None:
+                return
+            if machine.error is not None and machine.has_input and not self._reading:
+                self._drive()
+                return
+            self._watch_for_peer(machine)
+        if machine.state is State.CLOSED:
+            return
+        gate = self._gate
+        if machine.has_output:
+            if self._armed:
+                self._close_shortcut()
+            if gate is not None:
+                gate.hold()
+        elif self._ends_after_output():
+            if machine.state is not State.HANDSHAKING:
+                self._output_done()
+        elif gate is not None and not self._full:
+            gate.release()
+            if self._fast and not self._armed:
+                self._offer_shortcut()
+
+    def _watch_for_peer(self, machine: TLSMachine) -> None:
+        """Give a renegotiation that blocks our writes the time of a handshake."""
+        if machine.waits_for_peer:
+            self._arm_handshake()
+            self._rules_changed()
+        elif self._handshake_call is not None:
+            self._disarm_handshake()
+            self._rules_changed()
+
+    def _ends_after_output(self) -> bool:
+        """Return whether close_notify follows what is queued; a producer is waited for."""
+        if self._machine.state is State.PEER_ENDED and not self._answering:
+            return True
+        return self._producer is None and bool(self.disconnecting or self._half_closed)
+
+    def _output_done(self) -> None:
+        """Say close_notify: nothing is queued, and nothing will be."""
+        machine = self._machine
+        if machine.state is State.PEER_ENDED:
+            truncated = machine.truncated
+            self._shutdownTLS()
+            if self._machine is not None:
+                self._tlsShutdownFinished(self._end_of_input() if truncated else None)
+        elif machine.state is State.OPEN:
+            self._shutdownTLS()
+            self._rules_changed()
+            if self._machine is not None and self._machine.state is State.CLOSED:
+                # OpenSSL has seen the peer's close_notify, in the read that is being handled.
+                self._close_transport()
+
+    def _shutdownTLS(self) -> None:
+        """Say close_notify, under the name that Twisted has for it."""
+        self._machine.close()
+        self._send_output()
+
+    def _transmit(self, ciphertext: bytes) -> None:
+        """Give ciphertext to the transport."""
+        if not ciphertext:
+            return
+        self._given += len(ciphertext)
+        if self._given > WATCH_AFTER and not self._watching:
+            self._watch()
+        self.transport.write(ciphertext)
+
+    def _send_output(self) -> bool:
+        """Send all of TLS's own output; return whether there was any."""
+        machine = self._machine
+        if machine is None or self._ended:
+            return False
+        ciphertext = machine.take_output()
+        if self._full and not self._flushing:
+            # Answers of the TLS layer itself; nothing else is produced for a full transport.
+            self._unread += len(ciphertext)
+        self._transmit(ciphertext)
+        return bool(ciphertext)
+
+    # --- reads that go past us ------------------------------------------------------------
+
+    def _offer_shortcut(self) -> None:
+        """Let the reads to come go past us while nothing else is under way.
+
+        With a gate only: what goes past us is not counted, so the transport has to tell us when it
+        is full.  Whatever may make us keep something back closes the shortcut.
+        """
+        machine = self._machine
+        if (
+            not self._fast
+            or self._gate is None
+            or self._full
+            or self._half_closed
+            or machine.outbox.pieces
+        ):
+            return
+        shortcut = self._shortcut
+        if shortcut is None:
+            answer = getattr(self.wrappedProtocol, "answer", None)
+            if answer is None or not IShortcutTransport.providedBy(self.transport):
+                return
+            shortcut = self._shortcut = machine.engine.shortcut(self, answer)
+        self._armed = True
+        self.transport.shortcut = shortcut
+
+    def _close_shortcut(self) -> None:
+        """Have all reads given to us."""
+        self._armed = False
+        self.transport.shortcut = None
+
+    # --- producers ------------------------------------------------------------------------
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Let a producer write as fast as the peer reads; pull producers are driven.
+
+        Raises:
+            RuntimeError: Another producer is registered.
+        """
+        machine = self._machine
+        if machine is None or machine.state is State.CLOSED:
+            producer.stopProducing()
+            return
+        if self._producer is not None:
+            raise RuntimeError(f"{self!r} has a producer already: {self._producer.producer!r}")
+        push = producer if streaming else _PullToPush(producer, self)
+        gate = self._gate or ProducerGate(self)
+        gate.attach(push)
+        if self._gate is None:
+            self.transport.registerProducer(gate, True)
+            self._gate = gate
+        self._producer = gate
+        if not streaming:
+            push.startStreaming()
+        if self._full or machine.waits_for_peer:
+            gate.hold()
+
+    def unregisterProducer(self) -> None:
+        """Let the producer go; a connection that waited for it to close does so now."""
+        gate, self._producer = self._producer, None
+        if gate is None:
+            return
+        if isinstance(gate.producer, _PullToPush):
+            gate.producer.stopStreaming()
+        gate.detach()
+        if self._full:
+            # Only a registered producer hears that a full transport has room again.
+            self._watching = True
+        if not self._watching:
+            self._gate = None
+            if self._armed:
+                self._close_shortcut()
+            self.transport.unregisterProducer()
+        if self.disconnecting or self._half_closed:
+            self._rules_changed()
+            self._flush()
+
+    def transport_full(self) -> None:
+        """Produce nothing: the transport holds as much as it wants to."""
+        self._full = True
+        if self._armed:
+            self._close_shortcut()
+
+    def transport_ready(self) -> None:
+        """Go on: the transport has given away all it held."""
+        self._full = False
+        self._unread = 0
+        if self._closing is not None:
+            self._closing.drained = True
+        self._flush()
+
+    def _watch(self) -> None:
+        """Ask the transport to say when it is full, from now on."""
+        self._watching = True
+        if self._gate is not None:
+            return
+        register = getattr(self.transport, "registerProducer", None)
+        if register is None:
+            return
+        gate = self._gate = ProducerGate(self)
+        try:
+            register(gate, True)
+        except RuntimeError:
+            # Somebody registered a producer behind our back: it hears of pauses, we do not.
+            self._gate = None
+
+    # --- the end: asked for ---------------------------------------------------------------
+
+    def loseConnection(self) -> None:
+        """Send what is queued and close; nothing received from now on is delivered.
+
+        With a producer registered, closing begins when it unregisters.
+        """
+        if self.disconnecting or not self.connected:
+            return
+        machine = self._machine
+        if machine.state is State.HANDSHAKING and not machine.has_output:
+            # close_notify cannot be sent before the handshake, and nobody needs it.
+            self.abortConnection()
+            return
+        self.disconnecting = True
+        self._arm_close()
+        self._rules_changed()
+        if self._producer is None or machine.has_output:
+            self._flush()
+
+    def loseWriteConnection(self) -> None:
+        """Send what is queued and close_notify; go on receiving until the peer closes.
+
+        TLS 1.2 peers answer by closing at once (RFC 5246, 7.2.1); TLS 1.3 peers need not.
+        """
+        if self._mute or not self.connected:
+            return
+        self._half_closed = True
+        self._rules_changed()
+        self._flush()
+
+    def abortConnection(self) -> None:
+        """Drop the connection and all that is queued, at once."""
+        if self._aborted or self._ended:
+            return
+        if self._reason is None:
+            self._reason = Failure(ConnectionAborted())
+        self._aborted = self.disconnecting = True
+        self._rules_changed()
+        machine = self._machine
+        if machine is not None:
+            if machine.engine.busy:
+                # Called from a verification callback: OpenSSL has to return first.
+                return
+            self._shutdownTLS()
+            machine.abort()
+        self._abort_transport()
+
+    def failVerification(self, reason: Failure) -> None:
+        """Abort the handshake because of the peer's certificate.
+
+        Args:
+            reason: What the application's ``connectionLost`` gets.
+        """
+        if self._reason is None and not self._ended:
+            self._reason = reason
+        self.abortConnection()
+
+    def _cut(self, reason: Exception) -> None:
+        """Abort because the peer left a limit behind."""
+        if self._reason is None:
+            self._reason = Failure(reason)
+        self.abortConnection()
+
+    def _abort_transport(self) -> None:
+        if self._ended:
+            return
+        # Not every transport can abort; all of them can lose their connection.
+        abort = getattr(self.transport, "abortConnection", None) or self.transport.loseConnection
+        abort()
+
+    # --- the end: by the peer -------------------------------------------------------------
+
+    def readConnectionLost(self) -> None:
+        """Take the end of the transport's input: what came before it is answered."""
+        machine = self._machine
+        if self._input_ended or self._ended or machine is None:
+            return
+        self._input_ended = True
+        if machine.state is State.CLOSED or self._aborted or self._app_failed:
+            return
+        if machine.state is State.HANDSHAKING:
+            self.transport.loseConnection()
+        elif not self._reading:
+            self._drive()
+
+    def writeConnectionLost(self) -> None:
+        """Nothing to do: it is us who close the transport for writing, and all of it."""
+
+    def _peer_ended(self) -> None:
+        """Let what the peer has asked be answered; then say goodbye."""
+        machine = self._machine
+        if machine.state is State.CLOSED:
+            self._tlsShutdownFinished(self._end_of_input() if machine.truncated else None)
+            return
+        if not (self.disconnecting or self._half_closed or self._app_failed):
+            self._await_answers()
+        if self._machine is not None and machine.state is not State.CLOSED:
+            self._rules_changed()
+            self._flush()
+            self._arm_close()
+
+    def _await_answers(self) -> None:
+        """Find out how the application tells that it has answered."""
+        if IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
+            self._answering = True
+            self._rules_changed()
+            try:
+                self.wrappedProtocol.readConnectionLost()
+            except BaseException:
+                self._app_raised()
+                self.abortConnection()
+                raise
+        elif self._may_answer():
+            self._answering = True
+            self._await_silence()
+
+    def lose_when_answered(self) -> None:
+        """Close when the application has written nothing for ``answer_pause`` seconds.
+
+        For whoever stands between this and an application that cannot be told that the peer has
+        ended its side.  Where there is nothing to wait for it closes at once.
+        """
+        if self._answering and self._may_answer():
+            self._await_silence()
+        else:
+            self.loseConnection()
+
+    def _may_answer(self) -> bool:
+        """Return whether an application that says nothing about it may be about to write."""
+        if not self.answer_pause or self.close_timeout is None:
+            return False
+        asked = self._asked_at == self._given and not self._machine.has_output
+        return self._pulls() or (asked and not self._is_client)
+
+    def _pulls(self) -> bool:
+        """Return whether a pull producer is at work: one that ends."""
+        gate = self._producer
+        return gate is not None and isinstance(gate.producer, _PullToPush)
+
+    def _await_silence(self) -> None:
+        self._written = self._given + self._machine.outbox.size
+        if self._answer_call is None:
+            self._answer_call = self._clock.callLater(self.answer_pause, self._silent)
+
+    def _silent(self) -> None:
+        self._answer_call = None
+        if self._pulls() or self._machine.has_output or self._written != self._given:
+            self._await_silence()
+            return
+        self.unregisterProducer()
+        self.loseConnection()
+
+    def _tls_failed(self) -> None:
+        """End a connection that TLS cannot go on with; the alert goes out first."""
+        if self._aborted:
+            self._abort_transport()
+            return
+        failure = explain_failure(self._machine, self.stage)
+        if isinstance(failure.value, BudgetExceeded):
+            self._cut(failure.value)
+        else:
+            self._tlsShutdownFinished(failure)
+
+    def _end_of_input(self) -> Failure | None:
+        """Return what a FIN without close_notify is to OpenSSL; None for an orderly end."""
+        return None if self._machine.takes_fin_for_goodbye() else Failure(CONNECTION_LOST)
+
+    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+        """Note that nothing more can come through TLS, and close the transport.
+
+        Args:
+            reason: For the application; None for whatever the transport will say.
+        """
+        if reason is not None and reason.value is not None and represents_eof(reason.value):
+            reason = Failure(CONNECTION_LOST)
+        if self._reason is None:
+            self._reason = reason
+        self._machine.abort()
+        self._rules_changed()
+        # The alert that says what was wrong goes out before the transport closes.
+        self._send_output()
+        if not self._ended:
+            self._close_transport()
+
+    def _close_transport(self) -> None:
+        self._arm_close()
+        gate = self._gate
+        if gate is not None:
+            # Sockets wait for a producer that they have paused, other transports (TLS below
+            # this one) for any; the application's producer is stopped in connectionLost.
+            self._gate = None
+            self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    # --- deadlines ------------------------------------------------------------------------
+
+    def _arm_handshake(self) -> None:
+        if self.handshake_timeout is not None and self._handshake_call is None:
+            self._handshake_call = self._clock.callLater(
+                self.handshake_timeout, self._handshake_overdue
+            )
+
+    def _disarm_handshake(self) -> None:
+        call = self._handshake_call
+        if call is not None:
+            self._handshake_call = None
+            call.cancel()
+
+    def _handshake_overdue(self) -> None:
+        self._handshake_call = None
+        what = "TLS handshake" if self.stage == "handshake" else "renegotiation"
+        self._cut(HandshakeTimeout(f"{what} not finished in {self.handshake_timeout} s"))
+
+    def _arm_close(self) -> None:
+        if self.close_timeout is None or self._closing is not None or self._ended:
+            return
+        peer_ended = self._machine.state is State.PEER_ENDED
+        period = self.half_close_timeout if peer_ended else self.close_timeout
+        if period is not None:
+            self._closing = ProgressDeadline(
+                self._clock, period, self.transport, self._given, self._close_overdue
+            )
+
+    def _close_overdue(self, deadline: ProgressDeadline) -> None:
+        machine = self._machine
+        self._closing = None
+        app_is_busy = (
+            self._producer is not None
+            and not self._full
+            and machine.state in (State.OPEN, State.HANDSHAKING)
+            and not machine.waits_for_peer
+        )
+        if app_is_busy or deadline.made_progress(self._given):
+            self._arm_close()
+            return
+        if machine.state is State.PEER_ENDED:
+            why = "the peer has ended its side, and nothing more was answered or taken"
+        else:
+            why = "the peer did not close"
+        overdue = CloseTimeout(f"{why} within {deadline.period} s")
+        self._reason = self._reason or Failure(overdue)
+        self._aborted = True
+        machine.abort()
+        self._rules_changed()
+        self._abort_transport()
+
+    # --- the end: of all ------------------------------------------------------------------
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Tell the application that the transport is gone, once."""
+        if self._ended:
+            return
+        machine = self._machine
+        state = State.CLOSED if machine is None else machine.state
+        clean = state is not State.HANDSHAKING
+        # After a reset OpenSSL has nothing to say about how it ended, and while input takes its
+        # short way it holds none: then there is nothing to ask it for.
+        nothing_left = self._fast and isinstance(reason.value, ConnectionLost)
+        self._ended = self._mute = True
+        if not (state is State.CLOSED or self._aborted or self._app_failed or nothing_left):
+            self._deliver_last()
+        self._cancel_calls()
+        registered, self.connected = self.connected, False
+        reason, self._reason = final_reason(self._reason, reason, clean=clean), None
+        try:
+            self._report(reason.value)
+        except Exception:
+            # Whatever a transport answers to getPeer, the application hears of its end.
+            log.failure("the end of a TLS connection could not be logged")
+        gate, self._gate, self._producer = self._gate or self._producer, None, None
+        try:
+            if gate is not None:
+                gate.stopProducing()
+                gate.close()
+            if registered:
+                self.factory.unregisterProtocol(self)
+        finally:
+            try:
+                self.wrappedProtocol.connectionLost(reason)
+            finally:
+                self._release()
+
+    def _cancel_calls(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.discard(self)
+        self._disarm_handshake()
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
+        if self._answer_call is not None:
+            self._answer_call.cancel()
+            self._answer_call = None
+
+    def _release(self) -> None:
+        """Break the circle of protocol, application and OpenSSL objects."""
+        self.wrappedProtocol = None
+        self._fast = False
+        if self._armed:
+            self._close_shortcut()
+        self._shortcut = None
+        self._machine = None
+
+    def _report(self, error: BaseException | None) -> None:
+        """Write the one line about how this connection ended."""
+        self.close_reason = explanation(error)
+        if self._is_client or not is_worth_a_warning(error, self._machine):
+            # Nothing is put into words for a log that nobody keeps.
+            log.debug(
+                "TLS connection with {peer()} ended: {error}", peer=self._peer_name, error=error
+            )
+            return
+        # In a service the application knows more of the connection than its address.
+        known = getattr(self.wrappedProtocol, "log_fields", None)
+        peer_log.warn(
+            "TLS connection with {peer} ended ({stage}): {reason}"
+            if known is None
+            else CONNECTION + ": TLS ended ({stage}): {reason}",
+            **({"peer": self._peer_name()} if known is None else known()),
+            stage=getattr(error, "stage", self.stage),
+            reason=self.close_reason,
+        )
+
+    def _peer_name(self) -> str:
+        peer = getattr(self.transport, "getPeer", None)
+        return "an unknown peer" if peer is None else describe_peer(peer())
