@@ -8,7 +8,7 @@
                      (fails: serve on as before, or wait and try again)
 
 Starting, restarting and stopping are serialised, and equal requests that still wait are
-one (`kvproto.listeners.serial`).  Each is bounded: what it waits for has a deadline in the
+one (`kvproto.base.serial`).  Each is bounded: what it waits for has a deadline in the
 ledger or here.  The events of connections go on being answered meanwhile.
 
 `AcceptorService.restart` keeps the listening socket open and unaccepted: clients wait in
@@ -33,7 +33,9 @@ from twisted.internet.interfaces import (
 )
 from twisted.python.failure import Failure
 
+from kvproto.base.backoff import Backoff
 from kvproto.base.log import make_logger
+from kvproto.base.serial import Serial
 from kvproto.config import OnRotate
 from kvproto.errors import ConfigError
 from kvproto.interfaces import IController
@@ -48,7 +50,6 @@ from kvproto.listeners.binding import (
 from kvproto.listeners.handoff import Handoff, HandoffFactory
 from kvproto.listeners.ledger import Ledger
 from kvproto.listeners.proxy import ProxyFactory
-from kvproto.listeners.serial import Serial
 from kvproto.listeners.states import Event, State
 
 __all__ = ["AcceptorService", "AcceptorState"]
@@ -122,7 +123,9 @@ class AcceptorService(Service):
         self._required = required
         self._option = option
         self._drain_timeout = drain_timeout
-        self._rebind = rebind or Rebind()
+        rebind = rebind or Rebind()
+        # Every attempt at the time that the status and the documentation say: without jitter.
+        self._backoff = Backoff(rebind.first, rebind.longest, jitter=lambda: 0.0)
         self._jitter = jitter
         self._handoffs = HandoffFactory(
             name, controller, ledger, handshake=wrap is not None or proxy, limit=limit
@@ -220,7 +223,7 @@ class AcceptorService(Service):
             self._state = AcceptorState.STOPPED
             self._answer_waiting(Failure(self._config_error(failure)))
             return
-        delay = min(self._rebind.longest, self._rebind.first * 2 ** (self._binding.attempts - 1))
+        delay = self._backoff.next_wait()
         log.warn(
             "{listener} cannot listen: {error}; next attempt in {delay} s",
             listener=self.name,
@@ -253,6 +256,7 @@ class AcceptorService(Service):
     def _resume(self) -> None:
         """Accept."""
         self._binding.resume()
+        self._backoff.reset()
         self._state = AcceptorState.LISTENING
         if not self._listened:
             self._listened = True

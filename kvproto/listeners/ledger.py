@@ -25,8 +25,8 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 
 from kvproto.base.addresses import describe_peer, host_of
 from kvproto.base.clock import WALL_CLOCK_CHECK
+from kvproto.base.deadlines import Deadlines
 from kvproto.base.histogram import Histogram
-from kvproto.listeners.deadlines import Deadlines
 from kvproto.listeners.entry import NULL_CONNECTION, Entry, IAccepted, Rank
 from kvproto.listeners.states import DEADLINE_OF, LIVE_STATES, Event, State, Timeouts
 from kvproto.listeners.unauthenticated import UnauthenticatedPool

@@ -13,8 +13,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.base.addresses import describe_peer, host_of
+from kvproto.base.deadlines import COMPACT_ABOVE, Deadlines
 from kvproto.listeners.acceptor import AcceptorService
-from kvproto.listeners.deadlines import COMPACT_ABOVE, Deadlines
 from kvproto.listeners.entry import Entry
 from kvproto.listeners.ledger import Limits
 from kvproto.listeners.states import Event, State

@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.listeners.serial import Serial
+from kvproto.base.serial import Serial
 
 
 class SerialTests(SynchronousTestCase):
