@@ -22,8 +22,8 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from kvproto.store.document import Document
 from kvproto.store.jsoncheck import Kind, kind_of
@@ -100,6 +100,7 @@ _plain = re.compile(_PLAIN).match
 _space = re.compile(_SPACE).match
 _ELEMENT = re.compile(_VALUE + _NEXT, re.DOTALL)
 _MEMBER = re.compile(_NAME + _VALUE + _NEXT, re.DOTALL)
+_name_and_colon = re.compile(_NAME, re.DOTALL).match
 _SCALAR = re.compile(rb"(" + _PLAIN + rb"|" + _STRING + rb")" + _NEXT, re.DOTALL)
 _QUOTE, _COMMA = b'",'
 _ARRAY, _OBJECT = b"[{"
@@ -124,17 +125,42 @@ class Place:
     end: int = 0
 
 
+@dataclass(slots=True)
+class _Walk:
+    """How far a container was walked through, and where in it is what was looked for.
+
+    Attributes:
+        wanted: Names or indexes that are noted when they come by.
+        at: Where the next entry begins; the last one, when there are no more.
+        value: Where the value of the last entry begins.
+        done: How many entries come before it, in an array.
+        ended: Whether there are no more.
+        found: Where entries and their values begin.
+    """
+
+    wanted: frozenset[str | int]
+    at: int
+    value: int = 0
+    done: int = 0
+    ended: bool = False
+    found: dict[str | int, tuple[int, int]] = field(default_factory=dict)
+
+
 class Text:
     """One valid JSON document, and what was found out of it so far.
 
     Args:
         data: The document.
+        paths: Steps of the paths that it will be asked for, so that what they have in common is
+            read once; others may be asked for as well.
     """
 
-    __slots__ = ("_escapes", "_left", "_places", "data")
+    __slots__ = ("_escapes", "_left", "_paths", "_places", "_walks", "data")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, paths: Sequence[tuple[str | int, ...]] = ()) -> None:
         self.data = data
+        self._paths = paths
+        self._walks: dict[int, _Walk] = {}
         self._left = PIECE
         self._escapes = b"\\" in data
         self._places: dict[tuple[str | int, ...], Place | PathStatus] = {}
@@ -227,66 +253,95 @@ class Text:
                 if not at:
                     break
             return found, (yield from self.after_space(end)) + 1
+        walk = self._walks.get(value)
+        if walk is None or to_end or step not in walk.wanted:
+            walk = _Walk(self._wanted(steps, done), at)
+            if not to_end:
+                self._walks[value] = walk
         if isinstance(step, int):
-            there, at = yield from self._element(at, step)
-            child = at
+            yield from self._to_element(walk, step)
         else:
-            there, at, child = yield from self._member(at, step)
-        if there:
-            found, end = yield from self._follow(steps, done + 1, at, child, to_end)
+            yield from self._to_member(walk, step)
+        there = walk.found.get(step)
+        if there is not None:
+            found, end = yield from self._follow(steps, done + 1, *there, to_end)
         elif to_end:
-            end = yield from self.end_of(child)
+            end = yield from self.end_of(walk.value)
         return found, (yield from self._leave(end, 1)) if to_end else 0
 
-    def _element(self, at: int, index: int) -> Work[tuple[bool, int]]:
-        """Find an element, the first of which begins at a position.
+    def _wanted(self, steps: tuple[str | int, ...], done: int) -> frozenset[str | int]:
+        """Return what will be asked of a container: this and that of paths that lead there too."""
+        way = steps[:done]
+        others = (path[done] for path in self._paths if len(path) > done and path[:done] == way)
+        return frozenset((steps[done], *others))
 
-        Returns:
-            Whether it is there, and where it, or else the last one, begins.
-        """
-        done = 0
-        while True:
-            at, count = yield from self._skip(_ELEMENT, at, index - done)
-            done += count
-            if done == index:
-                return True, at
-            following = yield from self._next((yield from self.end_of(at)))
-            if not following:
-                return False, at
-            at, done = following, done + 1
+    def _to_element(self, walk: _Walk, index: int) -> Work[None]:
+        """Walk through an array until an element has come by, or its end."""
+        while index not in walk.found and not walk.ended:
+            following = min(
+                step for step in walk.wanted if isinstance(step, int) and step >= walk.done
+            )
+            at, count = yield from self._skip(_ELEMENT, walk.at, following - walk.done)
+            walk.at, walk.done = at, walk.done + count
+            if walk.done < following:
+                at = yield from self._next((yield from self.end_of(walk.at)))
+                if not at:
+                    walk.ended, walk.value = True, walk.at
+                    return
+                walk.at, walk.done = at, walk.done + 1
+            if walk.done == following:
+                walk.found[following] = walk.at, walk.at
+                if index != following:
+                    yield from self._pass(walk)
 
-    def _member(self, at: int, wanted: str) -> Work[tuple[bool, int, int]]:
-        """Find a member, the first of which begins at a position.
+    def _pass(self, walk: _Walk) -> Work[None]:
+        """Walk past the element that has come by."""
+        at = yield from self._next((yield from self.end_of(walk.at)))
+        if at:
+            walk.at, walk.done = at, walk.done + 1
+        else:
+            walk.ended, walk.value = True, walk.at
 
-        Returns:
-            Whether it is there, and where it, or else the last one, and its value begin.
-        """
+    def _to_member(self, walk: _Walk, wanted: str) -> Work[None]:
+        """Walk through an object until a member has come by, or its end."""
         data = self.data
-        as_bytes = wanted.encode()
-        while True:
+        names = {step.encode(): step for step in walk.wanted if isinstance(step, str)}
+        at = walk.at
+        while wanted not in walk.found and not walk.ended:
             start = at
-            for found in _matches(_MEMBER, data, at):
-                if found[1] == as_bytes:
-                    break
-                if self._escapes and b"\\" in found[1]:
+            for match in _matches(_MEMBER, data, at):
+                step = names.get(match[1])
+                if step is None and self._escapes and b"\\" in match[1]:
                     if self._spent(STEP):
                         yield
-                    if _unescaped(found[1]) == wanted:
+                    step = names.get(_unescaped(match[1]))
+                if step is not None and step not in walk.found:
+                    named = _name_and_colon(data, at)
+                    assert named is not None
+                    walk.found[step] = at, named.end()
+                    if step == wanted:
                         break
-                at = found.end()
-            at = yield from self.after_space(at)  # the piece may have cut it
-            if self._spent(at - start):
-                yield
-            name = data[at + 1 : (yield from self.end_of(at)) - 1]
-            value = yield from self.after_space(
-                (yield from self.after_space(at + len(name) + 2)) + 1
-            )
-            if name == as_bytes or _unescaped(name) == wanted:
-                return True, at, value
-            following = yield from self._next((yield from self.end_of(value)))
-            if not following:
-                return False, at, value
-            at = following
+                at = match.end()
+            else:
+                at = yield from self.after_space(at)  # the piece may have cut it
+                if self._spent(at - start):
+                    yield
+                at = yield from self._take_member(walk, names, at)
+            walk.at = at
+
+    def _take_member(self, walk: _Walk, names: dict[bytes, str], at: int) -> Work[int]:
+        """Walk past a member that is not easy to take; return where the next one begins."""
+        data = self.data
+        name = data[at + 1 : (yield from self.end_of(at)) - 1]
+        colon = yield from self.after_space(at + len(name) + 2)
+        value = yield from self.after_space(colon + 1)
+        step = names.get(_unescaped(name))
+        if step is not None:
+            walk.found.setdefault(step, (at, value))
+        following = yield from self._next((yield from self.end_of(value)))
+        if not following:
+            walk.ended, walk.value = True, value
+        return following or at
 
     # -- skipping -------------------------------------------------------------
 
@@ -442,9 +497,9 @@ def _matches(entry: re.Pattern[bytes], data: bytes, at: int) -> Iterator[re.Matc
     return iter(scanner.match, None)
 
 
-def _unescaped(name: bytes) -> str | None:
-    """Return the name that JSON string text with escapes stands for."""
+def _unescaped(name: bytes) -> bytes:
+    """Return the name that JSON string text stands for; itself if no path can be as long."""
     if b"\\" not in name or len(name) > _LONGEST_NAME:
-        return None
+        return name
     unescaped: str = json.loads(b'"%b"' % name)
-    return unescaped
+    return unescaped.encode("utf-8", "surrogatepass")

@@ -10,12 +10,13 @@ Source: kv_engine ``docs/SubDocument.md``, "Multi-path Commands", and mcbp reque
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from kvproto.store.document import Document, Refusal
 from kvproto.store.jsoncheck import Kind, kind_of
 from kvproto.store.jsontext import Text, kind
-from kvproto.store.paths import PathRefused
+from kvproto.store.paths import PathRefused, parse_path
 from kvproto.store.pieces import PIECE, Work
 from kvproto.store.subdoc import look_up, mutate
 from kvproto.store.virtual import VirtualAttributes, expand_macro, is_macro
@@ -240,11 +241,13 @@ class _Lookups:
 
     Args:
         document: The document.
+        specs: All of them.
         uuid: Name of its store's history.
     """
 
-    def __init__(self, document: Document, uuid: int) -> None:
+    def __init__(self, document: Document, specs: Sequence[LookupSpec], uuid: int) -> None:
         self._document = document
+        self._specs = specs
         self._virtual = VirtualAttributes(document, uuid)
         self._texts: dict[str, Text] = {}
         self._answers: dict[tuple[int, int, bytes], tuple[PathStatus, bytes]] = {}
@@ -278,8 +281,17 @@ class _Lookups:
         text = self._texts.get("")
         if text is None:
             _refuse_kind((yield from kind(document)))
-            text = self._texts[""] = Text(document.value)
+            text = self._texts[""] = Text(document.value, self._body_paths())
         return (yield from look_up(text, spec.op, spec.path))
+
+    def _body_paths(self) -> list[tuple[str | int, ...]]:
+        """Return the steps of all paths that lead into the body."""
+        paths = {spec.path for spec in self._specs if not spec.flags & PathFlag.XATTR}
+        found = []
+        for path in paths if len(paths) > 1 else ():
+            with suppress(PathRefused):
+                found.append(parse_path(path).steps)
+        return found
 
 
 def look_up_all(
@@ -290,7 +302,7 @@ def look_up_all(
     Returns:
         The results; TOO_BIG when they are more than `MAX_RESULTS` bytes, and than the document.
     """
-    lookups = _Lookups(document, uuid)
+    lookups = _Lookups(document, specs, uuid)
     results: list[tuple[PathStatus, bytes]] = []
     room = max(MAX_RESULTS, len(document.value))
     for spec in specs:

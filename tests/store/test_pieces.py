@@ -181,6 +181,19 @@ class BoundTests(SynchronousTestCase):
         together, _ = measure(look_up_all(document, specs, 1))
         self.assertLess(together, 0.7 * alone)
 
+    def test_one_walk_for_several(self) -> None:
+        """Sixteen names of one object, or indexes of one array, are one walk through it."""
+        wide = Document(filled(b"{", b'"a":1,', b'"b":1}', 3 * SMALL))
+        long = Document(filled(b"[", b"1,", b"1]", 3 * SMALL))
+        escaped = Document(filled(b"{", b'"\\n":1,', b'"b":1}', 3 * SMALL))
+        names = [LookupSpec(PathOp.EXISTS, 0, b"name%d" % at) for at in range(16)]
+        indexes = [LookupSpec(PathOp.EXISTS, 0, b"[%d]" % (9000 - at)) for at in range(16)]
+        for document, specs in ((wide, names), (long, indexes), (escaped, names)):
+            at_once(kind(document))
+            once, _ = measure(look_up_all(document, specs[:1], 1))
+            all_, _ = measure(look_up_all(document, specs, 1))
+            self.assertLess(all_, 1.2 * once + 2_500)
+
     def test_results_are_bounded(self) -> None:
         """A lookup answers with 20 MiB, or with one document where that is larger."""
         half = Document(b"1" * (MAX_RESULTS // 2))

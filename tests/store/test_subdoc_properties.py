@@ -265,6 +265,30 @@ class ModelTests(SynchronousTestCase):
 
         check()
 
+    def test_lookups_together(self) -> None:
+        """What is asked of one document together is answered as one by one, whatever the order."""
+
+        @examples(500)
+        @given(roots, st.lists(paths, min_size=2, max_size=8), layouts, piece_sizes, st.booleans())
+        def check(
+            root: Any, asked: list[list[str | int]], layout: tuple[int | None, tuple[str, str]],
+            size: int, told: bool,
+        ) -> None:  # fmt: skip
+            work_in(size)
+            indent, separators = layout
+            data = json.dumps(root, indent=indent, separators=separators).encode()
+            together = Text(data, [tuple(path) for path in asked] if told else ())
+            for path in asked:
+                found = []
+                for text in (together, Text(data)):
+                    try:
+                        found.append(at_once(look_up(text, PathOp.GET, spell(path))))
+                    except PathRefused as refused:
+                        found.append(refused.status)  # type: ignore[arg-type]
+                assert found[0] == found[1], (data, asked, path, found)
+
+        check()
+
     def test_levels(self) -> None:
         """The nesting of any document is counted as the model counts it."""
 
