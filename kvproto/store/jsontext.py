@@ -204,12 +204,12 @@ class Text:
 
     def _follow_known(self, steps: tuple[str | int, ...]) -> Work[Place | PathStatus]:
         """Follow a path from where another one has come by, or from the root."""
-        for done in range(len(steps) - 1, 0, -1):
+        for done in range(len(steps) - 1, 0, -1) if self._places else ():
             known = self._places.get(steps[:done])
             if isinstance(known, Place) and known.steps == done:
                 found, _ = yield from self._follow(steps, done, known.entry, known.value, False)
                 return found
-        root = yield from self.after_space(0)
+        root = (yield from self.after_space(0)) if self.data[0] in _SPACES else 0
         if self.data[root] == _QUOTE:
             return PathStatus.NOT_JSON  # to these operations, as in kv_engine
         found, _ = yield from self._follow(steps, 0, root, root, False)
@@ -234,7 +234,7 @@ class Text:
         if done == len(steps):
             end = (yield from self.end_of(value)) if to_end else 0
             return Place(done, entry, value, end), end
-        if not to_end and done:
+        if done and not to_end and self._paths:
             self._places.setdefault(steps[:done], Place(done, entry, value))
         if self._spent(0):
             yield
@@ -242,7 +242,9 @@ class Text:
         if data[value] != (_ARRAY if isinstance(step, int) else _OBJECT):
             return PathStatus.MISMATCH, (yield from self.end_of(value)) if to_end else 0
         found: Place | PathStatus = Place(done, entry, value)
-        at = yield from self.after_space(value + 1)
+        at = value + 1
+        if data[at] in _SPACES:
+            at = yield from self.after_space(at)
         if data[at] == data[value] + 2:
             return found, at + 1
         if step == -1:
@@ -253,10 +255,10 @@ class Text:
                 if not at:
                     break
             return found, (yield from self.after_space(end)) + 1
-        walk = self._walks.get(value)
+        walk = self._walks.get(value) if self._walks else None
         if walk is None or to_end or step not in walk.wanted:
             walk = _Walk(self._wanted(steps, done), at)
-            if not to_end:
+            if not to_end and self._paths:
                 self._walks[value] = walk
         if isinstance(step, int):
             yield from self._to_element(walk, step)
@@ -271,6 +273,8 @@ class Text:
 
     def _wanted(self, steps: tuple[str | int, ...], done: int) -> frozenset[str | int]:
         """Return what will be asked of a container: this and that of paths that lead there too."""
+        if not self._paths:
+            return frozenset((steps[done],))
         way = steps[:done]
         others = (path[done] for path in self._paths if len(path) > done and path[:done] == way)
         return frozenset((steps[done], *others))
@@ -323,7 +327,8 @@ class Text:
                         break
                 at = match.end()
             else:
-                at = yield from self.after_space(at)  # the piece may have cut it
+                if data[at] in _SPACES:  # the piece has cut it
+                    at = yield from self.after_space(at)
                 if self._spent(at - start):
                     yield
                 at = yield from self._take_member(walk, names, at)
@@ -332,9 +337,13 @@ class Text:
     def _take_member(self, walk: _Walk, names: dict[bytes, str], at: int) -> Work[int]:
         """Walk past a member that is not easy to take; return where the next one begins."""
         data = self.data
-        name = data[at + 1 : (yield from self.end_of(at)) - 1]
-        colon = yield from self.after_space(at + len(name) + 2)
-        value = yield from self.after_space(colon + 1)
+        named = _name_and_colon(data, at, at + PIECE)
+        if named is not None and named.end() < at + PIECE:
+            name, value = named[1], named.end()
+        else:  # the piece has cut it
+            name = data[at + 1 : (yield from self.end_of(at)) - 1]
+            colon = yield from self.after_space(at + len(name) + 2)
+            value = yield from self.after_space(colon + 1)
         step = names.get(_unescaped(name))
         if step is not None:
             walk.found.setdefault(step, (at, value))
@@ -359,7 +368,9 @@ class Text:
             if last:
                 [(count, found)] = last
                 skipped += count
-                at = yield from self.after_space(found.end())  # the piece may have cut it
+                at = found.end()
+                if self.data[at] in _SPACES:  # the piece has cut it
+                    at = yield from self.after_space(at)
             # The next one may have been looked at up to the end of the piece, in vain.
             if self._spent(at - start + min(PIECE, len(self.data) - at) // 2):
                 yield
@@ -369,8 +380,13 @@ class Text:
 
     def _next(self, end: int) -> Work[int]:
         """Return where the entry behind one that ends at a position begins, 0 if none follows."""
-        at = yield from self.after_space(end)
-        return (yield from self.after_space(at + 1)) if self.data[at] == _COMMA else 0
+        data, at = self.data, end
+        if data[at] in _SPACES:
+            at = yield from self.after_space(at)
+        if data[at] != _COMMA:
+            return 0
+        at += 1
+        return (yield from self.after_space(at)) if data[at] in _SPACES else at
 
     def after_space(self, at: int) -> Work[int]:
         """Return the position of the next byte that is no white space."""

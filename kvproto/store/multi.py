@@ -117,6 +117,8 @@ _ROOT_ALLOWED = frozenset({
     PathOp.GET_COUNT, PathOp.ARRAY_PUSH_LAST, PathOp.ARRAY_PUSH_FIRST, PathOp.ARRAY_ADD_UNIQUE,
 }) | _WHOLE  # fmt: skip
 _DOC_FLAGS = 0x1F
+_XATTR, _CREATE_PARENTS = int(PathFlag.XATTR), int(PathFlag.CREATE_PARENTS)
+_EXPAND_MACROS = int(PathFlag.EXPAND_MACROS)
 # Plain numbers: the complement of an IntFlag has only the bits that the flag knows.
 _PATH_FLAGS: dict[int, int] = {
     op: int(
@@ -149,7 +151,7 @@ def check_mutation(specs: Sequence[MutationSpec], doc_flags: int = 0, cas: int =
     status = _check_all(specs, _MUTATIONS)
     if status is not PathStatus.SUCCESS:
         return status
-    body = [spec for spec in specs if not spec.flags & PathFlag.XATTR]
+    body = [spec for spec in specs if not spec.flags & _XATTR]
     if body and flags & DocFlag.CREATE_AS_DELETED:
         return PathStatus.INVALID
     if len(body) > 1 and any(spec.op == PathOp.DELETE_DOC for spec in body):
@@ -163,7 +165,7 @@ def check_mutation(specs: Sequence[MutationSpec], doc_flags: int = 0, cas: int =
 
 def check_tombstone(specs: Sequence[MutationSpec], doc_flags: int) -> PathStatus | None:
     """Say why a mutation of a deleted document may not go ahead; None when it may."""
-    has_body = any(not spec.flags & PathFlag.XATTR for spec in specs)
+    has_body = any(not spec.flags & _XATTR for spec in specs)
     if has_body and not doc_flags & (DocFlag.REVIVE | DocFlag.MKDOC):
         return PathStatus.DELETED_HAS_NO_VALUE
     return None
@@ -173,7 +175,7 @@ def stays_deleted(base: Document | None, specs: Sequence[MutationSpec], doc_flag
     """Say whether a mutation that started from a tombstone, or nothing, leaves a tombstone."""
     if base is None:
         return bool(doc_flags & DocFlag.CREATE_AS_DELETED)
-    only_xattrs = all(spec.flags & PathFlag.XATTR for spec in specs)
+    only_xattrs = all(spec.flags & _XATTR for spec in specs)
     return base.deleted and only_xattrs and not doc_flags & DocFlag.REVIVE
 
 
@@ -189,7 +191,7 @@ def _check_all(
         status = _check_path(spec)
         if status is not PathStatus.SUCCESS:
             return status
-        if not spec.flags & PathFlag.XATTR:
+        if not spec.flags & _XATTR:
             body_seen = True
         elif body_seen:
             return PathStatus.XATTRS_NOT_FIRST
@@ -203,9 +205,9 @@ def _check_path(spec: LookupSpec | MutationSpec) -> PathStatus:
         return PathStatus.INVALID
     if spec.flags & ~_PATH_FLAGS[spec.op]:
         return PathStatus.INVALID
-    if spec.flags & PathFlag.XATTR:
+    if spec.flags & _XATTR:
         return PathStatus.SUCCESS if _xattr_name(spec.path) else PathStatus.XATTR_INVALID
-    if spec.flags & PathFlag.EXPAND_MACROS:
+    if spec.flags & _EXPAND_MACROS:
         return PathStatus.XATTR_BAD_FLAGS
     return PathStatus.SUCCESS if spec.path or spec.op in _ROOT_ALLOWED else PathStatus.INVALID
 
@@ -213,9 +215,9 @@ def _check_path(spec: LookupSpec | MutationSpec) -> PathStatus:
 def _check_mutation(spec: MutationSpec) -> PathStatus:
     if bool(spec.value) == (spec.op in _WITHOUT_VALUE):
         return PathStatus.INVALID
-    if spec.flags & PathFlag.XATTR and spec.path.startswith(b"$"):
+    if spec.flags & _XATTR and spec.path.startswith(b"$"):
         return PathStatus.VATTR_READ_ONLY
-    if spec.flags & PathFlag.EXPAND_MACROS and not is_macro(spec.value):
+    if spec.flags & _EXPAND_MACROS and not is_macro(spec.value):
         return PathStatus.UNKNOWN_MACRO
     return PathStatus.SUCCESS
 
@@ -266,7 +268,7 @@ class _Lookups:
 
     def _look_up(self, spec: LookupSpec) -> Work[bytes]:
         document = self._document
-        if spec.flags & PathFlag.XATTR:
+        if spec.flags & _XATTR:
             if spec.path.startswith(b"$"):
                 return (yield from self._virtual.look_up(spec.op, spec.path))
             name = _xattr_name(spec.path)
@@ -286,7 +288,7 @@ class _Lookups:
 
     def _body_paths(self) -> list[tuple[str | int, ...]]:
         """Return the steps of all paths that lead into the body."""
-        paths = {spec.path for spec in self._specs if not spec.flags & PathFlag.XATTR}
+        paths = {spec.path for spec in self._specs if not spec.flags & _XATTR}
         found = []
         for path in paths if len(paths) > 1 else ():
             with suppress(PathRefused):
@@ -350,8 +352,8 @@ def mutate_all(
     """
     create = bool(doc_flags & (DocFlag.MKDOC | DocFlag.ADD))
     numbered = list(enumerate(specs))
-    body_specs = [item for item in numbered if not item[1].flags & PathFlag.XATTR]
-    xattr_specs = [item for item in numbered if item[1].flags & PathFlag.XATTR]
+    body_specs = [item for item in numbered if not item[1].flags & _XATTR]
+    xattr_specs = [item for item in numbered if item[1].flags & _XATTR]
     changes = Changes(b"", dict(old.xattrs) if old is not None and old.xattrs else {})
     failed = yield from _mutate_body(old, body_specs, changes, create)
     new.value = changes.value
@@ -385,7 +387,7 @@ def _mutate_body(
                 if old is not None and changes.value is old.value:
                     old.kind = changes.kind
             _refuse_kind(changes.kind)
-            parents = create or bool(spec.flags & PathFlag.CREATE_PARENTS)
+            parents = create or bool(spec.flags & _CREATE_PARENTS)
             edit = yield from mutate(changes.value, spec.op, spec.path, spec.value, parents)
         except PathRefused as refused:
             return PathResult(index, refused.status)
@@ -417,9 +419,9 @@ def _mutate_xattrs(
         name = _xattr_name(spec.path)
         try:
             value = spec.value
-            if spec.flags & PathFlag.EXPAND_MACROS:
+            if spec.flags & _EXPAND_MACROS:
                 value = yield from expand_macro(value, *macros)
-            parents = create or bool(spec.flags & PathFlag.CREATE_PARENTS)
+            parents = create or bool(spec.flags & _CREATE_PARENTS)
             data = _xattr_text(xattrs, name)
             edit = yield from mutate(data, spec.op, spec.path, value, parents)
         except PathRefused as refused:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kvproto.wire.subdoc_terms import MAX_PATH_BYTES, PathStatus
 
@@ -51,6 +52,7 @@ class Path:
     texts: tuple[str, ...]
 
 
+@lru_cache(maxsize=256)  # programs ask for the same few again and again
 def parse_path(path: bytes) -> Path:
     """Take a path apart.
 
