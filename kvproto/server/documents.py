@@ -140,21 +140,29 @@ def _found_locked(session: BinarySession, request: Request, document: Document) 
 
 def getk(session: BinarySession, request: Request) -> Reply:
     """GETK: GET whose answer names the key."""
-    return encode_outcome(session.get(request.key), session, request, _found_with_key)
+    return _with_key(session.get(request.key), session, request)
 
 
-def _and_touch(encode: Encode) -> Handler:
-    def handler(session: BinarySession, request: Request) -> Reply:
-        expiry = int.from_bytes(request.extras)
-        return encode_outcome(
-            session.store.get_and_touch(request.key, expiry), session, request, encode
-        )
+def _with_key(outcome: Any, session: BinarySession, request: Request) -> Reply:
+    """Encode what GETK or GATK found; a miss names the key too, in place of a text."""
+    if isinstance(outcome, Deferred):
+        return outcome.addCallback(_with_key, session, request)
+    if outcome is None or outcome is Refusal.NOT_FOUND:
+        key = _as_sent(request.key) if session.collections else request.key
+        return encode_response(request.opcode, Status.NOT_FOUND, key=key, opaque=request.opaque)
+    return encode_outcome(outcome, session, request, _found_with_key)
 
-    return handler
+
+def get_and_touch(session: BinarySession, request: Request) -> Reply:
+    """GAT."""
+    outcome = session.store.get_and_touch(request.key, int.from_bytes(request.extras))
+    return encode_outcome(outcome, session, request, encode_hit)
 
 
-get_and_touch = _and_touch(encode_hit)
-getk_and_touch = _and_touch(_found_with_key)
+def getk_and_touch(session: BinarySession, request: Request) -> Reply:
+    """GATK."""
+    outcome = session.store.get_and_touch(request.key, int.from_bytes(request.extras))
+    return _with_key(outcome, session, request)
 
 
 def get_meta(session: BinarySession, request: Request) -> Reply:

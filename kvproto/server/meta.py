@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvproto.server.replies import COPY_LIMIT, Reply, then
 from kvproto.store import LOCKED_CAS, Document, Mark, MetaRead, MetaWrite, accessed_at
+from kvproto.store.expiry import deadline
 from kvproto.store.slab_classes import item_size, slab_class
 from kvproto.wire.meta import MetaCommand, meta_key
 
@@ -112,8 +113,10 @@ def _given(
     for flag in command.flags:
         letter = flag[0]
         # A flag sees what those before it have done to the expiry.
-        if letter == _T or (letter == _N and read is not None and read.made):
-            expires_at = document.expires_at
+        if letter == _T and command.expiry is not None:
+            expires_at = deadline(command.expiry, session.server.now())
+        elif letter == _N and read is not None and read.made:
+            expires_at = deadline(command.vivify or 0, session.server.now())
         elif letter not in wanted:
             continue
         elif letter == _O:

@@ -87,7 +87,10 @@ def read(
     if old is None:
         if command.vivify is None:
             return Decision(None, counts=_GET_MISS)
-        made = Document(b"", cas=command.new_cas or 0, marks=marks_at(Mark.WON, now))
+        marks: int = Mark.WON
+        if b"u"[0] not in command.letters:
+            marks |= Mark.FETCHED
+        made = Document(b"", cas=command.new_cas or 0, marks=marks_at(marks, now))
         made.expires_at = _expiry_after(command, 0.0, now, made=True)
         answer = MetaRead(made, 0.0, 0, 0, won=True, made=True)
         return _storing(answer, made, now, _TOUCH_HIT if _T in command.letters else _GET_HIT)
@@ -224,7 +227,8 @@ def calculate(old: Document | None, now: float, command: MetaCommand) -> Decisio
         return _storing(MetaRead(new, 0.0, 0, 0, made=True), new, now, ())
     if old.locked_until and command.cas != old.cas:
         return Decision(Refusal.LOCKED)
-    if command.cas and command.cas != old.cas:
+    # An empty value is no number whatever its CAS, as memcached has it.
+    if old.value and command.cas and command.cas != old.cas:
         return Decision(MetaWrite.EXISTS)
     value = count(old.value, -command.delta if down else command.delta)
     if value is None:

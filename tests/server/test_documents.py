@@ -118,8 +118,10 @@ class OutcomeTests(SynchronousTestCase):
                 self.assertEqual(response.status, status)
                 self.assertEqual((response.opcode, response.opaque), (opcode, 0xDEADBEEF))
                 if status:
-                    self.assertNotEqual(response.value, b"")
-                    self.assertEqual((response.extras, response.key), (b"", b""))
+                    names_key = opcode in {Opcode.GETK, Opcode.GATK} and status == Status.NOT_FOUND
+                    self.assertEqual(response.key, fields["key"] if names_key else b"")
+                    self.assertEqual(response.value == b"", names_key)
+                    self.assertEqual(response.extras, b"")
                     self.assertEqual(response.cas, 0)
                 else:
                     self.assertEqual((response.extras, response.key, response.value), body)
