@@ -91,7 +91,7 @@ def _is_fenced(request: Request) -> bool:
         return False  # it will be refused
 
 
-_PLAIN = frozenset({Opcode.GET, Opcode.SET})
+_PLAIN = frozenset({Opcode.GET, Opcode.GETQ, Opcode.GETK, Opcode.GETKQ, Opcode.SET, Opcode.SETQ})
 _LEVELS = frozenset({1, 2, 3})
 
 
@@ -293,7 +293,12 @@ class BinarySession(PlainState):
     def execute(self, request: Request | Oversized) -> Reply:
         """Serve one frame, and count it."""
         if self.plain_get is not None and request.opcode in _PLAIN and request.key:
-            return self._execute(request)  # the store itself counts these, as after a scan
+            # The store itself counts these, as after a scan.
+            if not isinstance(request, Request):
+                return self._oversized(request)
+            if request.framing:
+                return self._framed(request)
+            return self._table[request.opcode](self, request)
         counts = self.server.requests if self.bucket is None else self.bucket.requests
         before = counts.begin()
         reply = self._execute(request)

@@ -26,7 +26,7 @@ from kvproto.store.partial import IN_PIECES, RuleInPieces
 from kvproto.store.pieces import PIECE, Pieces, Work
 from kvproto.store.rules import DEFAULT_MAX_VALUE, Answer, Decision, Effect, Limits, Rule, live
 from kvproto.store.statistics import Statistics
-from kvproto.store.table import ITEM_OVERHEAD, DocumentTable
+from kvproto.store.table import COLLECTION_OVERHEAD, ITEM_OVERHEAD, DocumentTable
 from kvproto.wire.meta import MetaCommand
 from kvproto.wire.subdoc_terms import DocFlag, PathStatus
 
@@ -148,8 +148,8 @@ class MemoryStore(Operations):
         use(key)
         return document
 
-    def set_plainly(
-        self, key: bytes, value: bytes, flags: int, expiry: int, datatype: int
+    def set_plainly(  # noqa: PLR0915 - written out, as fast as Python can
+        self, key: Key, value: bytes, flags: int, expiry: int, datatype: int
     ) -> Document | None:
         """Do as `set` where nothing unusual is in the way, in half of its time.
 
@@ -166,11 +166,16 @@ class MemoryStore(Operations):
         old = find(key)
         expires_at = deadline(expiry, now) if expiry else 0.0
         size = len(value)
-        item_size = size + len(key)
+        if isinstance(key, bytes):
+            item_size, overhead = size + len(key), ITEM_OVERHEAD
+        else:
+            item_size, overhead = size + len(key[1]), ITEM_OVERHEAD + COLLECTION_OVERHEAD
         if old is None:
             if table.tombstones:  # of this very key, perhaps; beside a document there is none
                 return None
-            growth = item_size + ITEM_OVERHEAD
+            growth = item_size + overhead
+            if growth > table.limit:
+                return None
         elif (
             old.locked_until or old.xattrs is not None or (old.expires_at and old.expires_at <= now)
         ):
@@ -220,6 +225,8 @@ class MemoryStore(Operations):
         table.items[key] = document
         if expires_at:
             table.schedule(key, document, old)
+        if old is None and isinstance(key, tuple):
+            table.collections.setdefault(key[0], {})[key] = None
         return document
 
     # -- doing what a rule decided --------------------------------------------
@@ -384,7 +391,7 @@ class MemoryStore(Operations):
         preserve_expiry: bool = False,
     ) -> Any:
         """Store whatever was there before; see `IStore.set`."""
-        if not cas and not preserve_expiry and key.__class__ is bytes:
+        if not cas and not preserve_expiry:
             document = self.set_plainly(key, value, flags, expiry, datatype)
             if document is not None:
                 return document

@@ -86,6 +86,7 @@ class DocumentTable:
     Attributes:
         items: The documents, the least recently used first.
         tombstones: What is kept of deleted documents, the oldest first.
+        collections: The keys of each collection but the default one.
         find: Finds a document to be read, expired or not; changes with what there is to look out
             for, so look it up for each use.
         use: Makes a document the most recently used one; also changes.
@@ -112,7 +113,7 @@ class DocumentTable:
         self.on_evicted: Callable[[Key], None] | None = None
         self.on_emptied: Callable[[], None] | None = None
         self.garbage: list[OrderedDict[Key, Document]] = []
-        self._collections: dict[int, dict[Key, None]] = {}
+        self.collections: dict[int, dict[Key, None]] = {}
         self._dropped: dict[int, int] = {}
         self.sweeping: list[tuple[int, dict[Key, None]]] = []
         self._noting = False
@@ -200,7 +201,7 @@ class DocumentTable:
         if document.expires_at:
             self.schedule(key, document, old)
         if old is None and key.__class__ is tuple:
-            self._collections.setdefault(key[0], {})[key] = None
+            self.collections.setdefault(key[0], {})[key] = None
         return None
 
     def remove(self, key: Key, document: Document) -> None:
@@ -212,11 +213,11 @@ class DocumentTable:
         """Account for a document that has just left the table."""
         self.used -= footprint(key, document)
         if key.__class__ is tuple:
-            keys = self._collections.get(key[0])
+            keys = self.collections.get(key[0])
             if keys is not None:
                 keys.pop(key, None)
                 if not keys:
-                    del self._collections[key[0]]
+                    del self.collections[key[0]]
 
     # -- tombstones -----------------------------------------------------------
 
@@ -347,7 +348,7 @@ class DocumentTable:
         """Remove everything, at once for readers; memory follows piecemeal."""
         self.flush_at = math.inf
         self.garbage += [table for table in (self.items, self.tombstones) if table]
-        self._collections.clear()
+        self.collections.clear()
         self._dropped.clear()
         self.sweeping.clear()
         self._start_empty()
@@ -365,7 +366,7 @@ class DocumentTable:
         """
         for key in [k for k in self.tombstones if k.__class__ is tuple and k[0] == collection]:
             self.exhume(key)
-        keys = self._collections.pop(collection, None)
+        keys = self.collections.pop(collection, None)
         if keys is not None:
             self._dropped[collection] = seqno
             self.sweeping.append((collection, keys))

@@ -23,7 +23,7 @@ from kvproto.store import (
     Refusal,
 )
 from kvproto.store.jsoncheck import Kind
-from kvproto.store.table import ITEM_OVERHEAD
+from kvproto.store.table import COLLECTION_OVERHEAD, ITEM_OVERHEAD
 from tests.examples import examples
 from tests.store.test_stateful import START, check_books
 
@@ -137,7 +137,7 @@ def everything_in(store: MemoryStore) -> Any:
         plain,
         [[(key, asdict(document)) for key, document in table.items()] for table in tables],
         store.table.due._keys,
-        store.table._collections,
+        store.table.collections,
         store.table.sweeping,
         store.table._dropped,
     )
@@ -165,7 +165,11 @@ class PlainTests(SynchronousTestCase):
                 self.assertIsInstance(store.set(b"a", b"1", 5, expiry, datatype=1), Document)
                 store.set(b"b", b"")
         self.assertNotEqual(store.stats()["evictions"], 0)
-        self.assertRaises(AssertionError, store.set, (8, b"a"), b"")
+        store = Short(lambda: START, 2 * (ITEM_OVERHEAD + COLLECTION_OVERHEAD))
+        for name in (b"a", b"b", b"c", b"a"):
+            self.assertIsInstance(store.set((8, name), b""), Document)
+        self.assertEqual(store.table.collections, {8: {(8, b"a"): None}})
+        self.assertRaises(AssertionError, store.set, (8, b"a"), b"", cas=1)
 
     def test_it_gives_up_before_it_changes_anything(self) -> None:
         """What is refused is counted once, by the general way."""

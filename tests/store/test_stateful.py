@@ -280,10 +280,10 @@ def check_books(store: MemoryStore) -> None:
     assert store.table.used == sum(footprint(*item) for table in tables for item in table.items())
     assert not store.table.items.keys() & store.table.tombstones.keys()
     named = {key for key in store.table.items if isinstance(key, tuple)}
-    indexed = {key for index in store.table._collections.values() for key in index}
+    indexed = {key for index in store.table.collections.values() for key in index}
     swept = {key for _, index in store.table.sweeping for key in index}
     assert indexed <= named <= indexed | swept
-    assert all(index for index in store.table._collections.values())
+    assert all(index for index in store.table.collections.values())
     queued = {key for keys in store.table.due._keys.values() for key in keys}
     assert {key for key, document in store.table.items.items() if document.expires_at} <= queued
     assert store.table.due.entries == sum(len(keys) for keys in store.table.due._keys.values())
