@@ -158,6 +158,10 @@ def _parser() -> argparse.ArgumentParser:
         help="only say whether clients are served: exit status 0 if so, else 1 and the reason",
     )
     parsers["flush"].add_argument("bucket", metavar="BUCKET", help="its name")
+    for name in ("backup", "restore"):
+        parsers[name].add_argument(
+            "file", metavar="FILE", type=os.path.abspath, help="of the service's machine"
+        )
     waiting = commands.add_parser(
         WAIT, help=WAIT_HELP, description=f"kvtls {WAIT}: {WAIT_HELP}.", allow_abbrev=False
     )

@@ -30,7 +30,7 @@ from kvproto.base.histogram import QUICK_SECONDS, Histogram, merged
 from kvproto.base.log import make_logger
 from kvproto.config import Config
 from kvproto.config.settings import Settings
-from kvproto.dataplane import UsersReload, make_server, make_stores
+from kvproto.dataplane import Backups, UsersReload, make_server, make_stores
 from kvproto.errors import ConfigError, KVProtoError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.ages import AgeLimits
@@ -160,6 +160,7 @@ class KVTLSService(MultiService):
             settings,
             self.server,
             self.stores,
+            Backups(self.server.buckets, self._reactor, self._in_thread),
         )
         self._config_reload = self._config_reloader(settings)
         self._systemd = SystemdNotifier(

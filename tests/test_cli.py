@@ -230,7 +230,7 @@ class AnswerTests(CommandTestCase):
             )
             return set(done.stdout.split())
 
-        self.assertEqual(completed("kvtls", "re"), {"reload", "restart"})
+        self.assertEqual(completed("kvtls", "re"), {"reload", "restart", "restore"})
         self.assertEqual(completed("kvtls", "status", "--re"), {"--ready"})
         self.assertIn("--state-dir", completed("kvtls", "--json", "reload", "--"))
         self.assertEqual(cli.main(["completion", "zsh"]), cli.OK)
@@ -238,6 +238,15 @@ class AnswerTests(CommandTestCase):
         self.assertEqual(cli.main(["completion", "fish"]), cli.OK)
         for name in COMMANDS:
             self.assertIn(f" -a {name} ", self.out.getvalue())
+
+    def test_backup_and_restore(self) -> None:
+        """The file's path is made absolute; what came of it is said, failures with a status."""
+        for command, word in (("backup", "are in /x"), ("restore", "are back from /x")):
+            self.answer = {**GOOD, "file": "/x", "documents": 3}
+            self.assertEqual(cli.main([command, "x"]), cli.OK)
+            self.assertIn(f"3 documents {word}", self.out.getvalue())
+        self.answer = {**GOOD, "ok": False, "file": "/x", "documents": 1, "reason": "no room for 2"}
+        self.assertEqual(cli.main(["restore", "x"]), cli.FAILED)
 
     def test_address(self) -> None:
         """``address`` prints nothing else."""

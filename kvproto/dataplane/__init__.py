@@ -5,8 +5,9 @@ Builds what all sessions share out of the configuration, and renews its users wh
 
 from __future__ import annotations
 
+from kvproto.dataplane.backup import Backups
 from kvproto.dataplane.compose import make_server, make_users
 from kvproto.dataplane.stores import IStores, make_stores
 from kvproto.dataplane.users_reload import UsersReload
 
-__all__ = ["IStores", "UsersReload", "make_server", "make_stores", "make_users"]
+__all__ = ["Backups", "IStores", "UsersReload", "make_server", "make_stores", "make_users"]

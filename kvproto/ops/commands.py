@@ -125,6 +125,16 @@ COMMANDS: dict[str, Command] = {
         {"bucket": Argument(str, required=True)},
         seconds=60.0,
     ),
+    "backup": Command(
+        "write every document into a file, while the service serves",
+        {"file": Argument(str, required=True)},
+        seconds=3600.0,
+    ),
+    "restore": Command(
+        "store every document of a backup; others stay as they are",
+        {"file": Argument(str, required=True)},
+        seconds=3600.0,
+    ),
     "address": Command("print HOST:PORT of the first listener"),
     "config": Command("show every option that is in force, and where its value comes from"),
     "stop": Command("drain, then end the process", seconds=10.0),

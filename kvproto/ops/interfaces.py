@@ -88,6 +88,33 @@ class IControl(Interface):
             CommandError: ``unknown-bucket``.
         """
 
+    def backup(file: str) -> Any:
+        """Write every document of every bucket into a file; mode 0600, whole or not there.
+
+        Args:
+            file: Absolute path, on the service's machine.
+
+        Returns:
+            A Deferred of ``{"file": str, "documents": int, "bytes": int}``.
+
+        Raises:
+            CommandError: ``busy``, ``file``, ``not-possible``.
+        """
+
+    def restore(file: str) -> Any:
+        """Store every document of a backup; others stay as they are.
+
+        Args:
+            file: Absolute path, on the service's machine.
+
+        Returns:
+            A Deferred of ``{"file": str, "documents": int}``.
+
+        Raises:
+            CommandError: ``busy``, ``file``, ``not-possible``, ``not-a-backup``,
+                ``unknown-bucket``, ``unknown-collection``; nothing has changed then.
+        """
+
     def address() -> dict[str, Any]:
         """Return ``{"address": str}``, where the first listener listens.
 

@@ -408,6 +408,17 @@ def _flush(answer: Answer) -> list[str]:
     return [f"bucket {printable(answer['bucket'])} is empty"]
 
 
+def _backup(answer: Answer) -> list[str]:
+    """Say what has been written."""
+    return [f"{answer['documents']} documents are in {printable(answer['file'])}"]
+
+
+def _restore(answer: Answer) -> list[str]:
+    """Say what has been stored."""
+    lines = [f"{answer['documents']} documents are back from {printable(answer['file'])}"]
+    return lines + ([printable(answer["reason"])] if answer.get("reason") else [])
+
+
 def _address(answer: Answer) -> list[str]:
     """Show an address alone, for use in a script."""
     return [printable(answer["address"])]
@@ -428,6 +439,8 @@ _RENDERERS: dict[str, Callable[[Answer], list[str]]] = {
     "drain": _drain,
     "config": _config,
     "flush": _flush,
+    "backup": _backup,
+    "restore": _restore,
     "address": _address,
     "stop": _stop,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
@@ -16,7 +17,7 @@ from kvproto.base.escape import printable
 from kvproto.base.log import make_logger
 from kvproto.config import Config, OnRotate
 from kvproto.config.settings import Settings, describe
-from kvproto.dataplane import IStores
+from kvproto.dataplane import Backups, IStores
 from kvproto.errors import CommandError, ConfigError
 from kvproto.listeners import AcceptorService, Ledger
 from kvproto.ops.interfaces import IControl
@@ -82,6 +83,7 @@ class ServiceControl:
         settings: Settings | None = None,
         server: KVServer | None = None,
         stores: IStores | None = None,
+        backups: Backups | None = None,
     ) -> None:
         self.state = ServiceState.STARTING
         self._config = config
@@ -95,6 +97,7 @@ class ServiceControl:
         self._settings = settings
         self._server = server
         self._stores = stores
+        self._backups = backups
         self._numbers: dict[str, dict[str, Any]] = {}
         self._started = clock.seconds()
         self.nodes: NodeControl | None = None
@@ -207,6 +210,19 @@ class ServiceControl:
             raise CommandError("unknown-bucket", f"no bucket {bucket!r}: there is {known}")
         done = maybeDeferred(buckets[bucket].store.flush)
         return done.addCallback(lambda _: {"ok": True, "bucket": bucket})
+
+    def backup(self, file: str) -> Any:
+        """Write every document into a file."""
+        return self._with_backups().backup(Path(file))
+
+    def restore(self, file: str) -> Any:
+        """Store every document of a backup."""
+        return self._with_backups().restore(Path(file))
+
+    def _with_backups(self) -> Backups:
+        if self._backups is None or self.state in {ServiceState.STARTING, ServiceState.STOPPING}:
+            raise CommandError("not-possible", f"the service is {self.state.value}")
+        return self._backups
 
     def address(self) -> dict[str, Any]:
         """Return where the first listener listens."""

@@ -93,6 +93,14 @@ class Manifest:
         self.ids = frozenset(self._collections.values())
         return known
 
+    def collection_ids(self) -> dict[str, int]:
+        """Return the ids of all collections but the default one, by ``SCOPE.NAME``."""
+        return {
+            f"{scope}.{name}": number
+            for (scope, name), number in self._collections.items()
+            if number != _DEFAULT_ID
+        }
+
     def scope_id(self, scope: str) -> int:
         """Return the id of a scope.
 

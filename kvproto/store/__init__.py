@@ -12,7 +12,13 @@ from kvproto.store.document import (
     accessed_at,
 )
 from kvproto.store.file.store import FileStore
-from kvproto.store.interfaces import IConnectionStore, IImmediateStore, IStore, Outcome
+from kvproto.store.interfaces import (
+    IConnectionStore,
+    IImmediateStore,
+    IListableStore,
+    IStore,
+    Outcome,
+)
 from kvproto.store.jsontext import is_json
 from kvproto.store.memory import MemoryStore
 from kvproto.store.meta import MetaRead, MetaWrite
@@ -37,6 +43,7 @@ __all__ = [
     "FileStore",
     "IConnectionStore",
     "IImmediateStore",
+    "IListableStore",
     "IStore",
     "Key",
     "LookupResult",

@@ -7,7 +7,8 @@ and counters are on the reference page "Stores".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
@@ -18,7 +19,7 @@ from kvproto.store.multi import LookupResult, MutationResult
 from kvproto.wire.meta import MetaCommand
 from kvproto.wire.subdoc_terms import LookupSpec, MutationSpec, PathStatus
 
-__all__ = ["IConnectionStore", "IImmediateStore", "IStore", "Outcome"]
+__all__ = ["IConnectionStore", "IImmediateStore", "IListableStore", "IStore", "Outcome"]
 
 MetaOutcome = MetaRead | Document | MetaWrite | Refusal | None
 Outcome = Document | Refusal | Deferred[Document | Refusal]
@@ -231,6 +232,26 @@ class IStore(Interface):
 
     def stats() -> dict[str, int | str] | Deferred[dict[str, int | str]]:
         """Return counters, named as memcached's ``stats`` names them."""
+
+
+class IListableStore(Interface):
+    """A store that can list its documents and take them back, for backups."""
+
+    def pieces() -> Iterator[Sequence[tuple[Key, Document]] | Deferred[Any]]:
+        """Yield all documents, tombstones with attributes included, some at a time.
+
+        What is stored or removed meanwhile may be there or not.  Nothing counts as used by it.
+        A piece may be a Deferred of one.
+        """
+
+    def put_back(key: Key, document: Document) -> Refusal | Deferred[Refusal | None] | None:
+        """Store a document, or tombstone, with the CAS that it has, whatever is there.
+
+        It gets a sequence number of its own.  One that has expired leaves nothing there.
+        """
+
+    def saved() -> Deferred[None] | None:
+        """Return a Deferred that fires when what was put back is as safe as it will be."""
 
 
 class IConnectionStore(IStore):

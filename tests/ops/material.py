@@ -211,6 +211,12 @@ class FakeControl:
     def flush(self, bucket: str) -> Any:
         return self._slow("flush", bucket=bucket)
 
+    def backup(self, file: str) -> Any:
+        return self._slow("backup", file=file)
+
+    def restore(self, file: str) -> Any:
+        return self._slow("restore", file=file)
+
     def address(self) -> dict[str, Any]:
         self.asked.append(("address", {}))
         return {"address": "127.0.0.1:11207"}

@@ -222,13 +222,13 @@ class Loader:
         kind = record.kind
         if kind <= Kind.TOMBSTONE:
             self._note(record)
-            if memory.put_back(record.key, document, self._now()) is not None:
+            if memory.load(record.key, document, self._now()) is not None:
                 # Less memory than before, and nothing may be evicted.
-                memory.put_back(record.key, None, 0.0)
+                memory.load(record.key, None, 0.0)
                 self._loaded.evicted.append(record.key)
         elif kind == Kind.REMOVE:
             self._note(record)
-            memory.put_back(record.key, None, 0.0)
+            memory.load(record.key, None, 0.0)
         elif kind == Kind.FLUSH:
             memory.table.discard_all()
         elif kind == Kind.DROP:

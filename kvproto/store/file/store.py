@@ -8,7 +8,7 @@ journal is asked for room: a write that cannot be kept does not happen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from kvproto.store.file.disk import Disk
 from kvproto.store.file.journal import SEGMENT_SIZE, Journal, Numbers, Run
 from kvproto.store.file.loading import Loader
 from kvproto.store.file.records import HEAD_SIZE, size_of
-from kvproto.store.interfaces import IImmediateStore, IStore
+from kvproto.store.interfaces import IImmediateStore, IListableStore, IStore
 from kvproto.store.memory import MemoryStore
 from kvproto.store.operations import Operations
 from kvproto.store.rules import Decision, Effect, Rule
@@ -57,7 +57,7 @@ class _NoRoom(Exception):
         self.size = size
 
 
-@implementer(IImmediateStore)
+@implementer(IImmediateStore, IListableStore)
 class FileStore(Operations):
     """A store in memory that is kept in a directory.
 
@@ -325,6 +325,33 @@ class FileStore(Operations):
 
     def _evicted(self, key: Key) -> None:
         self._journal.remove(key, self._memory.cas, self._memory.seqno)
+
+    # -- backups --------------------------------------------------------------
+
+    def pieces(self) -> Iterator[list[tuple[Key, Document]]]:
+        """Yield all documents, some at a time; see `IListableStore.pieces`."""
+        return self._memory.pieces()
+
+    def put_back(self, key: Key, document: Document) -> Any:
+        """Store a document with the CAS that it has; see `IListableStore.put_back`."""
+        self._need_reserve()
+        size = 2 * size_of(key, document) + _MARGIN
+        if not self._journal.has_room(size):
+            waiting = self._journal.wait_for_room(size)
+            return waiting.addCallback(lambda _: self.put_back(key, document))
+        memory = self._memory
+        refusal = memory.put_back(key, document)
+        if refusal is None:
+            table = memory.table
+            if (table.tombstones if document.deleted else table.items).get(key) is document:
+                self._journal.put(key, document, newest=False)
+            else:
+                self._journal.remove(key, memory.cas, memory.seqno)
+        return refusal
+
+    def saved(self) -> Deferred[None]:
+        """Return a Deferred that fires when what was put back is on the disk."""
+        return self._journal.synced()
 
     # -- durability -----------------------------------------------------------
 
