@@ -21,7 +21,7 @@ from benchmarks.micro import Bench, run
 from kvproto.listeners.transport import DirectServer
 from kvproto.store import MemoryStore
 from kvproto.testing.contexts import client_context, server_context
-from kvproto.tls._handles import AVAILABLE, NATIVE, HandleEngine, NativeEngine
+from kvproto.tls._handles import AVAILABLE, NATIVE, CffiEngine, NativeEngine
 from kvproto.tls._openssl import Engine
 from kvproto.wire.binary import RequestDecoder, encode_request, get_reply
 from kvproto.wire.constants import Opcode
@@ -89,7 +89,7 @@ def tls() -> dict[str, Bench]:
     found: dict[str, Bench] = {}
     engines: dict[str, type[Engine]] = {"public": Engine}
     if AVAILABLE:
-        engines["handles"] = HandleEngine
+        engines["handles"] = CffiEngine
     if NATIVE:
         engines["compiled"] = NativeEngine
     for name, make in engines.items():

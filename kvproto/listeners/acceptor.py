@@ -283,7 +283,7 @@ class AcceptorService(Service):
         return stopped
 
     def _settle_live(self) -> None:
-        """Tell every live connection that this listener ends."""
+        """Fire the event of a stopping listener at every live connection."""
         for entry in self._ledger.entries(self.name):
             owned = entry.state in (State.OWNED, State.CLOSING)
             if owned and self._drain_timeout > 0:
@@ -429,7 +429,7 @@ class AcceptorService(Service):
         return policies.Terms(event, verify, window, self._drain_timeout, self._jitter)
 
     def _objection(self, connection: Handoff) -> str:
-        """Say why a peer whose handshake began before a rotation may not stay."""
+        """Return why a peer of an older handshake may not stay, ``""`` if it may."""
         if self._verify is None or connection.generation >= self._generation:
             return ""
         return policies.objection(self._verify, connection.entry)

@@ -210,13 +210,13 @@ _HOPELESS = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 
 
 def is_hopeless(failure: Failure) -> bool:
-    """Tell whether trying again is pointless."""
+    """Return whether trying again is pointless."""
     cause = getattr(failure.value, "socketError", failure.value)
     return getattr(cause, "errno", None) in _HOPELESS
 
 
 def why_not_listening(failure: Failure) -> str:
-    """Say why a port could not be bound, in an operator's words."""
+    """Return why a port could not be bound, in an operator's words."""
     error = failure.value
     if isinstance(error, CannotListenError):
         interface = f"[{error.interface}]" if ":" in str(error.interface) else error.interface

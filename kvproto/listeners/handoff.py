@@ -329,7 +329,7 @@ class Handoff(VerifiedConnection, Protocol):
         """Remember to tell the owner, when there is one, that the peer has ended its side."""
         self._peer_ended = True
 
-    def _tell_end(self) -> None:
+    def _notify_end(self) -> None:
         """Let the owner answer what the peer has asked, and close."""
         transport, entry, owner = self.transport, self.entry, self._owner
         if getattr(transport, "disconnecting", False):
@@ -395,14 +395,14 @@ class Handoff(VerifiedConnection, Protocol):
             self.transport.abortConnection()
 
     def _too_late(self) -> None:
-        """Tell the controller that its answer is not used."""
+        """Call the controller's `too_late`: its answer is not used."""
         try:
             self.factory.controller.too_late(self)
         except Exception:
             self._report(Failure())
 
     def _finish(self) -> None:
-        """Tell the owner, remove the entry, log in one line how it ended."""
+        """Notify the owner, remove the entry, log in one line how it ended."""
         entry = self.entry
         owner, self._owner = self._owner, None
         self._kept.clear()
@@ -449,7 +449,7 @@ _ACTIONS: dict[Action, Callable[[Handoff], None]] = {
     Action.CANCEL_CLAIM: Handoff._cancel_claim,
     Action.NOTE_DRAIN: Handoff._note_drain,
     Action.NOTE_END: Handoff._note_end,
-    Action.TELL_END: Handoff._tell_end,
+    Action.TELL_END: Handoff._notify_end,
     Action.DRAIN: Handoff._drain,
     Action.CLOSE: Handoff._close,
     Action.ABORT: Handoff._abort,

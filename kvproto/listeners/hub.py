@@ -217,7 +217,7 @@ class Hub:
                 self._end(member, why, bool(reads))
 
     def _end(self, member: Any, why: BaseException, reading: bool) -> None:
-        """Tell a transport that its connection, or one half of it, is over."""
+        """End a transport's connection, or one half of it."""
         try:
             reason = _REASONS.get(why.__class__) or Failure(why)
             orderly = reading and why is CONNECTION_DONE

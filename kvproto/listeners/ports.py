@@ -59,8 +59,8 @@ Linux cuts it to ``net.core.somaxconn`` (4096 since 5.4, 128 before).
 ACCEPTS_PER_WAKEUP = 32
 """So many connections are accepted before others' reads have their turn."""
 
-FIRST_REST = 0.05
-LONGEST_REST = 1.0
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 1.0
 """Seconds to rest when the machine is full (ghostunnel: 5 ms to 1 s)."""
 
 QUIET = 10.0
@@ -83,11 +83,11 @@ class _Accepting(_PortBase):
     factory: Any
     reactor: Any
     _paused = False
-    _rest = 0.0
+    _pause_seconds = 0.0
     _failures = 0
     _complained = False
     _silent_until = 0.0
-    _resting: IDelayedCall | None = None
+    _resume_call: IDelayedCall | None = None
     _hub: Any = None
     _kind: tuple[int, int, int] | None = None  # family, type and protocol of the socket
 
@@ -106,7 +106,7 @@ class _Accepting(_PortBase):
     def resume_accepting(self) -> None:
         """Accept again."""
         self._paused = False
-        if self._resting is None:
+        if self._resume_call is None:
             self.startReading()
 
     def doRead(self) -> None:
@@ -121,7 +121,7 @@ class _Accepting(_PortBase):
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self._take_rest(error, progress=number > 0)
+                    self._pause_exhausted(error, progress=number > 0)
                     return
                 # ECONNABORTED, EPERM and the network errors that Linux hands through
                 # accept() belong to one connection: the next one may be well.
@@ -166,9 +166,11 @@ class _Accepting(_PortBase):
             else:
                 transport.abortConnection()
 
-    def _take_rest(self, error: OSError, *, progress: bool) -> None:
+    def _pause_exhausted(self, error: OSError, *, progress: bool) -> None:
         """Stop accepting for a while, longer each time; say so, but not each time."""
-        self._rest = FIRST_REST if progress else min(LONGEST_REST, self._rest * 2 or FIRST_REST)
+        self._pause_seconds = (
+            FIRST_PAUSE if progress else min(LONGEST_PAUSE, self._pause_seconds * 2 or FIRST_PAUSE)
+        )
         self._failures += 1
         now = self.reactor.seconds()
         if self._failures == 1 and now >= self._silent_until:
@@ -180,11 +182,11 @@ class _Accepting(_PortBase):
                 error=os.strerror(error.errno or 0),
             )
         self.stopReading()
-        self._resting = self.reactor.callLater(self._rest, self._rested)
+        self._resume_call = self.reactor.callLater(self._pause_seconds, self._resume_exhausted)
 
-    def _rested(self) -> None:
+    def _resume_exhausted(self) -> None:
         """Try again."""
-        self._resting = None
+        self._resume_call = None
         if not self._paused and self.connected and not self.disconnecting:
             self.startReading()
 
@@ -198,13 +200,13 @@ class _Accepting(_PortBase):
                 failures=self._failures,
             )
         self._failures = 0
-        self._rest = 0.0
+        self._pause_seconds = 0.0
 
     def connectionLost(self, reason: Failure) -> None:
         """Close the socket, and the timer that would wake it."""
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
+        if self._resume_call is not None:
+            self._resume_call.cancel()
+            self._resume_call = None
         super().connectionLost(reason)
 
 
@@ -319,7 +321,7 @@ class ListeningReactor:
 
 
 def describe_address(address: Any) -> str:
-    """Say where a port listens: ``192.0.2.1:11207``, ``[::]:11207``, a Unix socket's path."""
+    """Return where a port listens: ``192.0.2.1:11207``, ``[::]:11207``, a Unix socket's path."""
     name = getattr(address, "name", None)
     return os.fsdecode(name) if name else describe_peer(address)
 

@@ -183,7 +183,7 @@ _PARSER_WORDS = (
 
 
 def _parser_words(error: Exception) -> str:
-    """Say what a parser of endpoints met; it raises KeyError, ValueError, TypeError as it comes."""
+    """Return what an endpoint parser met: it raises KeyError, ValueError or TypeError."""
     text = str(error) or error.__class__.__name__
     for pattern, words in _PARSER_WORDS:
         if found := re.search(pattern, text):

@@ -276,7 +276,7 @@ def render_table() -> str:
 
 
 def _render_move(state: State, move: Move) -> str:
-    """Say one cell: where it goes, what is done, within what."""
+    """Return one cell: where it goes, what is done, within what."""
     parts = [action.value for action in move.actions]
     if move.state is not state:
         parts.insert(0, f"→ **{move.state.value}**")

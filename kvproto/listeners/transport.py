@@ -229,7 +229,7 @@ class DirectServer(_SendsAtOnce, tcp.Server):
         return self._peer
 
     def acknowledge(self) -> None:
-        """Tell the peer's kernel now, not with the next answer, what has arrived."""
+        """Acknowledge what has arrived at once, not with the next answer."""
         if QUICKACK is not None and self.connected:
             with suppress(OSError):
                 self.socket.setsockopt(IPPROTO_TCP, QUICKACK, 1)

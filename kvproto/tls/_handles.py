@@ -1,7 +1,7 @@
 """A cheaper way into OpenSSL: the handles inside pyOpenSSL's connections.
 
 pyOpenSSL allocates a buffer for each call, wraps each argument, and asks OpenSSL for an
-error after each success.  `HandleEngine` makes the same calls into OpenSSL with buffers
+error after each success.  `CffiEngine` makes the same calls into OpenSSL with buffers
 that the process keeps, and goes to pyOpenSSL only when one of them does not succeed: what
 is raised then is what pyOpenSSL raises.  `NativeEngine` does the same in compiled code, where
 the installation had a C compiler: OpenSSL's functions are called at their addresses.  Measured
@@ -32,7 +32,7 @@ from kvproto.tls._openssl import Engine
 from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE
 from kvproto.tls.shortcut import Answer, Shortcut
 
-__all__ = ["AVAILABLE", "NATIVE", "HandleEngine", "NativeEngine", "engine_for"]
+__all__ = ["AVAILABLE", "NATIVE", "CffiEngine", "NativeEngine", "engine_for"]
 
 _SIZE: Final = PIECE_SIZE + 4 * RECORD_SIZE
 """Room for a flush, encrypted, with much to spare."""
@@ -73,7 +73,7 @@ if AVAILABLE:
     _view = ffi.buffer(_buffer, _SIZE)
 
 
-class HandleEngine(Engine):
+class CffiEngine(Engine):
     """An `Engine` for pyOpenSSL's own connections with memory BIOs."""
 
     __slots__ = ("_from_ssl", "_into_ssl", "_ssl")
@@ -192,7 +192,7 @@ class HandleEngine(Engine):
         return b"".join(pieces)
 
 
-class NativeEngine(HandleEngine):
+class NativeEngine(CffiEngine):
     """The same; what every request needs is compiled."""
 
     # These three are methods of a `kvproto.tls._native.Pipe`, found on the instance.
@@ -237,7 +237,7 @@ def _addresses() -> list[int]:
 
 
 def _use(native: Any) -> bool:
-    """Tell compiled code where OpenSSL's functions are; return whether it can be used."""
+    """Give compiled code the addresses of OpenSSL's functions; return whether it can be used."""
     addresses = _addresses() if AVAILABLE and native is not None else []
     if addresses:
         native.use(*addresses)
@@ -247,7 +247,7 @@ def _use(native: Any) -> bool:
 NATIVE: Final = _use(_native)
 """Whether there is compiled code that can be used."""
 
-_best_engine: type[Engine] = NativeEngine if NATIVE else HandleEngine
+_best_engine: type[Engine] = NativeEngine if NATIVE else CffiEngine
 
 
 def engine_for(connection: Any) -> Engine:

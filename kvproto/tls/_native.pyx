@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Calls into OpenSSL without a foreign function interface between: the compiled part of an engine.
 
-A `Pipe` does for one connection what `kvproto.tls._handles.HandleEngine` does in Python, for the
+A `Pipe` does for one connection what `kvproto.tls._handles.CffiEngine` does in Python, for the
 steps that every request takes.  It knows no pyOpenSSL: it is given the addresses of OpenSSL's
 functions and of the connection's objects, and what to call when OpenSSL refuses.
 

@@ -167,7 +167,7 @@ class Engine:
         return bool(self.connection.shutdown())
 
     def end_of_input(self) -> None:
-        """Say that no more ciphertext will be fed."""
+        """Mark the end of the input: no more ciphertext will be fed."""
         try:
             self.connection.bio_shutdown()
         except Error:

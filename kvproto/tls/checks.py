@@ -84,7 +84,9 @@ def path_of(chain: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
 
 
 def order_fault(chain: tuple[x509.Certificate, ...]) -> str:
-    """Each certificate must be signed by the next one, but for what is sent along.
+    """Return what is wrong with the order of a chain, ``""`` for nothing.
+
+    Each certificate must be signed by the next one, but for what is sent along.
 
     Source: RFC 8446 section 4.4.2: clients are prepared for extraneous certificates, and servers
     send cross-signed ones in times of transition.
@@ -117,7 +119,7 @@ def _signs(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
 
 
 def _same_issuer(one: x509.Certificate, other: x509.Certificate) -> bool:
-    """Say whether two certificates are of one CA: cross-signed, or issued again."""
+    """Return whether two certificates are of one CA: cross-signed, or issued again."""
     return (
         one.subject == other.subject
         and one.public_key() == other.public_key()
@@ -154,7 +156,7 @@ def date_fault(certificate: x509.Certificate, now: float) -> str:
 
 
 def strength_fault(certificate: x509.Certificate) -> str:
-    """Say what OpenSSL's security level 2, the default since 3.2, refuses."""
+    """Return what OpenSSL's security level 2, the default since 3.2, would refuse."""
     public = certificate.public_key()
     if isinstance(public, rsa.RSAPublicKey) and public.key_size < MIN_RSA_BITS:
         return (
@@ -203,7 +205,7 @@ def usage_fault(certificate: x509.Certificate, *, client: bool = False) -> str:
 
 
 def is_ca(certificate: x509.Certificate) -> bool:
-    """Say whether a certificate may sign others; a self-issued one of version 1 may."""
+    """Return whether a certificate may sign others; a self-issued one of version 1 may."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:

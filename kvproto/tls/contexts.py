@@ -296,7 +296,7 @@ def _note_failure(
 
 
 def describe_verify_error(certificate: crypto.X509, error: int, depth: int) -> str:
-    """Say in words why OpenSSL refuses a certificate.
+    """Return in words why OpenSSL refuses a certificate.
 
     Args:
         certificate: The one that it stopped at.

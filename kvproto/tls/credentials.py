@@ -381,7 +381,7 @@ def _chain_warnings(
 
 
 def _reader_warnings(files: CredentialFiles) -> list[CredentialWarning]:
-    """Say so where others may read the key, or what opens it."""
+    """Return a warning where others may read the key, or what opens it."""
     in_chain = files.private_key is None
     secrets = [
         (files.options.certificate, files.certificate if in_chain else None),
@@ -396,7 +396,7 @@ def _reader_warnings(files: CredentialFiles) -> list[CredentialWarning]:
 
 
 def _ending(certificate: x509.Certificate, now: float) -> str:
-    """Say so when a certificate is in its last days."""
+    """Return a warning about a certificate in its last days, ``""`` for another one."""
     end = end_of(certificate)
     if end - now >= EXPIRY_WARNING:
         return ""

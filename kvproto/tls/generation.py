@@ -108,7 +108,7 @@ class Generation:
         return tuple(str(warning) for warning in self.credentials.warnings)
 
     def verify_peer(self, chain: Sequence[bytes], now: float) -> str | None:
-        """Say what this generation thinks of a peer that an earlier one let in.
+        """Judge a peer that an earlier generation has let in.
 
         Args:
             chain: The peer's DER certificates, leaf first; empty when it showed none.
@@ -240,7 +240,7 @@ def _check_names(previous: Generation, credentials: Credentials) -> None:
 
 
 def _covered(name: str, names: Sequence[str]) -> bool:
-    """Say whether a name, or a wildcard in the place of its first label, is among others."""
+    """Return whether a name, or a wildcard in the place of its first label, is among others."""
     _, dot, parent = name.partition(".")
     return name in names or (bool(dot) and f"*.{parent}" in names)
 
@@ -278,7 +278,7 @@ def _prove(context: SSL.Context, credentials: Credentials, now: float) -> str:
         server.set_app_data(OUR_OWN)
         server.set_accept_state()
         client.set_connect_state()
-        if fault := _meet(server, client):
+        if fault := _handshake_in_memory(server, client):
             raise GenerationError(Stage.HANDSHAKE, f"with itself, on {name}: {fault}")
         certificate = client.get_peer_certificate(as_cryptography=True)
         assert certificate is not None, "a client that has verified us has seen us"
@@ -288,8 +288,8 @@ def _prove(context: SSL.Context, credentials: Credentials, now: float) -> str:
     return credentials.fingerprint
 
 
-def _meet(server: SSL.Connection, client: SSL.Connection) -> str:
-    """Carry a handshake to its end; return what went wrong."""
+def _handshake_in_memory(server: SSL.Connection, client: SSL.Connection) -> str:
+    """Do a handshake between two connections; return what went wrong, ``""`` for nothing."""
     waiting: dict[SSL.Connection, SSL.Connection] = {client: server, server: client}
     for _ in range(MAX_ROUNDS):
         for here, there in tuple(waiting.items()):
@@ -301,14 +301,14 @@ def _meet(server: SSL.Connection, client: SSL.Connection) -> str:
             except SSL.Error as error:
                 side = "server" if here is server else "client"
                 return f"the {side} says {_openssl_reason(error)}"
-            _carry(here, there)
+            _move_output(here, there)
         if not waiting:
             return ""
     return "it does not come to an end"
 
 
-def _carry(here: SSL.Connection, there: SSL.Connection) -> None:
-    """Move all that one side has to send into the other."""
+def _move_output(here: SSL.Connection, there: SSL.Connection) -> None:
+    """Move all output of one connection into the other."""
     for _ in range(MAX_ROUNDS):
         try:
             there.bio_write(here.bio_read(65536))

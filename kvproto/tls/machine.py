@@ -399,7 +399,7 @@ class TLSMachine:
         self._news = Event.FAILED
 
     def abort(self) -> None:
-        """Say and hear nothing more; what OpenSSL has put into words can still be taken."""
+        """End TLS at once: only an alert that OpenSSL has made can still be taken."""
         self._move("fail")
         self.unfed.clear()
         self._readable = 0
@@ -473,7 +473,7 @@ class TLSMachine:
         return self._with_ready(ciphertext) if self._ready else ciphertext
 
     def close(self) -> None:
-        """Say close_notify, where there is a way to; nothing can be written after it."""
+        """Send close_notify, where there is a way to; nothing can be written after it."""
         engine = self.engine
         self.dirty = True
         both = False

@@ -108,7 +108,7 @@ _WORDS = {
 
 
 def describe_error(error: Error, first_bytes: bytes, stage: str) -> str:
-    """Say in one phrase why OpenSSL gave up.
+    """Return one phrase about why OpenSSL gave up.
 
     Args:
         error: What an OpenSSL call raised.

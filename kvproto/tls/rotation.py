@@ -54,7 +54,7 @@ SUBSCRIBER_TIMEOUT = 5.0
 
 
 Subscriber = Callable[[Generation, Generation], Any]
-"""Hears (old, new) after a swap; returns what it did, or a Deferred of it."""
+"""Called with (old, new) after a swap; returns what it did, or a Deferred of it."""
 
 
 class InThread(Protocol):
@@ -248,7 +248,7 @@ class Rotation(Service):
             return
         self._running = job = self._jobs.pop(0)
         done = Deferred.fromCoroutine(self._run(job))
-        done.addErrback(partial(self._bug, job))
+        done.addErrback(partial(self._verdict_of_defect, job))
         done.addCallback(partial(self._answer, job))
 
     def _answer(self, job: _Job, verdict: Verdict) -> None:
@@ -273,7 +273,7 @@ class Rotation(Service):
         if new is None:
             log.info(
                 "{action}: the files hold what generation {number} serves",
-                action=self._said(job),
+                action=self._name_of(job),
                 number=self._current.number,
             )
             return self._verdict(job)
@@ -282,12 +282,12 @@ class Rotation(Service):
         self.contexts.current = new
         log.info(
             "{action}: generation {number} serves, certificate {fingerprint}",
-            action=self._said(job),
+            action=self._name_of(job),
             number=new.number,
             fingerprint=new.fingerprint,
         )
         self._warn(new)
-        results = await self._tell(old, new)
+        results = await self._notify_subscribers(old, new)
         failed = [result for result in results if not result.ok]
         return self._verdict(
             job,
@@ -340,8 +340,10 @@ class Rotation(Service):
             )
         return partial(rebuild_generation, number, self._previous, now)
 
-    async def _tell(self, old: Generation, new: Generation) -> tuple[ListenerResult, ...]:
-        """Tell all subscribers at once; wait for each, but not for long."""
+    async def _notify_subscribers(
+        self, old: Generation, new: Generation
+    ) -> tuple[ListenerResult, ...]:
+        """Call all subscribers at once; wait for each, but not for long."""
         results = await DeferredList(
             [
                 self._bounded(name, maybeDeferred(subscriber, old, new))
@@ -380,7 +382,7 @@ class Rotation(Service):
     def _refused(self, job: _Job, error: GenerationError) -> Verdict:
         log.error(
             "{action} refused, generation {number} serves on: {stage}: {reason}",
-            action=self._said(job),
+            action=self._name_of(job),
             number=self._current.number,
             stage=error.stage.value,
             reason=error.reason,
@@ -411,14 +413,14 @@ class Rotation(Service):
             listeners,
         )
 
-    def _bug(self, job: _Job, failure: Failure) -> Verdict:
+    def _verdict_of_defect(self, job: _Job, failure: Failure) -> Verdict:
         """Answer those who wait even when we are at fault ourselves."""
-        log.failure("{action} failed", action=self._said(job), failure=failure)
+        log.failure("{action} failed", action=self._name_of(job), failure=failure)
         return self._verdict(
             job, ok=False, stage=Stage.INTERNAL.value, reason=failure.getErrorMessage()
         )
 
-    def _said(self, job: _Job) -> str:
+    def _name_of(self, job: _Job) -> str:
         """Return what a job is called in the log."""
         return f"{self._part}{job.action.value}"
 

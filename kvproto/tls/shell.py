@@ -300,7 +300,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         return None
 
     def _handshake_done(self, spoke: bool) -> None:
-        """Tell the application; acknowledge the peer's last message where nothing else does.
+        """Notify the application; acknowledge the peer's last message where nothing else does.
 
         A client's first request follows its last message of a TLS 1.3 handshake.  Until that is
         acknowledged Nagle's algorithm holds the request back, and where no session ticket goes the
@@ -448,7 +448,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         if machine.dirty:
             self._send_output()
             if self._unread > self.junk_budget:
-                self._cut(BudgetExceeded("the peer makes TLS answer and does not read"))
+                self._abort_for(BudgetExceeded("the peer makes TLS answer and does not read"))
 
     def _hand_over(self, plaintext: bytes) -> None:
         """Give the application what the short way has decrypted."""
@@ -719,7 +719,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         return self._producer is None and bool(self.disconnecting or self._half_closed)
 
     def _output_done(self) -> None:
-        """Say close_notify: nothing is queued, and nothing will be."""
+        """Send close_notify: nothing is queued, and nothing will be."""
         machine = self._machine
         if machine.state is State.PEER_ENDED:
             truncated = machine.truncated
@@ -734,7 +734,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
                 self._close_transport()
 
     def _shutdownTLS(self) -> None:
-        """Say close_notify, under the name that Twisted has for it."""
+        """Send close_notify, under the name that Twisted has for it."""
         self._machine.close()
         self._send_output()
 
@@ -923,8 +923,8 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             self._reason = reason
         self.abortConnection()
 
-    def _cut(self, reason: Exception) -> None:
-        """Abort because the peer left a limit behind."""
+    def _abort_for(self, reason: Exception) -> None:
+        """Abort with a reason: the peer has exceeded a limit."""
         if self._reason is None:
             self._reason = Failure(reason)
         self.abortConnection()
@@ -1025,7 +1025,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             return
         failure = explain_failure(self._machine, self.stage)
         if isinstance(failure.value, BudgetExceeded):
-            self._cut(failure.value)
+            self._abort_for(failure.value)
         else:
             self._tlsShutdownFinished(failure)
 
@@ -1077,7 +1077,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
     def _handshake_overdue(self) -> None:
         self._handshake_call = None
         what = "TLS handshake" if self.stage == "handshake" else "renegotiation"
-        self._cut(HandshakeTimeout(f"{what} not finished in {self.handshake_timeout} s"))
+        self._abort_for(HandshakeTimeout(f"{what} not finished in {self.handshake_timeout} s"))
 
     def _arm_close(self) -> None:
         if self.close_timeout is None or self._closing is not None or self._ended:
@@ -1115,7 +1115,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
     # --- the end: of all ------------------------------------------------------------------
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell the application that the transport is gone, once."""
+        """Notify the application that the transport is gone, once."""
         if self._ended:
             return
         machine = self._machine

@@ -19,7 +19,7 @@ from zope.interface.verify import verifyObject
 from kvproto.listeners.ports import (
     ACCEPTS_PER_WAKEUP,
     BACKLOG,
-    LONGEST_REST,
+    LONGEST_PAUSE,
     QUIET,
     AcceptorPort,
     ListeningReactor,
@@ -189,9 +189,9 @@ class AcceptTests(SynchronousTestCase):
                     break
                 self.clock.advance(rests[-1])
             self.assertEqual(rests[:5], [0.05, 0.1, 0.2, 0.4, 0.8])
-            self.assertEqual(rests[5:], [LONGEST_REST] * 3)
+            self.assertEqual(rests[5:], [LONGEST_PAUSE] * 3)
             self.socket.answers = []
-            self.clock.advance(LONGEST_REST)
+            self.clock.advance(LONGEST_PAUSE)
             self.wake()
             self.clock.advance(QUIET)
         self.assertEqual(len([line for line in self.lines if line.startswith("warn")]), 4)
@@ -227,7 +227,7 @@ class AcceptTests(SynchronousTestCase):
         self.socket.answers = [errno.EMFILE]
         self.wake()
         self.port.pause_accepting()
-        self.clock.advance(LONGEST_REST)
+        self.clock.advance(LONGEST_PAUSE)
         self.assertFalse(self.wake())
         self.port.resume_accepting()
         self.assertTrue(self.wake())
@@ -243,7 +243,7 @@ class AcceptTests(SynchronousTestCase):
         self.port.pause_accepting()
         self.port.resume_accepting()
         self.assertFalse(self.wake())
-        self.clock.advance(LONGEST_REST)
+        self.clock.advance(LONGEST_PAUSE)
         self.assertTrue(self.wake())
 
     def test_closed_while_resting(self) -> None:

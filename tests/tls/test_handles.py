@@ -21,7 +21,7 @@ from zope.interface import directlyProvides
 from kvproto.compiled import PURE_PYTHON
 from kvproto.testing.contexts import TLS12, TLS13, client_context, server_context
 from kvproto.tls import _handles
-from kvproto.tls._handles import HandleEngine, NativeEngine, engine_for
+from kvproto.tls._handles import CffiEngine, NativeEngine, engine_for
 from kvproto.tls._openssl import Engine
 from tests.compiled import require_compiled
 from tests.tls import test_defects_data, test_defects_handshake, test_protocol
@@ -229,7 +229,7 @@ class PublicEngine12Tests(PublicEngineTests):
 class HandleEngineTests(PublicEngineTests):
     """The same with pyOpenSSL's handles."""
 
-    make = HandleEngine
+    make = CffiEngine
 
 
 class _Native(_Engines):
@@ -255,7 +255,7 @@ class NativeEngine12Tests(_Native, PublicEngineTests):
 class SealTests(_Engines):
     """Encrypting and fetching in one step, which only handles can."""
 
-    make = HandleEngine
+    make = CffiEngine
 
     def test_all_or_nothing(self) -> None:
         """Whatever its size, a piece is encrypted whole, and all ciphertext is returned."""
@@ -288,7 +288,7 @@ class SealTests(_Engines):
 class HandleEngine12Tests(PublicEngineTests):
     """The same with pyOpenSSL's handles and TLS 1.2."""
 
-    make = HandleEngine
+    make = CffiEngine
     version = TLS12
 
 
@@ -297,7 +297,7 @@ class ChoiceTests(SynchronousTestCase):
 
     def test_handles_where_they_are(self) -> None:
         """Those of pyOpenSSL itself: its own connections with memory BIOs."""
-        best = NativeEngine if _handles.NATIVE else HandleEngine
+        best = NativeEngine if _handles.NATIVE else CffiEngine
         connection = SSL.Connection(server_context(), None)
         self.assertIs(engine_for(connection).__class__, best)
 
@@ -381,7 +381,7 @@ def _without_handles(case: type[Any]) -> type[Any]:
 
 def _in_python(case: type[Any]) -> type[Any]:
     """Return a test case that runs without compiled code."""
-    return _on("Python", case, _best_engine=HandleEngine)
+    return _on("Python", case, _best_engine=CffiEngine)
 
 
 class ManyRecordsTests(SynchronousTestCase):
@@ -604,7 +604,7 @@ class AnswerTests(SynchronousTestCase):
         engine = wired.server._machine.engine
         asked = []
 
-        class Reluctant(HandleEngine):
+        class Reluctant(CffiEngine):
             def seal(self, data: bytes | memoryview) -> bytes:
                 asked.append(bytes(data))
                 raise SSL.WantReadError

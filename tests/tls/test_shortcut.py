@@ -18,7 +18,7 @@ from zope.interface import implementer
 from kvproto.interfaces import IAnswers
 from kvproto.testing.contexts import TLS12, TLS13
 from kvproto.tls import _handles
-from kvproto.tls._handles import HandleEngine, NativeEngine
+from kvproto.tls._handles import CffiEngine, NativeEngine
 from kvproto.tls.records import leading_records
 from tests.examples import examples
 from tests.tls.test_handles import require_native
@@ -62,7 +62,7 @@ class Upper(App):
 class Shortcuts(SynchronousTestCase):
     """A server that answers in place, and a client."""
 
-    engine: type[HandleEngine] = HandleEngine
+    engine: type[CffiEngine] = CffiEngine
     version = TLS13
 
     def setUp(self) -> None:
