@@ -61,7 +61,9 @@ def main() -> None:
         evict=not options.M,
         max_connections=int(options.c or 1024),
     )
-    store = MemoryStore(time.time, memory_limit=memory, evict=not options.M, max_item=largest - 512)
+    store = MemoryStore(
+        time.time, memory_limit=memory, evict=not options.M, max_item=largest - 512, count_cas=True
+    )
     server = KVServer(store, settings, users_of(options.Y) if options.Y else None)
     factory = KVServerFactory(server)
     tcp = f"tcp:{options.p or 11211}:interface=127.0.0.1"

@@ -67,6 +67,7 @@ def memory_store(config: Config, reactor: Any) -> MemoryStore:
         # memcached's limit is on the item, key included; Couchbase's on the value.
         max_item=config.value_limit if config.mode is Mode.MEMCACHED else None,
         max_value=config.value_limit,
+        count_cas=config.mode is Mode.MEMCACHED,
         later=partial(reactor.callLater, 0),
     )
 

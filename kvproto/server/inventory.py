@@ -75,7 +75,7 @@ def _look_through(store: Any, look: Callable[[Key, Document], None]) -> Any:
     return None if survey is None else survey(look)
 
 
-def _classes(store: Any, tell: Callable[[dict[int, _Class]], Any]) -> Any:
+def _classes(store: Any, now: float, tell: Callable[[dict[int, _Class]], Any]) -> Any:
     found: dict[int, _Class] = {}
 
     def look(key: Key, document: Document) -> None:
@@ -83,7 +83,7 @@ def _classes(store: Any, tell: Callable[[dict[int, _Class]], Any]) -> Any:
         one = found.setdefault(slab_class(size), _Class())
         one.number += 1
         one.requested += size
-        used = accessed_at(document)
+        used = accessed_at(document) or int(now)
         one.oldest = min(one.oldest or used, used)
 
     return after(_look_through(store, look), lambda _: tell(dict(sorted(found.items()))))
@@ -119,7 +119,7 @@ def items(store: Any, now: float) -> Any:
             told |= {f"items:{number}:{name}": 0 for name in _ITEM_ZEROS}
         return told
 
-    return _classes(store, tell)
+    return _classes(store, now, tell)
 
 
 _SLAB_COUNTS = (
@@ -157,7 +157,7 @@ def slabs(store: Any, counted: dict[str, Value]) -> Any:
             pages += of_class
         return told | {"active_slabs": len(classes), "total_malloced": pages * PAGE_BYTES}
 
-    return _classes(store, tell)
+    return _classes(store, 0.0, tell)
 
 
 def sizes(store: Any) -> Any:
@@ -195,12 +195,13 @@ def cachedump(store: Any, number: int, limit: int, started: float) -> Any:
     return after(_look_through(store, look), lambda _: listing.lines)
 
 
-def dump(store: Any, classes: frozenset[int] | None, *, for_mg: bool = False) -> Any:
+def dump(store: Any, classes: frozenset[int] | None, now: float, *, for_mg: bool = False) -> Any:
     """Return ``lru_crawler metadump``, or ``mgdump``: a line for each key.
 
     Args:
         store: Whose items.
         classes: Which slab classes, None for all.
+        now: Unix time in seconds, for what nobody knows when it was used.
         for_mg: Whether lines are commands, as mgdump has them.
     """
     listing = _Listing(_DUMP_BYTES)
@@ -221,7 +222,7 @@ def dump(store: Any, classes: frozenset[int] | None, *, for_mg: bool = False) ->
             % (
                 quote_from_bytes(key, safe="").encode(),
                 document.expiry or -1,
-                accessed_at(document),
+                accessed_at(document) or int(now),
                 document.cas,
                 b"yes" if document.marks & Mark.FETCHED else b"no",
                 number,

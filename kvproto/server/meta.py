@@ -144,9 +144,12 @@ def _ttl_of(session: TextSession, document: Any, read: Any, expires_at: float) -
 
 
 def _idle(session: TextSession, document: Document, read: MetaRead, expires_at: float) -> int:
-    if read.made:
-        return 0
-    return max(0, int(session.server.now()) - read.accessed)
+    return _since(0 if read.made else read.accessed, session.server.now())
+
+
+def _since(accessed: int, now: float) -> int:
+    """Return the seconds since a document was used; 0 where nobody knows."""
+    return max(0, int(now) - accessed) if accessed else 0
 
 
 _NUMBERS: dict[int, Callable[[Any, Any, Any, float], int]] = {
@@ -245,7 +248,7 @@ def _told(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
     return b"ME %b exp=%d la=%d cas=%d fetch=%b cls=%d size=%d\r\n" % (
         key,
         ttl(document.expires_at, now),
-        max(0, int(now) - accessed_at(document)),
+        _since(accessed_at(document), now),
         _cas_of(session, document, None, 0.0),
         b"yes" if document.marks & Mark.FETCHED else b"no",
         slab_class(size),

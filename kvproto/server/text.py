@@ -469,8 +469,8 @@ def _lru_crawler(session: TextSession, command: TextCommand) -> Reply:
         case (b"metadump" | b"mgdump" as what, which):
             classes = _crawled(which)
             if classes is not None:
-                for_mg = what == b"mgdump"
-                listing: Reply = inventory.dump(session.store, classes or None, for_mg=for_mg)
+                for_mg, now = what == b"mgdump", session.server.now()
+                listing: Reply = inventory.dump(session.store, classes or None, now, for_mg=for_mg)
                 return listing
             line = b"BADCLASS invalid class id\r\n"
         case (b"crawl", which):

@@ -10,6 +10,7 @@ hand.  They must do exactly what the rules do: `tests/store/test_plain.py` compa
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -73,6 +74,8 @@ class MemoryStore(Operations):
             leaves only ``max_value``.
         max_value: Bytes of one value, above which a write is TOO_BIG.
         uuid: Name of the history of sequence numbers; random when None.
+        count_cas: Whether a CAS is a count from 1, as memcached's, in place of the time: there are
+            clients of memcached that have 32 bits for it.
         later: Calls a function in a later turn of the event loop, e.g. ``partial(
             reactor.callLater, 0)``: what takes long is then done in pieces and answered by a
             Deferred; when None, everything is answered at once, however long it takes.
@@ -94,6 +97,7 @@ class MemoryStore(Operations):
         *,
         max_value: int = DEFAULT_MAX_VALUE,
         uuid: int | None = None,
+        count_cas: bool = False,
         later: Callable[[Callable[[], None]], IDelayedCall] | None = None,
     ) -> None:
         self._pieces = Pieces(later)
@@ -105,7 +109,8 @@ class MemoryStore(Operations):
         self._plain_size = min(max_value, self._limits.max_item, memory_limit - ITEM_OVERHEAD)
         self._seqno = 0
         self._cas = 0
-        self._cas_until = 0.0
+        self._count_cas = count_cas
+        self._cas_until = self._clock_behind()
         self.keeper: Keeper | None = None
 
     at_once = True
@@ -338,13 +343,18 @@ class MemoryStore(Operations):
         So a CAS grows even when the clock does not, tells when a document changed, and is not
         repeated by the next process.  Source: kv_engine's hybrid logical clock.
         """
-        cas = int(now * 1e9) & 0x7FFFFFFF_FFFF0000
+        cas = 0 if self._count_cas else int(now * 1e9) & 0x7FFFFFFF_FFFF0000
         if cas <= self._cas:
             cas = self._cas + 1
         self._cas = cas
         # Until then the clock cannot be ahead: who is in a hurry may count up without asking here.
-        self._cas_until = float((cas | 0xFFFF) + 1)
+        if not self._count_cas:
+            self._cas_until = float((cas | 0xFFFF) + 1)
         return cas
+
+    def _clock_behind(self) -> float:
+        """Return until when a CAS is counted up without a look at the clock, at first."""
+        return math.inf if self._count_cas else 0.0
 
     # -- what was kept elsewhere ----------------------------------------------
 
@@ -404,7 +414,7 @@ class MemoryStore(Operations):
         """Go on with a history: the next numbers are larger than these and the own ones."""
         self.uuid = uuid
         self._cas, self._seqno = max(cas, self._cas), max(seqno, self._seqno)
-        self._cas_until = 0.0
+        self._cas_until = self._clock_behind()
 
     @property
     def cas(self) -> int:

@@ -75,6 +75,8 @@ class MetaMemcacheTests(ClientCase):
         value, cas = client.get_cas("key")
         self.assertEqual(value, {"a": [1, 2]})
         self.assertTrue(client.set("key", "next", ttl=60, cas_token=cas))
+        # Its tokens have 32 bits: one that does not fit would be left out, and the value lost.
+        self.assertFalse(client.set("key", "lost", ttl=60, cas_token=cas))
         self.assertTrue(client.touch("key", ttl=30))
         self.assertTrue(client.set("schlüssel mit leerzeichen", b"bytes", ttl=60))
         self.assertEqual(client.get("schlüssel mit leerzeichen"), b"bytes")

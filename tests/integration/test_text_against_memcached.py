@@ -25,7 +25,7 @@ from twisted.internet import reactor
 from kvproto.config import Mode
 from kvproto.server import KVServer, KVServerFactory, ServerSettings
 from kvproto.store import MemoryStore
-store = MemoryStore(time.time, max_item=(1 << 20) - 512)
+store = MemoryStore(time.time, max_item=(1 << 20) - 512, count_cas=True)
 server = KVServer(store, ServerSettings(mode=Mode.MEMCACHED, version="1.6.18"))
 port = reactor.listenTCP(0, KVServerFactory(server), interface="127.0.0.1")
 print(port.getHost().port, flush=True)

@@ -71,3 +71,20 @@ class WaitingStoreContractTests(StoreContract, SubdocContract, SynchronousTestCa
     def test_interface(self) -> None:
         """This wrapper passes calls on by name, so the interface is checked on what it wraps."""
         self.assertTrue(IStore.providedBy(self.store))
+
+
+class CountedCasTests(SynchronousTestCase):
+    """A CAS that is counted, for memcached's clients."""
+
+    def test_counted(self) -> None:
+        """It begins at 1, grows with each mutation, and goes on from where a history stopped."""
+        store = MemoryStore(lambda: 1_700_000_000.0, count_cas=True)
+        found = [
+            store.set(b"a", b"1").cas,
+            store.increment(b"a", 1, 0, 0).cas,
+            store.set(b"b", b"1", 0, 60).cas,
+            store.get_and_lock(b"b", 5).cas,
+        ]
+        self.assertEqual(found, [1, 2, 3, 4])
+        store.continue_from(1, 100, 50)
+        self.assertEqual(store.set(b"a", b"2").cas, 101)
