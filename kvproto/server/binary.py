@@ -202,7 +202,8 @@ class BinarySession(PlainState):
             self._decoder.feed(tail)
 
     def detach(self) -> None:
-        """Let go of forwarded requests: the client is gone."""
+        """Let go of what is not complete, and of forwarded requests: the client is gone."""
+        self._decoder.discard()
         if self._pipe is not None:
             self._pipe.close()
 

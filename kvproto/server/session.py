@@ -105,7 +105,7 @@ class Dialect(Servant, Protocol):
         """Forward nothing more; decode what is there of a request that was to be forwarded."""
 
     def detach(self) -> None:
-        """Let go of forwarded requests: the client is gone."""
+        """Let go of what is not complete, and of forwarded requests: the client is gone."""
 
     @property
     def error(self) -> RemoteProtocolError | None:

@@ -133,7 +133,8 @@ class TextSession:
         """Do nothing: nothing is forwarded."""
 
     def detach(self) -> None:
-        """Do nothing: nothing is forwarded."""
+        """Let go of what is not complete: the client is gone."""
+        self._decoder.discard()
 
     in_order = True
     """Replies come in the order of requests: there is nothing else to tell them apart by."""

@@ -119,6 +119,12 @@ class _Decoder(Generic[_FrameT]):
         """Whether the stream, not broken, has stopped in the middle of a frame."""
         return self.held and self.error is None
 
+    def discard(self) -> None:
+        """Forget what is held of a frame that will never be complete; nothing may follow."""
+        self._tail = b""
+        self._frame = self._pieces = None
+        self.held = False
+
     def feed(self, data: bytes | bytearray | memoryview) -> list[_FrameT]:
         """Decode what was read.
 

@@ -146,6 +146,12 @@ class TextDecoder:
         """Whether the stream, not broken, has stopped in the middle of a command."""
         return self._held and self.error is None
 
+    def discard(self) -> None:
+        """Forget what is held of a command that will never be complete; nothing may follow."""
+        self._tail = b""
+        self._owed = self._pieces = None
+        self._held = False
+
     def feed(self, data: bytes | bytearray | memoryview) -> list[Item]:
         """Decode what was read.
 

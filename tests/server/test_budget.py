@@ -178,9 +178,23 @@ class ConnectionTests(SynchronousTestCase):
         request = encode_request(Opcode.SET, key=K, value=bytes(MIB), extras=bytes(8))
         link.transport.send(request[:-1])
         self.assertGreaterEqual(server.budget.total, MIB - 1)
+        session = link.protocol.session
+        assert session is not None
         link.transport.lose()
         self.assertEqual(server.budget.total, 0)
         self.assertIsNone(link.protocol.session)
+        # Not when a garbage collector finds it: that may be a gigabyte later.
+        self.assertEqual((session.dialect.buffered, session.size), (0, 0))
+
+    def test_gone_in_text(self) -> None:
+        """The same in the text protocol."""
+        link = Link(self.server())
+        link.transport.send(b"set k 0 0 100000\r\n" + bytes(90_000))
+        session = link.protocol.session
+        assert session is not None
+        self.assertGreaterEqual(session.dialect.buffered, 90_000)
+        link.transport.lose()
+        self.assertEqual((session.dialect.buffered, session.size), (0, 0))
 
     def test_text(self) -> None:
         """The text protocol's requests count as well."""
