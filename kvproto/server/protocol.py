@@ -191,7 +191,7 @@ class KVServerProtocol(TwistedProtocol):
         if self.session is not None:
             self.session.resume()
             self.session.moved = True
-            self._proceed()
+            self.proceed()
 
     def stopProducing(self) -> None:
         """Answer nothing more: the transport is going away, and will say so."""
@@ -221,7 +221,7 @@ class KVServerProtocol(TwistedProtocol):
     def forwarding_ended(self) -> None:
         """Serve what has waited for forwarded requests."""
         if self.session is not None and self.session.waits:
-            self._proceed()
+            self.proceed()
 
     @property
     def partial(self) -> bool:
@@ -265,13 +265,21 @@ class KVServerProtocol(TwistedProtocol):
         if hasattr(dialect, "attach"):
             dialect.attach(self)
         limit = self._server.settings.unsent_limit
-        session = self.session = Session(dialect, limit, self._proceed, self._report)
+        session = self.session = Session(dialect, limit, self._changed, self._report)
         self._receive = session.receive
         if self._paused:
             session.pause()
         return session.receive(data, out)
 
-    def _proceed(self) -> None:
+    def _changed(self) -> None:
+        """Send a reply that was waited for: with others of this turn, if more are under way."""
+        session, turn = self.session, self._server.turn
+        if turn is not None and session is not None and session.window.unfinished:
+            turn.add(self)
+        else:
+            self.proceed()
+
+    def proceed(self) -> None:
         """Send what the session has got to say, and do what follows from it."""
         self._due = True
         self._attend()
@@ -353,6 +361,8 @@ class KVServerProtocol(TwistedProtocol):
             self._budget.hold(self, 0, asking=False, moved=False)
         session, self.session = self.session, None
         self._receive = self._ignore
+        if self._server.turn is not None:
+            self._server.turn.discard(self)
         if session is not None:
             session.end()
 

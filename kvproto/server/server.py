@@ -5,12 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from kvproto.base.turn import Turn
 from kvproto.server.buckets import Bucket
 from kvproto.server.budget import Budget
 from kvproto.server.counters import Counters
@@ -43,6 +45,11 @@ def _nobody(chain: tuple[bytes, ...]) -> str | None:
     return None
 
 
+def _proceed(connection: Any) -> None:
+    """Let a connection send what it has got to say."""
+    connection.proceed()
+
+
 class KVServer:
     """What all sessions share: buckets, one set of rules, one set of counters.
 
@@ -54,13 +61,15 @@ class KVServer:
         now: Returns unix time in seconds.
         timer: Returns seconds that only ever grow, for measuring how long a request took.
         later: Calls a function after some seconds, e.g. ``reactor.callLater``; without it requests
-            have no deadline by which they must be complete.
+            have no deadline by which they must be complete, and each reply that was waited for is
+            written by itself.
 
     Attributes:
         budget: What all sessions together hold.
         users: Who may log in.
         prefixes: What is counted by prefix of keys, None while nobody wants it.
         last_prefixes: What was counted when it was wanted last.
+        turn: At whose end connections send the replies that they have waited for.
         transports: Those of the connections that are open.
         hashing: Where passwords are hashed that its users bring; where they are checked when None.
     """
@@ -93,6 +102,9 @@ class KVServer:
         self.started = now()
         self.hashing: Run | None = None
         self.budget = Budget(self.settings.max_unfinished, timer, later)
+        self.turn: Turn[Any] | None = None
+        if later is not None:
+            self.turn = Turn(cast("Any", SimpleNamespace(callLater=later)), _proceed)
         # A server that is started again with other buckets or ports must be believed: its
         # configurations are newer than those of the one before.
         self.revision = max(1, int(self.started))

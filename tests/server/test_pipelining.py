@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.server import Bucket, KVServer, Manifest, ServerSettings
@@ -235,6 +236,48 @@ class OrderedTests(_SlowTestCase):
             while self.waiting():
                 self.slow.release()
         self.assertEqual(self.opaques(), list(range(500)))
+
+
+class TurnTests(_SlowTestCase):
+    """Where there is a reactor, replies of one of its turns are sent together."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        super().setUp()
+
+    def make_link(self, **options: Any) -> Link:
+        return Link(KVServer(self.slow, ServerSettings(**options), later=self.clock.callLater))
+
+    def test_one_write(self) -> None:
+        """While more are under way a reply waits for the end of the turn, the last one does not."""
+        self.link.ask(get(b"a", 1) + get(b"b", 2) + get(b"c", 3) + get(b"d", 4))
+        self.slow.release()
+        self.slow.release()
+        self.assertEqual(self.link.transport.writes, 0)
+        self.clock.advance(0)
+        self.assertEqual((self.opaques(), self.link.transport.writes), ([1, 2], 1))
+        self.slow.release()
+        self.slow.release()
+        self.assertEqual((self.opaques(), self.link.transport.writes), ([3, 4], 2))
+        self.clock.advance(0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_read_meanwhile(self) -> None:
+        """What comes before the end of the turn takes the replies with it, in order."""
+        self.link.ask(get(b"a", 1) + get(b"b", 2))
+        self.slow.release()
+        noop = encode_request(Opcode.NOOP, opaque=3)
+        self.assertEqual(self.opaques(noop), [1])
+        self.slow.release()
+        self.assertEqual(self.opaques(), [2, 3])
+
+    def test_gone(self) -> None:
+        """No call is left of a connection that has ended."""
+        self.link.ask(get(b"a", 1) + get(b"b", 2))
+        self.slow.release()
+        self.link.transport.lose()
+        calls = [call for call in self.clock.getDelayedCalls() if not call.getTime()]
+        self.assertEqual(calls, [])
 
 
 class UnorderedTests(_SlowTestCase):
