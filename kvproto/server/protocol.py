@@ -260,7 +260,8 @@ class KVServerProtocol(TwistedProtocol):
             secured = ISecuredTransport.providedBy(self.transport)
             self._peer.recognise(tuple(self.transport.peer_chain()) if secured else ())
         # Where else the same server can be reached: at the port that the client has used.
-        self._peer.port = getattr(self.transport.getHost(), "port", 0)
+        own = self.transport.getHost()
+        self._peer.host, self._peer.port = getattr(own, "host", ""), getattr(own, "port", 0)
         dialect = self._kinds[data[0] in BINARY_MAGICS](self._server, self._peer)
         if hasattr(dialect, "attach"):
             dialect.attach(self)

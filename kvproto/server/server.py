@@ -178,10 +178,20 @@ class Peer:
         user: Its name; ``""`` for an anonymous peer that may work; None for one that may not.
         refused: Its certificate names nobody, and anonymous access is off: it may not even log
             in, as kv_engine has it for peers whose certificate cannot be mapped.
+        host: The address that it has connected to, ``""`` if there is none.
         port: The port that it has connected to, 0 if there is none.
     """
 
-    __slots__ = ("_by_nature", "_connection", "_mechanism", "_server", "port", "refused", "user")
+    __slots__ = (
+        "_by_nature",
+        "_connection",
+        "_mechanism",
+        "_server",
+        "host",
+        "port",
+        "refused",
+        "user",
+    )
 
     def __init__(self, server: KVServer, connection: Any = None) -> None:
         self._server = server
@@ -190,6 +200,7 @@ class Peer:
         self._mechanism = ""
         self.user: str | None = None
         self.refused = False
+        self.host = ""
         self.port = 0
 
     def recognise(self, chain: tuple[bytes, ...]) -> None:

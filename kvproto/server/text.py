@@ -499,6 +499,18 @@ def _crawled(which: bytes) -> frozenset[int] | None:
     return found if len(found) == len(numbers) else None
 
 
+def _config(session: TextSession, command: TextCommand) -> Reply:
+    """Answer auto-discovery: whoever asks a fleet for its servers is to come here.
+
+    Source: AWS, "Adding Auto Discovery To Your Client Library".
+    """
+    if command.args != (b"get", b"cluster") or not hasattr(type(session.store), "open_pipe"):
+        return wire.ERROR
+    host, port = session.peer.host, session.peer.port
+    body = f"1\n{host}|{host}|{port}\n".encode()
+    return b"CONFIG cluster 0 %d\r\n%b\r\nEND\r\n" % (len(body), body)
+
+
 def _mn(session: TextSession, command: TextCommand) -> Reply:
     return b"MN\r\n"
 
@@ -534,6 +546,7 @@ _HANDLERS: dict[str, Handler] = {
     "version": _version,
     "verbosity": _verbosity,
     **META_HANDLERS,
+    "config": _config,
     "mn": _mn,
     "shutdown": _shutdown,
     "cache_memlimit": _cache_memlimit,

@@ -25,7 +25,7 @@ from kvproto.errors import RemoteProtocolError
 from kvproto.upstream.fleet_options import parse_servers
 from kvproto.upstream.ring import FleetServer
 
-__all__ = ["ask_for_servers", "format_servers", "parse_cluster"]
+__all__ = ["ask_for_servers", "parse_cluster"]
 
 QUESTION = b"config get cluster\r\n"
 _LONGEST = 256 * 1024
@@ -52,13 +52,6 @@ def parse_cluster(body: bytes) -> tuple[int, tuple[FleetServer, ...]]:
         raise RemoteProtocolError("that is no configuration of a cluster") from None
     except Exception as error:
         raise RemoteProtocolError(str(error)) from None
-
-
-def format_servers(version: int, servers: tuple[FleetServer, ...]) -> bytes:
-    """Return what a client is told that asks for the servers."""
-    names = " ".join(f"{one.host}|{one.host}|{one.port}" for one in servers)
-    body = b"%d\n%b\n" % (version, names.encode())
-    return b"CONFIG cluster 0 %d\r\n%b\r\n" % (len(body), body) + _END
 
 
 class _Question(Protocol):

@@ -68,8 +68,8 @@ class TextCommand:
 
     Attributes:
         verb: ``get gets gat gats end set add replace append prepend cas delete incr decr touch
-            flush_all stats version verbosity quit mn``, or one of `ADMINISTRATION`; ``end`` closes
-            a retrieval.
+            flush_all stats version verbosity quit mn config``, or one of `ADMINISTRATION`;
+            ``end`` closes a retrieval.
         expiry: As the binary protocol's u32, a negative one has become one long past.  Of
             flush_all: the delay, 0 when there is none.
         delta: Of incr and decr.
@@ -311,6 +311,7 @@ SIMPLE: dict[bytes, tuple[str, _Parse]] = {
     b"version": ("version", _parse_bare),
     b"quit": ("quit", _parse_bare),
     b"mn": ("mn", _parse_bare),
+    b"config": ("config", _parse_bare),
     **{verb.encode(): (verb, _parse_administration) for verb in ADMINISTRATION},
 }
 """Commands that are one line and one item: name, and who reads it."""

@@ -22,6 +22,7 @@ from kvproto.dataplane import make_server, make_stores
 from kvproto.dataplane.fleet import FleetStores
 from kvproto.errors import ConfigError
 from kvproto.server import KVServerProtocol
+from kvproto.upstream.discovery import parse_cluster
 from kvproto.upstream.ring import FleetServer, make_ring
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Opcode, Status
@@ -296,6 +297,17 @@ class OperationTests(FleetCase):
             encode_request(Opcode.GET, key=keys[0]),
         )
         self.assertEqual([one.status for one in replies], [0, 0, Status.NOT_FOUND])
+
+    async def test_discovered(self) -> None:
+        """A client that asks for the cluster is told to come here."""
+        client = await self.connect()
+        found = await client.say(b"config get cluster\r\n", b"END\r\n")
+        port = self.port.getHost().port
+        head, _, rest = found.partition(b"\r\n")
+        self.assertEqual(head.split()[:3], [b"CONFIG", b"cluster", b"0"])
+        version, servers = parse_cluster(rest[: int(head.split()[3])])
+        self.assertEqual((version, servers), (1, (FleetServer("127.0.0.1", port),)))
+        self.assertEqual(await client.say(b"config set x\r\n", b"\r\n"), b"ERROR\r\n")
 
     async def test_large_values(self) -> None:
         """Values up to the servers' limit come through; a larger one harms nobody and is gone."""
