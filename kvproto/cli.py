@@ -119,6 +119,22 @@ def _add_global_options(parser: argparse.ArgumentParser, *, suppress: bool) -> N
     )
 
 
+def _add_fault(parser: argparse.ArgumentParser) -> None:
+    """Add what ``fault`` takes."""
+    parser.add_argument(
+        "kind",
+        metavar="KIND",
+        help="status, delay, disconnect, truncate or silence of requests; advance the clock; clear",
+    )
+    parser.add_argument("--operation", metavar="NAME", help="only these, e.g. get or mutate_in")
+    parser.add_argument("--key", metavar="KEY", help="only requests for this key")
+    parser.add_argument("--status", metavar="N", type=_count, help="for status: what is answered")
+    parser.add_argument(
+        "--milliseconds", metavar="N", type=_count, help="for delay and advance: how long"
+    )
+    parser.add_argument("--times", metavar="N", type=_count, help="how many requests (default: 1)")
+
+
 def _parser() -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
@@ -162,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         parsers[name].add_argument(
             "file", metavar="FILE", type=os.path.abspath, help="of the service's machine"
         )
+    _add_fault(parsers["fault"])
     waiting = commands.add_parser(
         WAIT, help=WAIT_HELP, description=f"kvtls {WAIT}: {WAIT_HELP}.", allow_abbrev=False
     )

@@ -52,6 +52,7 @@ from kvproto.ops.signals import SignalService
 from kvproto.ops.status import ServiceState
 from kvproto.ops.systemd import SystemdNotifier
 from kvproto.server import KVController
+from kvproto.server.faults import FaultPlan
 from kvproto.tls import (
     CredentialFiles,
     KVTLSFactory,
@@ -121,9 +122,12 @@ class KVTLSService(MultiService):
             files = _credential_files(config, time.time())
         policy = _server_policy(config)
         self.rotation = Rotation(files, policy, self._reactor, self._in_thread)
-        self.stores = make_stores(config, self._reactor, self._in_thread)
+        faults = FaultPlan(self._reactor, self._reactor.seconds) if config.faults else None
+        self.stores = make_stores(
+            config, self._reactor if faults is None else faults.moved_clock(), self._in_thread
+        )
         self.server = make_server(config, self._reactor, self._in_thread, self.stores)
-        self.controller = KVController(self.server)
+        self.controller = KVController(self.server, faults)
         self.users = UsersReload(config, self.server, self._reactor, self._in_thread)
         self.users.setServiceParent(self)
         self.ledger = Ledger(
@@ -146,7 +150,6 @@ class KVTLSService(MultiService):
             config.max_lifetime,
             self._reactor,
         )
-        self._ages.setServiceParent(self)
         self.nodes = self._node_service(files, policy)
         self.control = ServiceControl(
             config,
@@ -161,6 +164,7 @@ class KVTLSService(MultiService):
             self.server,
             self.stores,
             Backups(self.server.buckets, self._reactor, self._in_thread),
+            faults,
         )
         self._config_reload = self._config_reloader(settings)
         self._systemd = SystemdNotifier(
@@ -173,12 +177,10 @@ class KVTLSService(MultiService):
             self._own_process(signals)
         self._control_socket = ControlSocket(self.control, config.state_directory, self._reactor)
         self._control_socket.check_path()
-        self._control_socket.setServiceParent(self)
-        self.rotation.setServiceParent(self)
         self._listening: list[Any] = [*self.acceptors]
         if self.nodes is not None:
             self._listening.append(self.nodes)
-        for service in self._listening:
+        for service in (self._ages, self._control_socket, self.rotation, *self._listening):
             service.setServiceParent(self)
         self._http = self._http_service()
         self._history.setServiceParent(self)

@@ -270,6 +270,8 @@ OPTIONS: dict[str, Option] = {
                "between looks at the credential files, 0: never (default: 2)"),
         Option("state-dir", "state_dir", DIRECTORY,
                "development credentials, control socket (default: kvtls-state)"),
+        Option("faults", "faults", FLAG,
+               "let kvtls fault make requests fail and move the clock: for tests, loopback only"),
         Option("keylog", "keylog", FILE, "TLS secrets are appended to it, for debugging"),
         Option("http", "http", ENDPOINT,
                "endpoint for health, metrics and the status page, on loopback unless it names an "

@@ -94,6 +94,7 @@ class Config:
             another process serves from there.
         keylog: File that TLS secrets are appended to, for debugging.
         plain: Endpoint descriptions of listeners without TLS, on this machine only.
+        faults: Whether the control socket may make requests fail and move the clock of expiry.
         http: Endpoint description for health, metrics and the status page; None for none.
         log_format: What lines of the log look like, where the process is ours.
         log_level: The least important lines that are logged.
@@ -136,6 +137,7 @@ class Config:
     state_dir: Path | None = None
     keylog: Path | None = None
     plain: tuple[str, ...] = ()
+    faults: bool = False
     http: str | None = None
     log_format: LogFormat = LogFormat.TEXT
     log_level: LogLevel = LogLevel.INFO
@@ -201,6 +203,16 @@ class Config:
                     "everybody could read along: write tcp:11211:interface=127.0.0.1, or "
                     "unix:PATH, or use --listen",
                 )
+        if self.faults:
+            for description in self.listen:
+                if not endpoint_is_local(description):
+                    raise ConfigError(
+                        "--faults",
+                        f"is for tests, but {description!r} can be reached from other machines: "
+                        "write --listen tcp:11207:interface=127.0.0.1",
+                    )
+            if self.store_url.scheme != "memory":
+                raise ConfigError("--faults", "needs --store memory:, whose clock can be moved")
 
     def check_reach(self, description: str) -> None:
         """See that a development certificate is shown to nobody but this machine.

@@ -135,6 +135,17 @@ COMMANDS: dict[str, Command] = {
         {"file": Argument(str, required=True)},
         seconds=3600.0,
     ),
+    "fault": Command(
+        "let requests fail, or time pass, for tests: a service with --faults",
+        {
+            "kind": Argument(str, required=True),
+            "operation": Argument(str, default=""),
+            "key": Argument(str),
+            "status": Argument(int, default=0),
+            "milliseconds": Argument(int, default=0),
+            "times": Argument(int, default=1),
+        },
+    ),
     "address": Command("print HOST:PORT of the first listener"),
     "config": Command("show every option that is in force, and where its value comes from"),
     "stop": Command("drain, then end the process", seconds=10.0),

@@ -115,6 +115,33 @@ class IControl(Interface):
                 ``unknown-bucket``, ``unknown-collection``; nothing has changed then.
         """
 
+    def fault(
+        kind: str,
+        operation: str,
+        key: str | None,
+        status: int,
+        milliseconds: int,
+        times: int,
+    ) -> dict[str, Any]:
+        """Let requests fail, or time pass.
+
+        Args:
+            kind: ``status``, ``delay``, ``disconnect``, ``truncate`` or ``silence`` of requests
+                (`kvproto.server.faults.FaultKind`); ``advance`` moves the clock of expiry and
+                locks, ``clear`` forgets the faults that wait.
+            operation: Which requests; ``""``: all that have a key.
+            key: Only those for this key; None: any.
+            status: For ``status``: what is answered.
+            milliseconds: For ``delay`` and ``advance``.
+            times: How many requests.
+
+        Returns:
+            ``{"ok": True, "kind": str}``.
+
+        Raises:
+            CommandError: ``no-faults`` without ``--faults``; ``bad-argument``.
+        """
+
     def address() -> dict[str, Any]:
         """Return ``{"address": str}``, where the first listener listens.
 

@@ -419,6 +419,11 @@ def _restore(answer: Answer) -> list[str]:
     return lines + ([printable(answer["reason"])] if answer.get("reason") else [])
 
 
+def _fault(answer: Answer) -> list[str]:
+    """Say what was arranged."""
+    return [f"{printable(answer['kind'])}: arranged"]
+
+
 def _address(answer: Answer) -> list[str]:
     """Show an address alone, for use in a script."""
     return [printable(answer["address"])]
@@ -441,6 +446,7 @@ _RENDERERS: dict[str, Callable[[Answer], list[str]]] = {
     "flush": _flush,
     "backup": _backup,
     "restore": _restore,
+    "fault": _fault,
     "address": _address,
     "stop": _stop,
 }

@@ -31,6 +31,7 @@ from kvproto.ops.status import (
     verdict_report,
 )
 from kvproto.server import KVServer
+from kvproto.server.faults import Fault, FaultKind, FaultPlan
 from kvproto.tls.rotation import Rotation
 
 __all__ = ["ServiceControl"]
@@ -65,6 +66,7 @@ class ServiceControl:
         settings: Where the values of the configuration come from; None: from a program.
         server: The buckets; None where none are to be shown.
         stores: Where their values live.
+        faults: What shall go wrong with requests; None: nothing may be made to.
 
     Attributes:
         state: Where the process is in its life; the service moves it.
@@ -84,6 +86,7 @@ class ServiceControl:
         server: KVServer | None = None,
         stores: IStores | None = None,
         backups: Backups | None = None,
+        faults: FaultPlan | None = None,
     ) -> None:
         self.state = ServiceState.STARTING
         self._config = config
@@ -98,6 +101,7 @@ class ServiceControl:
         self._server = server
         self._stores = stores
         self._backups = backups
+        self._faults = faults
         self._numbers: dict[str, dict[str, Any]] = {}
         self._started = clock.seconds()
         self.nodes: NodeControl | None = None
@@ -223,6 +227,40 @@ class ServiceControl:
         if self._backups is None or self.state in {ServiceState.STARTING, ServiceState.STOPPING}:
             raise CommandError("not-possible", f"the service is {self.state.value}")
         return self._backups
+
+    def fault(
+        self,
+        kind: str,
+        operation: str,
+        key: str | None,
+        status: int,
+        milliseconds: int,
+        times: int,
+    ) -> dict[str, Any]:
+        """Let requests fail, or time pass."""
+        plan = self._faults
+        if plan is None:
+            raise CommandError("no-faults", "start the service with --faults for this")
+        kinds = [one.value for one in FaultKind]
+        if kind == "clear":
+            plan.clear()
+        elif kind == "advance":
+            plan.advance(milliseconds / 1000)
+        elif kind not in kinds:
+            known = ", ".join([*kinds, "advance", "clear"])
+            raise CommandError("bad-argument", f"no kind of fault {kind!r}: there is {known}")
+        elif not times or (kind == "status" and not 0 < status < 0x10000):
+            raise CommandError(
+                "bad-argument", "times must be at least 1, and a status from 1 to 65535"
+            )
+        else:
+            wanted = None if key is None else key.encode("utf-8", "surrogateescape")
+            fault = Fault(FaultKind(kind), operation, wanted, status, milliseconds / 1000, times)
+            try:
+                plan.add(fault)
+            except ValueError as error:
+                raise CommandError("bad-argument", str(error)) from error
+        return {"ok": True, "kind": kind}
 
     def address(self) -> dict[str, Any]:
         """Return where the first listener listens."""

@@ -13,9 +13,12 @@ from twisted.internet.protocol import ServerFactory
 from zope.interface import implementer
 
 from kvproto.interfaces import IController
+from kvproto.server.binary import BinarySession
+from kvproto.server.faults import FaultPlan, faulty
 from kvproto.server.protocol import KVServerProtocol
 from kvproto.server.refusal import RefusingProtocol
 from kvproto.server.server import KVServer
+from kvproto.server.text import TextSession
 
 __all__ = ["KVController", "KVServerFactory"]
 
@@ -26,14 +29,17 @@ class KVController:
 
     Args:
         server: What the sessions share.
+        faults: What shall go wrong with requests; None: nothing on purpose.
     """
 
-    def __init__(self, server: KVServer) -> None:
+    def __init__(self, server: KVServer, faults: FaultPlan | None = None) -> None:
         self.server = server
+        self._dialects = (BinarySession, TextSession) if faults is None else faulty(faults)
 
     def claim(self, connection: Any) -> KVServerProtocol:
         """Take a connection; a session is ready at once."""
-        return KVServerProtocol(self.server, connection)
+        binary, text = self._dialects
+        return KVServerProtocol(self.server, connection, binary=binary, text=text)
 
     def too_late(self, connection: Any) -> None:
         """Hear that a claim came too late; there is nothing to let go of."""

@@ -20,7 +20,7 @@ from kvproto.server.replies import Hangup
 from kvproto.store import IImmediateStore
 from kvproto.wire.constants import LOUD, Opcode, Status
 
-__all__ = ["OPERATIONS", "RESULTS", "RequestCounts"]
+__all__ = ["OPERATIONS", "RESULTS", "RequestCounts", "binary_operation", "text_operation"]
 
 _NAMES: Final = {
     Opcode.GETK: "get",
@@ -117,6 +117,17 @@ _COUNTED: Final = (
 """The store's numbers, and what they mean of the short way; the last includes the four above."""
 
 
+def binary_operation(opcode: int) -> str:
+    """Return what a request of the binary protocol is called, one of `OPERATIONS`."""
+    return _BINARY[opcode & 0xFF]
+
+
+def text_operation(item: Any) -> str:
+    """Return what a command of the text protocol is called, one of `OPERATIONS`."""
+    verb = getattr(item, "verb", "")
+    return _TEXT.get(verb, verb if verb in _TEXT_VERBS else OTHER)
+
+
 class RequestCounts:
     """The requests of one bucket.
 
@@ -166,15 +177,13 @@ class RequestCounts:
             reply: What is answered.
             before: What `begin` returned.
         """
-        self._ended(_BINARY[opcode & 0xFF], _binary_result, reply, before)
+        self._ended(binary_operation(opcode), _binary_result, reply, before)
 
     def text(self, item: Any, reply: Any, before: _Numbers | None) -> None:
         """Count a command of the text protocol; see `binary`."""
-        verb = getattr(item, "verb", "")
-        if verb == "end":  # of a retrieval, whose keys are counted one by one
+        if getattr(item, "verb", "") == "end":  # of a retrieval, whose keys are counted one by one
             return
-        operation = _TEXT.get(verb, verb if verb in _TEXT_VERBS else OTHER)
-        self._ended(operation, _text_result, reply, before)
+        self._ended(text_operation(item), _text_result, reply, before)
 
     def _ended(
         self,

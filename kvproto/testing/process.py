@@ -90,6 +90,8 @@ class KVTLSProcess:
         self.port = 0
         self.bucket = _first_bucket(options)
         self._options = options
+        # Engines have clocks of their own.
+        self._faults = "--store" not in options
         self._start_timeout = start_timeout
         self._authority = Authority.root("kvtls test CA")
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
@@ -175,8 +177,55 @@ class KVTLSProcess:
             self.command("flush", bucket=name)
 
     def reset(self) -> None:
-        """Be as at the start, for the next test: empty."""
+        """Be as at the start, for the next test: empty, with no fault to come."""
         self.flush()
+        if self._faults:
+            self.command("fault", kind="clear")
+
+    def fail(
+        self, operation: str, status: int, times: int = 1, key: str | bytes | None = None
+    ) -> None:
+        """Answer the next requests of a kind with a status, without carrying them out.
+
+        Args:
+            operation: ``get``, ``set``, ``replace``, ``mutate_in``, …; ``""``: any with a key.
+            status: Of the KV protocol, e.g. 0x86 (temporary failure).
+            times: How many requests.
+            key: Only those for this key.
+        """
+        self._fault("status", operation, times, key, status=status)
+
+    def delay(
+        self, operation: str, seconds: float, times: int = 1, key: str | bytes | None = None
+    ) -> None:
+        """Carry the next requests of a kind out later; arguments as for `fail`."""
+        self._fault("delay", operation, times, key, milliseconds=round(seconds * 1000))
+
+    def disconnect(self, times: int = 1, operation: str = "") -> None:
+        """Close the connection of the next requests, without carrying them out."""
+        self._fault("disconnect", operation, times)
+
+    def truncate(self, times: int = 1, operation: str = "") -> None:
+        """Carry the next requests out, and close in the middle of their answers."""
+        self._fault("truncate", operation, times)
+
+    def silence(self, times: int = 1, operation: str = "") -> None:
+        """Never answer the next requests, nor what follows on their connections."""
+        self._fault("silence", operation, times)
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time have passed for expiry and for locks."""
+        self.command("fault", kind="advance", milliseconds=round(seconds * 1000))
+
+    def _fault(
+        self, kind: str, operation: str, times: int, key: str | bytes | None = None, **more: int
+    ) -> None:
+        arguments: dict[str, Any] = {"kind": kind, "operation": operation, "times": times, **more}
+        if key is not None:
+            arguments["key"] = (
+                key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key
+            )
+        self.command("fault", **arguments)
 
     def rotate(self) -> None:
         """Serve a new certificate of the same CA, as at a renewal; connections stay."""
@@ -235,6 +284,7 @@ class KVTLSProcess:
             *["--user", f"{self.username}:{self.password}", "--anonymous", "--allow-flush"],
             # Its end waits for nobody: the tests that were its clients are over.
             *["--drain-timeout", "0.5", "--close-timeout", "0.5"],
+            *(["--faults"] if self._faults else []),
             *self._options,
         ]
         self._process = subprocess.Popen(  # noqa: S603 - our own program

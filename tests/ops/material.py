@@ -208,6 +208,18 @@ class FakeControl:
     def drain(self) -> Any:
         return self._slow("drain")
 
+    def fault(
+        self,
+        kind: str,
+        operation: str,
+        key: str | None,
+        status: int,
+        milliseconds: int,
+        times: int,
+    ) -> dict[str, Any]:
+        self.asked.append(("fault", {"kind": kind, "operation": operation, "times": times}))
+        return {"ok": True, "kind": kind}
+
     def flush(self, bucket: str) -> Any:
         return self._slow("flush", bucket=bucket)
 
