@@ -30,7 +30,7 @@ from kvproto.base.histogram import QUICK_SECONDS, Histogram, merged
 from kvproto.base.log import make_logger
 from kvproto.config import Config
 from kvproto.config.settings import Settings
-from kvproto.dataplane import Backups, UsersReload, make_server, make_stores
+from kvproto.dataplane import Backups, PeerWatch, UsersReload, make_server, make_stores
 from kvproto.errors import ConfigError, KVProtoError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.ages import AgeLimits
@@ -127,6 +127,7 @@ class KVTLSService(MultiService):
             config, self._reactor if faults is None else faults.moved_clock(), self._in_thread
         )
         self.server = make_server(config, self._reactor, self._in_thread, self.stores)
+        self.peers = PeerWatch(config.peers, self._reactor, self.server.name_peers)
         self.controller = KVController(self.server, faults)
         self.users = UsersReload(config, self.server, self._reactor, self._in_thread)
         self.users.setServiceParent(self)
@@ -459,6 +460,7 @@ class KVTLSService(MultiService):
         if not self.running:
             return
         self._opened = True
+        self.peers.startService()
         for service in self._listening:
             service.startService().addCallbacks(self._started, self._not_started)
 
@@ -529,6 +531,8 @@ class KVTLSService(MultiService):
     async def _stop(self) -> None:
         if self._watch is not None:
             self._watch.stopService()
+        if self.peers.running:
+            self.peers.stopService()
         self.users.stopService()
         self._ages.stopService()
         self._memory.stopService()

@@ -19,6 +19,7 @@ from kvproto.config.parsing import (
     parse_count,
     parse_epmd,
     parse_node_address,
+    parse_peer,
     parse_seconds,
     parse_size,
     parse_user,
@@ -237,6 +238,11 @@ OPTIONS: dict[str, Option] = {
                value=False, unset=None),
         Option("store", "store", Kind("URL", _text),
                "where values live (default: memory:)"),
+        Option(
+            "peer", "peers", Kind("HOST:PORT", _whole(parse_peer)),
+            "another service on the same engine, as clients reach it (repeatable): the SDK spreads "
+            "its connections over all of them", repeatable=True,
+        ),
         Option("memory-limit", "memory_limit", SIZE,
                "what may be stored: bytes, or 64MiB, 2GiB (default: 64MiB)"),
         Option("refuse-when-full", "evict", FLAG,

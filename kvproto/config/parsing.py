@@ -15,6 +15,7 @@ __all__ = [
     "parse_count",
     "parse_epmd",
     "parse_node_address",
+    "parse_peer",
     "parse_seconds",
     "parse_size",
     "parse_user",
@@ -159,6 +160,15 @@ def parse_epmd(text: str) -> tuple[str, int] | None:
         ConfigError: It is neither.
     """
     return None if text == "none" else _host_and_port("--epmd", text, text)
+
+
+def parse_peer(text: str) -> tuple[str, int]:
+    """Turn ``"HOST:PORT"`` into these two.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    return _host_and_port("--peer", text, text)
 
 
 def _host_and_port(option: str, whole: str, text: str) -> tuple[str, int]:

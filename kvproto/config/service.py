@@ -65,6 +65,7 @@ class Config:
             when no user is configured.
         mode: Whose habits to follow.
         store: URL of where values live; `kvproto.config.StoreURL` cuts it into parts.
+        peers: Host and port of other services on the same engine, as clients reach them.
         allow_flush: Whether FLUSH works; None: only in memcached mode.
         memory_limit: Bytes all buckets together may hold, keys and overhead counted; each
             has the same share.
@@ -117,6 +118,7 @@ class Config:
     anonymous: bool | None = None
     mode: Mode = Mode.COUCHBASE
     store: str = DEFAULT_STORE
+    peers: tuple[tuple[str, int], ...] = ()
     allow_flush: bool | None = None
     memory_limit: int = 64 * MIB
     evict: bool = True
@@ -275,6 +277,15 @@ class Config:
                 f"{url.scheme}: needs --mode memcached: memcached servers have no collections, "
                 "locks or sub-documents",
             )
+        if self.peers and url.scheme in {"memory", "file"}:
+            raise ConfigError(
+                "--peer",
+                f"needs an engine that all of them use, for example --store redis://HOST; what is "
+                f"in {url.scheme}: is this service's own",
+            )
+        for peer in self.peers:
+            if self.peers.count(peer) > 1:
+                raise ConfigError("--peer", f"{peer[0]}:{peer[1]} is given twice")
 
     def _check_users(self) -> None:
         names = [user.name for user in self.users]

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from kvproto.dataplane.backup import Backups
 from kvproto.dataplane.compose import make_server, make_users
+from kvproto.dataplane.peers import PeerWatch
 from kvproto.dataplane.stores import IStores, make_stores
 from kvproto.dataplane.users_reload import UsersReload
 
-__all__ = ["Backups", "IStores", "UsersReload", "make_server", "make_stores", "make_users"]
+__all__ = [
+    "Backups",
+    "IStores",
+    "PeerWatch",
+    "UsersReload",
+    "make_server",
+    "make_stores",
+    "make_users",
+]

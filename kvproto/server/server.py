@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -109,6 +109,7 @@ class KVServer:
         # configurations are newer than those of the one before.
         self.revision = max(1, int(self.started))
         self.uuid = secrets.token_hex(16)
+        self.peers: tuple[tuple[str, int], ...] = ()
         self._configs: dict[tuple[int, str | None], bytes] = {}
         self._baselines: dict[int, dict[str, int]] = {}
 
@@ -147,9 +148,20 @@ class KVServer:
             part = None
             if bucket is not None:
                 part = bucket.name, f"{bucket.store.uuid:032x}", bucket.manifest.uid
-            config = cluster_config(port, self.uuid, self.revision, part)
+            config = cluster_config(port, self.uuid, self.revision, part, self.peers)
             self._configs[port, name] = config
         return config
+
+    def name_peers(self, peers: Sequence[tuple[str, int]]) -> None:
+        """Tell clients from now on of these other servers of the same documents.
+
+        Args:
+            peers: Host and port of each, as clients reach it.
+        """
+        # Newer than what any of the others has told: they all count in seconds.
+        self.revision = max(self.revision + 1, int(self.now()))
+        self.peers = tuple(peers)
+        self._configs.clear()
 
     def reset_statistics(self, store: IStore, baseline: dict[str, int]) -> None:
         """Count from here on, for whoever asks about this store.

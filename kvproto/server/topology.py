@@ -11,6 +11,7 @@ SDKs does with what it gets.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from kvproto.errors import LocalProtocolError
@@ -28,8 +29,8 @@ __all__ = [
 ]
 
 VBUCKETS = 64
-"""Partitions of a bucket; all are here.  A client ignores a configuration that changes this, so it
-never changes.  64 is what Couchbase itself has on macOS, so clients know it."""
+"""Partitions of a bucket; all are here, and at each peer.  A client ignores a configuration that
+changes this, so it never changes.  64 is what Couchbase itself has on macOS, so clients know it."""
 
 CONFIG_EPOCH = 1
 """First part of a configuration's version; it would grow if revisions had to begin again."""
@@ -56,18 +57,21 @@ def cluster_config(
     cluster_uuid: str,
     revision: int,
     bucket: tuple[str, str, int] | None = None,
+    peers: Sequence[tuple[str, int]] = (),
 ) -> bytes:
     """Make the answer to GET_CLUSTER_CONFIG.
 
-    There is no host name in it: a client goes on using the address that it has dialled, so that
-    forwarded ports and address translation work.  Only KV over TLS is advertised: a client waits
-    for every service that it reads of.
+    There is no host name of ours in it: a client goes on using the address that it has dialled,
+    so that forwarded ports and address translation work.  Only KV over TLS is advertised: a client
+    waits for every service that it reads of.
 
     Args:
         port: Where KV is served over TLS, as the client sees it.
         cluster_uuid: Name of the cluster, 32 hexadecimal digits.
         revision: Clients ignore a configuration that is not newer than the one they have.
         bucket: Name, UUID (32 hexadecimal digits) and manifest version; None for the global form.
+        peers: Host and port of other servers of the same documents; any of them answers for any
+            key, so partitions are dealt out in turn.
 
     Raises:
         LocalProtocolError: What came out would harm a client.
@@ -79,16 +83,23 @@ def cluster_config(
         "clusterCapabilities": {},
         "clusterName": "kvproto",
         "clusterUUID": cluster_uuid,
-        "nodesExt": [{"thisNode": True, "services": {"kvSSL": port}}],
+        "nodesExt": [
+            {"thisNode": True, "services": {"kvSSL": port}},
+            *({"hostname": host, "services": {"kvSSL": other}} for host, other in peers),
+        ],
     }
     if bucket is not None:
-        config |= _bucket_part(port, *bucket)
+        config |= _bucket_part(port, *bucket, peers)
     encoded = json.dumps(config, separators=(",", ":")).encode()
     check_cluster_config(encoded, with_bucket=bucket is not None)
     return encoded
 
 
-def _bucket_part(port: int, name: str, uuid: str, manifest_uid: int) -> dict[str, Any]:
+def _bucket_part(
+    port: int, name: str, uuid: str, manifest_uid: int, peers: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
+    hosts = [f"[{host}]" if ":" in host else host for host, _ in peers]
+    servers = [f"$HOST:{port}", *(f"{host}:{peers[at][1]}" for at, host in enumerate(hosts))]
     return {
         "name": name,
         "uuid": uuid,
@@ -98,12 +109,15 @@ def _bucket_part(port: int, name: str, uuid: str, manifest_uid: int) -> dict[str
         "bucketCapabilitiesVer": "",
         "bucketCapabilities": list(_CAPABILITIES),
         "collectionsManifestUid": f"{manifest_uid:x}",
-        "nodes": [{"thisNode": True, "hostname": "$HOST:8091", "ports": {}}],
+        "nodes": [
+            {"thisNode": True, "hostname": "$HOST:8091", "ports": {}},
+            *({"hostname": f"{host}:8091", "ports": {}} for host in hosts),
+        ],
         "vBucketServerMap": {
             "hashAlgorithm": "CRC",
             "numReplicas": 0,
-            "serverList": [f"$HOST:{port}"],
-            "vBucketMap": [[0]] * VBUCKETS,
+            "serverList": servers,
+            "vBucketMap": [[number % len(servers)] for number in range(VBUCKETS)],
         },
     }
 
@@ -126,7 +140,14 @@ def check_cluster_config(encoded: bytes, *, with_bucket: bool) -> None:
             faults += [
                 (bool(config["name"]), "its bucket has no name"),
                 (len(partitions) == VBUCKETS, "the number of partitions has changed"),
-                (all(chain == [0] for chain in partitions), "a partition is elsewhere"),
+                (
+                    all(len(chain) == 1 and 0 <= chain[0] < len(nodes) for chain in partitions),
+                    "a partition is elsewhere",
+                ),
+                (
+                    len(config["vBucketServerMap"]["serverList"]) == len(nodes),
+                    "servers and nodes differ",
+                ),
             ]
     except (ValueError, TypeError, KeyError) as e:
         raise LocalProtocolError(f"a cluster configuration is malformed: {e!r}") from e

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from typing import Any, ClassVar
 from unittest import SkipTest
 
 from tests.integration import test_sdk_collections as collections
 from tests.integration import test_sdk_documents as documents
 from tests.integration import test_sdk_subdoc as subdoc
-from tests.integration.engines import shared_cluster, shared_server
+from tests.integration.engines import free_port, shared_cluster, shared_server
+from tests.integration.sdk import SDKTestCase, connect, steer
 from tests.integration.service import KvtlsProcess
 
 
@@ -126,3 +129,53 @@ class ClusterLookupTests(OnCluster, subdoc.LookupTests):
 
 class ClusterMutateTests(MacrosWithoutTokens, OnCluster, subdoc.MutateTests):
     """Mutations in documents on a cluster."""
+
+
+class PeersTests(SDKTestCase):
+    """Two services on one engine that name each other."""
+
+    options = None
+
+    def test_both_are_used_and_one_may_go(self) -> None:
+        """The SDK connects to both; when one is killed it goes on with the other."""
+        from couchbase.exceptions import CouchbaseException
+        from couchbase.options import ClusterTimeoutOptions
+
+        ports = [free_port(), free_port()]
+        engine = shared_server()
+        services = [
+            KvtlsProcess(
+                "--user", "alice:secret", "--store", engine.url,
+                "--listen", f"tcp:{own}:interface=127.0.0.1", "--peer", f"127.0.0.1:{other}",
+            )
+            for own, other in (ports, ports[::-1])
+        ]  # fmt: skip
+        try:
+            for running in services:
+                running.wait_for_line(re.compile(r"peer 127\.0\.0\.1:\d+ answers"))
+            # One trust store for both: each has a development CA of its own.
+            ca = services[0].state_dir / "both.pem"
+            ca.write_bytes(b"".join(one.ca_path.read_bytes() for one in services))
+            timeouts = ClusterTimeoutOptions(kv_timeout=timedelta(seconds=2.5))
+            cluster = connect(services[0], ca=ca, timeouts=timeouts)
+            collection = cluster.bucket("default").default_collection()
+            keys = [f"peer{number}" for number in range(64)]
+            for key in keys:
+                collection.upsert(key, key)
+
+            self.until(
+                lambda: all(len(steer(one, "connections")["connections"]) for one in services)
+            )
+            services[1].process.kill()
+
+            def all_answer() -> bool:
+                try:
+                    return all(collection.get(key).content_as[str] == key for key in keys)
+                except CouchbaseException:
+                    return False
+
+            self.until(all_answer)
+            cluster.close()
+        finally:
+            for running in services:
+                running.__exit__(None, None, None)
