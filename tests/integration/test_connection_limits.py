@@ -31,7 +31,7 @@ from tests.integration.live import (
     noop,
     status,
 )
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 from tests.integration.wire_client import packet, read_answer, sasl_plain
 
 NOOP, BUSY = 0x0A, 0x85
@@ -135,7 +135,8 @@ class StrangerTests(LimitCase):
 
     def test_storm(self) -> None:
         """Clients that all come at once, more than the pool has places, all get in."""
-        service = self.start()
+        # They shake hands one after the other, which takes a busy machine its time.
+        service = self.start("--handshake-timeout", str(10 * PATIENCE))
         storm = self.silent(service, POOL + 500)
         for plain in storm:
             with self.context.wrap_socket(plain, server_hostname="127.0.0.1") as peer:
