@@ -84,8 +84,9 @@ class Serial:
         """Let the next job begin, then give everybody the answer."""
         self._busy = False
         self._next()
-        callers, request.callers = list(request.callers), []
-        for caller in callers:
+        # One by one from the list itself: a caller that is answered may cancel another.
+        while request.callers:
+            caller = request.callers.pop(0)
             if isinstance(answer, Failure):
                 caller.errback(answer)
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -37,6 +37,16 @@ class SerialTests(SynchronousTestCase):
         self.ends[1].callback("stopped")
         self.assertEqual(self.successResultOf(second), "stopped")
         self.assertFalse(self.serial.busy)
+
+    def test_cancelled_by_another_caller(self) -> None:
+        """A caller that is answered may cancel one that is not yet: that one is not answered."""
+        self.run_job("restart")
+        first, second = self.run_job("restart"), self.run_job("restart")
+        first.addCallback(lambda _answer: second.cancel())
+        self.ends[0].callback("first")
+        self.ends[1].callback("second")
+        self.successResultOf(first)
+        self.failureResultOf(second, CancelledError)
 
     def test_twenty_wishes_are_two_jobs(self) -> None:
         """Requests that wait together are one, and everybody gets the answer."""

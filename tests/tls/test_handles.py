@@ -226,7 +226,7 @@ class PublicEngine12Tests(PublicEngineTests):
     version = TLS12
 
 
-class HandleEngineTests(PublicEngineTests):
+class CffiEngineTests(PublicEngineTests):
     """The same with pyOpenSSL's handles."""
 
     make = CffiEngine
@@ -285,7 +285,7 @@ class SealTests(_Engines):
         self.assertRaises(NotImplementedError, Engine(self.client).seal, b"x")
 
 
-class HandleEngine12Tests(PublicEngineTests):
+class CffiEngine12Tests(PublicEngineTests):
     """The same with pyOpenSSL's handles and TLS 1.2."""
 
     make = CffiEngine
