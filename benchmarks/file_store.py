@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from twisted.internet.task import Clock
@@ -67,9 +68,11 @@ def cpu_of(pid: int) -> float:
 def measure(kvload: Path, pid: int, port: int, load: tuple[str, int, int], seconds: int) -> float:
     """Return microseconds of the server's CPU for each operation."""
     mode, connections, depth = load
+    run = partial(subprocess.run, stdout=subprocess.PIPE, text=True, check=True)
+    run([kvload, "-p", str(port), "-m", "set", "-t", "1"])  # something to be found
     before = cpu_of(pid)
-    command = [kvload, "-p", port, "-m", mode, "-c", connections, "-d", depth, "-t", seconds]
-    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
+    options = {"-p": port, "-m": mode, "-c": connections, "-d": depth, "-t": seconds}
+    done = run([kvload, *map(str, itertools.chain.from_iterable(options.items()))])
     found = re.search(r"ops=(\d+)", done.stdout) or re.search(r"ops/s=([\d.]+)", done.stdout)
     assert found is not None, done.stdout
     number = float(found[1]) * (seconds if "ops/s" in found[0] else 1)

@@ -81,7 +81,10 @@ def accessed_at(document: Document) -> int:
 
 @dataclass(slots=True)
 class Document:
-    """One document at one moment: a mutation makes a new one, it never changes this one.
+    """One document at one moment: a mutation makes a new one.
+
+    A store changes of one that it keeps only what nobody else looks at (`due`, `kind`), and wipes
+    a lock that has lapsed.
 
     Attributes:
         value: The stored bytes, exactly as they came.

@@ -232,7 +232,7 @@ class DocumentTable:
         self.exhume(key)
         self.tombstones[key] = tombstone
         self.used += footprint(key, tombstone)
-        self.due.add(math.ceil(tombstone.expires_at), key)
+        self._queue(math.ceil(tombstone.expires_at), key)
         return True
 
     def exhume(self, key: Key) -> None:
@@ -254,8 +254,12 @@ class DocumentTable:
             document.due = old.due
             return
         document.due = due
-        self.due.add(due, key)
-        if self.due.entries > 2 * len(self.items) + _STALE_ENTRIES_ALLOWED:
+        self._queue(due, key)
+
+    def _queue(self, second: int, key: Key) -> None:
+        self.due.add(second, key)
+        there = len(self.items) + len(self.tombstones)
+        if self.due.entries > 2 * there + _STALE_ENTRIES_ALLOWED:
             self._rebuild_due()
 
     def _rebuild_due(self) -> None:

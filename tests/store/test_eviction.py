@@ -157,6 +157,30 @@ class LimitTests(SynchronousTestCase):
             self.assertEqual(stat(store, "curr_items"), 2)
             self.assertIsNotNone(store.get(b"b"))
 
+    def test_deleted_again_and_again(self) -> None:
+        """Deleting the same documents with attributes for long leaves a bounded queue."""
+        store = self.store_of(100)
+        spec = MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b"1")
+        for _ in range(5000):
+            store.mutate_in(b"a", [spec], DocFlag.MKDOC)
+            store.delete(b"a")
+            self.clock.advance(1)
+        self.assertLess(store.table.due.entries, 1100)
+        check_books(store)
+
+    def test_queue_beside_many_tombstones(self) -> None:
+        """Many deleted documents do not have the queue rebuilt for each write."""
+        store = MemoryStore(self.clock.seconds, 64 << 20)
+        spec = MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b"1")
+        for number in range(2000):
+            store.mutate_in(b"%d" % number, [spec], DocFlag.ADD | DocFlag.CREATE_AS_DELETED)
+        rebuilt: list[None] = []
+        rebuild = store.table._rebuild_due
+        store.table._rebuild_due = lambda: rebuilt.append(rebuild())  # type: ignore[method-assign]
+        for number in range(100):
+            store.set(b"k%d" % number, b"", 0, 100)
+        self.assertEqual(rebuilt, [])
+
     def test_refusing(self) -> None:
         """Without eviction a full store refuses what needs more memory, and changes nothing."""
         store = self.store_of(2, evict=False)
