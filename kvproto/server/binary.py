@@ -301,9 +301,7 @@ class BinarySession(PlainState):
                 return self._framed(request)
             return self._table[request.opcode](self, request)
         counts = self.server.requests if self.bucket is None else self.bucket.requests
-        before = counts.begin()
-        reply = self._execute(request)
-        counts.binary(request.opcode, reply, before)
+        reply: Reply = counts.binary(self._execute, request)
         return reply
 
     def _execute(self, request: Request | Oversized) -> Reply:

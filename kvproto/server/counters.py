@@ -21,6 +21,7 @@ class Counters:
         too_large: Values that were thrown away because they are too large.
         bytes_read: Bytes of requests.
         bytes_written: Bytes of replies.
+        reads: Reads that were answered in place; one in so many is timed.
     """
 
     curr_connections: int = 0
@@ -32,3 +33,4 @@ class Counters:
     too_large: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    reads: int = 0

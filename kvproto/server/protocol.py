@@ -8,6 +8,7 @@ session's (`kvproto.server.session`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
@@ -23,6 +24,7 @@ from kvproto.base.log import CONNECTION, make_logger
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
 from kvproto.server.binary import BinarySession
 from kvproto.server.replies import Hangup
+from kvproto.server.requests import MEASURED_READS
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.session import Session
 from kvproto.server.text import TextSession
@@ -132,13 +134,17 @@ class KVServerProtocol(TwistedProtocol):
         session = self.session
         if session is None:
             return 0
+        counters, size = self._counters, len(data)
+        counters.reads += 1
+        started = 0.0 if counters.reads % MEASURED_READS else perf_counter()
         try:
             settled = session.receive(data, replies)
         except Exception:
             self._report(Failure())
             session.end(Hangup(reason="an internal error"))
             settled = False
-        counters, size = self._counters, len(data)
+        if started:
+            self._server.requests.took_read(data, perf_counter() - started)
         self._written = written = sum(map(len, replies))
         counters.bytes_read += size
         counters.bytes_written += written

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from operator import attrgetter
 from time import perf_counter
 from typing import Any, Final
 
@@ -18,9 +19,16 @@ from twisted.python.failure import Failure
 from kvproto.base.histogram import QUICK_SECONDS, Histogram
 from kvproto.server.replies import Hangup
 from kvproto.store import IImmediateStore
-from kvproto.wire.constants import LOUD, Opcode, Status
+from kvproto.wire.constants import HEADER_SIZE, LOUD, Magic, Opcode, Status
 
-__all__ = ["OPERATIONS", "RESULTS", "RequestCounts", "binary_operation", "text_operation"]
+__all__ = [
+    "MEASURED_READS",
+    "OPERATIONS",
+    "RESULTS",
+    "RequestCounts",
+    "binary_operation",
+    "text_operation",
+]
 
 _NAMES: Final = {
     Opcode.GETK: "get",
@@ -103,7 +111,8 @@ RESULTS: Final = frozenset({*_STATUSES.values(), "hit", "ok", "error"})
 MEASURED = 8
 """One request in so many is timed: looking at the clock twice costs as much as counting."""
 
-_Numbers = tuple[int, ...]
+MEASURED_READS = 128
+"""One read of plain requests in so many is timed, if it holds one request."""
 
 _COUNTED: Final = (
     ("get_hits", "get", "hit"),
@@ -115,6 +124,28 @@ _COUNTED: Final = (
     ("cmd_set", "set", "ok"),
 )
 """The store's numbers, and what they mean of the short way; the last includes the four above."""
+
+_numbers = attrgetter(*(name for name, _, _ in _COUNTED))
+
+_UNCOUNTED: Final = frozenset(
+    {"noop", "hello", "sasl_auth", "sasl_list", "sasl_step", "select_bucket", "stat"}
+    | {"version", "flush", "get_cluster_config", "get_error_map", "lookup_in", "observe"}
+    | {"observe_seqno", "get_manifest", "get_collection_id", "get_scope_id"}
+)
+"""Operations that change none of these numbers."""
+
+_READING, _WRITING = 1, 2
+_KINDS: Final = tuple(
+    0 if operation in _UNCOUNTED else _READING if operation == "get" else _WRITING
+    for operation in _BINARY
+)
+"""By opcode: which of these numbers may change, hits and misses only or all of them."""
+
+_GOOD: Final = tuple((operation, "hit" if operation in _READS else "ok") for operation in _BINARY)
+_QUIET: Final = tuple((operation, "miss" if operation in _READS else "ok") for operation in _BINARY)
+"""By opcode: what is counted for a success, and for saying nothing."""
+
+_SUCCESS: Final = bytes(2)
 
 
 def binary_operation(opcode: int) -> str:
@@ -138,75 +169,97 @@ class RequestCounts:
         times: How long requests took, by operation; one in `MEASURED` is looked at.
     """
 
-    __slots__ = ("_counts", "_elsewhere", "_started", "_statistics", "_turn", "times")
+    __slots__ = ("_counts", "_elsewhere", "_statistics", "_turn", "times")
 
     def __init__(self, store: Any = None) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
-        immediate = IImmediateStore.implementedBy(type(store))
-        self._statistics: Any = store.statistics if immediate else None
+        self._statistics: Any = (
+            store.statistics if IImmediateStore.implementedBy(type(store)) else None
+        )
         self._elsewhere = [0] * len(_COUNTED)
         self._turn = 0
-        self._started = 0.0
         self.times: dict[str, Histogram] = {}
 
-    def begin(self) -> _Numbers | None:
-        """Hear that a request begins; return what is given to the methods below afterwards."""
-        self._turn += 1
-        self._started = perf_counter() if self._turn % MEASURED == 1 else 0.0
-        return self._numbers()
-
-    def _numbers(self) -> _Numbers | None:
-        counted = self._statistics
-        if counted is None:
-            return None
-        return (
-            counted.get_hits,
-            counted.get_misses,
-            counted.cas_badval,
-            counted.cas_misses,
-            counted.too_large,
-            counted.no_memory,
-            counted.cmd_set,
-        )
-
-    def binary(self, opcode: int, reply: Any, before: _Numbers | None) -> None:
-        """Count a request of the binary protocol.
+    def binary(self, serve: Callable[[Any], Any], request: Any) -> Any:
+        """Serve a request of the binary protocol, and count it; return the reply.
 
         Args:
-            opcode: What was asked.
-            reply: What is answered.
-            before: What `begin` returned.
+            serve: Serves it.
+            request: It has an ``opcode``.
         """
-        self._ended(binary_operation(opcode), _binary_result, reply, before)
+        opcode = request.opcode
+        before = started = None
+        statistics = self._statistics
+        kind = _KINDS[opcode] if statistics is not None else 0
+        if kind == _READING:
+            hits, misses = statistics.get_hits, statistics.get_misses
+        elif kind:
+            before = _numbers(statistics)
+        self._turn = turn = self._turn + 1
+        if turn % MEASURED == 1:
+            started = perf_counter()
+        reply = serve(request)
+        if kind == _READING:
+            self._elsewhere[0] += statistics.get_hits - hits
+            self._elsewhere[1] += statistics.get_misses - misses
+        elif before is not None:
+            self._note(before)
+        if reply.__class__ is bytes:
+            if reply[6:8] == _SUCCESS:
+                self._counts[_GOOD[opcode]] += 1
+            elif not reply:
+                self._counts[_QUIET[opcode]] += 1
+            else:
+                self._counts[_BINARY[opcode], _binary_result(_BINARY[opcode], reply)] += 1
+            if started is not None:
+                self._took(_BINARY[opcode], perf_counter() - started)
+        else:
+            self._ended(_BINARY[opcode], _binary_result, reply, started)
+        return reply
 
-    def text(self, item: Any, reply: Any, before: _Numbers | None) -> None:
-        """Count a command of the text protocol; see `binary`."""
-        if getattr(item, "verb", "") == "end":  # of a retrieval, whose keys are counted one by one
-            return
-        self._ended(text_operation(item), _text_result, reply, before)
+    def text(self, serve: Callable[[Any], Any], item: Any) -> Any:
+        """Serve a command of the text protocol, and count it; see `binary`."""
+        verb = getattr(item, "verb", "")
+        if verb == "end":  # of a retrieval, whose keys are counted one by one
+            return serve(item)
+        before = None if self._statistics is None else _numbers(self._statistics)
+        self._turn += 1
+        started = perf_counter() if self._turn % MEASURED == 1 else None
+        reply = serve(item)
+        if before is not None:
+            self._note(before)
+        operation = text_operation(item)
+        self._ended(operation, _text_result, reply, started)
+        return reply
 
     def _ended(
         self,
         operation: str,
         result_of: Callable[[str, Any], str],
         reply: Any,
-        before: _Numbers | None,
+        started: float | None,
     ) -> None:
-        self._note(before)
-        started = self._started
         if not isinstance(reply, Deferred):
             self._counts[operation, result_of(operation, reply)] += 1
-            if started:
+            if started is not None:
                 self._took(operation, perf_counter() - started)
             return
 
         def later(outcome: Any) -> Any:
             self._counts[operation, result_of(operation, outcome)] += 1
-            if started:
+            if started is not None:
                 self._took(operation, perf_counter() - started)
             return outcome
 
         reply.addBoth(later)
+
+    def took_read(self, data: bytes, seconds: float) -> None:
+        """Note how long a read took that may have come by the short way, if it is one request."""
+        if data[0] == Magic.REQUEST:
+            if len(data) == HEADER_SIZE + int.from_bytes(data[8:12]) and data[1] < 2:
+                self._took(_BINARY[data[1]], seconds)
+        elif data[:4] in {b"get ", b"set "} and data.count(b"\n") == 1 + (data[:1] == b"s"):
+            self._took(data[:3].decode(), seconds)
 
     def _took(self, operation: str, seconds: float) -> None:
         times = self.times.get(operation)
@@ -214,10 +267,10 @@ class RequestCounts:
             times = self.times[operation] = Histogram(QUICK_SECONDS)
         times.observe(seconds)
 
-    def _note(self, before: _Numbers | None) -> None:
+    def _note(self, before: tuple[int, ...]) -> None:
         """Remember what a request that took the usual way has added to the store's numbers."""
-        after = self._numbers()
-        if after != before and after is not None and before is not None:
+        after = _numbers(self._statistics)
+        if after != before:
             elsewhere = self._elsewhere
             for at, (now, then) in enumerate(zip(after, before, strict=True)):
                 elsewhere[at] += now - then
@@ -225,8 +278,8 @@ class RequestCounts:
     def report(self) -> dict[tuple[str, str], int]:
         """Return how many requests there were, by operation and result."""
         found = Counter(self._counts)
-        after = self._numbers()
-        if after is not None:
+        if self._statistics is not None:
+            after = _numbers(self._statistics)
             plain = [now - seen for now, seen in zip(after, self._elsewhere, strict=True)]
             plain[-1] -= sum(plain[2:-1])
             for (_, operation, result), number in zip(_COUNTED, plain, strict=True):

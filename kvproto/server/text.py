@@ -151,9 +151,7 @@ class TextSession:
     def begin(self, item: TextCommand | TextRefusal) -> Reply:
         """Start one command, whatever becomes of those before it, and count it."""
         counts = self.server.requests if self.bucket is None else self.bucket.requests
-        before = counts.begin()
-        reply = self._begin(item)
-        counts.text(item, reply, before)
+        reply: Reply = counts.text(self._begin, item)
         return reply
 
     def _begin(self, item: TextCommand | TextRefusal) -> Reply:

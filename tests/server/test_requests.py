@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.server.requests import MEASURED, OPERATIONS, RESULTS, RequestCounts
 from kvproto.wire.binary import encode_request
 from kvproto.wire.constants import Opcode, Status
+from kvproto.wire.frames import Request
 from tests.server.support import Link
 
 ITEM = bytes(8)
@@ -89,11 +90,11 @@ class CountTests(SynchronousTestCase):
         """A request that is answered later is counted then, one that fails as an error."""
         counts = RequestCounts()
         waiting: Deferred[bytes] = Deferred()
-        counts.binary(Opcode.GET, waiting, counts.begin())
+        counts.binary(lambda _: waiting, Request(opcode=Opcode.GET))
         self.assertEqual(counts.report(), {})
         waiting.callback(b"\x81\0\0\0\0\0" + int(Status.NOT_FOUND).to_bytes(2) + bytes(16))
         failing: Deferred[bytes] = fail(ValueError())
-        counts.binary(Opcode.GET, failing, counts.begin())
+        counts.binary(lambda _: failing, Request(opcode=Opcode.GET))
         self.failureResultOf(failing, ValueError)
         self.assertEqual(counts.report(), {("get", "miss"): 1, ("get", "error"): 1})
 
@@ -101,8 +102,26 @@ class CountTests(SynchronousTestCase):
         """One request in so many is timed, the first one included."""
         counts = RequestCounts()
         for _ in range(2 * MEASURED):
-            counts.binary(Opcode.NOOP, bytes(24), counts.begin())
+            counts.binary(lambda _: bytes(24), Request(opcode=Opcode.NOOP))
         self.assertEqual(counts.times["noop"].cumulative()[-1][1], 2)
+
+    def test_times_of_reads(self) -> None:
+        """A read that is one plain GET or SET is timed under its name, any other is not."""
+        counts = RequestCounts()
+        for data in (
+            encode_request(Opcode.GET, key=b"k"),
+            encode_request(Opcode.SET, key=b"k", extras=ITEM, value=b"v"),
+            b"get k\r\n",
+            b"set k 0 0 1\r\nv\r\n",
+            2 * encode_request(Opcode.GET, key=b"k"),
+            encode_request(Opcode.GET, key=b"k")[:24],
+            encode_request(Opcode.DELETE, key=b"k"),
+            b"get k\r\nget k\r\n",
+            b"\xff",
+        ):
+            counts.took_read(data, 0.001)
+        found = {name: times.cumulative()[-1][1] for name, times in counts.times.items()}
+        self.assertEqual(found, {"get": 2, "set": 2})
 
     def test_labels(self) -> None:
         """Operations and results are from fixed sets."""
@@ -113,6 +132,6 @@ class CountTests(SynchronousTestCase):
         for opcode in range(256):
             for status in range(256):
                 reply = bytes(6) + status.to_bytes(2) + bytes(16)
-                counts.binary(opcode, reply, counts.begin())
+                counts.binary(lambda _, reply=reply: reply, Request(opcode=opcode))  # type: ignore[misc]
         self.assertLessEqual({operation for operation, _ in counts.report()}, OPERATIONS)
         self.assertLessEqual({result for _, result in counts.report()}, RESULTS)
