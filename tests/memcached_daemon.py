@@ -7,6 +7,7 @@ nothing here (slabs, threads, extstore) are passed over.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from typing import Any
@@ -69,6 +70,8 @@ def main() -> None:
     tcp = f"tcp:{options.p or 11211}:interface=127.0.0.1"
     where = f"unix:{options.s}" if options.s else tcp
     endpoints.serverFromString(reactor, where).listen(factory)
+    # A shell that starts it in the background has it ignore this.
+    signal.signal(signal.SIGINT, lambda *_: reactor.callFromThread(reactor.stop))
     reactor.run()
 
 

@@ -118,3 +118,10 @@ class OptionsTests(SynchronousTestCase):
     def test_password_is_not_repeated(self) -> None:
         """A password does not come back in an error."""
         self.assertNotIn("hunter2", self.refused("--user", ":hunter2"))
+
+    def test_memcached_version(self) -> None:
+        """What VERSION answers is three numbers: clients read it."""
+        config = self.parse("--memcached-version", "1.4.39")
+        self.assertEqual(config.memcached_version, "1.4.39")
+        for text in ("1.6", "1.6.45-beta", "", "x"):
+            self.assertIn("is no version like", self.refused("--memcached-version", text))

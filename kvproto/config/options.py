@@ -7,6 +7,7 @@ each other is `Config`'s to say.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -106,6 +107,12 @@ def _choice(kind: type[Enum]) -> Kind:
 def _whole(parse: Callable[[str], Any]) -> Callable[[str, str], Any]:
     """Adapt a parser that knows its option's spelling itself."""
     return lambda _option, text: parse(text)
+
+
+def _version(option: str, text: str) -> str:
+    if not re.fullmatch(r"\d{1,4}\.\d{1,4}\.\d{1,4}", text, re.ASCII):
+        raise ConfigError(option, f"{text!r} is no version like 1.6.45")
+    return text
 
 
 FLAG = Kind("", _text, (bool,), "true or false")
@@ -236,6 +243,9 @@ OPTIONS: dict[str, Option] = {
                "let clients FLUSH (always on in memcached mode)", unset=None),
         Option("no-flush", "allow_flush", FLAG, "refuse FLUSH, in memcached mode too",
                value=False, unset=None),
+        Option("memcached-version", "memcached_version", Kind("X.Y.Z", _version),
+               "what VERSION answers, for clients that choose their dialect by it "
+               "(default: 1.6.45)"),
         Option("store", "store", Kind("URL", _text),
                "where values live (default: memory:)"),
         Option(

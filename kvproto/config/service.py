@@ -64,6 +64,7 @@ class Config:
         anonymous: Whether a peer that did not log in may work; None: only
             when no user is configured.
         mode: Whose habits to follow.
+        memcached_version: What VERSION answers.
         store: URL of where values live; `kvproto.config.StoreURL` cuts it into parts.
         peers: Host and port of other services on the same engine, as clients reach them.
         allow_flush: Whether FLUSH works; None: only in memcached mode.
@@ -117,6 +118,7 @@ class Config:
     collections: tuple[Collection, ...] = ()
     anonymous: bool | None = None
     mode: Mode = Mode.COUCHBASE
+    memcached_version: str = "1.6.45"
     store: str = DEFAULT_STORE
     peers: tuple[tuple[str, int], ...] = ()
     allow_flush: bool | None = None

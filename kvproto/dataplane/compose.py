@@ -65,6 +65,7 @@ def make_server(
             max_connections=config.connection_limit,
             memory_limit=config.memory_limit,
             evict=config.evict,
+            version=config.memcached_version,
         ),
         make_users(config, hashing),
         identify,

@@ -200,6 +200,33 @@ class OperationTests(FleetCase):
             b"NOT_FOUND\r\nNOT_FOUND\r\nSTORED\r\nVALUE last 0 0\r\n\r\nEND\r\n",
         )
 
+    async def test_meta(self) -> None:
+        """Meta commands, as far as the servers' binary protocol can say them."""
+        client = await self.connect()
+        refused = b"SERVER_ERROR not supported by this store\r\n"
+        for asked, answered in (
+            (b"mg a v", b"EN\r\n"),
+            (b"ms a 3 F5 T60 k\r\nabc", b"HD ka\r\n"),
+            (b"mg a v f s k O1", b"VA 3 f5 s3 ka O1\r\nabc\r\n"),
+            (b"ms a 1 ME\r\nx", b"NS\r\n"),
+            (b"ms b 1 MR\r\nx", b"NS\r\n"),
+            (b"ms a 1 C99\r\nx", b"EX\r\n"),
+            (b"ms a 1 MA\r\nd", b"HD\r\n"),
+            (b"mg a v T30", b"VA 4\r\nabcd\r\n"),
+            (b"ma n", b"NF\r\n"),
+            (b"ma n N0 J13 v", b"VA 2\r\n13\r\n"),
+            (b"ma n D3 MD v", b"VA 2\r\n10\r\n"),
+            (b"ma a", b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n"),
+            (b"md a q", b""),
+            (b"md a", b"NF\r\n"),
+            (b"mg n t", refused),
+            (b"md n I", refused),
+            (b"ms n 1 E5\r\nx", refused),
+            (b"me n", refused),
+        ):
+            heard = await client.say(asked + b"\r\nmn\r\n", b"MN\r\n")
+            self.assertEqual(heard, answered + b"MN\r\n", asked)
+
     async def test_cas(self) -> None:
         """Compare and swap by text, with the server's own numbers."""
         client = await self.connect()

@@ -405,14 +405,17 @@ class DurabilityTests(SDKTestCase):
         from couchbase.exceptions import DurabilityImpossibleException
         from couchbase.options import UpsertOptions
 
-        copies = ClientDurability(replicate_to=ReplicateTo.ONE, persist_to=PersistTo.NONE)
-        self.assertRaises(
-            DurabilityImpossibleException,
-            self.collection.upsert,
-            self.key(),
-            1,
-            UpsertOptions(durability=copies),
-        )
+        for copies in (
+            ClientDurability(replicate_to=ReplicateTo.ONE, persist_to=PersistTo.NONE),
+            ClientDurability(replicate_to=ReplicateTo.NONE, persist_to=PersistTo.ONE),
+        ):
+            self.assertRaises(
+                DurabilityImpossibleException,
+                self.collection.upsert,
+                self.key(),
+                1,
+                UpsertOptions(durability=copies),
+            )
 
 
 class FullTests(SDKTestCase):
