@@ -9,7 +9,7 @@ whose read says "another epoch" counts for nothing (its name is of the old one, 
 looks), and is sent again with the new name.  So a flush that was answered is seen by every command
 that any process is asked for afterwards.
 
-In a cluster the record lies once in each 64th part of... see `kvproto.upstream.store`.
+Where the record lies is `kvproto.upstream.keeper`'s.
 
 A record is text: 16 digits, its version, then JSON.  The version is unix time in microseconds when
 it was made, or one more than the version before, so of two records the larger is the newer, and a
