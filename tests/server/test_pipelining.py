@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.server import Bucket, KVServer, Manifest, ServerSettings
@@ -236,6 +236,51 @@ class OrderedTests(_SlowTestCase):
             while self.waiting():
                 self.slow.release()
         self.assertEqual(self.opaques(), list(range(500)))
+
+
+class DistantStore:
+    """A store that answers after a millisecond.
+
+    Args:
+        store: The store that knows the answers.
+        clock: Tells when they come.
+    """
+
+    def __init__(self, store: MemoryStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    def get(self, key: bytes) -> Any:
+        return deferLater(self._clock, 0.001, self._store.get, key)
+
+
+class ThroughputTests(SynchronousTestCase):
+    """What pipelining is worth in front of a store that needs a millisecond."""
+
+    def answered(self, in_flight: int) -> int:
+        """Return how many requests of one connection are answered in 100 ms."""
+        clock = Clock()
+        store = DistantStore(MemoryStore(clock.seconds), clock)
+        link = Link(KVServer(store, later=clock.callLater))
+        numbers = itertools.count()
+
+        def ask(count: int) -> None:
+            link.transport.send(b"".join(get(b"%d" % next(numbers)) for _ in range(count)))
+
+        ask(in_flight)
+        answered = 0
+        for _ in range(1000):
+            clock.advance(0.0001)
+            replies = len(link.responses())
+            answered += replies
+            ask(replies)
+        return answered
+
+    def test_gain(self) -> None:
+        """32 requests in flight are answered in the time of one."""
+        alone = self.answered(1)
+        self.assertGreater(alone, 80)
+        self.assertGreaterEqual(self.answered(32), 25 * alone)
 
 
 class TurnTests(_SlowTestCase):
