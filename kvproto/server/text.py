@@ -150,6 +150,8 @@ class TextSession:
 
     def begin(self, item: TextCommand | TextRefusal) -> Reply:
         """Start one command, whatever becomes of those before it, and count it."""
+        if self.plain_get is not None and item.__class__ is TextCommand and item.verb in _PLAIN:
+            return _HANDLERS[item.verb](self, item)  # the store itself counts these
         counts = self.server.requests if self.bucket is None else self.bucket.requests
         reply: Reply = counts.text(self._begin, item)
         return reply
@@ -517,6 +519,7 @@ def _quit(session: TextSession, command: TextCommand) -> Reply:
     return Hangup()
 
 
+_PLAIN = frozenset({"get", "set", "end"})
 _DISCARDING = frozenset({"set", "ms"})
 _KEYS = frozenset({"get", "gets", "gat", "gats"})
 _WITHOUT_BUCKET = frozenset({"version", "verbosity", "mn", "quit", "shutdown", "cache_memlimit"})
