@@ -10,7 +10,8 @@ Source: memcached ``doc/protocol.txt``, "Expiration times".
 from __future__ import annotations
 
 import math
-from heapq import heappop, heappush
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 
 from kvproto.store.document import Key
 
@@ -57,13 +58,17 @@ class DueQueue:
         entries: How many keys are queued.
     """
 
-    __slots__ = ("_keys", "_seconds", "entries", "first")
+    __slots__ = ("_at", "_keys", "_seconds", "_seen", "_unsifted", "entries", "first")
 
     def __init__(self) -> None:
         self.first: float = math.inf
         self.entries = 0
         self._keys: dict[int, list[Key]] = {}
         self._seconds: list[int] = []
+        # While it is sifted: the seconds that are left, how far the last of them is, and its keys.
+        self._unsifted: list[int] = []
+        self._at = 0
+        self._seen: set[Key] = set()
 
     def add(self, second: int, key: Key) -> None:
         """Queue a key for a second of unix time."""
@@ -76,18 +81,60 @@ class DueQueue:
             keys.append(key)
         self.entries += 1
 
-    def take(self) -> tuple[int, Key]:
-        """Take a key out of the earliest second; there must be one.
+    def take(self) -> tuple[int, Key] | None:
+        """Take a key out of the earliest second that has any.
 
         Returns:
-            The second it was queued for, and the key.
+            The second it was queued for, and the key; None when there is none.
         """
-        second = self._seconds[0]
-        keys = self._keys[second]
-        key = keys.pop()
-        self.entries -= 1
-        if not keys:
-            del self._keys[second]
-            heappop(self._seconds)
-            self.first = self._seconds[0] if self._seconds else math.inf
-        return second, key
+        taken = None
+        while self._seconds and taken is None:
+            second = self._seconds[0]
+            keys = self._keys[second]
+            if keys:
+                taken = second, keys.pop()
+                self.entries -= 1
+            if not keys:
+                del self._keys[second]
+                heappop(self._seconds)
+        self.first = self._seconds[0] if self._seconds else math.inf
+        return taken
+
+    @property
+    def sifting(self) -> bool:
+        """Whether `sift` is not through."""
+        return bool(self._unsifted)
+
+    def sift(self, matters: Callable[[int, Key], bool], count: int) -> None:
+        """Look at some entries and leave out those that do not matter; a little at a time.
+
+        Args:
+            matters: Says whether a key is still to be looked at in a second.
+            count: How many entries to look at.
+        """
+        if not self._unsifted:
+            self._unsifted = list(self._keys)
+        for _ in range(count):
+            keys = self._keys.get(self._unsifted[-1], [])
+            if self._at >= len(keys):
+                self._unsifted.pop()
+                self._at = 0
+                self._seen.clear()
+                if not self._unsifted:
+                    self._drop_empty()
+                    return
+                continue
+            key = keys[self._at]
+            if key not in self._seen and matters(self._unsifted[-1], key):
+                self._seen.add(key)
+                self._at += 1
+            else:
+                keys[self._at] = keys[-1]
+                keys.pop()
+                self.entries -= 1
+
+    def _drop_empty(self) -> None:
+        self._keys = {second: keys for second, keys in self._keys.items() if keys}
+        self._seconds = list(self._keys)
+        heapify(self._seconds)
+        self.first = self._seconds[0] if self._seconds else math.inf

@@ -259,20 +259,23 @@ class DocumentTable:
     def _queue(self, second: int, key: Key) -> None:
         self.due.add(second, key)
         there = len(self.items) + len(self.tombstones)
-        if self.due.entries > 2 * there + _STALE_ENTRIES_ALLOWED:
-            self._rebuild_due()
+        # Entries of removed documents stay behind, until they are the majority.
+        if self.due.sifting or self.due.entries > 2 * there + _STALE_ENTRIES_ALLOWED:
+            self.due.sift(self._is_due, _CHORES_PER_WRITE)
 
-    def _rebuild_due(self) -> None:
-        """Leave behind the entries of removed documents, once they are the majority."""
-        self.due = DueQueue()
-        for key, document in self.items.items():
-            if document.due:
-                self.due.add(document.due, key)
-        for key, tombstone in self.tombstones.items():
-            self.due.add(math.ceil(tombstone.expires_at), key)
+    def _is_due(self, second: int, key: Key) -> bool:
+        """Say whether somebody has to look at a key in a second."""
+        document = self.items.get(key)
+        if document is not None and document.due == second:
+            return True
+        tombstone = self.tombstones.get(key)
+        return tombstone is not None and math.ceil(tombstone.expires_at) == second
 
     def _reclaim_due(self, now: float) -> None:
-        second, key = self.due.take()
+        taken = self.due.take()
+        if taken is None:
+            return
+        second, key = taken
         document = self.items.get(key)
         if document is None:
             tombstone = self.tombstones.get(key)

@@ -169,17 +169,50 @@ class LimitTests(SynchronousTestCase):
         check_books(store)
 
     def test_queue_beside_many_tombstones(self) -> None:
-        """Many deleted documents do not have the queue rebuilt for each write."""
+        """Many deleted documents do not have the queue cleaned for each write."""
         store = MemoryStore(self.clock.seconds, 64 << 20)
         spec = MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b"1")
         for number in range(2000):
             store.mutate_in(b"%d" % number, [spec], DocFlag.ADD | DocFlag.CREATE_AS_DELETED)
-        rebuilt: list[None] = []
-        rebuild = store.table._rebuild_due
-        store.table._rebuild_due = lambda: rebuilt.append(rebuild())  # type: ignore[method-assign]
         for number in range(100):
             store.set(b"k%d" % number, b"", 0, 100)
-        self.assertEqual(rebuilt, [])
+            self.assertFalse(store.table.due.sifting)
+
+    def test_deleted_and_stored_again(self) -> None:
+        """Entries of deleted documents are left behind, for the same second too, one for each."""
+        store = self.store_of(100)
+        for _ in range(9_000):
+            store.set(b"a", b"", 0, 500)
+            store.delete(b"a")
+        self.assertLess(store.table.due.entries, 1_100)
+        store.set(b"a", b"", 0, 500)
+        self.clock.advance(501)
+        store.set(b"b", b"")
+        self.assertEqual(stat(store, "curr_items"), 1)
+        check_books(store)
+
+    def test_cleaning_up_is_spread(self) -> None:
+        """However many entries are left behind, no single write looks at more than a few."""
+        store = self.store_of(3_000)
+        for number in range(2_000):
+            store.set(b"k%d" % number, b"", 0, 90_000 + number)
+        looked = 0
+        is_due = store.table._is_due
+
+        def count(second: int, key: Key) -> bool:
+            nonlocal looked
+            looked += 1
+            return is_due(second, key)
+
+        store.table._is_due = count  # type: ignore[method-assign]
+        total = 0
+        for expiry in range(20_000, 100, -1):
+            store.set(b"a", b"", 0, expiry)
+            self.assertLessEqual(looked, 8)
+            total, looked = total + looked, 0
+        self.assertGreater(total, 10_000)
+        self.assertLess(store.table.due.entries, 2 * 2_001 + 1_100)
+        check_books(store)
 
     def test_refusing(self) -> None:
         """Without eviction a full store refuses what needs more memory, and changes nothing."""
