@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from kvproto.errors import RemoteProtocolError
+from kvproto.server.client import BinaryClient
 from kvproto.server.replies import Hangup, Reply, then
 from kvproto.server.sasl import MALFORMED, MECHANISMS, Verdict, mechanism_list
 from kvproto.server.statistics import Report, report
@@ -22,9 +22,6 @@ from kvproto.wire.constants import Datatype, Status
 from kvproto.wire.extras import config_version
 from kvproto.wire.frames import Request
 from kvproto.wire.hello import decode_features, encode_features, negotiate
-
-if TYPE_CHECKING:
-    from kvproto.server.binary import BinarySession
 
 __all__ = [
     "cluster_config",
@@ -63,55 +60,55 @@ NO_BUCKET_NAME = b"@no bucket@"
 """What SELECT_BUCKET takes for none (kv_engine ``docs/BinaryProtocol.md``)."""
 
 
-def unknown(session: BinarySession, request: Request) -> Reply:
+def unknown(session: BinaryClient, request: Request) -> Reply:
     """Answer an opcode that does not exist here; the connection stays."""
     return session.error_to(request, Status.UNKNOWN_COMMAND)
 
 
-def log_in_first(session: BinarySession, request: Request) -> Reply:
+def log_in_first(session: BinaryClient, request: Request) -> Reply:
     """Answer whatever needs a login from somebody who has none."""
     return session.error_to(request, Status.AUTH_ERROR)
 
 
-def refuse(session: BinarySession, request: Request) -> Reply:
+def refuse(session: BinaryClient, request: Request) -> Reply:
     """Answer somebody who may not even log in."""
     return Hangup(
         session.error_to(request, Status.AUTH_ERROR), "its certificate names no known user"
     )
 
 
-def no_bucket(session: BinarySession, request: Request) -> Reply:
+def no_bucket(session: BinaryClient, request: Request) -> Reply:
     """Answer whatever needs a bucket from a user who may use none."""
     return session.error_to(request, Status.NO_BUCKET)
 
 
-def noop(session: BinarySession, request: Request) -> Reply:
+def noop(session: BinaryClient, request: Request) -> Reply:
     """NOOP."""
     return simple_reply(request.opcode, 0, request.opaque)
 
 
-def version(session: BinarySession, request: Request) -> Reply:
+def version(session: BinaryClient, request: Request) -> Reply:
     """VERSION."""
     value = session.server.settings.version.encode()
     return encode_response(request.opcode, value=value, opaque=request.opaque)
 
 
-def verbosity(session: BinarySession, request: Request) -> Reply:
+def verbosity(session: BinaryClient, request: Request) -> Reply:
     """VERBOSITY: accepted; what is logged is the operator's business, not a client's."""
     return simple_reply(request.opcode, 0, request.opaque)
 
 
-def quit_(session: BinarySession, request: Request) -> Reply:
+def quit_(session: BinaryClient, request: Request) -> Reply:
     """QUIT: say so, and close."""
     return Hangup(simple_reply(request.opcode, 0, request.opaque))
 
 
-def quit_quietly(session: BinarySession, request: Request) -> Reply:
+def quit_quietly(session: BinaryClient, request: Request) -> Reply:
     """QUITQ: close."""
     return Hangup()
 
 
-def flush(session: BinarySession, request: Request) -> Reply:
+def flush(session: BinaryClient, request: Request) -> Reply:
     """FLUSH, where the operator allows it."""
     if not session.server.settings.flush_allowed:
         return session.error_to(request, Status.NO_ACCESS)
@@ -119,7 +116,7 @@ def flush(session: BinarySession, request: Request) -> Reply:
     return then(done, lambda _: simple_reply(request.opcode, 0, request.opaque))
 
 
-def stat(session: BinarySession, request: Request) -> Reply:
+def stat(session: BinaryClient, request: Request) -> Reply:
     """STAT: one packet for each item, and an empty one that ends them."""
     if request.value and not (request.datatype & Datatype.JSON and _is_json(request.value)):
         return session.error_to(request, Status.INVALID)
@@ -135,7 +132,7 @@ def _is_json(value: bytes) -> bool:
         return False
 
 
-def _statistics(found: Report, session: BinarySession, request: Request) -> Reply:
+def _statistics(found: Report, session: BinaryClient, request: Request) -> Reply:
     if found.wrong:
         return session.error_to(request, Status.NOT_FOUND)
     opcode, opaque = request.opcode, request.opaque
@@ -147,7 +144,7 @@ def _statistics(found: Report, session: BinarySession, request: Request) -> Repl
     return b"".join(packets)
 
 
-def observe_seqno(session: BinarySession, request: Request) -> Reply:
+def observe_seqno(session: BinaryClient, request: Request) -> Reply:
     """OBSERVE_SEQNO: up to where this store's history is in memory, and up to where on disk."""
     if len(request.value) != _VBUCKET_UUID.size:
         return session.error_to(request, Status.INVALID)
@@ -159,7 +156,7 @@ def observe_seqno(session: BinarySession, request: Request) -> Reply:
     return encode_response(request.opcode, value=value, opaque=request.opaque)
 
 
-def hello(session: BinarySession, request: Request) -> Reply:
+def hello(session: BinaryClient, request: Request) -> Reply:
     """HELLO: agree on features."""
     try:
         wanted = decode_features(request.value)
@@ -173,7 +170,7 @@ def hello(session: BinarySession, request: Request) -> Reply:
 # Buckets and what clients are told of them
 
 
-def select_bucket(session: BinarySession, request: Request) -> Reply:
+def select_bucket(session: BinaryClient, request: Request) -> Reply:
     """SELECT_BUCKET; whether a bucket does not exist or is somebody else's is not told apart."""
     user = session.peer.user
     if request.key == NO_BUCKET_NAME:
@@ -187,7 +184,7 @@ def select_bucket(session: BinarySession, request: Request) -> Reply:
     return simple_reply(request.opcode, 0, request.opaque)
 
 
-def cluster_config(session: BinarySession, request: Request) -> Reply:
+def cluster_config(session: BinaryClient, request: Request) -> Reply:
     """GET_CLUSTER_CONFIG: of the selected bucket, or of the cluster as long as none is."""
     try:
         known = config_version(request.extras)
@@ -201,7 +198,7 @@ def cluster_config(session: BinarySession, request: Request) -> Reply:
     return _json(request, value)
 
 
-def error_map(session: BinarySession, request: Request) -> Reply:
+def error_map(session: BinaryClient, request: Request) -> Reply:
     """GET_ERROR_MAP."""
     version = int.from_bytes(request.value)
     if len(request.value) != 2 or not version:
@@ -209,13 +206,13 @@ def error_map(session: BinarySession, request: Request) -> Reply:
     return _json(request, make_error_map(version))
 
 
-def manifest(session: BinarySession, request: Request) -> Reply:
+def manifest(session: BinaryClient, request: Request) -> Reply:
     """GET_MANIFEST: the collections of the bucket."""
     assert session.bucket is not None
     return _json(request, session.bucket.manifest.to_json())
 
 
-def collection_id(session: BinarySession, request: Request) -> Reply:
+def collection_id(session: BinaryClient, request: Request) -> Reply:
     """GET_COLLECTION_ID: of ``scope.collection``."""
     bucket = session.bucket
     assert bucket is not None
@@ -234,7 +231,7 @@ def collection_id(session: BinarySession, request: Request) -> Reply:
     )
 
 
-def scope_id(session: BinarySession, request: Request) -> Reply:
+def scope_id(session: BinaryClient, request: Request) -> Reply:
     """GET_SCOPE_ID: of a scope's name, or of ``scope.collection``."""
     bucket = session.bucket
     assert bucket is not None
@@ -261,13 +258,13 @@ def _json(request: Request, value: bytes) -> bytes:
 # Login
 
 
-def sasl_list(session: BinarySession, request: Request) -> Reply:
+def sasl_list(session: BinaryClient, request: Request) -> Reply:
     """SASL_LIST: names of mechanisms."""
     names = mechanism_list(with_users=len(session.server.users) > 0)
     return encode_response(request.opcode, value=names, opaque=request.opaque)
 
 
-def sasl_auth(session: BinarySession, request: Request) -> Reply:
+def sasl_auth(session: BinaryClient, request: Request) -> Reply:
     """SASL_AUTH: begin a login; one that was under way is forgotten."""
     make = MECHANISMS.get(request.key)
     session.peer.begin("unknown" if make is None else request.key.decode())
@@ -281,7 +278,7 @@ def sasl_auth(session: BinarySession, request: Request) -> Reply:
     return then(session.mechanism.step(request.value), _stepped, session, request)
 
 
-def sasl_step(session: BinarySession, request: Request) -> Reply:
+def sasl_step(session: BinaryClient, request: Request) -> Reply:
     """SASL_STEP: go on with the login under way."""
     mechanism = session.mechanism
     if mechanism is None or request.key != session.mechanism_name:
@@ -292,7 +289,7 @@ def sasl_step(session: BinarySession, request: Request) -> Reply:
     return then(mechanism.step(request.value), _stepped, session, request)
 
 
-def _stepped(verdict: Verdict, session: BinarySession, request: Request) -> Reply:
+def _stepped(verdict: Verdict, session: BinaryClient, request: Request) -> Reply:
     """Encode what a mechanism says."""
     session.update_rights()
     if verdict.done is None:

@@ -6,19 +6,16 @@ Each takes a handler and returns one, so that a session without the feature pays
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 
 from kvproto.errors import RemoteProtocolError
+from kvproto.server.client import BinaryClient
 from kvproto.server.documents import Handler
 from kvproto.server.replies import Reply, then
 from kvproto.wire.constants import Magic, Status
 from kvproto.wire.frames import Request
 from kvproto.wire.framing import encode_server_duration
-
-if TYPE_CHECKING:
-    from kvproto.server.binary import BinarySession
 
 __all__ = [
     "duration",
@@ -35,7 +32,7 @@ def _silencing(silent: bytes) -> Callable[[Handler], Handler]:
         return b"" if isinstance(reply, bytes) and reply[6:8] == silent else reply
 
     def silence(handler: Handler) -> Handler:
-        def quiet_handler(session: BinarySession, request: Request) -> Reply:
+        def quiet_handler(session: BinaryClient, request: Request) -> Reply:
             return then(handler(session, request), hush)
 
         return quiet_handler
@@ -53,7 +50,7 @@ quiet_on_miss = _silencing(Status.NOT_FOUND.to_bytes(2))
 def in_collections(handler: Handler) -> Handler:
     """Make the form of a handler for keys that begin with the id of their collection."""
 
-    def collection_handler(session: BinarySession, request: Request) -> Reply:
+    def collection_handler(session: BinaryClient, request: Request) -> Reply:
         bucket = session.bucket
         assert bucket is not None
         try:
@@ -74,7 +71,7 @@ _DURATIONS = [encode_server_duration(micros) for micros in range(_LONGEST_TABLED
 def with_duration(handler: Handler) -> Handler:
     """Make the form of a handler whose replies say how long it took."""
 
-    def timed_handler(session: BinarySession, request: Request) -> Reply:
+    def timed_handler(session: BinaryClient, request: Request) -> Reply:
         timer = session.server.timer
         started = timer()
         reply = handler(session, request)

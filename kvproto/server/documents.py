@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 
+from kvproto.server.client import BinaryClient
 from kvproto.server.replies import COPY_LIMIT, Reply, then
 from kvproto.store import LOCKED_CAS, Document, Key, Refusal, is_json
 from kvproto.wire.binary import (
@@ -29,9 +30,6 @@ from kvproto.wire.binary import (
 from kvproto.wire.collections import join_key
 from kvproto.wire.constants import Datatype, Status
 from kvproto.wire.frames import Request
-
-if TYPE_CHECKING:
-    from kvproto.server.binary import BinarySession
 
 __all__ = [
     "Handler",
@@ -54,8 +52,8 @@ __all__ = [
     "unlock",
 ]
 
-Handler: TypeAlias = "Callable[[BinarySession, Request], Reply]"
-Encode: TypeAlias = "Callable[[BinarySession, Request, Document], Reply]"
+Handler: TypeAlias = "Callable[[BinaryClient, Request], Reply]"
+Encode: TypeAlias = "Callable[[BinaryClient, Request, Document], Reply]"
 
 _STORE_EXTRAS = Struct(">II")
 _COUNTER_EXTRAS = Struct(">QQI")
@@ -74,7 +72,7 @@ def holds_json(document: Document) -> bool:
     return is_json(document)
 
 
-def encode_outcome(outcome: Any, session: BinarySession, request: Request, encode: Encode) -> Reply:
+def encode_outcome(outcome: Any, session: BinaryClient, request: Request, encode: Encode) -> Reply:
     """Encode what a store answered, at once or when it has."""
     if outcome.__class__ is Document:
         return encode(session, request, outcome)
@@ -86,7 +84,7 @@ def encode_outcome(outcome: Any, session: BinarySession, request: Request, encod
 # Reading
 
 
-def get(session: BinarySession, request: Request) -> Reply:
+def get(session: BinaryClient, request: Request) -> Reply:
     """GET; the shortest way through, most requests are this one."""
     document = session.get(request.key)
     if document.__class__ is not Document:
@@ -104,7 +102,7 @@ def get(session: BinarySession, request: Request) -> Reply:
     )
 
 
-def encode_hit(session: BinarySession, request: Request, document: Document) -> Reply:
+def encode_hit(session: BinaryClient, request: Request, document: Document) -> Reply:
     """Encode a hit without the key."""
     cas = LOCKED_CAS if document.locked_until else document.cas
     value = document.value
@@ -113,7 +111,7 @@ def encode_hit(session: BinarySession, request: Request, document: Document) -> 
     return [head, value] if len(value) > COPY_LIMIT else head + value
 
 
-def _found_with_key(session: BinarySession, request: Request, document: Document) -> Reply:
+def _found_with_key(session: BinaryClient, request: Request, document: Document) -> Reply:
     """Encode a hit with the key."""
     cas = LOCKED_CAS if document.locked_until else document.cas
     value = document.value
@@ -128,7 +126,7 @@ def _as_sent(key: Key) -> bytes:
     return join_key(*key) if isinstance(key, tuple) else b"\0" + key
 
 
-def _found_locked(session: BinarySession, request: Request, document: Document) -> Reply:
+def _found_locked(session: BinaryClient, request: Request, document: Document) -> Reply:
     """Encode the document that was just locked: its real CAS, which opens the lock."""
     value = document.value
     datatype = session.datatype(document)
@@ -138,12 +136,12 @@ def _found_locked(session: BinarySession, request: Request, document: Document) 
     return [head, value] if len(value) > COPY_LIMIT else head + value
 
 
-def getk(session: BinarySession, request: Request) -> Reply:
+def getk(session: BinaryClient, request: Request) -> Reply:
     """GETK: GET whose answer names the key."""
     return _with_key(session.get(request.key), session, request)
 
 
-def _with_key(outcome: Any, session: BinarySession, request: Request) -> Reply:
+def _with_key(outcome: Any, session: BinaryClient, request: Request) -> Reply:
     """Encode what GETK or GATK found; a miss names the key too, in place of a text."""
     if isinstance(outcome, Deferred):
         return outcome.addCallback(_with_key, session, request)
@@ -153,26 +151,26 @@ def _with_key(outcome: Any, session: BinarySession, request: Request) -> Reply:
     return encode_outcome(outcome, session, request, _found_with_key)
 
 
-def get_and_touch(session: BinarySession, request: Request) -> Reply:
+def get_and_touch(session: BinaryClient, request: Request) -> Reply:
     """GAT."""
     outcome = session.store.get_and_touch(request.key, int.from_bytes(request.extras))
     return encode_outcome(outcome, session, request, encode_hit)
 
 
-def getk_and_touch(session: BinarySession, request: Request) -> Reply:
+def getk_and_touch(session: BinaryClient, request: Request) -> Reply:
     """GATK."""
     outcome = session.store.get_and_touch(request.key, int.from_bytes(request.extras))
     return _with_key(outcome, session, request)
 
 
-def get_meta(session: BinarySession, request: Request) -> Reply:
+def get_meta(session: BinaryClient, request: Request) -> Reply:
     """GET_META: what the SDK's ``exists`` asks for."""
     if request.extras > b"\2":
         return session.error_to(request, Status.INVALID)
     return encode_outcome(session.get(request.key), session, request, _meta)
 
 
-def _meta(session: BinarySession, request: Request, document: Document) -> Reply:
+def _meta(session: BinaryClient, request: Request, document: Document) -> Reply:
     # Version 2 of the request is answered with the datatype; its length tells clients so.
     fields = (int(document.deleted), document.flags, document.expiry, document.seqno)
     if request.extras == b"\2":
@@ -187,7 +185,7 @@ def _meta(session: BinarySession, request: Request, document: Document) -> Reply
 # Writing
 
 
-def _mutated(session: BinarySession, request: Request, document: Document) -> Reply:
+def _mutated(session: BinaryClient, request: Request, document: Document) -> Reply:
     if session.tokens:
         return mutation_reply(
             request.opcode, request.opaque, document.cas, session.store.uuid, document.seqno
@@ -195,7 +193,7 @@ def _mutated(session: BinarySession, request: Request, document: Document) -> Re
     return simple_reply(request.opcode, 0, request.opaque, document.cas)
 
 
-def _touched(session: BinarySession, request: Request, document: Document) -> Reply:
+def _touched(session: BinaryClient, request: Request, document: Document) -> Reply:
     return simple_reply(request.opcode, 0, request.opaque, document.cas)
 
 
@@ -207,7 +205,7 @@ def store_handler(method: str, *, is_set: bool = False) -> Handler:
         is_set: Whether it is SET, which in memcached mode deletes what it could not replace.
     """
 
-    def handler(session: BinarySession, request: Request) -> Reply:
+    def handler(session: BinaryClient, request: Request) -> Reply:
         flags, expiry = _STORE_EXTRAS.unpack(request.extras)
         outcome = getattr(session.store, method)(
             request.key,
@@ -227,7 +225,7 @@ def store_handler(method: str, *, is_set: bool = False) -> Handler:
     return handler
 
 
-def set_refused(outcome: Any, session: BinarySession, request: Request) -> Reply:
+def set_refused(outcome: Any, session: BinaryClient, request: Request) -> Reply:
     """Answer a SET that was not stored at once."""
     if outcome is Refusal.TOO_BIG:
         return session.set_failed(request, request.key, Status.TOO_BIG)
@@ -237,7 +235,7 @@ def set_refused(outcome: Any, session: BinarySession, request: Request) -> Reply
 
 
 def _extending(method: str) -> Handler:
-    def handler(session: BinarySession, request: Request) -> Reply:
+    def handler(session: BinaryClient, request: Request) -> Reply:
         outcome = getattr(session.store, method)(request.key, request.value, request.cas)
         return encode_outcome(outcome, session, request, _mutated)
 
@@ -248,13 +246,13 @@ append = _extending("append")
 prepend = _extending("prepend")
 
 
-def delete(session: BinarySession, request: Request) -> Reply:
+def delete(session: BinaryClient, request: Request) -> Reply:
     """DELETE."""
     outcome = session.store.delete(request.key, request.cas)
     return encode_outcome(outcome, session, request, _deleted)
 
 
-def _deleted(session: BinarySession, request: Request, document: Document) -> Reply:
+def _deleted(session: BinaryClient, request: Request, document: Document) -> Reply:
     # Classic clients insist on CAS 0; the SDK takes 0 for "nothing was done".
     if session.said_hello:
         return _mutated(session, request, document)
@@ -264,7 +262,7 @@ def _deleted(session: BinarySession, request: Request, document: Document) -> Re
 def counter(method: str) -> Handler:
     """Make the handler of INCREMENT or DECREMENT."""
 
-    def handler(session: BinarySession, request: Request) -> Reply:
+    def handler(session: BinaryClient, request: Request) -> Reply:
         delta, initial, expiry = _COUNTER_EXTRAS.unpack(request.extras)
         outcome = getattr(session.store, method)(request.key, delta, initial, expiry, request.cas)
         return encode_outcome(outcome, session, request, _counted)
@@ -272,7 +270,7 @@ def counter(method: str) -> Handler:
     return handler
 
 
-def _counted(session: BinarySession, request: Request, document: Document) -> Reply:
+def _counted(session: BinaryClient, request: Request, document: Document) -> Reply:
     token = (session.store.uuid, document.seqno) if session.tokens else None
     return counter_reply(request.opcode, request.opaque, document.cas, int(document.value), token)
 
@@ -280,25 +278,25 @@ def _counted(session: BinarySession, request: Request, document: Document) -> Re
 # Expiry and locks
 
 
-def touch(session: BinarySession, request: Request) -> Reply:
+def touch(session: BinaryClient, request: Request) -> Reply:
     """TOUCH."""
     expiry = int.from_bytes(request.extras)
     return encode_outcome(session.store.touch(request.key, expiry), session, request, _touched)
 
 
-def get_locked(session: BinarySession, request: Request) -> Reply:
+def get_locked(session: BinaryClient, request: Request) -> Reply:
     """GET_LOCKED."""
     seconds = int.from_bytes(request.extras)
     outcome = session.store.get_and_lock(request.key, seconds)
     return encode_outcome(outcome, session, request, _found_locked)
 
 
-def unlock(session: BinarySession, request: Request) -> Reply:
+def unlock(session: BinaryClient, request: Request) -> Reply:
     """UNLOCK; only the lock's CAS opens it."""
     return then(session.store.unlock(request.key, request.cas), _unlocked, session, request)
 
 
-def _unlocked(outcome: Refusal | None, session: BinarySession, request: Request) -> Reply:
+def _unlocked(outcome: Refusal | None, session: BinaryClient, request: Request) -> Reply:
     if outcome is None:
         return simple_reply(request.opcode, 0, request.opaque)
     return session.refusal_to(request, outcome)

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kvproto.server.client import TextClient
 from kvproto.server.replies import COPY_LIMIT, Reply, then
 from kvproto.store import LOCKED_CAS, Document, Mark, MetaRead, MetaWrite, accessed_at
 from kvproto.store.expiry import deadline
 from kvproto.store.slab_classes import item_size, slab_class
 from kvproto.wire.meta import MetaCommand, meta_key
-
-if TYPE_CHECKING:
-    from kvproto.server.text import TextSession
 
 __all__ = ["META_HANDLERS"]
 
@@ -32,7 +30,7 @@ _COMMON = frozenset(b"Ok")
 """What every answer gives back."""
 
 
-def _mg(session: TextSession, command: MetaCommand) -> Reply:
+def _mg(session: TextClient, command: MetaCommand) -> Reply:
     session.server.counters.meta_cmds += 1
     store, key = session.store, command.key
     if session.meta_seen and _RULED.isdisjoint(command.letters):
@@ -51,7 +49,7 @@ def _miss(command: MetaCommand) -> bytes:
     return b"EN%b\r\n" % _given_without_document(command)
 
 
-def _read(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
+def _read(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     """Encode what mg found, or made."""
     if outcome is None:
         return _miss(command)
@@ -93,7 +91,7 @@ def _given_without_document(command: MetaCommand) -> bytes:
 
 
 def _given(
-    session: TextSession,
+    session: TextClient,
     command: MetaCommand,
     wanted: frozenset[int],
     document: Document,
@@ -139,11 +137,11 @@ def _cas_of(session: Any, document: Document, read: Any, expires_at: float) -> i
     return LOCKED_CAS if document.locked_until else document.cas
 
 
-def _ttl_of(session: TextSession, document: Any, read: Any, expires_at: float) -> int:
+def _ttl_of(session: TextClient, document: Any, read: Any, expires_at: float) -> int:
     return ttl(expires_at, session.server.now())
 
 
-def _idle(session: TextSession, document: Document, read: MetaRead, expires_at: float) -> int:
+def _idle(session: TextClient, document: Document, read: MetaRead, expires_at: float) -> int:
     return _since(0 if read.made else read.accessed, session.server.now())
 
 
@@ -167,7 +165,7 @@ def ttl(expires_at: float, now: float) -> int:
     return max(0, math.ceil(expires_at - now)) if expires_at else -1
 
 
-def _ask(session: TextSession, command: MetaCommand) -> Any:
+def _ask(session: TextClient, command: MetaCommand) -> Any:
     session.server.counters.meta_cmds += 1
     session.meta_seen = True
     return session.store.meta(command.key, command)
@@ -176,11 +174,11 @@ def _ask(session: TextSession, command: MetaCommand) -> Any:
 # Writing
 
 
-def _ms(session: TextSession, command: MetaCommand) -> Reply:
+def _ms(session: TextClient, command: MetaCommand) -> Reply:
     return then(_ask(session, command), _written, session, command)
 
 
-def _written(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
+def _written(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     """Encode what became of ms."""
     if isinstance(outcome, MetaWrite):
         # memcached gives back what would have been stored.
@@ -196,11 +194,11 @@ def _written(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
     return b"HD%b\r\n" % _given(session, command, _OF_WRITES, outcome)
 
 
-def _md(session: TextSession, command: MetaCommand) -> Reply:
+def _md(session: TextClient, command: MetaCommand) -> Reply:
     return then(_ask(session, command), _removed, session, command)
 
 
-def _removed(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
+def _removed(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     """Encode what became of md."""
     if isinstance(outcome, MetaWrite):
         return b"%b%b\r\n" % (outcome.value.encode(), _given_without_document(command))
@@ -209,11 +207,11 @@ def _removed(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
     return b"" if command.quiet else b"HD%b\r\n" % _given_without_document(command)
 
 
-def _ma(session: TextSession, command: MetaCommand) -> Reply:
+def _ma(session: TextClient, command: MetaCommand) -> Reply:
     return then(_ask(session, command), _counted, session, command)
 
 
-def _counted(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
+def _counted(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     """Encode what became of ma."""
     if isinstance(outcome, MetaWrite):
         return b"%b%b\r\n" % (outcome.value.encode(), _given_without_document(command))
@@ -231,11 +229,11 @@ def _counted(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
 # Looking
 
 
-def _me(session: TextSession, command: MetaCommand) -> Reply:
+def _me(session: TextClient, command: MetaCommand) -> Reply:
     return then(_ask(session, command), _told, session, command)
 
 
-def _told(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
+def _told(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     """Encode what is known of a document."""
     if outcome is None:
         return b"EN\r\n"
@@ -256,7 +254,7 @@ def _told(outcome: Any, session: TextSession, command: MetaCommand) -> Reply:
     )
 
 
-META_HANDLERS: dict[str, Callable[[TextSession, Any], Reply]] = {
+META_HANDLERS: dict[str, Callable[[TextClient, Any], Reply]] = {
     "mg": _mg,
     "ms": _ms,
     "md": _md,

@@ -13,15 +13,12 @@ Source: Couchbase kv_engine ``daemon/mcbp_validators.cc``; memcached ``proto_bin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from kvproto.server.client import BinaryClient
 from kvproto.server.documents import Handler
 from kvproto.server.replies import Reply
 from kvproto.wire.constants import MAX_KEY, Datatype, Opcode, Status
 from kvproto.wire.frames import Request
-
-if TYPE_CHECKING:
-    from kvproto.server.binary import BinarySession
 
 __all__ = ["SHAPES", "Shape", "shaped"]
 
@@ -112,7 +109,7 @@ def shaped(handler: Handler, shape: Shape, *, strict: bool, max_key: int = MAX_K
     # features that nobody was offered.
     foreign = ~int(shape.datatypes if strict else Datatype.JSON)
 
-    def check(session: BinarySession, request: Request) -> Reply:
+    def check(session: BinaryClient, request: Request) -> Reply:
         if (
             len(request.extras) not in sizes
             or not least_key <= len(request.key) <= most_key

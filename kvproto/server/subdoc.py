@@ -7,9 +7,10 @@ Source: Couchbase kv_engine ``docs/SubDocument.md``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kvproto.errors import RemoteProtocolError
+from kvproto.server.client import BinaryClient
 from kvproto.server.replies import COPY_LIMIT, Reply, then
 from kvproto.store import (
     LOCKED_CAS,
@@ -22,13 +23,10 @@ from kvproto.wire import subdoc as wire
 from kvproto.wire.binary import encode_response, response_head
 from kvproto.wire.frames import Request
 
-if TYPE_CHECKING:
-    from kvproto.server.binary import BinarySession
-
 __all__ = ["lookup_in", "mutate_in"]
 
 
-def lookup_in(session: BinarySession, request: Request) -> Reply:
+def lookup_in(session: BinaryClient, request: Request) -> Reply:
     """SUBDOC_MULTI_LOOKUP."""
     try:
         lookup = wire.decode_lookup(request.extras, request.value)
@@ -38,7 +36,7 @@ def lookup_in(session: BinarySession, request: Request) -> Reply:
     return then(outcome, _looked_up, session, request)
 
 
-def _looked_up(outcome: Any, session: BinarySession, request: Request) -> Reply:
+def _looked_up(outcome: Any, session: BinaryClient, request: Request) -> Reply:
     if not isinstance(outcome, LookupResult):
         return _refused(outcome, session, request)
     document = outcome.document
@@ -54,7 +52,7 @@ def _looked_up(outcome: Any, session: BinarySession, request: Request) -> Reply:
     return [head, *parts] if size > COPY_LIMIT else b"".join((head, *parts))
 
 
-def mutate_in(session: BinarySession, request: Request) -> Reply:
+def mutate_in(session: BinaryClient, request: Request) -> Reply:
     """SUBDOC_MULTI_MUTATION."""
     try:
         mutation = wire.decode_mutation(request.extras, request.value)
@@ -72,7 +70,7 @@ def mutate_in(session: BinarySession, request: Request) -> Reply:
     return then(outcome, _mutated, session, request)
 
 
-def _mutated(outcome: Any, session: BinarySession, request: Request) -> Reply:
+def _mutated(outcome: Any, session: BinaryClient, request: Request) -> Reply:
     if not isinstance(outcome, MutationResult):
         return _refused(outcome, session, request)
     document = outcome.document
@@ -90,7 +88,7 @@ def _mutated(outcome: Any, session: BinarySession, request: Request) -> Reply:
     )
 
 
-def _refused(outcome: PathStatus | Refusal, session: BinarySession, request: Request) -> Reply:
+def _refused(outcome: PathStatus | Refusal, session: BinaryClient, request: Request) -> Reply:
     """Answer a request of which no path was looked at."""
     if isinstance(outcome, Refusal):
         return session.refusal_to(request, outcome)
