@@ -10,11 +10,18 @@ from typing import Any
 
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
+from twisted.internet.address import IPv4Address
 from twisted.internet.endpoints import clientFromString, serverFromString
-from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IReactorPluggableNameResolver,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kvproto.errors import ConfigError, CredentialError
@@ -35,6 +42,33 @@ class Material:
     secret: Path
 
 
+@implementer(IHostnameResolver)
+class NumbersOnly:
+    """Resolves what is an address already, as the older Twisted does in a thread."""
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: Any,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: Any = None,
+        transportSemantics: str = "TCP",
+    ) -> Any:
+        resolutionReceiver.resolutionBegan(None)
+        resolutionReceiver.addressResolved(IPv4Address("TCP", hostName, portNumber))
+        resolutionReceiver.resolutionComplete()
+
+
+@implementer(IReactorPluggableNameResolver)
+class ResolvingReactor(MemoryReactorClock):
+    """A reactor that opens nothing and asks nobody."""
+
+    nameResolver = NumbersOnly()
+
+    def installNameResolver(self, resolver: Any) -> Any:
+        raise NotImplementedError("there is one already")
+
+
 class EndpointsCase(SynchronousTestCase):
     """Files, and a reactor that opens nothing."""
 
@@ -46,7 +80,7 @@ class EndpointsCase(SynchronousTestCase):
         )
         self.files.both.write_bytes(self.files.chain.read_bytes() + self.files.key.read_bytes())
         self.files.secret.write_bytes(b"sesame\n")
-        self.reactor: Any = MemoryReactorClock()
+        self.reactor: Any = ResolvingReactor()
         self.reactor.advance(NOW)
 
     def server(self, text: str, **paths: Path) -> Any:
