@@ -145,7 +145,9 @@ class KVServerProtocol(TwistedProtocol):
             settled = False
         if started:
             self._server.requests.took_read(data, perf_counter() - started)
-        self._written = written = sum(map(len, replies))
+        written = sum(map(len, replies))
+        if written > _JOIN_LIMIT:  # less is not worth the time of those who send little
+            self._written = written
         counters.bytes_read += size
         counters.bytes_written += written
         if settled and not self._held:
