@@ -77,7 +77,8 @@ class ConfigError(KVProtoError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.option}: {self.reason}"
+        # A parameter of an endpoint string ends in "=" as it is.
+        return f"{self.option}{' ' if self.option.endswith('=') else ': '}{self.reason}"
 
 
 class CredentialError(ConfigError):

@@ -60,6 +60,7 @@ from kvproto.tls import (
     ServerPolicy,
     ensure_development_credentials,
 )
+from kvproto.tls import Options as CredentialOptions
 from kvproto.tls.generation import Generation
 from kvproto.tls.watch import FileWatch
 
@@ -75,6 +76,12 @@ LISTENER_MODE = "660"
 PLAIN_MODE = "600"
 """Modes of Unix sockets whose description names none: the group may connect where TLS and logins
 are in between, only the owner where nothing is."""
+
+
+_CREDENTIAL_OPTIONS = CredentialOptions(
+    "--certificate", "--private-key", "--key-passphrase-file", "--client-ca", "--crl"
+)
+"""How an operator spells them."""
 
 
 class KVTLSService(MultiService):
@@ -600,10 +607,15 @@ def _credential_files(config: Config, now: float) -> CredentialFiles:
             config.key_passphrase_file,
             config.client_ca,
             config.crl,
+            _CREDENTIAL_OPTIONS,
         )
     made = ensure_development_credentials(config.state_directory, now, socket.gethostname())
     return CredentialFiles(
-        made.certificate, made.private_key, client_ca=config.client_ca, crl=config.crl
+        made.certificate,
+        made.private_key,
+        client_ca=config.client_ca,
+        crl=config.crl,
+        options=_CREDENTIAL_OPTIONS,
     )
 
 

@@ -31,6 +31,7 @@ from kvproto.nodes import LISTENER, NodeService, Restarts, node_files, read_cook
 from kvproto.tap import Options
 from kvproto.testing.certificates import root_authority
 from kvproto.tls import CredentialFiles, ServerPolicy
+from kvproto.tls.files import Options as CredentialOptions
 from kvproto.tls.files import Purpose
 from tests.dist.pairs import Pair, make_node
 from tests.listeners.support import FakeEndpoint, LivelyTransport
@@ -213,7 +214,10 @@ class CookieTests(SynchronousTestCase):
 class FilesTests(SynchronousTestCase):
     """Which credential files node links use."""
 
-    data = CredentialFiles(Path("c"), Path("k"), Path("p"), Path("ca"), Path("crl"))
+    spelt = CredentialOptions(
+        "--certificate", "--private-key", "--key-passphrase-file", "--client-ca", "--crl"
+    )
+    data = CredentialFiles(Path("c"), Path("k"), Path("p"), Path("ca"), Path("crl"), spelt)
 
     def test_data(self) -> None:
         """Without own files all are the data listener's."""

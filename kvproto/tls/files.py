@@ -49,13 +49,16 @@ class Purpose(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the operator spells each option, for the text of errors."""
+    """What each file is called where it was named, for the text of errors.
 
-    certificate: str = "--certificate"
-    private_key: str = "--private-key"
-    passphrase: str = "--key-passphrase-file"  # noqa: S105 - the name of an option
-    client_ca: str = "--client-ca"
-    crl: str = "--crl"
+    By default as a program names it, in `CredentialFiles`.
+    """
+
+    certificate: str = "certificate"
+    private_key: str = "private_key"
+    passphrase: str = "passphrase"  # noqa: S105 - a name
+    client_ca: str = "client_ca"
+    crl: str = "crl"
 
 
 @dataclass(frozen=True, slots=True)

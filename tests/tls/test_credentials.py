@@ -185,19 +185,19 @@ class FileTests(CredentialsCase):
     def test_missing(self) -> None:
         """A missing file is named."""
         self.chain.unlink()
-        self.check("--certificate", self.chain, "there is no such file")
+        self.check("certificate", self.chain, "there is no such file")
 
     def test_dangling_link(self) -> None:
         """A link to nowhere is a missing file."""
         self.chain.unlink()
         self.chain.symlink_to("nowhere")
-        self.check("--certificate", self.chain, "there is no such file")
+        self.check("certificate", self.chain, "there is no such file")
 
     def test_directory(self) -> None:
         """A directory is no file."""
         self.key.unlink()
         self.key.mkdir()
-        self.check("--private-key", self.key, "is a directory")
+        self.check("private_key", self.key, "is a directory")
 
     def test_unreadable(self) -> None:
         """A file without permission says so."""
@@ -207,13 +207,13 @@ class FileTests(CredentialsCase):
             raise denied
 
         self.patch(os, "open", refuse)
-        self.check("--certificate", self.chain, "may not be read by this user")
+        self.check("certificate", self.chain, "may not be read by this user")
 
     def test_named_pipe(self) -> None:
         """A pipe is refused at once and never waited for."""
         self.chain.unlink()
         os.mkfifo(self.chain)
-        self.check("--certificate", self.chain, "is not a regular file")
+        self.check("certificate", self.chain, "is not a regular file")
 
     def test_name_that_no_file_can_have(self) -> None:
         """Any other failure of the system is told in its own words."""
@@ -225,12 +225,12 @@ class FileTests(CredentialsCase):
         """A file of many megabytes is not taken into memory."""
         with self.chain.open("wb") as file:
             file.truncate(MAX_FILE + 1)
-        self.check("--certificate", self.chain, "is larger than 16 MiB")
+        self.check("certificate", self.chain, "is larger than 16 MiB")
 
     def test_empty(self) -> None:
         """An empty file says so."""
         self.key.write_bytes(b"")
-        self.check("--private-key", self.key, "is empty")
+        self.check("private_key", self.key, "is empty")
 
     def test_options_are_spelt_as_given(self) -> None:
         """Errors use the spelling of whoever named the file."""
@@ -244,7 +244,7 @@ class PEMTests(CredentialsCase):
 
     def test_garbage(self) -> None:
         """Garbage is no PEM."""
-        for path, option in ((self.chain, "--certificate"), (self.key, "--private-key")):
+        for path, option in ((self.chain, "certificate"), (self.key, "private_key")):
             good = path.read_bytes()
             path.write_bytes(b"garbage\n")
             self.check(option, path, "is not PEM")
@@ -254,11 +254,11 @@ class PEMTests(CredentialsCase):
         """DER is recognised and its conversion named."""
         leaf = x509.load_pem_x509_certificate(self.chain.read_bytes())
         self.chain.write_bytes(leaf.public_bytes(Encoding.DER))
-        self.check("--certificate", self.chain, "is DER", "openssl x509 -inform der")
+        self.check("certificate", self.chain, "is DER", "openssl x509 -inform der")
 
     def test_cut_off(self) -> None:
         """A half-written certificate or key is recognised wherever it ends in a block."""
-        for path, option in ((self.chain, "--certificate"), (self.key, "--private-key")):
+        for path, option in ((self.chain, "certificate"), (self.key, "private_key")):
             good = path.read_bytes()
             for keep in (40, len(good) // 2, len(good) - 10):
                 path.write_bytes(good[:keep])
@@ -269,25 +269,25 @@ class PEMTests(CredentialsCase):
         """A block without an end before another block is recognised."""
         good = self.chain.read_bytes()
         self.chain.write_bytes(good[:200] + b"\n" + good)
-        self.check("--certificate", self.chain, "half written or cut off")
+        self.check("certificate", self.chain, "half written or cut off")
 
     def test_no_certificate(self) -> None:
         """A key file is no certificate file."""
         self.chain.write_bytes(self.key.read_bytes())
-        self.check("--certificate", self.chain, "holds no certificate")
+        self.check("certificate", self.chain, "holds no certificate")
 
     def test_no_key(self) -> None:
         """A certificate file is no key file."""
         self.key.write_bytes(self.chain.read_bytes())
-        self.check("--private-key", self.key, "holds no private key")
+        self.check("private_key", self.key, "holds no private key")
 
     def test_spoilt_base64(self) -> None:
         """A block that holds something else does not parse."""
         spoilt = b"-----BEGIN %s-----\nAAAA\n-----END %s-----\n"
         self.key.write_bytes(spoilt % (b"PRIVATE KEY", b"PRIVATE KEY"))
-        self.check("--private-key", self.key, "does not parse")
+        self.check("private_key", self.key, "does not parse")
         self.chain.write_bytes(self.chain.read_bytes() + spoilt % (b"CERTIFICATE", b"CERTIFICATE"))
-        self.check("--certificate", self.chain, "certificate 2 in it does not parse")
+        self.check("certificate", self.chain, "certificate 2 in it does not parse")
 
 
 class KeyTests(CredentialsCase):
@@ -296,14 +296,14 @@ class KeyTests(CredentialsCase):
     def test_other_key(self) -> None:
         """A key of another certificate is told from a wrong order."""
         self.key.write_bytes(pem(ec.generate_private_key(ec.SECP256R1())))
-        self.check("--private-key", self.key, f"does not fit the certificate {self.chain}")
+        self.check("private_key", self.key, f"does not fit the certificate {self.chain}")
 
     def test_encrypted_without_passphrase(self) -> None:
         """An encrypted key without passphrase names the option, and nobody is asked."""
         key = ec.generate_private_key(ec.SECP256R1())
         for form in (PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL):
             self.key.write_bytes(pem(key, b"secret", form))
-            self.check("--private-key", self.key, "is encrypted", "--key-passphrase-file")
+            self.check("private_key", self.key, "is encrypted", "passphrase")
 
     def test_wrong_passphrase(self) -> None:
         """A wrong passphrase is the fault of its file."""
@@ -312,12 +312,12 @@ class KeyTests(CredentialsCase):
         for content, phrase in ((b"guess\n", "does not open"), (b"\nsecret\n", "is empty")):
             secret.write_bytes(content)
             self.files = replace(self.files, passphrase=secret)
-            self.check("--key-passphrase-file", secret, phrase)
+            self.check("passphrase", secret, phrase)
 
     def test_dsa(self) -> None:
         """A key that TLS has no use for is named."""
         self.key.write_bytes(pem(dsa.generate_private_key(1024)))
-        self.check("--private-key", self.key, "is no RSA, EC, Ed25519, Ed448 or ML-DSA key")
+        self.check("private_key", self.key, "is no RSA, EC, Ed25519, Ed448 or ML-DSA key")
 
 
 class ServedTests(CredentialsCase):
@@ -370,10 +370,10 @@ class ServedTests(CredentialsCase):
         plain = load_pem_private_key((PSS / "leaf.key").read_bytes(), None)
         self.key.write_bytes(pem(plain))
         self.chain.write_bytes((PSS / "leaf.pem").read_bytes())
-        self.check("--private-key", self.key, "is for RSA-PSS, the key plain RSA")
+        self.check("private_key", self.key, "is for RSA-PSS, the key plain RSA")
         self.key.write_bytes((PSS / "leaf.key").read_bytes())
         self.chain.write_bytes(self_signed(plain))
-        self.check("--private-key", self.key, "is for plain RSA, the key RSA-PSS")
+        self.check("private_key", self.key, "is for plain RSA, the key RSA-PSS")
 
     def test_ml_dsa(self) -> None:
         """Where the OpenSSL at hand has ML-DSA; TLS 1.2 has no way to use it, and that is said."""
@@ -441,7 +441,7 @@ class ServedTests(CredentialsCase):
         self.assertIn("is not looked at", " ".join(map(str, found.warnings)))
         for broken in (b"", b"\x30", b"\x30\x82\x10\x00short"):
             self.chain.write_bytes(block % base64.encodebytes(broken))
-            self.check("--certificate", self.chain, "does not parse")
+            self.check("certificate", self.chain, "does not parse")
 
     def test_passphrase_with_a_mark(self) -> None:
         """Byte order marks that an editor has put in front; and keys encrypted with one."""
@@ -460,14 +460,14 @@ class ServedTests(CredentialsCase):
         secret.write_bytes(b"\xef\xbb\xbfsecret\n")
         self.serve()
         secret.write_bytes(b"\xef\xbb\xbfguess\n")
-        self.check("--key-passphrase-file", secret, "does not open")
+        self.check("passphrase", secret, "does not open")
         secret.write_bytes(b"\xff\xfes")
-        self.check("--key-passphrase-file", secret, "does not open")
+        self.check("passphrase", secret, "does not open")
 
     def test_utf16(self) -> None:
         """PEM that was saved as UTF-16 is named as that."""
         self.chain.write_bytes(self.chain.read_bytes().decode().encode("utf-16"))
-        self.check("--certificate", self.chain, "is UTF-16 text")
+        self.check("certificate", self.chain, "is UTF-16 text")
 
 
 class ChainTests(CredentialsCase):
@@ -486,7 +486,7 @@ class ChainTests(CredentialsCase):
         lower, upper = leaf.intermediates
         self.write_chain(leaf.certificate, upper, lower)
         self.check(
-            "--certificate",
+            "certificate",
             self.chain,
             "chain out of order",
             "certificate 2 (CN=upper) does not sign certificate 1 (CN=node)",
@@ -497,14 +497,14 @@ class ChainTests(CredentialsCase):
         leaf = root_authority().intermediate("upper").issue("node", NAMES)
         self.key.write_bytes(leaf.key_pem)
         self.write_chain(*leaf.intermediates, leaf.certificate)
-        self.check("--certificate", self.chain, "belongs to certificate 2 (CN=node)", "first")
+        self.check("certificate", self.chain, "belongs to certificate 2 (CN=node)", "first")
 
     def test_same_name_other_key(self) -> None:
         """An issuer of the right name and the wrong key is found out."""
         leaf = Authority.root("twin").issue("node", NAMES)
         self.key.write_bytes(leaf.key_pem)
         self.write_chain(leaf.certificate, Authority.root("twin").certificate)
-        self.check("--certificate", self.chain, "certificate 2 (CN=twin) does not sign")
+        self.check("certificate", self.chain, "certificate 2 (CN=twin) does not sign")
 
     def test_issuer_is_no_ca(self) -> None:
         """A certificate that signs without being a CA is named."""
@@ -512,7 +512,7 @@ class ChainTests(CredentialsCase):
         leaf = Authority(middle.certificate, middle.key, is_root=False).issue("node", NAMES)
         self.key.write_bytes(leaf.key_pem)
         self.write_chain(leaf.certificate, middle.certificate)
-        self.check("--certificate", self.chain, "certificate 2 (CN=middle)", "is no CA")
+        self.check("certificate", self.chain, "certificate 2 (CN=middle)", "is no CA")
 
     def test_expired(self) -> None:
         """An expired certificate says until when it was valid, and what time it is here."""
@@ -521,13 +521,13 @@ class ChainTests(CredentialsCase):
             root_authority().issue("node", NAMES, not_before=moment(-9), not_after=moment(-2)),
         )
         ended = moment(-2).strftime("%Y-%m-%d %H:%M:%S UTC")
-        self.check("--certificate", self.chain, f"has expired: it was valid until {ended}, now is")
+        self.check("certificate", self.chain, f"has expired: it was valid until {ended}, now is")
 
     def test_not_yet_valid(self) -> None:
         """A certificate of the future says when it begins."""
         write_identity(self.directory, root_authority().issue("node", NAMES, not_before=moment(2)))
         begins = moment(2).strftime("%Y-%m-%d %H:%M:%S UTC")
-        self.check("--certificate", self.chain, f"is not yet valid: it begins at {begins}")
+        self.check("certificate", self.chain, f"is not yet valid: it begins at {begins}")
 
     def test_expired_intermediate(self) -> None:
         """Any certificate of the chain must be valid; the error says which one is not."""
@@ -548,7 +548,7 @@ class ChainTests(CredentialsCase):
                 found = load_credentials(write_identity(self.directory, identity), NOW)
         assert found is not None
         write_identity(self.directory, root_authority().issue("node", NAMES, size=room + 3))
-        self.check("--certificate", self.chain, "OpenSSL clients accept 102400", "drop")
+        self.check("certificate", self.chain, "OpenSSL clients accept 102400", "drop")
 
     def test_usage(self) -> None:
         """A client's certificate cannot be served."""
@@ -556,7 +556,7 @@ class ChainTests(CredentialsCase):
             self.directory,
             root_authority().issue("node", NAMES, usages=[ExtendedKeyUsageOID.CLIENT_AUTH]),
         )
-        self.check("--certificate", self.chain, "forbids serverAuth")
+        self.check("certificate", self.chain, "forbids serverAuth")
 
     def test_usage_of_both(self) -> None:
         """Who is called and calls with one certificate needs it to allow both."""
@@ -586,14 +586,14 @@ class ChainTests(CredentialsCase):
         usage = x509.KeyUsage(key_encipherment=True, **flags)
         self.key.write_bytes(pem(key))
         self.chain.write_bytes(self_signed(key, extensions=[usage]))
-        self.check("--certificate", self.chain, "forbids digitalSignature")
+        self.check("certificate", self.chain, "forbids digitalSignature")
 
     def test_short_rsa(self) -> None:
         """An RSA key that OpenSSL's security level refuses is named with its size."""
         key = rsa.generate_private_key(65537, 1024)
         self.key.write_bytes(pem(key))
         self.chain.write_bytes(self_signed(key))
-        self.check("--certificate", self.chain, "RSA key of 1024 bits", "2048")
+        self.check("certificate", self.chain, "RSA key of 1024 bits", "2048")
 
     def test_sha1(self) -> None:
         """A SHA-1 signature is refused, except under a root's own certificate."""
@@ -629,12 +629,12 @@ class TrustTests(CredentialsCase):
     def test_garbage(self) -> None:
         """A CA file that does not parse is refused."""
         self.ca.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-        self.check("--client-ca", self.ca, "does not parse")
+        self.check("client_ca", self.ca, "does not parse")
 
     def test_no_ca(self) -> None:
         """A file with leaves only holds no CA."""
         self.ca.write_bytes(root_authority().issue("node", NAMES).certificate_pem)
-        self.check("--client-ca", self.ca, "holds no CA", "CN=node")
+        self.check("client_ca", self.ca, "holds no CA", "CN=node")
 
     def test_leaf_among_cas(self) -> None:
         """A leaf in a bundle is left out, with a warning."""
@@ -653,13 +653,13 @@ class TrustTests(CredentialsCase):
         )
         self.key.write_bytes(identity.key_pem)
         error = self.assertRaises(CredentialError, load_credentials, self.files, late)
-        self.assertEqual(error.option, "--client-ca")
+        self.assertEqual(error.option, "client_ca")
         self.assertIn("has expired", str(error))
 
     def test_ca_in_its_last_days(self) -> None:
         """A CA that will end within thirty days is announced: its clients end with it."""
         (warning,) = load_credentials(self.files, NOW + 5 * 86400).warnings
-        self.assertIn(f"--client-ca {self.ca}: CN=kvproto test CA expires in ", str(warning))
+        self.assertIn(f"client_ca {self.ca}: CN=kvproto test CA expires in ", str(warning))
 
     def test_crl(self) -> None:
         """A current list of each CA is accepted."""
@@ -674,25 +674,25 @@ class TrustTests(CredentialsCase):
             (b"garbage", "is not PEM"),
             (root_authority().certificate_pem, "holds no certificate revocation list"),
             (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "does not parse"),
-            (crl_of(other), "no CA in --client-ca signs the list of CN=other"),
-            (crl_of(twin), "no CA in --client-ca signs the list of CN=kvproto test CA"),
+            (crl_of(other), "no CA in client_ca signs the list of CN=other"),
+            (crl_of(twin), "no CA in client_ca signs the list of CN=kvproto test CA"),
             (crl_of(root_authority(), next_update=moment(-1)), "has expired"),
         ):
             self.with_crl(content)
-            self.check("--crl", self.crl, phrase)
+            self.check("crl", self.crl, phrase)
 
     def test_ca_without_crl(self) -> None:
         """Every CA needs a list, or OpenSSL would refuse all its clients."""
         other = Authority.root("other")
         self.ca.write_bytes(root_authority().certificate_pem + other.certificate_pem)
         self.with_crl(crl_of(root_authority()))
-        self.check("--crl", self.crl, "holds no list of CN=other")
+        self.check("crl", self.crl, "holds no list of CN=other")
 
     def test_crl_without_ca(self) -> None:
         """A list without trust anchors has no use."""
         self.with_crl(crl_of(root_authority()))
         self.files = replace(self.files, client_ca=None)
-        self.check("--crl", self.crl, "of no use without --client-ca")
+        self.check("crl", self.crl, "of no use without client_ca")
 
 
 class WarningTests(CredentialsCase):
@@ -709,7 +709,7 @@ class WarningTests(CredentialsCase):
         self.assertEqual(self.warnings(), [])
         change()
         (warning,) = self.warnings()
-        self.assertIn(f"--certificate {self.chain}: ", warning)
+        self.assertIn(f"certificate {self.chain}: ", warning)
         self.assertIn(phrase, warning)
 
     def test_expiry(self) -> None:
@@ -826,7 +826,7 @@ class ReadTogetherTests(CredentialsCase):
         """A file that is not there stays an error."""
         self.key.unlink()
         error = self.assertRaises(CredentialError, read_together, self.files)
-        self.assertEqual((error.option, error.path), ("--private-key", self.key))
+        self.assertEqual((error.option, error.path), ("private_key", self.key))
 
 
 class ValueTests(SynchronousTestCase):

@@ -164,7 +164,7 @@ class RefusalTests(GenerationCase):
     def test_missing(self) -> None:
         """A missing file is refused at reading, and may be there in a moment."""
         (self.directory / "chain.pem").unlink()
-        self.assertTrue(self.refused(Stage.READ, "--certificate", "no such file").unfinished)
+        self.assertTrue(self.refused(Stage.READ, "certificate", "no such file").unfinished)
 
     def test_names(self) -> None:
         """Names that are served must stay, or come back as a wildcard."""
@@ -319,7 +319,7 @@ class VerifyPeerTests(GenerationCase):
         error = self.assertRaises(
             GenerationError, self.judge, upper.issue("bob"), ca=upper, crl=crl_of(upper)
         )
-        self.assertIn("put CN=kvproto test CA, which issued CN=upper, into --client-ca", str(error))
+        self.assertIn("put CN=kvproto test CA, which issued CN=upper, into client_ca", str(error))
 
     def test_agrees_with_handshakes(self) -> None:
         """The time given as UTC is the time that is used, in any time zone of the machine."""

@@ -100,7 +100,7 @@ class ReloadTests(RotationCase):
         """A rotation over bad files is not made; the error is the file's own."""
         (self.directory / "key.pem").unlink()
         error = self.assertRaises(CredentialError, Rotation, self.files, self.policy, self.clock)
-        self.assertEqual(error.option, "--private-key")
+        self.assertEqual(error.option, "private_key")
 
     def test_start_that_fails_late(self) -> None:
         """A first generation that fails its proof is an error of the certificate."""
@@ -110,7 +110,7 @@ class ReloadTests(RotationCase):
 
         self.patch(rotation_module, "build_generation", refuse)
         error = self.assertRaises(CredentialError, Rotation, self.files, self.policy, self.clock)
-        self.assertIn("--certificate", str(error))
+        self.assertIn("certificate", str(error))
         self.assertIn("handshake: unheard of", str(error))
 
     def test_new_files(self) -> None:
