@@ -55,7 +55,7 @@ setup(
         "test": [
             "hypothesis>=6.100",
             "PyHamcrest>=2.1",
-            "couchbase>=4.6,<4.7",
+            "couchbase>=4.6.3,<4.7",
             "pymemcache>=4,<5",
             "python-binary-memcached>=0.33,<0.40",
             "pytest>=8",

@@ -299,9 +299,10 @@ class StartTests(SynchronousTestCase):
     def test_imports_little(self) -> None:
         """The command starts without Twisted, OpenSSL and the rest of the service."""
         script = (
-            "import sys, kvproto.cli\n"
+            # Old packages of namespaces are there before anybody has imported anything.
+            "import sys\nbefore = set(sys.modules)\nimport kvproto.cli\n"
             "heavy = ('twisted', 'OpenSSL', 'cryptography', 'zope', 'txaio', 'asyncio')\n"
-            "print([name for name in heavy if name in sys.modules])"
+            "print([name for name in heavy if name in set(sys.modules) - before])"
         )
         done = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -35,6 +35,7 @@ from kvproto.tls.files import Options as CredentialOptions
 from kvproto.tls.files import Purpose
 from tests.dist.pairs import Pair, make_node
 from tests.listeners.support import FakeEndpoint, LivelyTransport
+from tests.reactors import ResolvingReactor
 
 OK = RestartReport()
 NEEDED: dict[str, Any] = {
@@ -267,7 +268,7 @@ class ServiceCase(SynchronousTestCase):
         self.write()
         (self.folder / "ca.pem").write_bytes(root_authority().certificate_pem)
         self.data = CredentialFiles(self.folder / "pair.pem", client_ca=self.folder / "ca.pem")
-        self.reactor = MemoryReactorClock()
+        self.reactor = ResolvingReactor()
         self.reactor.advance(time.time())
         self.cookie = cookie
         self.commands: list[str] = []

@@ -10,24 +10,18 @@ from typing import Any
 
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
-from twisted.internet.address import IPv4Address
 from twisted.internet.endpoints import clientFromString, serverFromString
-from twisted.internet.interfaces import (
-    IHostnameResolver,
-    IReactorPluggableNameResolver,
-    IStreamClientEndpoint,
-    IStreamServerEndpoint,
-)
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kvproto.errors import ConfigError, CredentialError
 from kvproto.testing.certificates import client_identity, root_authority, server_identity
 from kvproto.tls.endpoints import BACKLOG, parse_client, parse_server
 from kvproto.tls.shell import KVTLSProtocol
+from tests.reactors import ResolvingReactor
 from tests.tls.material import NOW, folder, shake_hands, write_identity
 
 
@@ -40,33 +34,6 @@ class Material:
     ca: Path
     both: Path
     secret: Path
-
-
-@implementer(IHostnameResolver)
-class NumbersOnly:
-    """Resolves what is an address already, as the older Twisted does in a thread."""
-
-    def resolveHostName(
-        self,
-        resolutionReceiver: Any,
-        hostName: str,
-        portNumber: int = 0,
-        addressTypes: Any = None,
-        transportSemantics: str = "TCP",
-    ) -> Any:
-        resolutionReceiver.resolutionBegan(None)
-        resolutionReceiver.addressResolved(IPv4Address("TCP", hostName, portNumber))
-        resolutionReceiver.resolutionComplete()
-
-
-@implementer(IReactorPluggableNameResolver)
-class ResolvingReactor(MemoryReactorClock):
-    """A reactor that opens nothing and asks nobody."""
-
-    nameResolver = NumbersOnly()
-
-    def installNameResolver(self, resolver: Any) -> Any:
-        raise NotImplementedError("there is one already")
 
 
 class EndpointsCase(SynchronousTestCase):
