@@ -18,7 +18,7 @@ import mmap
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,10 @@ FLOOR = 48 << 20
 GROWTH = 2.5
 """How many times as large as what is alive the log may be."""
 
+_REWRITE_BELOW = 4
+"""When less than this part of the log is alive, what is alive is written anew: that costs less
+than looking for it."""
+
 _CLEANED_AT_ONCE = 100
 """Records that are looked at without a pause, a fraction of a millisecond."""
 
@@ -135,6 +139,7 @@ class Journal:
         limit: Where the room for documents ends; 0 when nothing can be appended.
         numbers: Returns what the store has now.
         find: Returns what the store has under a key, a tombstone included, for cleaning.
+        documents: Returns all that the store has, in pieces.
         live_size: Returns about how many bytes of records everything that is alive would take.
         state: What goes into each segment's STATE record.
         sealed: The segments before the one that is written to, the oldest first.
@@ -160,6 +165,7 @@ class Journal:
         self._boot = boot_id()
         self.numbers: Callable[[], Numbers] = lambda: Numbers(0, 0, 0)
         self.find: Callable[[Key], Document | None] = lambda key: None
+        self.documents: Callable[[], Iterable[list[tuple[Key, Document]]]] = tuple
         self.live_size: Callable[[], int] = lambda: 0
         self.state: dict[str, Any] = {}
         self.sealed: deque[Sealed] = deque()
@@ -638,7 +644,37 @@ class Journal:
         """Clean until there is not too much, but no segment that was begun meanwhile."""
         last = self.sealed[-1].number
         while self._too_large() and self.sealed[0].number <= last:
-            await self._clean_oldest()
+            if self.live_size() * _REWRITE_BELOW < self._log_size:
+                await self._rewrite(len(self.sealed))
+            else:
+                await self._clean_oldest()
+
+    async def _rewrite(self, count: int) -> None:
+        """Append everything that is alive, and remove all segments that there were before.
+
+        What is removed meanwhile is recorded behind; what is stored, too.
+        """
+        for piece in self.documents():
+            for key, document in piece:
+                await self._copy(key, document)
+            await self._breathe()
+            if not self.running:
+                return
+        await self._remove(count)
+
+    async def _remove(self, count: int) -> None:
+        """Remove the oldest segments, once what was copied out of them is on the disk."""
+        self._append_own(Kind.CLEANED, b"", Document(b"", seqno=self.sealed[count - 1].number))
+        await self.synced()
+        for _ in range(count):
+            oldest = self.sealed[0]
+            await self._in_thread(self._disk.remove, self._directory / segment_name(oldest.number))
+            self.sealed.popleft()
+            self._log_size -= oldest.size
+        if self.fault and self._retry is not None:
+            self._retry.cancel()
+            self._prepare_again()
+        await self._breathe()
 
     async def _clean_oldest(self) -> None:
         """Append again what is alive in the oldest segment, and remove it."""
@@ -660,15 +696,16 @@ class Journal:
                 await self._breathe()
                 if not self.running:
                     return
-        self._append_own(Kind.CLEANED, b"", Document(b"", seqno=oldest.number))
-        await self.synced()
-        await self._in_thread(self._disk.remove, path)
-        self.sealed.popleft()
-        self._log_size -= oldest.size
-        if self.fault and self._retry is not None:
-            self._retry.cancel()
-            self._prepare_again()
-        await self._breathe()
+        else:
+            # What is behind cannot be read, but all that is alive is in memory.
+            log.error(
+                "{path} is damaged at byte {at}: everything is written anew",
+                path=str(path),
+                at=at,
+            )
+            await self._rewrite(len(self.sealed))
+            return
+        await self._remove(1)
 
     async def _copy(self, key: Key, document: Document) -> None:
         """Append a document again, into the last spare segment if need be."""

@@ -120,6 +120,7 @@ class FileStore(Operations):
         journal.numbers = self._numbers
         journal.find = self._find
         journal.live_size = self._live_size
+        journal.documents = memory.pieces
         journal.state = loaded.state
         flush_at = loaded.state.get("flush_at")
         if flush_at is not None:

@@ -349,6 +349,26 @@ class CleaningTests(FileCase):
         self.assertIsNone(store.get(b"gone"))
         self.assertEqual(self.value_in(store, b"stays"), b"2")
 
+    def test_damage_found_while_cleaning(self) -> None:
+        """A segment that cannot be read any more costs nothing: all is written anew."""
+        self.patch(journal_module, "_REWRITE_BELOW", 1 << 60)
+        store = self.open()
+        for number in range(1200):
+            store.set(b"%d" % number, b"x" * 600)
+        first = self.segments()[0]
+        data = bytearray(first.read_bytes())
+        data[5000] ^= 1
+        first.write_bytes(data)
+        for number in range(3000):
+            store.set(b"filler", b"y" * 600)
+            if number % 500 == 0:
+                self.settle()
+        self.settle()
+        self.assertFalse(first.exists())
+        before = dict(store._memory.table.items)
+        store = self.again(store)
+        self.assertEqual(dict(store._memory.table.items), before)
+
     def test_many_restarts(self) -> None:
         """Many short lives do not leave many files for ever."""
         for number in range(70):
@@ -362,6 +382,14 @@ class CleaningTests(FileCase):
         self.settle()
         self.assertLess(len(self.segments()), 80)
         self.assertEqual(len(store._memory.table.items), 71)
+
+
+class OneByOneTests(CleaningTests):
+    """The same where segments are cleaned one by one, whatever is alive."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(journal_module, "_REWRITE_BELOW", 1 << 60)
 
 
 class ReserveTests(FileCase):
