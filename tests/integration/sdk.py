@@ -22,16 +22,19 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest import TestResult
+from unittest import SkipTest, TestResult
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.ops.client import call
 from tests.integration.service import PATIENCE, KvtlsProcess
 
-__all__ = ["ROOT", "SDKTestCase"]
+__all__ = ["ROOT", "SKIPPED", "SDKTestCase"]
 
 ROOT = Path(__file__).resolve().parents[2]
+
+SKIPPED = "skipped: "
+"""Begins what the child says of a test that a missing peer skips."""
 
 TEST_SECONDS = 4 * PATIENCE
 """Far above the slowest test; a test that hangs takes its child with it."""
@@ -123,6 +126,8 @@ class SDKTestCase(SynchronousTestCase):
     def _elsewhere(self, method: str) -> None:
         kind = type(self)
         fault = _child.run(f"{kind.__module__} {kind.__qualname__} {method}")
+        if fault.startswith(SKIPPED):
+            raise SkipTest(fault.removeprefix(SKIPPED))
         if fault:
             self.fail(fault)
 

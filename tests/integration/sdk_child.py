@@ -7,8 +7,9 @@ import json
 import os
 import sys
 import unittest
+from unittest import SkipTest
 
-from tests.integration.sdk import SDKTestCase
+from tests.integration.sdk import SKIPPED, SDKTestCase
 
 
 def main() -> None:
@@ -26,11 +27,18 @@ def main() -> None:
                 if current is not None:
                     current.stop()
                 current = None
-                kind.start()
+                try:
+                    kind.start()
+                except SkipTest as reason:
+                    answers.write(json.dumps(f"{SKIPPED}{reason}") + "\n")
+                    answers.flush()
+                    continue
                 current = kind
             result = unittest.TestResult()
             kind(method).run(result)
             faults = [text for _, text in [*result.errors, *result.failures]]
+            if result.skipped and not faults:
+                faults = [f"{SKIPPED}{result.skipped[0][1]}"]
             answers.write(json.dumps("\n".join(faults)) + "\n")
             answers.flush()
     finally:
