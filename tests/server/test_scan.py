@@ -115,7 +115,14 @@ def hello(features: list[Feature]) -> bytes:
     return encode_request(Opcode.HELLO, value=b"".join(one.to_bytes(2) for one in features))
 
 
-class SameTests(SynchronousTestCase):
+class ScanCase(SynchronousTestCase):
+    """Tests that need the compiled scan; skipped where it was not built."""
+
+    def setUp(self) -> None:
+        require_compiled("kvproto.server._scan")
+
+
+class SameTests(ScanCase):
     """With a scan and without, side by side."""
 
     @examples(300)
@@ -206,7 +213,7 @@ class SameTests(SynchronousTestCase):
             self.assertEqual(ends[0], ends[1], (name, odd))
 
 
-class ScanTests(SynchronousTestCase):
+class ScanTests(ScanCase):
     """What the scan takes, and what it leaves."""
 
     def link(self, **options: Any) -> Link:
@@ -394,7 +401,7 @@ class ScanTests(SynchronousTestCase):
             self.assertRaises(TypeError, compiled_scan(), session, session.dialect, data, out, 1)
 
 
-class LeakTests(SynchronousTestCase):
+class LeakTests(ScanCase):
     """Ten thousand rounds leave no more behind than one."""
 
     def grown(self, round_: Callable[[], object]) -> int:

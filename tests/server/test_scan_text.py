@@ -98,7 +98,14 @@ class Discarding:
         return getattr(self._store, name)
 
 
-class SameTests(SynchronousTestCase):
+class ScanCase(SynchronousTestCase):
+    """Tests that need the compiled scan; skipped where it was not built."""
+
+    def setUp(self) -> None:
+        require_compiled("kvproto.server._scan")
+
+
+class SameTests(ScanCase):
     """With a scan and without, side by side."""
 
     @examples(400)
@@ -127,7 +134,7 @@ class SameTests(SynchronousTestCase):
         self.assertEqual(*ends)
 
 
-class ScanTests(SynchronousTestCase):
+class ScanTests(ScanCase):
     """What the scan takes, and what it leaves."""
 
     def link(self, **options: Any) -> Link:
