@@ -124,6 +124,7 @@ class KVTLSService(MultiService):
         self._owner = owner
         self._signals = signals
         if owner is not None:
+            owner.check_installation()
             owner.make_directory(config.state_directory)
         with self._acting_as_owner():
             files = _credential_files(config, time.time())

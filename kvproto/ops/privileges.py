@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import twisted
 from kvproto.errors import ConfigError
 
 __all__ = ["FutureUser", "future_user"]
@@ -68,6 +69,22 @@ class FutureUser:
             return
         except OSError as error:
             raise ConfigError("--state-dir", f"{path}: {error.strerror}") from error
+
+    def check_installation(self) -> None:
+        """See that the process can go on importing once it is that user.
+
+        Libraries import parts of theirs when they are first needed, which may be any time.
+
+        Raises:
+            ConfigError: It could not: for instance everything is installed below ``/root``.
+        """
+        for path in self.unreadable([Path(twisted.__file__), Path(__file__).parents[1] / "tap.py"]):
+            raise ConfigError(
+                "--uid",
+                f"user {self.uid} cannot read {path.parent}, which the service runs from: install "
+                "it where that user may read, or open the directories on the way "
+                "(chmod o+x)",
+            )
 
     def unreadable(self, paths: list[Path]) -> list[Path]:
         """Return the files that could be read now, but not once the process is that user."""

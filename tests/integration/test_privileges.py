@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+import kvproto
+from kvproto.errors import ConfigError
 from kvproto.ops.client import call
 from kvproto.ops.commands import CONTROL_SOCKET
+from kvproto.ops.privileges import FutureUser
 from tests.integration import service as service_module
 from tests.integration.live import CredentialDirectory
 from tests.integration.service import KvtlsProcess, run_kvtls
@@ -20,7 +25,12 @@ def nobody() -> pwd.struct_passwd:
     """Return a user without rights, where there is one and we may become it."""
     if os.geteuid() != 0:
         raise SkipTest("only root may become somebody else")
-    return pwd.getpwnam("nobody")
+    user = pwd.getpwnam("nobody")
+    try:
+        FutureUser(user.pw_uid, user.pw_gid).check_installation()
+    except ConfigError as error:
+        raise SkipTest(str(error)) from error
+    return user
 
 
 class UidTests(SynchronousTestCase):
@@ -58,6 +68,18 @@ class UidTests(SynchronousTestCase):
             answer = call(state / CONTROL_SOCKET, "reload", {"wait": True})
             self.assertFalse(answer["ok"])
             self.assertIn(f"key.pem cannot be read by uid {self.user.pw_uid}", service.output)
+
+    def test_unreadable_installation(self) -> None:
+        """Code that the user could not read is an error before anything begins, with a remedy."""
+        private = self.directory / "private"
+        private.mkdir(0o700)
+        package = Path(kvproto.__file__).parent
+        shutil.copytree(package, private / "kvproto")
+        self.enterContext(patch.dict(os.environ, PYTHONPATH=str(private)))
+        done = run_kvtls("--state-dir", str(self.directory / "state"))
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertIn(f"cannot read {private / 'kvproto'}", done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
 
     def test_foreign_directory(self) -> None:
         """A directory of root's is no place for the keys of somebody else."""
