@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.errors import LocalProtocolError
@@ -180,6 +181,26 @@ class RequestTests(SynchronousTestCase):
             extras = epoch.to_bytes(8, signed=True) + rev.to_bytes(8, signed=True)
             response = link.call(Opcode.GET_CLUSTER_CONFIG, extras=extras)
             self.assertEqual((response.status, not response.value), (0, empty))
+
+    def test_last_change_is_newest(self) -> None:
+        """Of servers that name each other, the one that changed last is believed.
+
+        A client may have got the configuration of one that has since been killed, and must take
+        the survivor's, however soon after.
+        """
+        clock = Clock()
+        clock.advance(NOW + 0.2)
+        bucket = Bucket("one", MemoryStore(clock.seconds, uuid=7))
+        killed, survivor = (KVServer([bucket], now=clock.seconds) for _ in range(2))
+        clock.advance(0.1)
+        for server in (survivor, killed):
+            server.name_peers([("127.0.0.1", 1)])
+        killed.name_peers([])
+        killed.name_peers([("127.0.0.1", 1)])
+        clock.advance(0.3)
+        survivor.name_peers([])
+        self.assertGreater(survivor.revision, killed.revision)
+        self.assertLess(survivor.revision, 2**53)
 
     def test_same_every_time(self) -> None:
         """Asked again, the answer is the same."""
