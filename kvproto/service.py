@@ -27,6 +27,7 @@ from twisted.python.components import Componentized
 
 from kvproto.base.clock import keep_monotonic
 from kvproto.base.histogram import QUICK_SECONDS, Histogram, merged
+from kvproto.base.http import HTTPService
 from kvproto.base.log import make_logger
 from kvproto.config import Config
 from kvproto.config.settings import Settings
@@ -40,7 +41,7 @@ from kvproto.ops.config_reload import ConfigReload
 from kvproto.ops.control_socket import ControlSocket, StateLock
 from kvproto.ops.exit_status import end_with_failure
 from kvproto.ops.history import History
-from kvproto.ops.http import HTTPService, StatusSite, with_interface
+from kvproto.ops.http import StatusSite, with_interface
 from kvproto.ops.keylog import KeyLog
 from kvproto.ops.logs import reopen_logs, set_log_level
 from kvproto.ops.memory import MemoryTrim, glibc_trim

@@ -1,10 +1,10 @@
 """Health, metrics and status over HTTP: the third door beside the control socket and signals.
 
-Read-only: GET and HEAD, no bodies, and nothing that a request could change.  Bounded: so many
-connections, each for so long.  What is shown is made when somebody asks; a page is asked for again
-while it is being made only once.
+Read-only: GET and HEAD, no bodies, and nothing that a request could change.  What is shown is made
+when somebody asks.
 
-HTTP itself is Twisted's.
+It should start before the listeners and stop after them, so that probes hear why clients are not
+served.  HTTP itself, and its bounds, are `kvproto.base.http`'s.
 """
 
 from __future__ import annotations
@@ -14,31 +14,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IStreamServerEndpoint
-from twisted.internet.protocol import connectionDone
-from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
-from twisted.web.server import Request, Site
 
-from kvproto.base.addresses import describe_peer
+from kvproto.base.http import BoundedSite
 from kvproto.base.log import make_logger
 from kvproto.ops.page import PAGE_POLICY, render_page
 
-__all__ = ["HTTPService", "StatusSite", "with_interface"]
+__all__ = ["StatusSite", "with_interface"]
 
 log = make_logger()
-
-MAX_CONNECTIONS = 64
-"""Connections at once: scrapers, probes and a few people."""
-
-IDLE_SECONDS = 30.0
-"""After which a connection that asks nothing, or does not end its request, is closed."""
-
-MAX_BODY = 0
-"""Bytes of a request's body: there is nothing to tell us."""
 
 _TCP = re.compile(r"tcp[46]?:")
 
@@ -51,37 +35,7 @@ def with_interface(description: str) -> str:
     return description
 
 
-class _BoundedRequest(Request):
-    """A request without a body, whose answer nobody may keep or frame."""
-
-    def gotLength(self, length: int | None) -> None:
-        """Take no body at all; Twisted would write a long one to the disk."""
-        if length is None or length > MAX_BODY:
-            self.channel._respondToBadRequestAndDisconnect()
-            return
-        super().gotLength(length)
-
-
-class _Channel(HTTPChannel):
-    """A connection that counts."""
-
-    requestFactory = _BoundedRequest
-
-    def connectionMade(self) -> None:
-        """Take a place, or go."""
-        site = self.factory
-        site.channels.add(self)
-        super().connectionMade()
-        if len(site.channels) > MAX_CONNECTIONS:
-            self.forceAbortClient()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Give the place back."""
-        self.factory.channels.discard(self)
-        super().connectionLost(reason)
-
-
-class StatusSite(Site):
+class StatusSite(BoundedSite):
     """What is served.
 
     Args:
@@ -100,22 +54,7 @@ class StatusSite(Site):
         history: Callable[[], dict[str, Any]],
         reactor: Any,
     ) -> None:
-        super().__init__(
-            _Root(status, ready, scrape, history), _BoundedRequest, timeout=IDLE_SECONDS
-        )
-        self.protocol = _Channel  # type: ignore[method-assign, assignment]
-        self.reactor = reactor
-        self.channels: set[_Channel] = set()
-        self.displayTracebacks = False
-        self.noisy = False
-
-    def log(self, request: Any) -> None:
-        """Leave no line: somebody asks every few seconds."""
-
-    def close(self) -> None:
-        """End every connection."""
-        for channel in tuple(self.channels):
-            channel.loseConnection()
+        super().__init__(_Root(status, ready, scrape, history), reactor)
 
 
 class _Root(Resource):
@@ -192,44 +131,3 @@ NOT_FOUND = 404, TEXT, b"not found\n"
 
 def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=2).encode() + b"\n"
-
-
-class HTTPService(Service):
-    """Serves a `StatusSite` on an endpoint.
-
-    It should start before the listeners and stop after them, so that probes hear why clients are
-    not served.
-
-    Args:
-        endpoint: Where.
-        site: What.
-    """
-
-    name = "http"
-
-    def __init__(self, endpoint: IStreamServerEndpoint, site: StatusSite) -> None:
-        self._endpoint = endpoint
-        self.site = site
-        self._port: Any = None
-        self.address = ""
-
-    def startService(self) -> Deferred[None]:
-        """Begin to listen; the Deferred fails if that cannot be."""
-        super().startService()
-        listening = self._endpoint.listen(self.site)
-        return listening.addCallback(self._listens)
-
-    def _listens(self, port: Any) -> None:
-        self._port = port
-        host = port.getHost()
-        self.address = describe_peer(host)
-        log.info("http on {address}", address=self.address)
-        if not self.running:
-            port.stopListening()
-
-    def stopService(self) -> Deferred[None]:
-        """Stop listening and end connections."""
-        super().stopService()
-        port, self._port = self._port, None
-        self.site.close()
-        return succeed(None) if port is None else maybeDeferred(port.stopListening)

@@ -13,9 +13,10 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.base.http import IDLE_SECONDS, MAX_CONNECTIONS, REQUEST_SECONDS
 from kvproto.listeners import Ledger
 from kvproto.ops.history import INTERVAL, SAMPLES, History
-from kvproto.ops.http import IDLE_SECONDS, MAX_CONNECTIONS, StatusSite, with_interface
+from kvproto.ops.http import StatusSite, with_interface
 from kvproto.ops.metrics import ServiceCollector, exposition
 from kvproto.ops.page import PAGE_POLICY, findings, render_page
 from kvproto.server import Bucket, KVServer
@@ -116,6 +117,7 @@ class SiteCase(SynchronousTestCase):
         )
         self.site.startFactory()
         self.addCleanup(self.site.stopFactory)
+        self.site_timers = self.clock.getDelayedCalls()
 
     def connect(self) -> tuple[Any, StringTransport]:
         protocol = self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
@@ -197,6 +199,24 @@ class BoundTests(SiteCase):
         self.clock.advance(60)
         protocol.connectionLost(None)
         self.assertEqual(self.site.channels, set())
+
+    def test_dribble(self) -> None:
+        """A connection that sends a little now and then must end its request all the same."""
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        for number in range(int(REQUEST_SECONDS // 20)):
+            self.assertFalse(transport.disconnected)
+            protocol.dataReceived(
+                b"GET /livez HTTP/1.1\r\n" if not number else b"X-%d: 1\r\n" % number
+            )
+            self.clock.advance(20)
+        self.assertTrue(transport.disconnected)
+
+    def test_deadline_ends(self) -> None:
+        """A connection that is lost leaves no timer."""
+        protocol, _ = self.connect()
+        protocol.connectionLost(None)
+        self.assertEqual([c for c in self.clock.getDelayedCalls() if c.active()], self.site_timers)
 
     def test_interface(self) -> None:
         """Loopback unless told otherwise."""

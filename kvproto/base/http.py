@@ -1,0 +1,202 @@
+"""HTTP servers that strangers may try: Twisted's own, with bounds on all that a client can hold.
+
+So many connections, each for so long: one that is idle, or dribbles its request, is closed; so is
+one whose body is longer than the site reads.  What is served is the business of who makes the
+`BoundedSite`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IStreamServerEndpoint
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.resource import IResource
+from twisted.web.server import Request, Site
+
+from kvproto.base.addresses import describe_peer
+from kvproto.base.log import make_logger
+
+__all__ = ["IDLE_SECONDS", "MAX_CONNECTIONS", "REQUEST_SECONDS", "BoundedSite", "HTTPService"]
+
+log = make_logger()
+
+MAX_CONNECTIONS = 64
+"""Connections of one site at once: scrapers, probes, a test suite and a few people."""
+
+IDLE_SECONDS = 30.0
+"""After which a connection that sends nothing is closed."""
+
+REQUEST_SECONDS = 60.0
+"""After which a connection is closed whose next request is not complete, however it comes."""
+
+
+class BoundedRequest(Request):
+    """A request whose body is short enough to be kept in memory."""
+
+    channel: Any
+
+    def gotLength(self, length: int | None) -> None:
+        """Refuse a body that is too long, or does not say how long; Twisted would write it down."""
+        site = self.channel.factory
+        if length is None or length > site.max_body:
+            # None is a body in chunks; of a site that takes no body it is a bad request, too.
+            code = (
+                b"400 Bad Request"
+                if not site.max_body
+                else b"411 Length Required"
+                if length is None
+                else b"413 Content Too Large"
+            )
+            self.channel.refuse(code)
+            return
+        super().gotLength(length)
+
+
+class BoundedChannel(HTTPChannel):
+    """A connection that counts, and has a deadline for each request."""
+
+    requestFactory = BoundedRequest
+    transport: Any
+    _deadline: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        """Take a place, or go."""
+        site = self.factory
+        site.channels.add(self)
+        super().connectionMade()
+        if len(site.channels) > site.max_connections:
+            self.forceAbortClient()
+        else:
+            self._expect_request()
+
+    def refuse(self, status: bytes) -> None:
+        """Answer with nothing but a status, and close.
+
+        Args:
+            status: Code and phrase, e.g. ``b"413 Content Too Large"``.
+        """
+        self.transport.write(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % status)
+        self.loseConnection()
+
+    def _expect_request(self) -> None:
+        self._deadline = self.callLater(REQUEST_SECONDS, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        self.forceAbortClient()
+
+    def _stop_deadline(self) -> None:
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            deadline.cancel()
+
+    def allContentReceived(self) -> None:
+        """Take a whole request: what follows is our time, not the peer's."""
+        self._stop_deadline()
+        super().allContentReceived()
+
+    def requestDone(self, request: Any) -> None:
+        """Begin to wait for the next request."""
+        self._expect_request()
+        super().requestDone(request)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Give the place back."""
+        self._stop_deadline()
+        self.factory.channels.discard(self)
+        super().connectionLost(reason)
+
+
+class BoundedSite(Site):
+    """A site with bounds.
+
+    Args:
+        root: What answers.
+        reactor: For deadlines.
+        max_body: Bytes of a request's body.
+        max_connections: At once.
+
+    Attributes:
+        channels: The connections that are open.
+    """
+
+    def __init__(
+        self,
+        root: IResource,
+        reactor: Any,
+        max_body: int = 0,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        super().__init__(root, BoundedRequest, timeout=IDLE_SECONDS)
+        self.protocol = BoundedChannel  # type: ignore[method-assign, assignment]
+        self.reactor = reactor
+        self.max_body = max_body
+        self.max_connections = max_connections
+        self.channels: set[BoundedChannel] = set()
+        self.displayTracebacks = False
+        self.noisy = False
+
+    def log(self, request: Any) -> None:
+        """Leave no line: somebody asks every few seconds."""
+
+    def close(self) -> None:
+        """End every connection."""
+        for channel in tuple(self.channels):
+            channel.loseConnection()
+
+
+class HTTPService(Service):
+    """Serves a `BoundedSite` on an endpoint.
+
+    Args:
+        endpoint: Where.
+        site: What.
+        name: What it is called in the log.
+        factory: What connections come to; the site itself when None.
+
+    Attributes:
+        address: Where it listens, ``""`` while it does not.
+        port: The TCP port of that, 0 if there is none.
+    """
+
+    def __init__(
+        self,
+        endpoint: IStreamServerEndpoint,
+        site: BoundedSite,
+        name: str = "http",
+        factory: Any = None,
+    ) -> None:
+        self.name = name
+        self._endpoint = endpoint
+        self.site = site
+        self._factory = site if factory is None else factory
+        self._port: Any = None
+        self.address = ""
+        self.port = 0
+
+    def startService(self) -> Deferred[None]:
+        """Begin to listen; the Deferred fails if that cannot be."""
+        super().startService()
+        listening = self._endpoint.listen(self._factory)
+        return listening.addCallback(self._listens)
+
+    def _listens(self, port: Any) -> None:
+        self._port = port
+        host = port.getHost()
+        self.address = describe_peer(host)
+        self.port = getattr(host, "port", 0)
+        log.info("{name} on {address}", name=self.name, address=self.address)
+        if not self.running:
+            port.stopListening()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop listening and end connections."""
+        super().stopService()
+        port, self._port = self._port, None
+        self.site.close()
+        return succeed(None) if port is None else maybeDeferred(port.stopListening)
