@@ -19,6 +19,7 @@ from kvproto.tls.credentials import (
     load_credentials,
 )
 from kvproto.tls.development import DevelopmentCredentials, ensure_development_credentials
+from kvproto.tls.endpoints import TLSClientEndpoint, TLSServerEndpoint
 from kvproto.tls.factory import KVTLSFactory
 from kvproto.tls.files import CredentialFiles, Options
 from kvproto.tls.generation import Generation, GenerationError, Stage
@@ -30,6 +31,7 @@ from kvproto.tls.reasons import (
     HandshakeTimeout,
     explanation,
 )
+from kvproto.tls.rotating import RotatingServerEndpoint
 from kvproto.tls.rotation import Rotation
 from kvproto.tls.shell import KVTLSProtocol
 from kvproto.tls.verdict import Action, ListenerResult, Verdict
@@ -56,9 +58,12 @@ __all__ = [
     "KVTLSProtocol",
     "ListenerResult",
     "Options",
+    "RotatingServerEndpoint",
     "Rotation",
     "ServerPolicy",
     "Stage",
+    "TLSClientEndpoint",
+    "TLSServerEndpoint",
     "Verdict",
     "build_client_context",
     "build_server_context",

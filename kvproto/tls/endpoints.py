@@ -6,18 +6,20 @@ r"""Endpoint strings ``kvtls:``: TLS as `KVTLSProtocol` speaks it, for any Twist
             kvtls:port=11207:interface=\:\::certificate=chain.pem:clientCA=ca.pem
             kvtls:unix=/run/kv.sock:certificate=both.pem
             kvtls:endpoint=systemd\:domain=INET\:index=0:certificate=both.pem
+            kvtls:tcp\:443:certificate=chain.pem:key=key.pem:watch=2
     client  kvtls:kv.example:11207:caCertificate=ca.pem
             kvtls:endpoint=unix\:/run/kv.sock:hostname=kv.example:caCertificate=ca.pem
 
 ``twisted/plugins/kvtls.py`` gives these to ``serverFromString`` and ``clientFromString``.
 Credentials are read and proved when the string is parsed: what is wrong with them is
-raised there, naming parameter and file.
+raised there, naming parameter and file.  With ``watch=`` they are read anew whenever the files
+change, as long as the port is open.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ from kvproto.tls.credentials import load_credentials
 from kvproto.tls.factory import KVTLSFactory
 from kvproto.tls.files import CredentialFiles, Options, Purpose
 from kvproto.tls.generation import GenerationError, build_generation
+from kvproto.tls.rotating import RotatingServerEndpoint
 
 __all__ = ["TLSClientEndpoint", "TLSServerEndpoint", "parse_client", "parse_server"]
 
@@ -63,6 +66,8 @@ _CLIENT_OPTIONS = Options("certificate=", "privateKey=", "passphraseFile=", "caC
 @dataclass(frozen=True, slots=True)
 class TLSServerEndpoint:
     """Listens where another endpoint does, and puts TLS on top.
+
+    See `RotatingServerEndpoint` for one that looks after its credentials itself.
 
     Args:
         endpoint: Where to listen.
@@ -112,28 +117,32 @@ def parse_server(
     *extra: str,
     certificate: str = "",
     privateKey: str = "",
+    key: str = "",
     passphraseFile: str = "",
     clientCA: str = "",
     clientAuth: str = "",
     crl: str = "",
+    watch: str = "0",
     interface: str = "",
     backlog: str = str(BACKLOG),
     unix: str = "",
     endpoint: str = "",
     **unknown: str,
-) -> TLSServerEndpoint:
+) -> TLSServerEndpoint | RotatingServerEndpoint:
     """Make an endpoint of the words of a server string.
 
     Args:
         reactor: The reactor.
-        port: TCP port.
+        port: TCP port, or another endpoint's string if it has no parameters with a name.
         extra: Words without a name that mean nothing here.
         certificate: PEM chain, and the key unless ``privateKey`` names it.
         privateKey: PEM key.
+        key: The same.
         passphraseFile: File whose first line opens the key.
         clientCA: PEM trust anchors of client certificates.
         clientAuth: ``none``, ``optional`` or ``required``; optional with ``clientCA``.
         crl: PEM revocation lists of these anchors.
+        watch: Seconds between two looks at these files; 0 to read them once, here.
         interface: Address to listen on, IPv4 or IPv6.
         backlog: Connections that may wait to be accepted.
         unix: Path of a UNIX socket, instead of a port.
@@ -145,16 +154,19 @@ def parse_server(
     """
     _refuse_unknown(extra, unknown)
     _need("certificate=", certificate, "the PEM file with the chain to show to clients")
+    if ":" in port:
+        _refuse_both(port, endpoint=endpoint)
+        port, endpoint = "", port
+    key_file, options = _key(privateKey, key, _SERVER_OPTIONS)
     files = CredentialFiles(
-        Path(certificate),
-        _path(privateKey),
-        _path(passphraseFile),
-        _path(clientCA),
-        _path(crl),
-        _SERVER_OPTIONS,
+        Path(certificate), key_file, _path(passphraseFile), _path(clientCA), _path(crl), options
     )
     policy = ServerPolicy(_client_auth(clientAuth, clientCA))
+    interval = _seconds("watch=", watch, or_none=True)
     below = _server_below(reactor, port, interface, backlog, unix, endpoint)
+    if interval:
+        name = f"kvtls:{endpoint or unix or port}"
+        return RotatingServerEndpoint(below, files, reactor, policy, interval, name)
     try:
         generation = build_generation(1, files, policy, time.time())
     except GenerationError as error:
@@ -174,6 +186,7 @@ def parse_client(
     caCertificate: str = "",
     certificate: str = "",
     privateKey: str = "",
+    key: str = "",
     passphraseFile: str = "",
     timeout: str = "30",
     bindAddress: str = "",
@@ -192,6 +205,7 @@ def parse_client(
         caCertificate: PEM trust anchors; by default those of the platform.
         certificate: PEM chain to show to the server, and the key unless ``privateKey`` names it.
         privateKey: PEM key.
+        key: The same.
         passphraseFile: File whose first line opens the key.
         timeout: Seconds that connecting may take.
         bindAddress: Address to connect from.
@@ -215,13 +229,14 @@ def parse_client(
             timeout=_seconds("timeout=", timeout),
             bindAddress=bindAddress or None,
         )
+    key_file, options = _key(privateKey, key, _CLIENT_OPTIONS)
     files = CredentialFiles(
         _path(certificate),
-        _path(privateKey),
+        key_file,
         _path(passphraseFile),
         _path(caCertificate),
         None,
-        _CLIENT_OPTIONS,
+        options,
         Purpose.CLIENT,
     )
     own = load_credentials(files, time.time())
@@ -262,6 +277,14 @@ def _client_auth(text: str, client_ca: str) -> ClientAuth:
     return auth
 
 
+def _key(private_key: str, key: str, options: Options) -> tuple[Path | None, Options]:
+    """Return the file that either word names, and the options with the word that did."""
+    if not key:
+        return _path(private_key), options
+    _refuse_both(key, privateKey=private_key)
+    return Path(key), replace(options, private_key="key=")
+
+
 def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
@@ -275,6 +298,8 @@ def _refuse_unknown(extra: tuple[str, ...], unknown: dict[str, str]) -> None:
     for word in extra:
         raise ConfigError(word, "is one word too many; a colon in a value is written \\:")
     for name in unknown:
+        if ":" in name:
+            raise ConfigError(name, "has parameters of its own: write it after endpoint=")
         raise ConfigError(f"{name}=", "is no parameter of a kvtls endpoint")
 
 
@@ -290,12 +315,13 @@ def _number(option: str, text: str, most: int) -> int:
     return int(text)
 
 
-def _seconds(option: str, text: str) -> float:
+def _seconds(option: str, text: str, *, or_none: bool = False) -> float:
     try:
         seconds = float(text)
     except ValueError:
-        seconds = 0.0
+        seconds = -1.0
     # "nan" compares false with everything, so this way round it is refused as well.
-    if not 0 < seconds < float("inf"):
-        raise ConfigError(option, f"{text!r} is no number of seconds above 0")
+    if not (0 < seconds < float("inf") or (or_none and seconds == 0)):
+        bound = "from 0 on" if or_none else "above 0"
+        raise ConfigError(option, f"{text!r} is no number of seconds {bound}")
     return seconds

@@ -215,6 +215,11 @@ def digest_on_disk(files: CredentialFiles) -> str:
 
 
 def _load(files: CredentialFiles, now: float) -> Credentials:
+    if files.certificate is None:
+        fault = CredentialError(
+            files.options.certificate, None, "is missing: a server shows a certificate"
+        )
+        raise _refused(Stage.READ, fault) from fault
     try:
         contents = read_together(files)
     except CredentialError as error:

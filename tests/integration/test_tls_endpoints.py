@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort
@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from kvproto.testing.certificates import (
+    Authority,
     Identity,
     deep_server_identity,
     root_authority,
@@ -144,6 +145,26 @@ class EndpointTests(TestCase):
         )
         reason = await asker.lost
         self.assertIn("elsewhere.example", str(reason))
+
+    async def test_rotation(self) -> None:
+        """A certificate that is written anew is shown to the next client, and watching ends."""
+        port = await self.listen(f"0:interface=127.0.0.1:certificate={self.node}:watch=0.05")
+        number = port.getHost().port  # type: ignore[attr-defined]
+        await self.echo(f"127.0.0.1:{number}:caCertificate={self.ca}")
+        other = Authority.root("another root")
+        self.write("node.pem", other.issue("node", ["localhost", "127.0.0.1", "::1"]))
+        (self.directory / "other.pem").write_bytes(other.certificate_pem)
+        trusting = f"127.0.0.1:{number}:caCertificate={self.directory / 'other.pem'}"
+
+        async def is_shown() -> bool:
+            asker = await self.ask(trusting)
+            return isinstance(await asker.lost, ConnectionDone)
+
+        while not await is_shown():
+            # Each turn is a connection, and the test's timeout bounds them.
+            pass
+        await maybeDeferred(port.stopListening)
+        # trial itself fails the test if a look at the files is still to come
 
     async def test_independent_client(self) -> None:
         """Python's own ssl module is served."""

@@ -106,6 +106,13 @@ class ServerStringTests(EndpointsCase):
         protocol = factory.buildProtocol(None)
         self.assertIsInstance(protocol, KVTLSProtocol)
 
+    def test_positional_endpoint(self) -> None:
+        """Another endpoint may stand in the place of the port."""
+        self.listen("kvtls:tcp\\:7:certificate={f.chain}:key={f.key}")
+        self.assertEqual(self.reactor.tcpServers[0][0], 7)
+        self.listen("kvtls:unix\\:/run/kv.sock:certificate={f.both}")
+        self.assertEqual(self.reactor.unixServers[0][0], "/run/kv.sock")
+
     def verify_mode(self, text: str) -> int:
         context = self.server(text).contexts.current.context
         assert isinstance(context, SSL.Context)
@@ -146,6 +153,12 @@ class ServerStringTests(EndpointsCase):
             ("kvtls:0:certificate={f.both}:clientAuth=required", "clientCA=", "is missing"),
             ("kvtls:0:certificate={f.both}:unix=/x", "port=", "together with '/x'"),
             ("kvtls:0:certificate={f.both}:endpoint=tcp\\:1", "port=", "together with 'tcp:1'"),
+            ("kvtls:tcp\\:1:endpoint=tcp\\:2:certificate={f.both}", "endpoint=", "with 'tcp:1'"),
+            ("kvtls:0:certificate={f.chain}:key={f.key}:privateKey=x", "privateKey=", "together"),
+            ("kvtls:tcp\\:1\\:backlog=2:certificate={f.both}", "tcp:1:backlog", "after endpoint="),
+            ("kvtls:0:certificate={f.both}:watch=soon", "watch=", "no number of seconds from 0 on"),
+            ("kvtls:0:certificate={f.both}:watch=-1", "watch=", "no number of seconds from 0 on"),
+            ("kvtls:0:certificate={f.both}:watch=nan", "watch=", "no number of seconds from 0 on"),
         ):
             error = self.assertRaises(ConfigError, self.server, text)
             self.assertEqual(error.option, option)
@@ -158,6 +171,10 @@ class ServerStringTests(EndpointsCase):
             CredentialError, self.server, "kvtls:0:certificate={f.chain}:privateKey={f.key}"
         )
         self.assertEqual((error.option, error.path), ("privateKey=", self.files.key))
+        error = self.assertRaises(
+            CredentialError, self.server, "kvtls:0:certificate={f.chain}:key={f.key}:watch=2"
+        )
+        self.assertEqual((error.option, error.path), ("key=", self.files.key))
 
 
 class ClientStringTests(EndpointsCase):
