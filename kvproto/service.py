@@ -29,13 +29,21 @@ from kvproto.base.clock import keep_monotonic
 from kvproto.base.histogram import QUICK_SECONDS, Histogram, merged
 from kvproto.base.http import HTTPService
 from kvproto.base.log import make_logger
-from kvproto.config import Config
+from kvproto.config import Config, endpoint_is_local
 from kvproto.config.settings import Settings
-from kvproto.dataplane import Backups, PeerWatch, UsersReload, make_server, make_stores
+from kvproto.dataplane import (
+    Administration,
+    Backups,
+    PeerWatch,
+    UsersReload,
+    make_server,
+    make_stores,
+)
 from kvproto.errors import ConfigError, KVProtoError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
 from kvproto.listeners.ages import AgeLimits
 from kvproto.listeners.probe import probe, validate
+from kvproto.management import ManagementFactory, ManagementSite
 from kvproto.nodes import NodeService
 from kvproto.ops.config_reload import ConfigReload
 from kvproto.ops.control_socket import ControlSocket, StateLock
@@ -54,6 +62,7 @@ from kvproto.ops.status import ServiceState
 from kvproto.ops.systemd import SystemdNotifier
 from kvproto.server import KVController
 from kvproto.server.faults import FaultPlan
+from kvproto.server.topology import ServicePorts
 from kvproto.tls import (
     CredentialFiles,
     KVTLSFactory,
@@ -140,6 +149,9 @@ class KVTLSService(MultiService):
         self.controller = KVController(self.server, faults)
         self.users = UsersReload(config, self.server, self._reactor, self._in_thread)
         self.users.setServiceParent(self)
+        self.administration = Administration(
+            config, self.server, self.stores, self.users, self._reactor, self._in_thread
+        )
         self.ledger = Ledger(
             self._reactor,
             self._fitted_limits(config),
@@ -193,11 +205,17 @@ class KVTLSService(MultiService):
         for service in (self._ages, self._control_socket, self.rotation, *self._listening):
             service.setServiceParent(self)
         self._http = self._http_service()
+        self._management = self._management_service()
         self._history.setServiceParent(self)
-        self._watch: Service | None = None
-        if config.watch_interval:
-            self._watch = FileWatch(self.rotation, self._reactor, config.watch_interval)
-            self._watch.setServiceParent(self)
+        self._watch = self._file_watch()
+
+    def _file_watch(self) -> FileWatch | None:
+        """Make what looks at the credential files, unless the operator wants no watching."""
+        if not self._config.watch_interval:
+            return None
+        watch = FileWatch(self.rotation, self._reactor, self._config.watch_interval)
+        watch.setServiceParent(self)
+        return watch
 
     def setServiceParent(self, parent: Any) -> None:
         """Join an application; twistd takes the log's observer from it."""
@@ -217,6 +235,9 @@ class KVTLSService(MultiService):
             validate(self._reactor, config.nodes.listen, "--node-listen")
         if config.http is not None and not config.http.startswith("kvtls:"):
             validate(self._reactor, config.http, "--http")
+        if config.management is not None:
+            validate(self._reactor, config.management, "--management")
+            config.check_reach(with_interface(config.management), "--management")
 
     def _own_process(self, signals: SignalService) -> None:
         """Hear signals, tell systemd, and give memory back: the process is ours."""
@@ -416,6 +437,40 @@ class KVTLSService(MultiService):
         http.setServiceParent(self)
         return http
 
+    def _management_service(self) -> HTTPService | None:
+        """Make what serves Couchbase's management REST."""
+        description = self._config.management
+        if description is None:
+            return None
+        site = ManagementSite(self.server, self.administration, self._reactor)
+        secured: Any = KVTLSFactory(self.rotation.contexts, False, site, self._reactor)
+        factory = ManagementFactory(site, secured, self._plain_management, self._reactor)
+        endpoint = server_endpoint(self._reactor, with_interface(description))
+        management = HTTPService(endpoint, site, "management", factory)
+        management.setServiceParent(self)
+        return management
+
+    @property
+    def _plain_management(self) -> bool:
+        """Whether the management port takes plain HTTP: as KV does without TLS."""
+        description = self._config.management
+        local = description is not None and endpoint_is_local(with_interface(description))
+        return local and bool(self._config.plain)
+
+    def _name_ports(self) -> None:
+        """Tell clients which ports there are."""
+        count = len(self._config.listen)
+        ports = [_port_of(acceptor.address) for acceptor in self.acceptors]
+        management = 0 if self._management is None else self._management.port
+        self.server.name_ports(
+            ServicePorts(
+                secured=tuple(port for port in ports[:count] if port),
+                plain=tuple(port for port in ports[count:] if port),
+                management=management,
+                plain_management=management if self._plain_management else 0,
+            )
+        )
+
     # starting
 
     def probe(self) -> None:
@@ -436,6 +491,8 @@ class KVTLSService(MultiService):
             probe(self._reactor, self._config.nodes.listen, "--node-listen")
         if self._config.http is not None and not self._config.http.startswith("kvtls:"):
             probe(self._reactor, with_interface(self._config.http), "--http")
+        if self._config.management is not None:
+            probe(self._reactor, with_interface(self._config.management), "--management")
         with self._acting_as_owner():
             self.stores.prepare()
         failures: list[ConfigError] = []
@@ -453,16 +510,23 @@ class KVTLSService(MultiService):
         """Start everything; ``kvtls ready`` is logged when it listens."""
         Service.startService(self)
         for child in self:
-            if child not in (*self._listening, self._control_socket, self._http):
+            later = (*self._listening, self._control_socket, self._http, self._management)
+            if child not in later:
                 child.startService()
         self._start_control()
         if self._http is not None:
             self._http.startService().addErrback(self._not_started)
         self.stores.startService()
-        self.stores.opened().addCallbacks(self._listen, self._not_started)
+        opening = self.stores.opened().addCallback(lambda _: self.administration.restore())
+        opening.addCallback(lambda _: self._start_management())
+        opening.addCallbacks(self._listen, self._not_started)
         # Not before the reactor runs and has installed its signal handlers: whoever waits for
         # the announcement may send SIGTERM at once.
         self._reactor.callWhenRunning(self._announce)
+
+    def _start_management(self) -> Deferred[None] | None:
+        """Serve the management port before clients can read of it."""
+        return None if self._management is None else self._management.startService()
 
     def _listen(self, _opened: object) -> None:
         """Begin to listen: the stores take requests."""
@@ -484,6 +548,7 @@ class KVTLSService(MultiService):
 
     def _started(self, listening: bool) -> None:
         if listening:
+            self._name_ports()
             self._reactor.callWhenRunning(self._announce)
 
     def _not_started(self, failure: Any) -> None:
@@ -545,6 +610,8 @@ class KVTLSService(MultiService):
         self.users.stopService()
         self._ages.stopService()
         self._memory.stopService()
+        if self._management is not None:
+            await maybeDeferred(self._management.stopService)
         await DeferredList([maybeDeferred(service.stopService) for service in self._listening])
         await maybeDeferred(self.stores.stopService)
         self._history.stopService()
@@ -619,6 +686,12 @@ def _credential_files(config: Config, now: float) -> CredentialFiles:
         crl=config.crl,
         options=_CREDENTIAL_OPTIONS,
     )
+
+
+def _port_of(address: str) -> int:
+    """Return the port of an address as acceptors have it, 0 if there is none."""
+    port = address.rpartition(":")[2]
+    return int(port) if port.isdigit() else 0
 
 
 def _with_mode(description: str, mode: str) -> str:

@@ -18,6 +18,7 @@ FLOORS = {
     "passwd": 5,
     "dataplane": 3,
     "ops": 4,
+    "management": 4,
     "nodes": 4,
     "listeners": 3,
     "tls": 2,

@@ -157,7 +157,8 @@ class HTTPService(Service):
         endpoint: Where.
         site: What.
         name: What it is called in the log.
-        factory: What connections come to; the site itself when None.
+        factory: What connections come to, with a method ``close`` like the site's; the site itself
+            when None.
 
     Attributes:
         address: Where it listens, ``""`` while it does not.
@@ -174,7 +175,7 @@ class HTTPService(Service):
         self.name = name
         self._endpoint = endpoint
         self.site = site
-        self._factory = site if factory is None else factory
+        self._factory: Any = site if factory is None else factory
         self._port: Any = None
         self.address = ""
         self.port = 0
@@ -198,5 +199,5 @@ class HTTPService(Service):
         """Stop listening and end connections."""
         super().stopService()
         port, self._port = self._port, None
-        self.site.close()
+        self._factory.close()
         return succeed(None) if port is None else maybeDeferred(port.stopListening)

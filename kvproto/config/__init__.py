@@ -18,7 +18,7 @@ from kvproto.config.parsing import (
     parse_user,
     parse_user_buckets,
 )
-from kvproto.config.service import Config
+from kvproto.config.service import Config, valid_bucket_name
 from kvproto.config.stores import (
     DEFAULT_STORE,
     FileOptions,
@@ -72,4 +72,5 @@ __all__ = [
     "parse_size",
     "parse_user",
     "parse_user_buckets",
+    "valid_bucket_name",
 ]

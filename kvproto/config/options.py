@@ -292,6 +292,9 @@ OPTIONS: dict[str, Option] = {
         Option("http", "http", ENDPOINT,
                "endpoint for health, metrics and the status page, on loopback unless it names an "
                "interface; kvtls:... for TLS"),
+        Option("management", "management", ENDPOINT,
+               "endpoint for Couchbase's management REST and its set-up queries, over TLS, on "
+               "loopback unless it names an interface; with --plain also without TLS"),
         Option("log-format", "log_format", _choice(LogFormat),
                "json: one object a line (default: text)"),
         Option("log-level", "log_level", _choice(LogLevel),

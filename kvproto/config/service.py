@@ -26,7 +26,7 @@ from kvproto.config.values import (
 )
 from kvproto.errors import ConfigError
 
-__all__ = ["Config"]
+__all__ = ["Config", "valid_bucket_name"]
 
 SMALLEST_STORE = 64 * 1024
 """A smaller limit is a mistake: memcached's ``-m 64`` means MiB, ours is in bytes."""
@@ -38,6 +38,11 @@ _WELL_FORMED_TCP = re.compile(
 
 _BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
 """What Couchbase lets a bucket be called."""
+
+
+def valid_bucket_name(name: str) -> bool:
+    """Say whether a bucket may be called so: 1 to 100 of letters, digits and ``_ - . %``."""
+    return _BUCKET.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +103,7 @@ class Config:
         plain: Endpoint descriptions of listeners without TLS, on this machine only.
         faults: Whether the control socket may make requests fail and move the clock of expiry.
         http: Endpoint description for health, metrics and the status page; None for none.
+        management: Endpoint description for Couchbase's management REST; None for none.
         log_format: What lines of the log look like, where the process is ours.
         log_level: The least important lines that are logged.
         nodes: How to take part in an Erlang cluster; None: not at all.
@@ -143,6 +149,7 @@ class Config:
     plain: tuple[str, ...] = ()
     faults: bool = False
     http: str | None = None
+    management: str | None = None
     log_format: LogFormat = LogFormat.TEXT
     log_level: LogLevel = LogLevel.INFO
     nodes: NodeConfig | None = None
@@ -218,18 +225,19 @@ class Config:
             if self.store_url.scheme != "memory":
                 raise ConfigError("--faults", "needs --store memory:, whose clock can be moved")
 
-    def check_reach(self, description: str) -> None:
+    def check_reach(self, description: str, option: str = "--listen") -> None:
         """See that a development certificate is shown to nobody but this machine.
 
         Args:
             description: An endpoint that makes sense; of one that does not there is more to say.
+            option: Which names it.
 
         Raises:
             ConfigError: It would be shown to others.
         """
         if self.development and not endpoint_is_local(description):
             raise ConfigError(
-                "--listen",
+                option,
                 f"{description!r} does not name a loopback address, and without --certificate "
                 "only a development certificate is served: write for example "
                 "tcp:11207:interface=127.0.0.1, or give --certificate and --private-key",
@@ -306,7 +314,7 @@ class Config:
         if not self.buckets:
             raise ConfigError("--bucket", "at least one bucket is needed")
         for name in self.buckets:
-            if not _BUCKET.fullmatch(name):
+            if not valid_bucket_name(name):
                 raise ConfigError(
                     "--bucket", f"{name!r} is not 1 to 100 of letters, digits and _ - . %"
                 )

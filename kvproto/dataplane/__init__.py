@@ -1,10 +1,12 @@
 """The key-value side of the service, as `kvproto.nodes` is its node-to-node side.
 
-Builds what all sessions share out of the configuration, and renews its users while it runs.
+Builds what all sessions share out of the configuration, renews its users while it runs, and lets
+buckets, collections and users be created.
 """
 
 from __future__ import annotations
 
+from kvproto.dataplane.administration import Administration, BucketSettings
 from kvproto.dataplane.backup import Backups
 from kvproto.dataplane.compose import make_server, make_users
 from kvproto.dataplane.peers import PeerWatch
@@ -12,7 +14,9 @@ from kvproto.dataplane.stores import IStores, make_stores
 from kvproto.dataplane.users_reload import UsersReload
 
 __all__ = [
+    "Administration",
     "Backups",
+    "BucketSettings",
     "IStores",
     "PeerWatch",
     "UsersReload",

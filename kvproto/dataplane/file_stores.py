@@ -2,24 +2,28 @@
 
 Owns the directory and its lock, the order of opening and closing, and what operators are told.
 
-The layout: ``DIRECTORY/lock``, and ``DIRECTORY/bucket-NAME/`` with the segments of that bucket's
-log (`kvproto.store.file`).
+The layout: ``DIRECTORY/lock``; ``DIRECTORY/bucket-NAME/`` with the segments of that bucket's log
+(`kvproto.store.file`); and ``DIRECTORY/management.json``, what was created while it served.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from zope.interface import implementer
 
 from kvproto.base.directory_lock import DirectoryLock
 from kvproto.base.log import make_logger
 from kvproto.config import Config, StoreURL, parse_file_url
-from kvproto.dataplane.interfaces import IKeepingStores
+from kvproto.dataplane.interfaces import IGrowingStores, IKeepingStores
 from kvproto.errors import ConfigError
 from kvproto.store import FileStore, IStore, MemoryStore
 
@@ -29,11 +33,16 @@ log = make_logger()
 
 _BUCKET = "bucket-"
 
+_DROPPED = ".dropped-"
+"""Begins the name of what is being removed."""
+
+_DESCRIPTION = "management.json"
+
 Adopt = Callable[[dict[str, int]], dict[str, int]]
 """Takes the ids that a bucket's collections had; returns those that they have now."""
 
 
-@implementer(IKeepingStores)
+@implementer(IKeepingStores, IGrowingStores)
 class FileStores(Service):
     """Stores in memory, kept in a directory.
 
@@ -53,7 +62,7 @@ class FileStores(Service):
         config: Config,
         reactor: Any,
         run: Any,
-        memory: Callable[[Config, Any], MemoryStore],
+        memory: Callable[..., MemoryStore],
     ) -> None:
         options = parse_file_url(url)
         self.description = url.text
@@ -62,9 +71,62 @@ class FileStores(Service):
         self._opened: Deferred[None] | None = None
         self._stores: dict[str, FileStore] = {}
         self._adopt: dict[str, Adopt] = {}
+        self._run = maybeDeferred if run is None else run
+        self._memory = partial(memory, config, reactor)
+        self._sync = options.sync
+        self._reactor = reactor
+        self._kept: dict[str, Any] = {}
         for name in config.buckets:
-            in_memory = memory(config, reactor)
-            self._stores[name] = FileStore(self._path(name), options.sync, in_memory, reactor, run)
+            self._stores[name] = self._make(name)
+
+    def _make(self, bucket: str, *memory_limit: int) -> FileStore:
+        memory = self._memory(*memory_limit)
+        return FileStore(self._path(bucket), self._sync, memory, self._reactor, self._run)
+
+    def add(self, bucket: str, memory_limit: int) -> Deferred[None]:
+        """Make one more store, or find it again; see `IGrowingStores`."""
+        return Deferred.fromCoroutine(self._add(bucket, memory_limit))
+
+    async def _add(self, bucket: str, memory_limit: int) -> None:
+        await self._run(_make_directory, self._path(bucket))
+        store = self._make(bucket, memory_limit)
+        await store.open()
+        self._stores[bucket] = store
+
+    def remove(self, bucket: str) -> Deferred[None]:
+        """Remove a store and its files; see `IGrowingStores`."""
+        return Deferred.fromCoroutine(self._remove(bucket))
+
+    async def _remove(self, bucket: str) -> None:
+        await self._stores.pop(bucket).close()
+        dropped = self._directory / f"{_DROPPED}{bucket}"
+        # Out of the way first: half a bucket must never be found again.
+        await self._run(os.replace, self._path(bucket), dropped)
+        await self._run(shutil.rmtree, dropped)
+
+    def kept(self) -> dict[str, Any]:
+        """Return what was created while an earlier process served; see `IGrowingStores`."""
+        return self._kept
+
+    def keep(self, description: dict[str, Any]) -> Deferred[None]:
+        """Keep what was created; see `IGrowingStores`."""
+        text = json.dumps({"version": 1, **description}, indent=1)
+        writing: Deferred[None] = self._run(_replace, self._directory / _DESCRIPTION, text)
+        return writing
+
+    def _read_description(self) -> None:
+        path = self._directory / _DESCRIPTION
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["version"] != 1:
+                raise ConfigError("--store", f"{path} is of version {found['version']!r}, not 1")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ConfigError("--store", f"{path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError("--store", f"{path} is damaged ({error!r})") from error
+        self._kept = found
 
     def _path(self, bucket: str) -> Path:
         return self._directory / f"{_BUCKET}{bucket}"
@@ -86,9 +148,15 @@ class FileStores(Service):
         try:
             for bucket in self._stores:
                 self._path(bucket).mkdir(mode=0o700, exist_ok=True)
+            for dropped in self._directory.glob(f"{_DROPPED}*"):
+                shutil.rmtree(dropped)
+            self._read_description()
         except OSError as error:
             self._lock.release()
             raise ConfigError("--store", f"{error.filename}: {error.strerror}") from error
+        except ConfigError:
+            self._lock.release()
+            raise
 
     def startService(self) -> None:
         """Begin to load."""
@@ -113,7 +181,8 @@ class FileStores(Service):
                     items=store.status()["items"],
                     directory=str(store.directory),
                 )
-        served = {self._path(bucket) for bucket in self._stores}
+        created = self._kept.get("buckets", {})
+        served = {self._path(bucket) for bucket in (*self._stores, *created)}
         for path in sorted(self._directory.glob(f"{_BUCKET}*")):
             if path not in served:
                 log.warn(
@@ -153,3 +222,23 @@ class FileStores(Service):
             "reason": reason or "",
             "buckets": {name: store.status() for name, store in self._stores.items()},
         }
+
+
+def _make_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file that only its owner reads, in the place of an old one, and force it to disk."""
+    aside = path.with_name(f".{path.name}.new")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -12,7 +12,7 @@ from zope.interface import Attribute
 from kvproto.config import Config, StoreURL
 from kvproto.store import IStore
 
-__all__ = ["Factory", "IStores", "Run"]
+__all__ = ["Factory", "IGrowingStores", "IStores", "Run"]
 
 Run = Callable[..., Any]
 """Calls a function with arguments, e.g. in a thread; returns a Deferred of its result."""
@@ -62,6 +62,40 @@ class IKeepingStores(IStores):
             bucket: Which.
             adopt: Called before the store is open to clients with the ids that are known, by
                 ``SCOPE.NAME`` and, for scopes, ``SCOPE``; returns all that are to be kept.
+        """
+
+
+class IGrowingStores(IStores):
+    """Stores that can have more buckets, and fewer, while they serve.
+
+    Their stores have a method ``limit_memory`` as `kvproto.store.MemoryStore` has it.
+    """
+
+    def add(bucket: str, memory_limit: int) -> Deferred[None]:
+        """Make a store for one more bucket.
+
+        Args:
+            bucket: Its name.
+            memory_limit: Bytes that it may hold.
+
+        Returns:
+            A Deferred that fires when it is there: loaded, if there was one of this name before.
+        """
+
+    def remove(bucket: str) -> Deferred[None]:
+        """Remove a bucket's store and everything in it; the Deferred fires when it is gone."""
+
+    def kept() -> dict[str, Any]:
+        """Return what `keep` was last called with, before the process began; else ``{}``."""
+
+    def keep(description: dict[str, Any]) -> Deferred[None]:
+        """Keep, where documents are kept, which buckets there are beside those of the options.
+
+        Args:
+            description: What JSON can say.
+
+        Returns:
+            A Deferred that fires when it is as safe as documents are; it fails with OSError.
         """
 
 

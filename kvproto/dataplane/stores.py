@@ -18,7 +18,7 @@ from kvproto.config import Config, Mode, StoreURL, check_memory_url
 from kvproto.dataplane.engines import EngineStores
 from kvproto.dataplane.file_stores import FileStores
 from kvproto.dataplane.fleet import FleetStores
-from kvproto.dataplane.interfaces import Factory, IStores, Run
+from kvproto.dataplane.interfaces import Factory, IGrowingStores, IStores, Run
 from kvproto.errors import ConfigError
 from kvproto.store import IStore, MemoryStore
 from kvproto.upstream import SCHEMES
@@ -26,7 +26,7 @@ from kvproto.upstream import SCHEMES
 __all__ = ["IStores", "Run", "make_stores"]
 
 
-@implementer(IStores)
+@implementer(IGrowingStores)
 class MemoryStores(Service):
     """Stores in this process's memory, gone when it ends."""
 
@@ -35,7 +35,26 @@ class MemoryStores(Service):
     def __init__(self, url: StoreURL, config: Config, reactor: Any, run: Run | None) -> None:
         check_memory_url(url)
         self.description = url.text
-        self._stores = {name: memory_store(config, reactor) for name in config.buckets}
+        self._make = partial(memory_store, config, reactor)
+        self._stores = {name: self._make() for name in config.buckets}
+
+    def add(self, bucket: str, memory_limit: int) -> Deferred[None]:
+        """Make one more store; see `IGrowingStores`."""
+        self._stores[bucket] = self._make(memory_limit)
+        return succeed(None)
+
+    def remove(self, bucket: str) -> Deferred[None]:
+        """Forget a store; see `IGrowingStores`."""
+        del self._stores[bucket]
+        return succeed(None)
+
+    def kept(self) -> dict[str, Any]:
+        """Return nothing: memory begins anew."""
+        return {}
+
+    def keep(self, description: dict[str, Any]) -> Deferred[None]:
+        """Keep nothing: it would be gone with the documents."""
+        return succeed(None)
 
     def store(self, bucket: str) -> IStore:
         """Return the store of a bucket; see `IStores.store`."""
@@ -58,11 +77,11 @@ class MemoryStores(Service):
         return {"url": self.description, "ready": True, "reason": ""}
 
 
-def memory_store(config: Config, reactor: Any) -> MemoryStore:
-    """Make one bucket's store in memory, with the limits of the configuration."""
+def memory_store(config: Config, reactor: Any, memory_limit: int | None = None) -> MemoryStore:
+    """Make one bucket's store in memory, with the limits of the configuration, or another one."""
     return MemoryStore(
         reactor.seconds,
-        memory_limit=config.bucket_memory_limit,
+        memory_limit=config.bucket_memory_limit if memory_limit is None else memory_limit,
         evict=config.evict,
         # memcached's limit is on the item, key included; Couchbase's on the value.
         max_item=config.value_limit if config.mode is Mode.MEMCACHED else None,

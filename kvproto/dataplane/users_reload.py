@@ -42,6 +42,9 @@ class UsersReload(Service):
         server: Whose users they are.
         clock: For the looks.
         run: Runs a function in a thread, as for `kvproto.dataplane.make_server`.
+
+    Attributes:
+        amend: Called with the table that was read; returns the one that is used.
     """
 
     name = "users"
@@ -53,6 +56,7 @@ class UsersReload(Service):
         clock: IReactorTime,
         run: Callable[..., Deferred[Any]],
     ) -> None:
+        self.amend: Callable[[UserTable], UserTable] = lambda users: users
         self._config = config
         self._server = server
         self._clock = clock
@@ -115,7 +119,7 @@ class UsersReload(Service):
         self._look_later()
 
     def _replace(self, users: UserTable) -> None:
-        self._server.users = users
+        self._server.users = self.amend(users)
         log.info("the users file is read again: {count} users", count=len(users))
 
     def _keep(self, failure: Failure) -> None:

@@ -47,15 +47,16 @@ class Manifest:
         ConfigError: A name cannot be one, or is there twice.
     """
 
-    __slots__ = ("_collections", "_scopes", "ids", "uid")
+    __slots__ = ("_collections", "_known", "_scopes", "ids", "uid")
 
     def __init__(self, collections: Iterable[tuple[str, str]] = ()) -> None:
         self.uid = 1
+        self._known: dict[str, int] = {}
         self._scopes: dict[str, int] = {DEFAULT: _DEFAULT_ID}
         self._collections: dict[tuple[str, str], int] = {(DEFAULT, DEFAULT): _DEFAULT_ID}
         for scope, name in collections:
             self._add(scope, name)
-        self.ids = frozenset(self._collections.values())
+        self.adopt({})
 
     def _add(self, scope: str, name: str) -> None:
         path = f"{scope}.{name}"
@@ -67,8 +68,8 @@ class Manifest:
             raise ConfigError("--collection", f"{path!r} cannot be the name of a collection")
         if (scope, name) in self._collections:
             raise ConfigError("--collection", f"{path!r} is given twice")
-        self._scopes.setdefault(scope, _FIRST_ID + len(self._scopes) - 1)
-        self._collections[scope, name] = _FIRST_ID + len(self._collections) - 1
+        self._scopes.setdefault(scope, _DEFAULT_ID)
+        self._collections[scope, name] = _DEFAULT_ID
 
     def adopt(self, ids: Mapping[str, int]) -> dict[str, int]:
         """Take the ids that scopes and collections had before.
@@ -91,7 +92,67 @@ class Manifest:
                 number = known.setdefault(f"{scope}.{name}", _free_id(known, scopes=False))
                 self._collections[scope, name] = number
         self.ids = frozenset(self._collections.values())
-        return known
+        self._known = known
+        return dict(known)
+
+    @property
+    def known_ids(self) -> dict[str, int]:
+        """All ids that there have ever been, as `adopt` takes them."""
+        return dict(self._known)
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The names of all scopes."""
+        return tuple(self._scopes)
+
+    @property
+    def collections(self) -> tuple[tuple[str, str], ...]:
+        """Scope and name of each collection, `kvproto.wire.collections.DEFAULT` included."""
+        return tuple(self._collections)
+
+    def create_scope(self, scope: str, *, fresh: bool = True) -> None:
+        """Add a scope that is not there.
+
+        Args:
+            scope: Its name, one that `is_name` allows.
+            fresh: Whether it is another one than what had this name before.
+        """
+        if fresh or scope not in self._known:
+            self._known[scope] = _free_id(self._known, scopes=True)
+        self._scopes[scope] = self._known[scope]
+        self.uid += 1
+
+    def create_collection(self, scope: str, name: str, *, fresh: bool = True) -> None:
+        """Add a collection that is not there to a scope that is.
+
+        Args:
+            scope: Name of the scope.
+            name: Its own, one that `is_name` allows.
+            fresh: Whether it is another one than what had this name before, and so empty.
+        """
+        path = f"{scope}.{name}"
+        if fresh or path not in self._known:
+            self._known[path] = _free_id(self._known, scopes=False)
+        self._collections[scope, name] = self._known[path]
+        self._changed()
+
+    def drop_collection(self, scope: str, name: str) -> int:
+        """Take out a collection, and return the id that it had."""
+        number = self._collections.pop((scope, name))
+        self._changed()
+        return number
+
+    def drop_scope(self, scope: str) -> list[int]:
+        """Take out a scope with its collections, and return the ids that these had."""
+        del self._scopes[scope]
+        mine = [path for path in self._collections if path[0] == scope]
+        numbers = [self._collections.pop(path) for path in mine]
+        self._changed()
+        return numbers
+
+    def _changed(self) -> None:
+        self.ids = frozenset(self._collections.values())
+        self.uid += 1
 
     def collection_ids(self) -> dict[str, int]:
         """Return the ids of all collections but the default one, by ``SCOPE.NAME``."""

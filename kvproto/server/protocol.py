@@ -23,6 +23,7 @@ from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import CONNECTION, make_logger
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
 from kvproto.server.binary import BinarySession
+from kvproto.server.buckets import Bucket
 from kvproto.server.replies import Hangup
 from kvproto.server.requests import MEASURED_READS
 from kvproto.server.server import KVServer, Peer
@@ -95,6 +96,12 @@ class KVServerProtocol(TwistedProtocol):
         self._unsent = 0  # about
         self._unread_replies = 0  # bytes of forwarded replies since the peer stopped reading
 
+    @property
+    def bucket(self) -> Bucket | None:
+        """The bucket that the client works in; None before it has said anything."""
+        session = self.session
+        return None if session is None else session.dialect.bucket
+
     # what the transport says
 
     def connectionMade(self) -> None:
@@ -102,7 +109,7 @@ class KVServerProtocol(TwistedProtocol):
         self._connected = True
         self._counters.curr_connections += 1
         self._counters.total_connections += 1
-        self._server.transports[self.transport] = None
+        self._server.transports[self.transport] = self
         self.transport.registerProducer(self, True)
         if self._connection is not None:
             self._peer.recognise(tuple(self._connection.peer_chain))

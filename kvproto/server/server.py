@@ -21,7 +21,7 @@ from kvproto.server.passwords import Run
 from kvproto.server.prefixes import Prefixes
 from kvproto.server.requests import RequestCounts
 from kvproto.server.settings import ServerSettings
-from kvproto.server.topology import DEFAULT_PORT, cluster_config
+from kvproto.server.topology import DEFAULT_PORT, ServicePorts, cluster_config
 from kvproto.server.users import UserTable
 from kvproto.store import IStore
 from kvproto.wire.constants import Feature
@@ -70,7 +70,8 @@ class KVServer:
         prefixes: What is counted by prefix of keys, None while nobody wants it.
         last_prefixes: What was counted when it was wanted last.
         turn: At whose end connections send the replies that they have waited for.
-        transports: Those of the connections that are open.
+        transports: The protocols of the connections that are open, by transport.
+        ports: What clients are told about other ports; `name_ports` changes it.
         hashing: Where passwords are hashed that its users bring; where they are checked when None.
     """
 
@@ -94,7 +95,7 @@ class KVServer:
         self.counters = Counters()
         self.prefixes: Prefixes | None = None
         self.last_prefixes = Prefixes()
-        self.transports: dict[Any, None] = {}
+        self.transports: dict[Any, Any] = {}
         self.requests = RequestCounts()
         self.times = self.requests.times
         for bucket in several:
@@ -110,6 +111,7 @@ class KVServer:
         self.revision = max(1, _revision_at(self.started))
         self.uuid = secrets.token_hex(16)
         self.peers: tuple[tuple[str, int], ...] = ()
+        self.ports = ServicePorts()
         self._configs: dict[tuple[int, str | None], bytes] = {}
         self._baselines: dict[int, dict[str, int]] = {}
 
@@ -148,7 +150,8 @@ class KVServer:
             part = None
             if bucket is not None:
                 part = bucket.name, f"{bucket.store.uuid:032x}", bucket.manifest.uid
-            config = cluster_config(port, self.uuid, self.revision, part, self.peers)
+            services = self.ports.services(port)
+            config = cluster_config(services, self.uuid, self.revision, part, self.peers)
             self._configs[port, name] = config
         return config
 
@@ -158,10 +161,40 @@ class KVServer:
         Args:
             peers: Host and port of each, as clients reach it.
         """
+        self.peers = tuple(peers)
+        self.topology_changed()
+
+    def name_ports(self, ports: ServicePorts) -> None:
+        """Tell clients from now on of these ports."""
+        if ports != self.ports:
+            self.ports = ports
+            self.topology_changed()
+
+    def topology_changed(self) -> None:
+        """Make new configurations for clients: ports, peers, buckets or collections changed."""
         # Newer than what any of the others has told: they all go by the time.
         self.revision = max(self.revision + 1, _revision_at(self.now()))
-        self.peers = tuple(peers)
         self._configs.clear()
+
+    def add_bucket(self, bucket: Bucket) -> None:
+        """Serve one more bucket, from now on."""
+        bucket.requests.times = self.times
+        self.buckets[bucket.name] = bucket
+        self.topology_changed()
+
+    def remove_bucket(self, name: str) -> Bucket:
+        """Serve a bucket no longer; connections that work in it are drained.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        bucket = self.buckets.pop(name)
+        self._baselines.pop(id(bucket.store), None)
+        self.topology_changed()
+        for protocol in [*self.transports.values()]:
+            if protocol.bucket is bucket:
+                protocol.drain()
+        return bucket
 
     def reset_statistics(self, store: IStore, baseline: dict[str, int]) -> None:
         """Count from here on, for whoever asks about this store.

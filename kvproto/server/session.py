@@ -46,6 +46,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from kvproto.errors import RemoteProtocolError, UpstreamError
+from kvproto.server.buckets import Bucket
 from kvproto.server.replies import Hangup, Reply, size_of
 from kvproto.server.window import Servant, State, Subject, Window
 
@@ -63,6 +64,9 @@ the session is not plain any more.
 
 class Dialect(Servant, Protocol):
     """What the requests of one connection mean."""
+
+    bucket: Bucket | None
+    """Where the client works, None before it may."""
 
     scan: Scan | None
     """Decodes and executes requests faster than `decode_and_execute`, None where nothing does."""

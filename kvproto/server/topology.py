@@ -11,7 +11,8 @@ SDKs does with what it gets.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kvproto.errors import LocalProtocolError
@@ -22,6 +23,7 @@ __all__ = [
     "DEFAULT_PORT",
     "ERROR_MAP_VERSION",
     "VBUCKETS",
+    "ServicePorts",
     "check_cluster_config",
     "check_error_map",
     "cluster_config",
@@ -52,8 +54,43 @@ _CAPABILITIES = (
 )
 
 
+_SERVICES = frozenset({"kv", "kvSSL", "mgmt", "mgmtSSL", "n1ql", "n1qlSSL"})
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePorts:
+    """What is served beside the listener that a client has come in by.
+
+    Attributes:
+        secured: TCP ports of KV over TLS.
+        plain: TCP ports of KV without TLS.
+        management: Port of the management REST and of queries over TLS, 0 where there is none.
+        plain_management: The same without TLS.
+    """
+
+    secured: tuple[int, ...] = ()
+    plain: tuple[int, ...] = ()
+    management: int = 0
+    plain_management: int = 0
+
+    def services(self, port: int) -> dict[str, int]:
+        """Return the ports of all services by name, for a client that has come in by a port."""
+        by_plain = port in self.plain
+        secured = (self.secured or (port,))[0] if by_plain else port
+        plain = port if by_plain else (*self.plain, 0)[0]
+        found = {
+            "kvSSL": secured,
+            "kv": plain,
+            "mgmtSSL": self.management,
+            "n1qlSSL": self.management,
+            "mgmt": self.plain_management,
+            "n1ql": self.plain_management,
+        }
+        return {name: number for name, number in found.items() if number}
+
+
 def cluster_config(
-    port: int,
+    services: Mapping[str, int],
     cluster_uuid: str,
     revision: int,
     bucket: tuple[str, str, int] | None = None,
@@ -62,11 +99,12 @@ def cluster_config(
     """Make the answer to GET_CLUSTER_CONFIG.
 
     There is no host name of ours in it: a client goes on using the address that it has dialled,
-    so that forwarded ports and address translation work.  Only KV over TLS is advertised: a client
-    waits for every service that it reads of.
+    so that forwarded ports and address translation work.  Only what is served is advertised: a
+    client waits for every service that it reads of.
 
     Args:
-        port: Where KV is served over TLS, as the client sees it.
+        services: Ports by Couchbase's names of services, as the client sees them; ``kvSSL`` is
+            always there.
         cluster_uuid: Name of the cluster, 32 hexadecimal digits.
         revision: Clients ignore a configuration that is not newer than the one they have.
         bucket: Name, UUID (32 hexadecimal digits) and manifest version; None for the global form.
@@ -84,12 +122,12 @@ def cluster_config(
         "clusterName": "kvproto",
         "clusterUUID": cluster_uuid,
         "nodesExt": [
-            {"thisNode": True, "services": {"kvSSL": port}},
+            {"thisNode": True, "services": dict(services)},
             *({"hostname": host, "services": {"kvSSL": other}} for host, other in peers),
         ],
     }
     if bucket is not None:
-        config |= _bucket_part(port, *bucket, peers)
+        config |= _bucket_part(services["kvSSL"], *bucket, peers)
     encoded = json.dumps(config, separators=(",", ":")).encode()
     check_cluster_config(encoded, with_bucket=bucket is not None)
     return encoded
@@ -130,8 +168,12 @@ def check_cluster_config(encoded: bytes, *, with_bucket: bool) -> None:
         faults = [
             (isinstance(config["rev"], int) and config["rev"] > 0, "its revision is no number"),
             (bool(nodes), "it has no nodes"),
-            (all(set(node["services"]) == {"kvSSL"} for node in nodes), "services beside kvSSL"),
-            (all(0 < node["services"]["kvSSL"] < 65536 for node in nodes), "a port is none"),
+            (all("kvSSL" in node["services"] for node in nodes), "KV over TLS is missing"),
+            (all(not {*node["services"]} - _SERVICES for node in nodes), "an unknown service"),
+            (
+                all(0 < port < 65536 for node in nodes for port in node["services"].values()),
+                "a port is none",
+            ),
             (("vBucketServerMap" in config) == with_bucket, "a bucket where none belongs"),
             (("name" in config) == with_bucket, "a name where none belongs"),
         ]

@@ -7,7 +7,7 @@ answers nor their time tell which names are users.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -20,6 +20,7 @@ from kvproto.server.passwords import (
     Run,
     hash_password,
 )
+from kvproto.server.users_file import UserRecord
 from kvproto.wire.scram import ScramKeys, decoy_keys
 
 __all__ = ["UserTable", "Verifier"]
@@ -96,6 +97,28 @@ class UserTable:
         """Make a table of what a users file has."""
         verifiers = {name: HashVerifier(hashes, run) for name, hashes in hashed.items()}
         return cls(verifiers, buckets, secret)
+
+    def extended(self, records: Mapping[str, UserRecord], run: Run | None = None) -> UserTable:
+        """Return a table that has further users.
+
+        Args:
+            records: By name, none of which is here.
+            run: As for `of_hashes`.
+        """
+        added = {name: HashVerifier(record.hashes, run) for name, record in records.items()}
+        limited = {
+            name: record.buckets for name, record in records.items() if record.buckets is not None
+        }
+        table = UserTable(self._verifiers | added, self._buckets | limited, self._secret)
+        table._nobody = self._nobody or table._nobody
+        return table
+
+    def buckets_of(self, name: str) -> tuple[str, ...] | None:
+        """Return which buckets a user may use, None for all."""
+        return self._buckets.get(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._verifiers)
 
     def __len__(self) -> int:
         return len(self._verifiers)

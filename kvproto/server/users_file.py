@@ -31,7 +31,9 @@ __all__ = [
     "UserRecord",
     "UsersFile",
     "change_users",
+    "dump_user",
     "dump_users",
+    "load_user",
     "load_users",
     "read_users",
 ]
@@ -140,12 +142,13 @@ def _replace(path: Path, text: str, directory: int) -> None:
 
 def dump_users(content: UsersFile) -> str:
     """Return the text of a users file."""
-    users = {name: _dump_user(user) for name, user in sorted(content.users.items())}
+    users = {name: dump_user(user) for name, user in sorted(content.users.items())}
     secret = b64encode(content.secret).decode()
     return json.dumps({"version": VERSION, "secret": secret, "users": users}, indent=1) + "\n"
 
 
-def _dump_user(user: UserRecord) -> dict[str, Any]:
+def dump_user(user: UserRecord) -> dict[str, Any]:
+    """Return what is kept of a user, as JSON can say it."""
     dumped: dict[str, Any] = {
         digest: {
             "iterations": keys.iterations,
@@ -170,7 +173,7 @@ def load_users(text: str) -> UsersFile:
         content = json.loads(text)
         if content["version"] != VERSION:
             raise ConfigError(OPTION, f"is of version {content['version']!r}, not {VERSION}")
-        users = {name: _load_user(user) for name, user in content["users"].items()}
+        users = {name: load_user(user) for name, user in content["users"].items()}
         secret = b64decode(content.get("secret", ""), validate=True) or _new_secret()
         return UsersFile(users, secret)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -180,7 +183,8 @@ def load_users(text: str) -> UsersFile:
         ) from None
 
 
-def _load_user(user: Mapping[str, Any]) -> UserRecord:
+def load_user(user: Mapping[str, Any]) -> UserRecord:
+    """Read what `dump_user` returned; raises whatever comes of what is not that."""
     hashes = {digest: _load_keys(user[digest]) for digest in DIGESTS}
     buckets = user.get("buckets")
     if buckets is None:

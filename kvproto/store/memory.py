@@ -39,6 +39,9 @@ DEFAULT_MEMORY_LIMIT = 64 << 20
 _SURVEYED = 256
 """Documents that are looked at between two turns of the event loop."""
 
+_SHRINK_STEP = 256 * 1024
+"""Bytes that are evicted without a pause when the limit is lowered; some 500 small documents."""
+
 _MAX_ATTEMPTS = 10
 
 _COPYING = frozenset({rules.append, rules.prepend, meta.write})
@@ -105,13 +108,38 @@ class MemoryStore(Operations):
         self.now = now
         self.statistics = Statistics()
         self.table = DocumentTable(now, memory_limit, evict, self.statistics)
-        self._limits = Limits(max_value, memory_limit if max_item is None else max_item)
-        self._plain_size = min(max_value, self._limits.max_item, memory_limit - ITEM_OVERHEAD)
+        self._max_value = max_value
+        self._max_item = max_item
+        self._evict = evict
+        self._set_limit(memory_limit)
         self._seqno = 0
         self._cas = 0
         self._count_cas = count_cas
         self._cas_until = self._clock_behind()
         self.keeper: Keeper | None = None
+
+    def _set_limit(self, memory_limit: int) -> None:
+        self.table.limit = memory_limit
+        max_item = memory_limit if self._max_item is None else self._max_item
+        self._limits = Limits(self._max_value, max_item)
+        self._plain_size = min(self._max_value, max_item, memory_limit - ITEM_OVERHEAD)
+
+    def limit_memory(self, memory_limit: int) -> bool:
+        """Take another limit; of what is beyond it, evict a little.
+
+        Args:
+            memory_limit: Bytes, as for the class.
+
+        Returns:
+            Whether that is done; if not, call it again in a later turn of the event loop.
+        """
+        table = self.table
+        if not self._evict:
+            self._set_limit(memory_limit)
+            return True
+        self._set_limit(max(memory_limit, min(table.limit, table.used - _SHRINK_STEP)))
+        table.make_room(0, self.now())
+        return table.limit == memory_limit
 
     at_once = True
     persists = False

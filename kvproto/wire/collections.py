@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT",
     "collection_id_extras",
     "encode_collection_id",
+    "is_name",
     "join_key",
     "split_collection_id_extras",
     "split_key",
@@ -34,6 +35,11 @@ _ANSWER = Struct(">QI")
 
 _NAME = re.compile(rb"(?:_default|[A-Za-z0-9-][A-Za-z0-9_%-]{0,250})\Z")
 """What a scope or collection may be called; names that begin with ``_`` or ``%`` are reserved."""
+
+
+def is_name(name: str) -> bool:
+    """Say whether a scope or a collection may be called so; `DEFAULT` is one of them."""
+    return _NAME.match(name.encode()) is not None
 
 
 def encode_collection_id(collection: int) -> bytes:

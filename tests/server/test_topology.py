@@ -15,6 +15,7 @@ from kvproto.errors import LocalProtocolError
 from kvproto.server import Bucket, KVServer, ServerSettings
 from kvproto.server.topology import (
     VBUCKETS,
+    ServicePorts,
     check_cluster_config,
     check_error_map,
     cluster_config,
@@ -25,8 +26,8 @@ from kvproto.wire.constants import Opcode, Status
 from tests.server.support import NOW, Link
 
 UUID = "3fdc9c5b6a1e4f0b8f6f0c0de0d1e2f3"
-GLOBAL = cluster_config(11207, UUID, 5)
-BUCKET = cluster_config(11207, UUID, 5, ("default", UUID, 1))
+GLOBAL = cluster_config({"kvSSL": 11207}, UUID, 5)
+BUCKET = cluster_config({"kvSSL": 11207}, UUID, 5, ("default", UUID, 1))
 
 
 class ConfigTests(SynchronousTestCase):
@@ -54,9 +55,21 @@ class ConfigTests(SynchronousTestCase):
     @given(st.text(min_size=1, max_size=100), st.integers(1, 65535), st.integers(1, 2**40))
     def test_any_name(self, name: str, port: int, revision: int) -> None:
         """Whatever a bucket is called, the configuration is JSON that says so."""
-        config = json.loads(cluster_config(port, UUID, revision, (name, UUID, 1)))
+        config = json.loads(cluster_config({"kvSSL": port}, UUID, revision, (name, UUID, 1)))
         self.assertEqual(config["name"], name)
         self.assertEqual(config["nodesExt"][0]["services"], {"kvSSL": port})
+
+    def test_services(self) -> None:
+        """A client finds the port it has come in by, and those of other services that are there."""
+        ports = ServicePorts((11207, 11208), (11210,), 18091, 0)
+        shared = {"mgmtSSL": 18091, "n1qlSSL": 18091, "kv": 11210}
+        for port, secured in ((11207, 11207), (11208, 11208), (443, 443), (11210, 11207)):
+            self.assertEqual(ports.services(port), {"kvSSL": secured, **shared})
+        self.assertEqual(ServicePorts().services(5), {"kvSSL": 5})
+        self.assertEqual(ServicePorts((), (5,)).services(5), {"kvSSL": 5, "kv": 5})
+        check_cluster_config(
+            cluster_config(ports.services(11210), UUID, 5, ("default", UUID, 1)), with_bucket=True
+        )
 
     def test_mistakes(self) -> None:
         """Each mistake that is known to crash or hang a client is found."""
@@ -71,7 +84,7 @@ class ConfigTests(SynchronousTestCase):
             lambda c: c["nodesExt"].clear(),
             lambda c: c["nodesExt"][0].pop("services"),
             lambda c: c["nodesExt"][0].update(services={"kv": 11210}),
-            lambda c: c["nodesExt"][0]["services"].update(mgmtSSL=18091),
+            lambda c: c["nodesExt"][0]["services"].update(fts=8094),
             lambda c: c["nodesExt"][0].update(services={"kvSSL": 0}),
             lambda c: c["nodesExt"][0].update(services={"kvSSL": 65536}),
             lambda c: c.pop("rev"),
@@ -93,7 +106,7 @@ class ConfigTests(SynchronousTestCase):
         with self.assertRaises(LocalProtocolError):
             check_cluster_config(GLOBAL, with_bucket=True)
         with self.assertRaises(LocalProtocolError):
-            cluster_config(0, UUID, 1)
+            cluster_config({"kvSSL": 0}, UUID, 1)
 
 
 class ErrorMapTests(SynchronousTestCase):

@@ -190,6 +190,10 @@ class FileStore(Operations):
             self._journal.state["collections"] = ids
             self._journal.save_state()
 
+    def limit_memory(self, memory_limit: int) -> bool:
+        """Take another limit; see `MemoryStore.limit_memory`."""
+        return self._memory.limit_memory(memory_limit)
+
     def _numbers(self) -> Numbers:
         memory = self._memory
         return Numbers(memory.uuid, memory.cas, memory.seqno)

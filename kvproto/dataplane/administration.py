@@ -1,0 +1,576 @@
+"""What may change while the service serves: buckets, scopes, collections and users.
+
+Owns the limits of what may be created, the order in which it comes into being, and its being kept
+where documents are.  How it is asked for is the management REST's business
+(`kvproto.management`); who may ask, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from kvproto.base.log import make_logger
+from kvproto.base.serial import Serial
+from kvproto.config import Config, valid_bucket_name
+from kvproto.dataplane.interfaces import IGrowingStores, IStores
+from kvproto.dataplane.users_reload import UsersReload
+from kvproto.errors import CommandError, LocalProtocolError
+from kvproto.server import Bucket, KVServer, Manifest, UserTable, hash_password
+from kvproto.server.users_file import UserRecord, dump_user, load_user
+from kvproto.store import IListableStore
+from kvproto.wire.collections import DEFAULT, is_name
+
+__all__ = [
+    "MAX_BUCKETS",
+    "MAX_COLLECTIONS",
+    "MAX_SCOPES",
+    "MAX_USERS",
+    "Administration",
+    "BucketSettings",
+    "CreatedUser",
+]
+
+log = make_logger()
+
+MAX_BUCKETS = 30
+"""Couchbase's own default (``maxBucketCount``)."""
+
+MAX_SCOPES = 1000
+MAX_COLLECTIONS = 1000
+"""Of one bucket; Couchbase's own limits for a cluster."""
+
+MAX_USERS = 1000
+
+SMALLEST_SHARE = 64 * 1024
+"""Bytes that a bucket must be able to hold."""
+
+Run = Callable[..., Any]
+
+
+@dataclass(slots=True)
+class BucketSettings:
+    """What Couchbase keeps of a bucket beside its documents.
+
+    Attributes:
+        flush: Whether it may be flushed over REST.
+        ram_quota: MiB, as asked for; kept to be shown, the limit is a share of ``--memory-limit``.
+        replicas: As asked for, kept to be shown.
+        kind: ``membase`` or ``ephemeral``.
+        max_expiry: Seconds, as asked for.
+        created: Whether it was created over REST.
+        shown: Other settings, by their names in REST; kept to be shown.
+        indexes: Names of primary indexes, by ``SCOPE.COLLECTION``.
+    """
+
+    flush: bool = False
+    ram_quota: int = 0
+    replicas: int = 0
+    kind: str = "membase"
+    max_expiry: int = 0
+    created: bool = False
+    shown: dict[str, Any] = field(default_factory=dict)
+    indexes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class CreatedUser:
+    """A user that was created over REST.
+
+    Attributes:
+        record: Its password's hashes, and the buckets it may use.
+        roles: As asked for, e.g. ``["bucket_full_access[default]"]``.
+        name: How people call it.
+        changed: When its password was last changed, in unix seconds.
+    """
+
+    record: UserRecord
+    roles: tuple[str, ...] = ()
+    name: str = ""
+    changed: int = 0
+
+
+class Administration:
+    """Creates and drops buckets, scopes, collections and users, one after the other.
+
+    Args:
+        config: What the operator decided.
+        server: What is served.
+        stores: Where documents are.
+        users: Makes the table of users, again and again.
+        clock: For pauses.
+        run: Runs a function in a thread.
+
+    Attributes:
+        settings: By bucket, for those that there are.
+        created_users: By name.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server: KVServer,
+        stores: IStores,
+        users: UsersReload,
+        clock: IReactorTime,
+        run: Run,
+    ) -> None:
+        self._config = config
+        self._server = server
+        self._stores = stores
+        self._users = users
+        self._clock = clock
+        self._run = run
+        self._jobs = Serial()
+        quota = max(1, config.bucket_memory_limit >> 20)
+        self.settings = {
+            name: BucketSettings(config.flush_allowed, quota) for name in config.buckets
+        }
+        self.created_users: dict[str, CreatedUser] = {}
+        users.amend = self._with_created
+        self._listed_users = server.users
+
+    # -- what there is ----------------------------------------------------------------
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether buckets and collections can be created: only where documents are here."""
+        return IGrowingStores.providedBy(self._stores)
+
+    def may_flush(self, bucket: str) -> bool:
+        """Say whether a bucket may be flushed; what the operator has forbidden stays so."""
+        return self._config.allow_flush is not False and self.settings[bucket].flush
+
+    @property
+    def listed_users(self) -> UserTable:
+        """The users of the options and of the users file."""
+        return self._listed_users
+
+    # -- buckets ----------------------------------------------------------------------
+
+    def create_bucket(self, name: str, settings: BucketSettings) -> Deferred[None]:
+        """Create a bucket.
+
+        Returns:
+            A Deferred that fires when clients can use it; it fails with `CommandError`:
+            ``exists``, ``bad-name``, ``limit``, ``not-possible``.
+        """
+        return self._job(self._create_bucket(name, settings))
+
+    async def _create_bucket(self, name: str, settings: BucketSettings) -> None:
+        self._need_growing()
+        if not valid_bucket_name(name):
+            raise CommandError("bad-name", f"{name!r} cannot be the name of a bucket")
+        # As Couchbase has it, names that differ in case alone are one.
+        if name.lower() in {there.lower() for there in self._server.buckets}:
+            raise CommandError("exists", f"there is a bucket {name!r}")
+        count = len(self._server.buckets) + 1
+        if count > MAX_BUCKETS:
+            raise CommandError("limit", f"Cannot create more than {MAX_BUCKETS} buckets")
+        if self._config.memory_limit // count < SMALLEST_SHARE:
+            raise CommandError("limit", f"--memory-limit is too small for {count} buckets")
+        settings.created = True
+        await self._serve_bucket(name, settings, Manifest(), count)
+        await self._keep()
+        log.info("bucket {bucket} was created", bucket=name)
+
+    async def _serve_bucket(
+        self, name: str, settings: BucketSettings, manifest: Manifest, count: int
+    ) -> None:
+        stores: Any = self._stores
+        share = self._config.memory_limit // count
+        await self._divide_memory(share)
+        await stores.add(name, share)
+        bucket = Bucket(name, stores.store(name), manifest)
+        self._adopt_ids(bucket)
+        self.settings[name] = settings
+        self._server.add_bucket(bucket)
+
+    def change_bucket(self, name: str, change: Callable[[BucketSettings], None]) -> Deferred[None]:
+        """Change settings of a bucket; fails with `CommandError` ``unknown-bucket``."""
+
+        async def work() -> None:
+            self._bucket(name)
+            change(self.settings[name])
+            await self._keep()
+
+        return self._job(work())
+
+    def drop_bucket(self, name: str) -> Deferred[None]:
+        """Drop a bucket and everything in it.
+
+        Returns:
+            A Deferred that fails with `CommandError`: ``unknown-bucket``, ``not-possible``.
+        """
+        return self._job(self._drop_bucket(name))
+
+    async def _drop_bucket(self, name: str) -> None:
+        self._need_growing()
+        self._bucket(name)
+        stores: Any = self._stores
+        self._server.remove_bucket(name)
+        del self.settings[name]
+        await stores.remove(name)
+        await self._keep()
+        if self._server.buckets:
+            await self._divide_memory(self._config.memory_limit // len(self._server.buckets))
+        log.info("bucket {bucket} was dropped", bucket=name)
+
+    async def _divide_memory(self, share: int) -> None:
+        """Let each bucket have so many bytes; evicts what is beyond that, a little at a time."""
+        for bucket in tuple(self._server.buckets.values()):
+            store: Any = bucket.store
+            while not store.limit_memory(share):
+                await deferLater(self._clock, 0)
+
+    def flush_bucket(self, name: str) -> Deferred[None]:
+        """Remove every document of a bucket.
+
+        Returns:
+            A Deferred that fails with `CommandError`: ``unknown-bucket``, ``not-allowed``.
+        """
+
+        async def work() -> None:
+            bucket = self._bucket(name)
+            if not self.may_flush(name):
+                raise CommandError("not-allowed", "Flush is disabled for the bucket")
+            await maybeDeferred(bucket.store.flush)
+
+        return self._job(work())
+
+    # -- scopes and collections -------------------------------------------------------
+
+    def create_scope(self, bucket: str, scope: str) -> Deferred[int]:
+        """Create a scope; the Deferred is of the manifest's version.
+
+        It fails with `CommandError`: ``unknown-bucket``, ``exists``, ``bad-name``, ``limit``,
+        ``not-possible``.
+        """
+
+        async def work() -> int:
+            manifest = self._bucket(bucket).manifest
+            self._need_growing()
+            self._need_name(scope)
+            if scope in manifest.scopes:
+                raise CommandError("exists", f'Scope with name "{scope}" already exists')
+            if len(manifest.scopes) >= MAX_SCOPES:
+                raise CommandError("limit", "Maximum number of scopes has been reached")
+            manifest.create_scope(scope)
+            return await self._collections_changed(bucket)
+
+        return self._job(work())
+
+    def create_collection(self, bucket: str, scope: str, name: str) -> Deferred[int]:
+        """Create a collection; as `create_scope`, and fails with ``unknown-scope`` as well."""
+
+        async def work() -> int:
+            manifest = self._bucket(bucket).manifest
+            self._need_growing()
+            self._need_scope(manifest, scope)
+            self._need_name(name)
+            if (scope, name) in manifest.collections:
+                raise CommandError(
+                    "exists", f'Collection with name "{name}" in scope "{scope}" already exists'
+                )
+            if len(manifest.collections) >= MAX_COLLECTIONS:
+                raise CommandError("limit", "Maximum number of collections has been reached")
+            manifest.create_collection(scope, name)
+            return await self._collections_changed(bucket)
+
+        return self._job(work())
+
+    def drop_scope(self, bucket: str, scope: str) -> Deferred[int]:
+        """Drop a scope with its collections and their documents; as `create_scope`."""
+
+        async def work() -> int:
+            served = self._bucket(bucket)
+            self._need_growing()
+            self._need_scope(served.manifest, scope)
+            if scope == DEFAULT:
+                raise CommandError("not-allowed", "Deleting _default scope is not allowed")
+            for number in served.manifest.drop_scope(scope):
+                await maybeDeferred(served.store.drop_collection, number)
+            return await self._collections_changed(bucket)
+
+        return self._job(work())
+
+    def drop_collection(self, bucket: str, scope: str, name: str) -> Deferred[int]:
+        """Drop a collection and its documents; as `create_collection`."""
+
+        async def work() -> int:
+            served = self._bucket(bucket)
+            self._need_growing()
+            self._need_collection(served.manifest, scope, name)
+            if (scope, name) == (DEFAULT, DEFAULT):
+                raise CommandError("not-allowed", "Deleting _default collection is not allowed")
+            number = served.manifest.drop_collection(scope, name)
+            await maybeDeferred(served.store.drop_collection, number)
+            return await self._collections_changed(bucket)
+
+        return self._job(work())
+
+    async def _collections_changed(self, bucket: str) -> int:
+        served = self._server.buckets[bucket]
+        self._adopt_ids(served, served.manifest.known_ids)
+        there = {".".join(path) for path in served.manifest.collections}
+        indexes = self.settings[bucket].indexes
+        for gone in [path for path in indexes if path not in there]:
+            del indexes[gone]
+        self._server.topology_changed()
+        await self._keep()
+        return served.manifest.uid
+
+    def _adopt_ids(self, bucket: Bucket, ids: dict[str, int] | None = None) -> None:
+        """Let the store know which ids are taken, where it keeps documents of collections."""
+        store: Any = bucket.store
+        if hasattr(store, "collections"):
+            store.collections = bucket.manifest.adopt(store.collections) if ids is None else ids
+
+    # -- what queries ask for ---------------------------------------------------------
+
+    def create_index(self, bucket: str, scope: str, name: str, index: str) -> Deferred[bool]:
+        """Remember the name of a primary index; there is nothing else to it.
+
+        Returns:
+            A Deferred of whether there was none before; it fails with `CommandError`:
+            ``unknown-bucket``, ``unknown-scope``, ``unknown-collection``.
+        """
+
+        async def work() -> bool:
+            self._need_collection(self._bucket(bucket).manifest, scope, name)
+            indexes, path = self.settings[bucket].indexes, f"{scope}.{name}"
+            if path in indexes:
+                return False
+            indexes[path] = index
+            await self._keep()
+            return True
+
+        return self._job(work())
+
+    def delete_documents(self, bucket: str, scope: str, name: str) -> Deferred[int]:
+        """Delete every document of a collection, locked ones too; the Deferred is of how many.
+
+        It fails with `CommandError`: ``unknown-bucket``, ``unknown-scope``,
+        ``unknown-collection``, ``not-possible``.
+        """
+
+        async def work() -> int:
+            served = self._bucket(bucket)
+            self._need_collection(served.manifest, scope, name)
+            number = served.manifest.collection_id(scope, name)
+            store = served.store
+            listable: Any = store
+            if not IListableStore.providedBy(store):
+                raise CommandError(
+                    "not-possible", f"{self._stores.description} cannot list its documents"
+                )
+            deleted = 0
+            for piece in listable.pieces():
+                documents = await piece if isinstance(piece, Deferred) else piece
+                for key, document in documents:
+                    mine = key[0] == number if isinstance(key, tuple) else not number
+                    if mine and not document.deleted:
+                        await maybeDeferred(store.discard, key)
+                        deleted += 1
+                await deferLater(self._clock, 0)
+            return deleted
+
+        return self._job(work())
+
+    # -- users ------------------------------------------------------------------------
+
+    def put_user(
+        self,
+        name: str,
+        password: str | None,
+        roles: tuple[str, ...],
+        buckets: tuple[str, ...] | None,
+        display: str,
+    ) -> Deferred[None]:
+        """Create a user, or change one that was created.
+
+        Args:
+            name: Who.
+            password: None leaves the one that there is.
+            roles: Kept to be shown.
+            buckets: That it may use; None for all.
+            display: How people call it.
+
+        Returns:
+            A Deferred that fails with `CommandError`: ``exists`` for a user of the options,
+            ``bad-password``, ``limit``.
+        """
+
+        async def work() -> None:
+            if name in self._listed_users:
+                raise CommandError(
+                    "exists", f"{name!r} is a user of --user or --users and cannot be changed here"
+                )
+            before = self.created_users.get(name)
+            if before is None and len(self.created_users) >= MAX_USERS:
+                raise CommandError("limit", f"Cannot create more than {MAX_USERS} users")
+            if password is not None:
+                hashes, changed = await self._hashed(password), int(time.time())
+            elif before is not None:
+                hashes, changed = before.record.hashes, before.changed
+            else:
+                raise CommandError("bad-password", "The password must be given for a new user.")
+            record = UserRecord(hashes, buckets)
+            self.created_users[name] = CreatedUser(record, roles, display, changed)
+            self._users_changed()
+            await self._keep()
+
+        return self._job(work())
+
+    async def _hashed(self, password: str) -> Any:
+        try:
+            return await maybeDeferred(self._run, hash_password, password)
+        except LocalProtocolError as error:
+            raise CommandError("bad-password", str(error)) from None
+
+    def drop_user(self, name: str) -> Deferred[None]:
+        """Drop a user that was created; fails with `CommandError`: ``unknown-user``, ``exists``."""
+
+        async def work() -> None:
+            if name in self._listed_users:
+                raise CommandError(
+                    "exists", f"{name!r} is a user of --user or --users and cannot be removed here"
+                )
+            if self.created_users.pop(name, None) is None:
+                raise CommandError("unknown-user", "User was not found.")
+            self._users_changed()
+            await self._keep()
+
+        return self._job(work())
+
+    def _users_changed(self) -> None:
+        self._server.users = self._with_created(self._listed_users)
+
+    def _with_created(self, users: UserTable) -> UserTable:
+        """Return a table of users with those that were created; the others win."""
+        self._listed_users = users
+        records = {
+            name: user.record for name, user in self.created_users.items() if name not in users
+        }
+        return users.extended(records, self._server.hashing) if records else users
+
+    # -- keeping ----------------------------------------------------------------------
+
+    def restore(self) -> Deferred[None]:
+        """Make what was created while an earlier process served; after the stores have opened.
+
+        Returns:
+            A Deferred that fires when everything is there.
+        """
+        if not IGrowingStores.providedBy(self._stores):
+            return maybeDeferred(lambda: None)
+        return self._job(self._restore())
+
+    async def _restore(self) -> None:
+        stores: Any = self._stores
+        kept = stores.kept()
+        buckets: dict[str, Any] = kept.get("buckets", {})
+        new = [name for name in buckets if name not in self._server.buckets]
+        count = len(self._server.buckets) + len(new)
+        for name, row in buckets.items():
+            settings = BucketSettings(**row["settings"])
+            if name in new:
+                await self._serve_bucket(name, settings, Manifest(), count)
+            elif not settings.created:
+                self.settings[name] = settings
+            manifest = self._server.buckets[name].manifest
+            for scope in row["scopes"]:
+                if scope not in manifest.scopes:
+                    manifest.create_scope(scope, fresh=False)
+            for scope, collection in row["collections"]:
+                if (scope, collection) not in manifest.collections:
+                    manifest.create_collection(scope, collection, fresh=False)
+            self._adopt_ids(self._server.buckets[name], manifest.known_ids)
+            manifest.uid = max(manifest.uid, row["uid"])
+        for name, row in kept.get("users", {}).items():
+            record = load_user(row["record"])
+            self.created_users[name] = CreatedUser(
+                record, tuple(row["roles"]), row["name"], row["changed"]
+            )
+        self._users_changed()
+        self._server.topology_changed()
+
+    def _keep(self) -> Deferred[None]:
+        """Keep what was created where documents are kept."""
+        described = {
+            "buckets": {
+                name: {
+                    "settings": {
+                        slot: getattr(settings, slot) for slot in BucketSettings.__slots__
+                    },
+                    "scopes": self._server.buckets[name].manifest.scopes,
+                    "collections": self._server.buckets[name].manifest.collections,
+                    "uid": self._server.buckets[name].manifest.uid,
+                }
+                for name, settings in self.settings.items()
+            },
+            "users": {
+                name: {
+                    "record": dump_user(user.record),
+                    "roles": user.roles,
+                    "name": user.name,
+                    "changed": user.changed,
+                }
+                for name, user in self.created_users.items()
+            },
+        }
+        stores: Any = self._stores
+        if not IGrowingStores.providedBy(stores):
+            return maybeDeferred(lambda: None)
+        kept: Deferred[None] = stores.keep(described)
+        return kept
+
+    # -- helpers ----------------------------------------------------------------------
+
+    def _job(self, work: Coroutine[Deferred[Any], Any, Any]) -> Deferred[Any]:
+        return self._jobs.run(object(), lambda: work)
+
+    def _bucket(self, name: str) -> Bucket:
+        bucket = self._server.buckets.get(name)
+        if bucket is None:
+            raise CommandError("unknown-bucket", "Requested resource not found.")
+        return bucket
+
+    def _need_growing(self) -> None:
+        if not self.can_grow:
+            raise CommandError(
+                "not-possible",
+                f"{self._stores.description} serves the buckets and collections of its options "
+                "only: use --bucket and --collection",
+            )
+
+    @staticmethod
+    def _need_name(name: str) -> None:
+        if not name or len(name) > 251:
+            raise CommandError("bad-name", "Length must be in range from 1 to 251")
+        if name[0] in "_%":
+            raise CommandError("bad-name", "First character must not be _ or %")
+        if not is_name(name):
+            raise CommandError(
+                "bad-name",
+                "Can only contain characters A-Z, a-z, 0-9 and the following symbols _ - %",
+            )
+
+    @staticmethod
+    def _need_scope(manifest: Manifest, scope: str) -> None:
+        if scope not in manifest.scopes:
+            raise CommandError("unknown-scope", f'Scope with name "{scope}" is not found')
+
+    def _need_collection(self, manifest: Manifest, scope: str, name: str) -> None:
+        self._need_scope(manifest, scope)
+        if (scope, name) not in manifest.collections:
+            raise CommandError(
+                "unknown-collection",
+                f'Collection with name "{name}" in scope "{scope}" is not found',
+            )
