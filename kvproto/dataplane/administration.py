@@ -470,11 +470,10 @@ class Administration:
         """
         if not IGrowingStores.providedBy(self._stores):
             return maybeDeferred(lambda: None)
-        return self._job(self._restore())
-
-    async def _restore(self) -> None:
         stores: Any = self._stores
-        kept = stores.kept()
+        return self._job(self._restore(stores.kept()))
+
+    async def _restore(self, kept: dict[str, Any]) -> None:
         buckets: dict[str, Any] = kept.get("buckets", {})
         new = [name for name in buckets if name not in self._server.buckets]
         count = len(self._server.buckets) + len(new)

@@ -88,14 +88,14 @@ class Backups:
     # -- writing --------------------------------------------------------------
 
     async def _backup(self, path: Path) -> dict[str, Any]:
-        stores = {bucket.name: _listable(bucket) for bucket in self._buckets.values()}
+        buckets = [(bucket, _listable(bucket)) for bucket in self._buckets.values()]
         _check_target(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         writer = _Writer(await self._run(_create, partial))
         try:
-            for bucket in self._buckets.values():
+            for bucket, store in buckets:  # others may come and go meanwhile
                 writer.add(Kind.STATE, b"", Document(_described(bucket)))
-                for piece in stores[bucket.name].pieces():
+                for piece in store.pieces():
                     documents = await piece if isinstance(piece, Deferred) else piece
                     for key, document in documents:
                         kind = Kind.TOMBSTONE if document.deleted else Kind.PUT

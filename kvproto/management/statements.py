@@ -212,8 +212,12 @@ class _Reader:
 
     def keyspace(self) -> Keyspace:
         """Take ``[default:]bucket[.scope.collection]``."""
-        self.maybe("DEFAULT", ":")
         parts = [self.name()]
+        if self.maybe(":"):
+            # Of namespaces there is this one.
+            if parts != ["default"]:
+                raise _NotOurs
+            parts = [self.name()]
         while self.maybe("."):
             parts.append(self.name())
         if len(parts) not in {1, 3}:

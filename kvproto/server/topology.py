@@ -127,7 +127,8 @@ def cluster_config(
         ],
     }
     if bucket is not None:
-        config |= _bucket_part(services["kvSSL"], *bucket, peers)
+        # Couchbase has the port without TLS here; clients of today do not look at it.
+        config |= _bucket_part(services.get("kv", services["kvSSL"]), *bucket, peers)
     encoded = json.dumps(config, separators=(",", ":")).encode()
     check_cluster_config(encoded, with_bucket=bucket is not None)
     return encoded

@@ -67,6 +67,18 @@ class BucketTests(SynchronousTestCase):
         self.assertEqual(stores[1].get(K).value, b"bob's")  # type: ignore[union-attr]
         self.assertEqual(Link(one).call(Opcode.GET, key=K).value, b"alice's")
 
+    def test_come_and_go(self) -> None:
+        """A bucket can be added; when it is removed, those who work in it have to go."""
+        one = server()
+        other, link = login(Link(one), "alice"), login(Link(one), "alice")
+        one.add_bucket(Bucket("fourth", MemoryStore(lambda: NOW, uuid=4)))
+        self.assertEqual(link.call(Opcode.SELECT_BUCKET, key=b"fourth").status, 0)
+        self.put(link, b"4")
+        one.remove_bucket("fourth")
+        self.assertTrue(link.transport.disconnecting)
+        self.assertFalse(other.transport.disconnecting)
+        self.assertEqual(other.call(Opcode.SELECT_BUCKET, key=b"fourth").status, Status.NO_ACCESS)
+
     def test_select(self) -> None:
         """Selecting a bucket moves the session there."""
         one = server()
