@@ -135,7 +135,7 @@ def _add_fault(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--times", metavar="N", type=_count, help="how many requests (default: 1)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
         prog="kvtls",
@@ -203,7 +203,7 @@ def _options_of(parser: argparse.ArgumentParser) -> list[str]:
 
 def _completion(shell: str) -> str:
     """Return a script that completes commands and options in a shell, made of the parsers."""
-    parser = _parser()
+    parser = make_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     helps = {action.dest: action.help or "" for action in commands._choices_actions}
     options = {name: _options_of(sub) for name, sub in commands.choices.items()}
@@ -354,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: Wrong usage, ``--help`` or ``--version``.
     """
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if options.command == LOCAL:
         return _change_password(options)

@@ -67,6 +67,25 @@ class PageTests(SynchronousTestCase):
         self.assertIn("no session", self.run_shell(start + stop + example))
         self.assertFalse((self.directory / "kvtls.pid").exists())
 
+    def test_process(self) -> None:
+        """The SDK connects to a service of the program's own, and it is emptied."""
+        program = block("python", "PasswordAuthenticator")
+        use = (
+            "collection = cluster.bucket(kvtls.bucket).default_collection()\n"
+            "    collection.upsert('k', 1)\n"
+            "    print(collection.exists('k').exists)\n"
+        )
+        program = program.replace("...\n", use) + (
+            "    print(collection.exists('k').exists)\n    cluster.close()\n"
+        )
+        imports = (
+            "from couchbase.auth import PasswordAuthenticator\n"
+            "from couchbase.cluster import Cluster\n"
+            "from couchbase.options import ClusterOptions\n"
+        )
+        (self.directory / "process.py").write_text(imports + program, encoding="utf-8")
+        self.assertEqual(self.run_shell("python process.py"), "True\nFalse\n")
+
     def test_suite(self) -> None:
         """A test suite learns port and CA of its service."""
         program = block("python", "service.stdout")
