@@ -31,6 +31,7 @@ OTHER_PROGRAMS = {
     "openssl memcached redis-cli redis-server": "tests.integration.test_tutorials",
     "systemctl": "tests.integration.test_systemd, as far as that goes without systemd as process 1",
     "erl iex": "tests.integration.test_dist_erl starts nodes; Elixir is in no test",
+    "curl": "the tests of the management interface ask for what the page asks for",
     "jq": "a condition of the operator's; the names are in tests.integration.test_control_live",
     "kill": "tests.integration.test_examples",
     "--store": "an option alone; tests.upstream.test_fleet_options parses its kind",
@@ -80,7 +81,7 @@ class ShellTests(TestCase):
             self.assertTrue((ROOT / "docs/examples" / example).is_file(), words)
             self.assertIn(example, self.tests)
         else:
-            self.assertIn(name, self.others)
+            self.assertIn(name, self.others, "say in OTHER_PROGRAMS who runs it, or why nobody")
 
     def parse_service(self, each: Block, words: list[str]) -> None:
         if "--config" in words:
@@ -131,7 +132,9 @@ class PythonTests(TestCase):
         for each in blocks("python"):
             compile(each.text, str(each), "exec")
             elsewhere = [t for (page, t) in FRAGMENTS if page == each.page and t in each.text]
-            self.assertTrue(elsewhere or each.page in mine, f"{each} is run by no test")
+            self.assertTrue(
+                elsewhere or each.page in mine, f"{each} is run by no test: see FRAGMENTS"
+            )
         for page, text in FRAGMENTS:
             self.assertEqual(block(page, text).language, "python")
 
