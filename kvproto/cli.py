@@ -174,10 +174,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="only say whether clients are served: exit status 0 if so, else 1 and the reason",
     )
     parsers["flush"].add_argument("bucket", metavar="BUCKET", help="its name")
-    for name in ("backup", "restore"):
+    for name in ("backup", "restore", "seed"):
         parsers[name].add_argument(
             "file", metavar="FILE", type=os.path.abspath, help="of the service's machine"
         )
+    parsers["seed"].add_argument(
+        "--create",
+        action="store_true",
+        help="create buckets, scopes and collections that are not there",
+    )
     _add_fault(parsers["fault"])
     waiting = commands.add_parser(
         WAIT, help=WAIT_HELP, description=f"kvtls {WAIT}: {WAIT_HELP}.", allow_abbrev=False

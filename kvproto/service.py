@@ -35,6 +35,7 @@ from kvproto.dataplane import (
     Administration,
     Backups,
     PeerWatch,
+    Seeds,
     UsersReload,
     make_server,
     make_stores,
@@ -187,6 +188,7 @@ class KVTLSService(MultiService):
             self.stores,
             Backups(self.server.buckets, self._reactor, self._in_thread),
             faults,
+            Seeds(self.server, self.administration, self._reactor, self._in_thread),
         )
         self._config_reload = self._config_reloader(settings)
         self._systemd = SystemdNotifier(

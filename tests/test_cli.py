@@ -241,7 +241,11 @@ class AnswerTests(CommandTestCase):
 
     def test_backup_and_restore(self) -> None:
         """The file's path is made absolute; what came of it is said, failures with a status."""
-        for command, word in (("backup", "are in /x"), ("restore", "are back from /x")):
+        for command, word in (
+            ("backup", "are in /x"),
+            ("restore", "are back from /x"),
+            ("seed", "of /x are stored"),
+        ):
             self.answer = {**GOOD, "file": "/x", "documents": 3}
             self.assertEqual(cli.main([command, "x"]), cli.OK)
             self.assertIn(f"3 documents {word}", self.out.getvalue())

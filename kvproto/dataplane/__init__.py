@@ -10,6 +10,7 @@ from kvproto.dataplane.administration import Administration, BucketSettings
 from kvproto.dataplane.backup import Backups
 from kvproto.dataplane.compose import make_server, make_users
 from kvproto.dataplane.peers import PeerWatch
+from kvproto.dataplane.seed import Seeds
 from kvproto.dataplane.stores import IStores, make_stores
 from kvproto.dataplane.users_reload import UsersReload
 
@@ -19,6 +20,7 @@ __all__ = [
     "BucketSettings",
     "IStores",
     "PeerWatch",
+    "Seeds",
     "UsersReload",
     "make_server",
     "make_stores",

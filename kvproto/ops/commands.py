@@ -135,6 +135,11 @@ COMMANDS: dict[str, Command] = {
         {"file": Argument(str, required=True)},
         seconds=3600.0,
     ),
+    "seed": Command(
+        "store the documents of a file, one a line in JSON",
+        {"file": Argument(str, required=True), "create": Argument(bool, default=False)},
+        seconds=3600.0,
+    ),
     "fault": Command(
         "let requests fail, or time pass, for tests: a service with --faults",
         {

@@ -115,6 +115,22 @@ class IControl(Interface):
                 ``unknown-bucket``, ``unknown-collection``; nothing has changed then.
         """
 
+    def seed(file: str, create: bool) -> Any:
+        """Store the documents of a file, one a line in JSON; others stay as they are.
+
+        Args:
+            file: Absolute path, on the service's machine.
+            create: Whether buckets, scopes and collections that are not there are created.
+
+        Returns:
+            A Deferred of ``{"file": str, "documents": int}``.
+
+        Raises:
+            CommandError: ``file``, ``bad-seed``, ``unknown-bucket``, ``unknown-collection``,
+                ``not-possible``: nothing is stored then.  ``refused``: documents of the lines
+                before are.
+        """
+
     def fault(
         kind: str,
         operation: str,
@@ -143,7 +159,10 @@ class IControl(Interface):
         """
 
     def address() -> dict[str, Any]:
-        """Return ``{"address": str}``, where the first listener listens.
+        """Return ``{"address": str, "ports": {...}}``, where the first listener listens.
+
+        ``ports`` has the fields of `kvproto.server.topology.ServicePorts`: the TCP ports of all
+        services.
 
         Raises:
             CommandError: ``not-listening``.

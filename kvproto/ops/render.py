@@ -419,6 +419,11 @@ def _restore(answer: Answer) -> list[str]:
     return lines + ([printable(answer["reason"])] if answer.get("reason") else [])
 
 
+def _seed(answer: Answer) -> list[str]:
+    """Say what has been stored."""
+    return [f"{answer['documents']} documents of {printable(answer['file'])} are stored"]
+
+
 def _fault(answer: Answer) -> list[str]:
     """Say what was arranged."""
     return [f"{printable(answer['kind'])}: arranged"]
@@ -446,6 +451,7 @@ _RENDERERS: dict[str, Callable[[Answer], list[str]]] = {
     "flush": _flush,
     "backup": _backup,
     "restore": _restore,
+    "seed": _seed,
     "fault": _fault,
     "address": _address,
     "stop": _stop,

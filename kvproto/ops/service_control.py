@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kvproto.base.escape import printable
 from kvproto.base.log import make_logger
 from kvproto.config import Config, OnRotate
 from kvproto.config.settings import Settings, describe
-from kvproto.dataplane import Backups, IStores
+from kvproto.dataplane import Backups, IStores, Seeds
 from kvproto.errors import CommandError, ConfigError
 from kvproto.listeners import AcceptorService, Ledger
 from kvproto.ops.interfaces import IControl
@@ -32,6 +33,7 @@ from kvproto.ops.status import (
 )
 from kvproto.server import KVServer
 from kvproto.server.faults import Fault, FaultKind, FaultPlan
+from kvproto.server.topology import ServicePorts
 from kvproto.tls.rotation import Rotation
 
 __all__ = ["ServiceControl"]
@@ -67,6 +69,7 @@ class ServiceControl:
         server: The buckets; None where none are to be shown.
         stores: Where their values live.
         faults: What shall go wrong with requests; None: nothing may be made to.
+        seeds: Stores documents that people have written down.
 
     Attributes:
         state: Where the process is in its life; the service moves it.
@@ -87,6 +90,7 @@ class ServiceControl:
         stores: IStores | None = None,
         backups: Backups | None = None,
         faults: FaultPlan | None = None,
+        seeds: Seeds | None = None,
     ) -> None:
         self.state = ServiceState.STARTING
         self._config = config
@@ -102,6 +106,7 @@ class ServiceControl:
         self._stores = stores
         self._backups = backups
         self._faults = faults
+        self._seeds = seeds
         self._numbers: dict[str, dict[str, Any]] = {}
         self._started = clock.seconds()
         self.nodes: NodeControl | None = None
@@ -228,6 +233,13 @@ class ServiceControl:
             raise CommandError("not-possible", f"the service is {self.state.value}")
         return self._backups
 
+    def seed(self, file: str, create: bool) -> Any:
+        """Store the documents of a file."""
+        self._with_backups()
+        if self._seeds is None:
+            raise CommandError("not-possible", "this service takes no seeds")
+        return self._seeds.seed(Path(file), create)
+
     def fault(
         self,
         kind: str,
@@ -268,7 +280,8 @@ class ServiceControl:
         if not first.address:
             error = first.status()["error"] or "it has not begun to listen"
             raise CommandError("not-listening", f"{first.name} does not listen: {error}")
-        return {"address": first.address}
+        ports = ServicePorts() if self._server is None else self._server.ports
+        return {"address": first.address, "ports": asdict(ports)}
 
     def config(self) -> dict[str, Any]:
         """Return what is in force, and where each value comes from."""

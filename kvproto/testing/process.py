@@ -64,10 +64,15 @@ class KVTLSProcess:
         username: Who may log in.
         password: With what.
         start_timeout: Seconds until readiness, after which the start has failed.
+        seed: JSON lines file whose documents are there from the start, and again after each
+            `reset`; buckets and collections that it needs are created.
+        restore: The same with a backup.
 
     Attributes:
         host: ``"127.0.0.1"``.
         port: TCP port; known while it runs.
+        plain_port: TCP port of the first ``--plain``, 0 without one.
+        management_port: TCP port of ``--management``, 0 without it.
         ca_file: PEM file of the CA that its certificate comes from.
         bucket: Name of the first bucket.
         directory: Where its files are.
@@ -84,10 +89,14 @@ class KVTLSProcess:
         username: str = "tester",
         password: str = "password",  # noqa: S107 - of a service that only tests can reach
         start_timeout: float = START_SECONDS,
+        seed: str | os.PathLike[str] | None = None,
+        restore: str | os.PathLike[str] | None = None,
     ) -> None:
         self.username = username
         self.password = password
-        self.port = 0
+        self.port = self.plain_port = self.management_port = 0
+        self._seed = seed
+        self._restore = restore
         self.bucket = _first_bucket(options)
         self._options = options
         # Engines have clocks of their own.
@@ -109,6 +118,7 @@ class KVTLSProcess:
             self._write_credentials()
             self._spawn()
             self._wait_until_ready()
+            self._fill()
         except BaseException:
             self.stop()
             raise
@@ -159,6 +169,20 @@ class KVTLSProcess:
         return f"couchbases://{self.host}:{self.port}"
 
     @property
+    def plain_connection_string(self) -> str:
+        """Where the Couchbase SDK connects to without TLS; needs the option ``--plain``."""
+        if not self.plain_port:
+            raise ProcessError("give the options --plain tcp:0:interface=127.0.0.1 for this")
+        return f"couchbase://{self.host}:{self.plain_port}"
+
+    @property
+    def management_url(self) -> str:
+        """Where the management REST is; needs the option ``--management``."""
+        if not self.management_port:
+            raise ProcessError("give the options --management tcp:0 for this")
+        return f"https://{self.host}:{self.management_port}"
+
+    @property
     def log(self) -> str:
         """The end of its log."""
         with self._seen:
@@ -172,15 +196,47 @@ class KVTLSProcess:
         Args:
             bucket: From one bucket; None: from all.
         """
+        # What a test has created is emptied as well.
         names = [bucket] if bucket is not None else self._buckets()
         for name in names:
             self.command("flush", bucket=name)
 
     def reset(self) -> None:
-        """Be as at the start, for the next test: empty, with no fault to come."""
+        """Be as at the start, for the next test: no documents but the first ones, no fault to come.
+
+        What was created over the management REST stays; its documents go.
+        """
         self.flush()
         if self._faults:
             self.command("fault", kind="clear")
+        self._fill()
+
+    def seed(self, file: str | os.PathLike[str], *, create: bool = True) -> int:
+        """Store the documents of a JSON lines file; return how many.
+
+        Args:
+            file: See the reference page "Seeds".
+            create: Whether buckets and collections that are not there are created.
+
+        Raises:
+            ProcessError: A line cannot be used; it names file and line.
+        """
+        stored = self.command("seed", file=os.path.abspath(file), create=create)["documents"]
+        return int(stored)
+
+    def backup(self, file: str | os.PathLike[str]) -> int:
+        """Write every document into a file; return how many."""
+        return int(self.command("backup", file=os.path.abspath(file))["documents"])
+
+    def restore(self, file: str | os.PathLike[str]) -> int:
+        """Store every document of a backup; return how many."""
+        return int(self.command("restore", file=os.path.abspath(file))["documents"])
+
+    def _fill(self) -> None:
+        if self._restore is not None:
+            self.restore(self._restore)
+        if self._seed is not None:
+            self.seed(self._seed)
 
     def fail(
         self, operation: str, status: int, times: int = 1, key: str | bytes | None = None
@@ -253,12 +309,7 @@ class KVTLSProcess:
     # inside
 
     def _buckets(self) -> list[str]:
-        names = [
-            self._options[at + 1]
-            for at, option in enumerate(self._options[:-1])
-            if option in {"--bucket", "-b"}
-        ]
-        return names or [self.bucket]
+        return [row["name"] for row in self.command("status")["buckets"]]
 
     def _write_credentials(self) -> None:
         (self.directory / "ca.pem").write_bytes(self._authority.certificate_pem)
@@ -323,8 +374,10 @@ class KVTLSProcess:
             ended = self._process is not None and self._process.poll() is not None
             what = "ended" if ended else f"was not ready within {self._start_timeout:g} s"
             raise ProcessError(f"the service {what}", self.log)
-        address = self.command("address")["address"]
-        self.port = int(address.rpartition(":")[2])
+        found = self.command("address")
+        self.port = int(found["address"].rpartition(":")[2])
+        self.plain_port = next(iter(found["ports"]["plain"]), 0)
+        self.management_port = found["ports"]["management"]
 
 
 def _first_bucket(options: tuple[str, ...]) -> str:

@@ -130,6 +130,48 @@ class ProcessTests(SynchronousTestCase):
                 service.flush("nowhere")
             self.assertIn("nowhere", str(caught.exception))
 
+    def test_begins_with(self) -> None:
+        """Documents of a seed and of a backup are there from the start, and after a reset."""
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        seed, backup = folder / "seed.jsonl", folder / "backup"
+        seed.write_text('{"key": "k", "value": 1}\n{"key": "x", "value": 1, "bucket": "new"}\n')
+        with KVTLSProcess(seed=seed) as service, connect(service) as client:
+            for _ in range(2):
+                client.sendall(packet(GET, b"k"))
+                self.assertEqual(read_answer(client).value, b"1")
+                client.sendall(packet(SET, b"k", b"2", bytes(8)))
+                self.assertEqual(read_answer(client).status, 0)
+                service.reset()
+            self.assertEqual(service.backup(backup), 2)
+            self.assertEqual(service.restore(backup), 2)
+            seed.write_text("\n{")
+            with self.assertRaises(ProcessError) as caught:
+                service.seed(seed)
+            self.assertIn(f"{seed}:2: is no JSON", str(caught.exception))
+        seed.write_text("")
+        with (
+            KVTLSProcess("--bucket", "default", "--bucket", "new", restore=backup) as service,
+            connect(service) as client,
+        ):
+            client.sendall(packet(GET, b"k"))
+            self.assertEqual(read_answer(client).value, b"1")
+
+    def test_ports(self) -> None:
+        """Ports of other services are known where there are any, and asked for where not."""
+        with KVTLSProcess() as service:
+            for asked in ("plain_connection_string", "management_url"):
+                with self.assertRaises(ProcessError) as caught:
+                    getattr(service, asked)
+                self.assertIn("give the options --", str(caught.exception))
+        options = ("--plain", "tcp:0:interface=127.0.0.1", "--management", "tcp:0")
+        with KVTLSProcess(*options) as service:
+            self.assertEqual(
+                service.plain_connection_string, f"couchbase://127.0.0.1:{service.plain_port}"
+            )
+            socket.create_connection((service.host, service.plain_port), PATIENCE).close()
+            socket.create_connection((service.host, service.management_port), PATIENCE).close()
+            self.assertEqual(service.management_url, f"https://127.0.0.1:{service.management_port}")
+
     def test_rotate(self) -> None:
         """Newcomers get a new certificate of the same CA; who was there stays."""
         with KVTLSProcess() as service, connect(service) as before:

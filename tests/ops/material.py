@@ -229,6 +229,9 @@ class FakeControl:
     def restore(self, file: str) -> Any:
         return self._slow("restore", file=file)
 
+    def seed(self, file: str, create: bool) -> Any:
+        return self._slow("seed", file=file, create=create)
+
     def address(self) -> dict[str, Any]:
         self.asked.append(("address", {}))
         return {"address": "127.0.0.1:11207"}
