@@ -50,6 +50,8 @@ class IVerifiedConnection(Interface):
     generation = Attribute("int: credential generation of its handshake.")
     peer_chain = Attribute("tuple[bytes, ...]: the peer's DER certificates, leaf first.")
 
+    ended_by = Attribute("str: what ended it, a `kvproto.listeners.Event`; the peer until then.")
+
     def authenticated(user: str) -> None:
         """Say that the peer is somebody now: leave the pool of unauthenticated connections.
 

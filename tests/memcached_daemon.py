@@ -46,7 +46,7 @@ def main() -> None:
         parser.add_argument(f"-{option}")
     parser.add_argument("-o", action="append", default=[])
     parser.add_argument("-Y", default="")
-    for switch in "hFAMCdLSvDZ":
+    for switch in "hFAMCdLSvDZW":
         parser.add_argument(f"-{switch}", action="store_true")
     options, _ = parser.parse_known_args()
     if options.h:
@@ -61,6 +61,7 @@ def main() -> None:
         memory_limit=memory,
         evict=not options.M,
         max_connections=int(options.c or 1024),
+        watchers=frozenset() if options.W else None,
     )
     store = MemoryStore(
         time.time, memory_limit=memory, evict=not options.M, max_item=largest - 512, count_cas=True

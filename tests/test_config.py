@@ -87,6 +87,13 @@ class ConfigTests(SynchronousTestCase):
         self.refused("--user-buckets", users=users, user_buckets=(default, default))
         self.refused("--user-buckets", users=users, user_buckets=(UserBuckets("a", ("b",)),))
 
+    def test_watchers(self) -> None:
+        """Only a user that may exist can be allowed to watch."""
+        Config(users=(User("a", "1"),), watchers=("a",))
+        Config(users_file=Path("users"), watchers=("a",))
+        self.refused("--watcher", watchers=("a",))
+        self.refused("--watcher", users=(User("a", "1"),), watchers=("b",))
+
     def test_certificate_users_need_a_ca(self) -> None:
         """Rules for certificates that nobody is asked for are a mistake."""
         self.refused("--cert-user", cert_users=("subject.cn",))

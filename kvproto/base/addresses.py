@@ -7,7 +7,7 @@ import ipaddress
 from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IAddress
 
-__all__ = ["describe_peer", "host_of"]
+__all__ = ["describe_peer", "host_of", "is_local"]
 
 _MAPPED = "::ffff:"
 """Beginning of an IPv4 address as an IPv6 socket, or a proxy, shows it."""
@@ -32,3 +32,15 @@ def describe_peer(peer: IAddress | None) -> str:
         return "unknown" if peer is None else "unix" if isinstance(peer, UNIXAddress) else str(peer)
     port = getattr(peer, "port", 0)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_local(peer: IAddress | None) -> bool:
+    """Return whether a peer comes from this machine: by a loopback address or a Unix socket."""
+    return isinstance(peer, UNIXAddress) or _is_loopback(host_of(peer))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -243,6 +243,9 @@ OPTIONS: dict[str, Option] = {
                "let clients FLUSH (always on in memcached mode)", unset=None),
         Option("no-flush", "allow_flush", FLAG, "refuse FLUSH, in memcached mode too",
                value=False, unset=None),
+        Option("watcher", "watchers", NAME,
+               "user that may watch what all clients of its bucket ask for (repeatable; default: "
+               "where there are no users, clients on this machine)", repeatable=True),
         Option("memcached-version", "memcached_version", Kind("X.Y.Z", _version),
                "what VERSION answers, for clients that choose their dialect by it "
                "(default: 1.6.45)"),

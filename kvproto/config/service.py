@@ -72,6 +72,8 @@ class Config:
         memcached_version: What VERSION answers.
         store: URL of where values live; `kvproto.config.StoreURL` cuts it into parts.
         peers: Host and port of other services on the same engine, as clients reach them.
+        watchers: Users that may watch what others ask for; none: where there are no users, clients
+            on this machine.
         allow_flush: Whether FLUSH works; None: only in memcached mode.
         memory_limit: Bytes all buckets together may hold, keys and overhead counted; each
             has the same share.
@@ -127,6 +129,7 @@ class Config:
     memcached_version: str = "1.6.45"
     store: str = DEFAULT_STORE
     peers: tuple[tuple[str, int], ...] = ()
+    watchers: tuple[str, ...] = ()
     allow_flush: bool | None = None
     memory_limit: int = 64 * MIB
     evict: bool = True
@@ -309,6 +312,9 @@ class Config:
             if access.name not in names and self.users_file is None:
                 raise ConfigError("--user-buckets", f"there is no user {access.name!r}")
             self._check_bucket_names("--user-buckets", access.buckets)
+        for name in self.watchers:
+            if name not in names and self.users_file is None:
+                raise ConfigError("--watcher", f"there is no user {name!r}")
 
     def _check_buckets(self) -> None:
         if not self.buckets:

@@ -66,6 +66,7 @@ def make_server(
             memory_limit=config.memory_limit,
             evict=config.evict,
             version=config.memcached_version,
+            watchers=frozenset(config.watchers) if config.watchers else None,
         ),
         make_users(config, hashing),
         identify,
@@ -106,6 +107,9 @@ def make_users(config: Config, run: Run | None = None) -> UserTable:
         if access.name not in records:
             raise ConfigError("--user-buckets", f"there is no user {access.name!r}")
         buckets[access.name] = access.buckets
+    for name in config.watchers:
+        if name not in records:
+            raise ConfigError("--watcher", f"there is no user {name!r}")
     hashes = {name: record.hashes for name, record in records.items()}
     return UserTable.of_hashes(hashes, buckets, run=run, secret=content.secret)
 

@@ -69,6 +69,11 @@ class VerifiedConnection:
             return chain
         return ()
 
+    @property
+    def ended_by(self) -> str:
+        """What ended it."""
+        return self._ended_by.value
+
     def authenticated(self, user: str) -> None:
         """Leave the pool of connections that have not logged in."""
         self._ledger.authenticated(self.entry, user)

@@ -37,6 +37,7 @@ from kvproto.server.sasl import Mechanism
 from kvproto.server.scan import PlainState, scan_binary
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.session import Scan, Session
+from kvproto.server.watched import WatchedStore, observed
 from kvproto.server.window import BARRIER, FREE, Subject
 from kvproto.store import Document, Key, Refusal
 from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, simple_reply
@@ -132,6 +133,7 @@ class BinarySession(PlainState):
         "_status_of",
         "_strict",
         "_table",
+        "_unobserved",
         "bucket",
         "feed",
         "get",
@@ -155,6 +157,7 @@ class BinarySession(PlainState):
         self._outlet: Any = None
         self._pipe: Any = None
         self._piped: Any = None
+        self._unobserved = False
         self.feed = self._decoder.feed
         self.bucket: Bucket | None = None
         self.selected = False
@@ -251,6 +254,19 @@ class BinarySession(PlainState):
         self.bucket, self.selected = bucket, selected
         if bucket is not None:
             self.store = bucket.store_for_connection()
+            self._choose_store()
+
+    def observe(self) -> None:
+        """Use the store as it is, or watched; while requests are forwarded, not yet."""
+        self._unobserved = self.forwarding
+        if self.bucket is not None and not self._unobserved:
+            self._choose_store()
+            self._choose_table()
+
+    def _choose_store(self) -> None:
+        bucket = self.bucket
+        if bucket is not None:
+            self.store = observed(self.store, self.server.watch, bucket, self.peer.number)
             self.get = bucket.get if self.store is bucket.store else self.store.get
 
     def _choose_table(self) -> None:
@@ -266,7 +282,7 @@ class BinarySession(PlainState):
                 traced=self.timer is not None,
                 strict=self._strict,
             )
-            if self.bucket is not None:
+            if self.bucket is not None and self.store is self.bucket.store:
                 self.plain_get, self.plain_set = self.bucket.plain_get, self.bucket.plain_set
         self._open_pipe()
         self.scan = self.usual_scan if self._pipe is None else _forward
@@ -283,6 +299,8 @@ class BinarySession(PlainState):
 
     def forward(self, data: bytes, out: list[bytes]) -> int:
         """Forward requests from the beginning of a read; return how many bytes are left."""
+        if self._unobserved and not self.forwarding:
+            self.observe()
         if self._pipe is None:
             return len(data)
         at: int = self._pipe.forward(data, out, self.max_body)
@@ -393,6 +411,8 @@ class BinarySession(PlainState):
                 key = self.bucket.key(frame.key) if self.collections else frame.key
             except RemoteProtocolError as e:
                 return self.protocol_error_to(request, e)
+            if isinstance(self.store, WatchedStore):
+                self.store.too_large(key, b"set")
             return self.set_failed(request, key, Status.TOO_BIG)
         return self.error_to(request, frame.answer)
 

@@ -120,7 +120,9 @@ def stat(session: BinaryClient, request: Request) -> Reply:
     """STAT: one packet for each item, and an empty one that ends them."""
     if request.value and not (request.datatype & Datatype.JSON and _is_json(request.value)):
         return session.error_to(request, Status.INVALID)
-    found = report(session.server, session.store, tuple(request.key.split()))
+    # The bucket's own, whoever watches, or shares it: what was reset is known by it.
+    store = session.store if session.bucket is None else session.bucket.store
+    found = report(session.server, store, tuple(request.key.split()))
     return then(found, _statistics, session, request)
 
 

@@ -12,13 +12,14 @@ from time import perf_counter
 from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kvproto.base.addresses import describe_peer
+from kvproto.base.addresses import describe_peer, is_local
 from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import CONNECTION, make_logger
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
@@ -42,6 +43,9 @@ reading, where that comes from elsewhere and cannot be called off."""
 
 _JOIN_LIMIT = 32 * 1024
 """Replies of one write up to this size, in bytes, are joined: cheaper than many parts."""
+
+_FATES = {"idle": "idle_timeout", "process stopping": "shutdown", "acceptor stopping": "shutdown"}
+"""What ended a connection, and memcached's words for it."""
 
 MakeDialect: TypeAlias = Any
 """Called with (server, peer); returns a `kvproto.server.session.Dialect`."""
@@ -90,6 +94,7 @@ class KVServerProtocol(TwistedProtocol):
         self._reading = True
         self._connected = False
         self._closed = False
+        self._faulty = False
         self._drained: list[Deferred[None]] = []
         self._budget = server.budget
         self._written = 0  # by the last write
@@ -109,7 +114,7 @@ class KVServerProtocol(TwistedProtocol):
         self._connected = True
         self._counters.curr_connections += 1
         self._counters.total_connections += 1
-        self._server.transports[self.transport] = self
+        self._peer.number = self._server.connected(self, getattr(self._connection, "id", 0))
         self.transport.registerProducer(self, True)
         if self._connection is not None:
             self._peer.recognise(tuple(self._connection.peer_chain))
@@ -182,7 +187,7 @@ class KVServerProtocol(TwistedProtocol):
             return
         self._connected = False
         self._counters.curr_connections -= 1
-        self._server.transports.pop(self.transport, None)
+        self._server.disconnected(self, self._fate(reason))
         session = self.session
         if session is not None and session.hangup is None and session.dialect.partial:
             self._note("the peer went away in the middle of a request")
@@ -277,6 +282,7 @@ class KVServerProtocol(TwistedProtocol):
         # Where else the same server can be reached: at the port that the client has used.
         own = self.transport.getHost()
         self._peer.host, self._peer.port = getattr(own, "host", ""), getattr(own, "port", 0)
+        self._peer.local = is_local(self.transport.getPeer())
         dialect = self._kinds[data[0] in BINARY_MAGICS](self._server, self._peer)
         if hasattr(dialect, "attach"):
             dialect.attach(self)
@@ -315,8 +321,12 @@ class KVServerProtocol(TwistedProtocol):
                     if out:
                         self._write(out)
                 elif session.hangup is not None:
-                    if session.hangup.reason:
-                        self._note(session.hangup.reason)
+                    hangup = session.hangup
+                    if hangup.successor is not None:
+                        session = self._go_on_with(hangup.successor)
+                        continue
+                    if hangup.reason:
+                        self._note(hangup.reason)
                     self._close()
                 elif session.reads is not self._reading:
                     self._reading = session.reads
@@ -333,6 +343,22 @@ class KVServerProtocol(TwistedProtocol):
         if session is not None and (self._held or not session.idle):
             self._account(moved=session.moved)
             session.moved = False
+
+    def _go_on_with(self, make: Callable[[Any], Any]) -> Any:
+        """Put another session in the place of this one, which has served its last request."""
+        last, self.session = self.session, make(self)
+        session: Any = self.session
+        self._receive = session.receive
+        if self._paused:
+            session.pause()
+        if last is not None:
+            last.end()
+        return session
+
+    def observe(self) -> None:
+        """Let the session see anew whether anybody watches what is asked of its store."""
+        if self.session is not None:
+            self.session.dialect.observe()
 
     def _write(self, out: list[bytes]) -> None:
         """Send replies, in one write."""
@@ -394,8 +420,16 @@ class KVServerProtocol(TwistedProtocol):
             self.transport.unregisterProducer()
             self.transport.loseConnection()
 
+    def _fate(self, reason: Failure) -> str:
+        """Return how a connection ends that was lost: closed, or for one side's fault."""
+        if self._connection is not None and self._connection.ended_by in _FATES:
+            return _FATES[self._connection.ended_by]
+        closed = reason.check(ConnectionDone) is not None and not self._faulty
+        return "normal" if closed else "error"
+
     def _note(self, reason: str) -> None:
         """Tell whoever logs the end of this connection why; log it where nobody does."""
+        self._faulty = True
         if self._connection is not None:
             self._connection.note_error(reason)
             return

@@ -26,10 +26,12 @@ class Hangup:
     Attributes:
         reply: The last words, ``b""`` for none.
         reason: Why, where the log should know; ``""`` when the peer asked for it.
+        successor: Makes, of the connection, the session that goes on in place of closing.
     """
 
     reply: bytes = b""
     reason: str = ""
+    successor: Callable[[Any], Any] | None = None
 
 
 class ErrorLine(bytes):

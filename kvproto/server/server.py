@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,7 +24,8 @@ from kvproto.server.requests import RequestCounts
 from kvproto.server.settings import ServerSettings
 from kvproto.server.topology import DEFAULT_PORT, ServicePorts, cluster_config
 from kvproto.server.users import UserTable
-from kvproto.store import IStore
+from kvproto.server.watch import Stream, WatchLog, conn_close, conn_new, eviction
+from kvproto.store import Document, IStore, Key
 from kvproto.wire.constants import Feature
 from kvproto.wire.scram import ScramKeys
 
@@ -70,8 +72,9 @@ class KVServer:
         prefixes: What is counted by prefix of keys, None while nobody wants it.
         last_prefixes: What was counted when it was wanted last.
         turn: At whose end connections send the replies that they have waited for.
-        transports: The protocols of the connections that are open, by transport.
         ports: What clients are told about other ports; `name_ports` changes it.
+        connections: Those that are open, with their numbers.
+        watch: Who watches, and what.
         hashing: Where passwords are hashed that its users bring; where they are checked when None.
     """
 
@@ -95,7 +98,8 @@ class KVServer:
         self.counters = Counters()
         self.prefixes: Prefixes | None = None
         self.last_prefixes = Prefixes()
-        self.transports: dict[Any, Any] = {}
+        self.connections: dict[Any, int] = {}
+        self._last_number = 0
         self.requests = RequestCounts()
         self.times = self.requests.times
         for bucket in several:
@@ -106,6 +110,7 @@ class KVServer:
         self.turn: Turn[Any] | None = None
         if later is not None:
             self.turn = Turn(cast("Any", SimpleNamespace(callLater=later)), _proceed)
+        self.watch = WatchLog(now, self._observe, None if self.turn is None else self.turn.add)
         # A server that is started again with other buckets or ports must be believed: its
         # configurations are newer than those of the one before.
         self.revision = max(1, _revision_at(self.started))
@@ -126,6 +131,56 @@ class KVServer:
         """Whether a peer that did not log in may work, defaults applied."""
         allowed = self.settings.anonymous
         return not self.users if allowed is None else allowed
+
+    def connected(self, connection: Any, number: int = 0) -> int:
+        """Take a connection into the list of those that are open.
+
+        Args:
+            connection: It; its transport says where it comes from.
+            number: What its listener's log calls it, 0 where nobody has numbered it.
+
+        Returns:
+            Its number.
+        """
+        self._last_number = number = number or self._last_number + 1
+        self.connections[connection] = number
+        if self.watch.wanted & Stream.CONNEVENTS:
+            self.watch.tell(Stream.CONNEVENTS, conn_new(connection.transport.getPeer(), number))
+        return number
+
+    def disconnected(self, connection: Any, reason: str) -> None:
+        """Take a connection out of the list.
+
+        Args:
+            connection: It.
+            reason: ``normal``, ``error``, ``idle_timeout`` or ``shutdown``.
+        """
+        number = self.connections.pop(connection, 0)
+        if reason == "idle_timeout":
+            self.counters.idle_kicks += 1
+        if self.watch.wanted & Stream.CONNEVENTS:
+            peer = connection.transport.getPeer()
+            self.watch.tell(Stream.CONNEVENTS, conn_close(peer, number, reason))
+
+    def may_watch(self, peer: Peer) -> bool:
+        """Return whether a peer may watch what all others ask for."""
+        allowed = self.settings.watchers
+        if allowed is None:
+            return not self.users and peer.local
+        return peer.user in allowed
+
+    def _observe(self) -> None:
+        """Let stores be watched, or not, as somebody wants to."""
+        for connection in list(self.connections):
+            connection.observe()
+        for bucket in self.buckets.values():
+            watch_evictions = getattr(bucket.store, "watch_evictions", None)
+            if watch_evictions is not None:
+                wanted = self.watch.wanted & Stream.EVICTIONS
+                watch_evictions(partial(self._evicted, bucket) if wanted else None)
+
+    def _evicted(self, bucket: Bucket, key: Key, document: Document) -> None:
+        self.watch.tell(Stream.EVICTIONS, eviction(key, document, self.now()), bucket)
 
     def default_bucket(self, user: str) -> Bucket | None:
         """Return where a user works who has not selected a bucket, None for nowhere."""
@@ -180,6 +235,8 @@ class KVServer:
         """Serve one more bucket, from now on."""
         bucket.requests.times = self.times
         self.buckets[bucket.name] = bucket
+        if self.watch.wanted:
+            self._observe()
         self.topology_changed()
 
     def remove_bucket(self, name: str) -> Bucket:
@@ -191,7 +248,7 @@ class KVServer:
         bucket = self.buckets.pop(name)
         self._baselines.pop(id(bucket.store), None)
         self.topology_changed()
-        for protocol in [*self.transports.values()]:
+        for protocol in [*self.connections]:
             if protocol.bucket is bucket:
                 protocol.drain()
         return bucket
@@ -239,6 +296,8 @@ class Peer:
             in, as kv_engine has it for peers whose certificate cannot be mapped.
         host: The address that it has connected to, ``""`` if there is none.
         port: The port that it has connected to, 0 if there is none.
+        number: Of its connection.
+        local: Whether it comes from this machine, as far as its address says.
     """
 
     __slots__ = (
@@ -247,6 +306,8 @@ class Peer:
         "_mechanism",
         "_server",
         "host",
+        "local",
+        "number",
         "port",
         "refused",
         "user",
@@ -260,7 +321,8 @@ class Peer:
         self.user: str | None = None
         self.refused = False
         self.host = ""
-        self.port = 0
+        self.port = self.number = 0
+        self.local = False
 
     def recognise(self, chain: tuple[bytes, ...]) -> None:
         """Decide what the peer may do without a password.

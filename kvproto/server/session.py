@@ -111,6 +111,9 @@ class Dialect(Servant, Protocol):
     def detach(self) -> None:
         """Let go of what is not complete, and of forwarded requests: the client is gone."""
 
+    def observe(self) -> None:
+        """See anew whether anybody watches what is asked of the store."""
+
     @property
     def error(self) -> RemoteProtocolError | None:
         """Why the stream cannot be read any further, None while it can."""

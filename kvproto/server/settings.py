@@ -42,6 +42,8 @@ class ServerSettings:
         memory_limit: What ``stats settings`` says, in bytes; the store enforces it.
         evict: What ``stats settings`` says; the store does it.
         version: What VERSION answers.
+        watchers: Users that may ``watch``; None: where there are no users, whoever comes from this
+            machine.
         advertised_port: The port that clients are told to use for further connections, 0 for the
             one that they have come in by.
     """
@@ -56,6 +58,7 @@ class ServerSettings:
     memory_limit: int = 64 * 1024 * 1024
     evict: bool = True
     version: str = MEMCACHED_VERSION
+    watchers: frozenset[str] | None = None
     advertised_port: int = 0
 
     @property

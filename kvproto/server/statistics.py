@@ -24,6 +24,7 @@ from kvproto.server import inventory
 from kvproto.server.prefixes import DELIMITER
 from kvproto.server.scan import COMPILED
 from kvproto.server.server import KVServer
+from kvproto.server.watch import BUFFER_BYTES, Watcher
 from kvproto.store import IStore
 from kvproto.store.slab_classes import PAGE_BYTES
 from kvproto.wire.text import number as wire_number
@@ -79,9 +80,8 @@ _NEVER = dict.fromkeys(
         "slab_reassign_chunk_rescues", "slab_reassign_inline_reclaim", "slab_reassign_busy_items",
         "slab_reassign_busy_deletes", "slab_reassign_busy_nomem", "slab_reassign_running",
         "slabs_moved", "lru_crawler_running", "lru_crawler_starts", "lru_maintainer_juggles",
-        "malloc_fails", "log_worker_dropped", "log_worker_written", "log_watcher_skipped",
-        "log_watcher_sent", "log_watchers", "unexpected_napi_ids", "round_robin_fallback",
-        "idle_kicks", "slab_global_page_pool", "expired_unfetched", "evicted_unfetched",
+        "malloc_fails", "log_worker_dropped", "unexpected_napi_ids", "round_robin_fallback",
+        "slab_global_page_pool", "expired_unfetched", "evicted_unfetched",
         "evicted_active", "crawler_reclaimed", "crawler_items_checked", "lrutail_reflocked",
         "moves_to_cold", "moves_to_warm", "moves_within_lru", "direct_reclaims",
         "lru_bumps_dropped",
@@ -102,6 +102,10 @@ def _counted(server: KVServer, of_store: dict[str, Value]) -> dict[str, Value]:
         "cmd_meta": counters.meta_cmds,
         "total_connections": counters.total_connections,
         "rejected_connections": counters.rejected_connections,
+        "idle_kicks": counters.idle_kicks,
+        "log_worker_written": server.watch.written,
+        "log_watcher_skipped": server.watch.skipped,
+        "log_watcher_sent": server.watch.sent,
         "auth_cmds": counters.auth_cmds,
         "auth_errors": counters.auth_errors,
         "bytes_read": counters.bytes_read,
@@ -129,6 +133,7 @@ def _general(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Rep
             "curr_connections": server.counters.curr_connections,
             "threads": 1,
             "accepting_conns": 1,
+            "log_watchers": len(server.watch.watchers),
             "slab_reassign_last_busy_status": "none",
             **_NEVER,
             **{name: server.since_reset(store, name, value) for name, value in counted.items()},
@@ -188,7 +193,7 @@ def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Repor
             "temp_lru": "no",
             "temporary_ttl": 61,
             "idle_timeout": 0,
-            "watcher_logbuf_size": 262144,
+            "watcher_logbuf_size": BUFFER_BYTES,
             "worker_logbuf_size": 65536,
             "read_buf_mem_limit": 0,
             "track_sizes": "yes",
@@ -238,11 +243,13 @@ def _sizes(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Any:
 def _conns(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
     """Tell of each connection that is open; all of them are between two commands."""
     told: dict[str, Value] = {}
-    for number, transport in enumerate(server.transports, 1):
+    for connection, number in server.connections.items():
+        transport = connection.transport
+        watches = isinstance(connection.session, Watcher)
         told |= {
             f"{number}:addr": _address(transport.getPeer()),
             f"{number}:listen_addr": _address(transport.getHost()),
-            f"{number}:state": "conn_parse_cmd",
+            f"{number}:state": "conn_watch" if watches else "conn_parse_cmd",
             f"{number}:secs_since_last_cmd": 0,
         }
     return Report(told)

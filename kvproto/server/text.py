@@ -7,6 +7,7 @@ with those of the memcached that is installed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 from kvproto.errors import NotSupported, OutcomeUnknown, RemoteProtocolError, StoreUnavailable
@@ -17,6 +18,8 @@ from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, LateError, Rep
 from kvproto.server.scan import scan_text
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.statistics import Report, report
+from kvproto.server.watch import Watcher, streams_of
+from kvproto.server.watched import WatchedStore, observed
 from kvproto.server.window import BARRIER, FREE, Subject
 from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, IStore, Refusal
 from kvproto.wire import text as wire
@@ -30,6 +33,8 @@ MAX_LOGIN = 2048
 UNAUTHENTICATED = wire.client_error(b"unauthenticated")
 BAD_TOKEN = wire.client_error(b"bad authentication token format")
 BAD_LOGIN = wire.client_error(b"authentication failure")
+NOT_WATCHED = wire.client_error(b"watch commands not allowed")
+TOO_MANY_WATCHERS = b"WATCHER_TOO_MANY log watcher limit reached\r\n"
 NOT_ALLOWED = wire.client_error(b"flush_all not allowed")
 # The words of a memcached that was started without ``-A``.
 NO_SHUTDOWN = b"SERVER_ERROR: shutdown not enabled\r\n"
@@ -249,6 +254,8 @@ class TextSession:
         """Pass on the decoder's answer; as memcached does, let nobody read a stale value."""
         if item.too_large:
             self.server.counters.too_large += 1
+            if self.bucket is not None and isinstance(self.store, WatchedStore):
+                self.store.too_large(item.key, item.verb.encode())
         removes = item.too_large and item.verb in _DISCARDING and self.bucket is not None
         if removes and self.server.settings.oversized_set_deletes:
             return then(self.store.discard(item.key), lambda _: item.line)
@@ -265,7 +272,16 @@ class TextSession:
             self.bucket = self.server.default_bucket(user)
             if self.bucket is not None:
                 self.store = self.bucket.store_for_connection()
-                self.plain_get, self.plain_set = self.bucket.plain_get, self.bucket.plain_set
+                self.observe()
+
+    def observe(self) -> None:
+        """Use the store as it is, or watched."""
+        bucket = self.bucket
+        if bucket is not None:
+            self.store = observed(self.store, self.server.watch, bucket, self.peer.number)
+            usual = self.store is bucket.store
+            self.plain_get = bucket.plain_get if usual else None
+            self.plain_set = bucket.plain_set if usual else None
 
     def _stranger(self, item: TextCommand | TextRefusal) -> Reply:
         """Take a login, in the form of a set, or a goodbye; nothing else."""
@@ -427,7 +443,8 @@ def _flush_all(session: TextSession, command: TextCommand) -> Reply:
 
 
 def _stats(session: TextSession, command: TextCommand) -> Reply:
-    return then(report(session.server, session.store, command.args), _report)
+    bucket = cast("Bucket", session.bucket)
+    return then(report(session.server, bucket.store, command.args), _report)
 
 
 def _report(found: Report) -> Reply:
@@ -504,11 +521,28 @@ def _config(session: TextSession, command: TextCommand) -> Reply:
 
     Source: AWS, "Adding Auto Discovery To Your Client Library".
     """
-    if command.args != (b"get", b"cluster") or not hasattr(type(session.store), "open_pipe"):
+    if command.args != (b"get", b"cluster") or not _is_fleet(session):
         return wire.ERROR
     host, port = session.peer.host, session.peer.port
     body = f"1\n{host}|{host}|{port}\n".encode()
     return b"CONFIG cluster 0 %d\r\n%b\r\nEND\r\n" % (len(body), body)
+
+
+def _is_fleet(session: TextSession) -> bool:
+    return session.bucket is not None and hasattr(type(session.bucket.store), "open_pipe")
+
+
+def _watch(session: TextSession, command: TextCommand) -> Reply:
+    """Begin to watch: nothing more is asked on this connection."""
+    log, bucket = session.server.watch, session.bucket
+    if bucket is None or not session.server.may_watch(session.peer):
+        return NOT_WATCHED
+    streams = streams_of(command.args)
+    if streams is None:
+        return wire.ERROR
+    if log.full:
+        return TOO_MANY_WATCHERS
+    return Hangup(wire.OK, successor=partial(Watcher, log, streams, bucket))
 
 
 def _mn(session: TextSession, command: TextCommand) -> Reply:
@@ -552,5 +586,6 @@ _HANDLERS: dict[str, Handler] = {
     "shutdown": _shutdown,
     "cache_memlimit": _cache_memlimit,
     "lru_crawler": _lru_crawler,
+    "watch": _watch,
     "quit": _quit,
 }

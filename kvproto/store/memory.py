@@ -501,6 +501,20 @@ class MemoryStore(Operations):
                 return self.carry_out(key, there, decision, now)
         return PathStatus.TEMPORARY_FAILURE
 
+    def peek(self, key: Key) -> Document | None:
+        """Return what there is, expired perhaps, without counting it as read."""
+        return self.table.items.get(key)
+
+    def watch_evictions(self, told: Callable[[Key, Document], None] | None) -> None:
+        """Tell of each document that makes room for others, and whether it was ever read.
+
+        Args:
+            told: Called with its key and it; None: nobody any more.
+        """
+        if told is not None:
+            self.table.note_reads()
+        self.table.on_eviction = told
+
     def survey(self, look: Callable[[Key, Document], None]) -> Any:
         """Let somebody look at each document, in pieces; one stored meanwhile may be missed.
 

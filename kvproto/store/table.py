@@ -99,6 +99,7 @@ class DocumentTable:
         on_evicted: Called with the key of a document, or tombstone, that has to go for lack of
             memory.
         on_emptied: Called when everything is removed.
+        on_eviction: Called with a document that has to go for lack of memory, for who watches.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class DocumentTable:
         self.flush_at = math.inf
         self.on_evicted: Callable[[Key], None] | None = None
         self.on_emptied: Callable[[], None] | None = None
+        self.on_eviction: Callable[[Key, Document], None] | None = None
         self.garbage: list[OrderedDict[Key, Document]] = []
         self.collections: dict[int, dict[Key, None]] = {}
         self._dropped: dict[int, int] = {}
@@ -328,6 +330,8 @@ class DocumentTable:
                 key, document = self.items.popitem(last=False)
                 self._let_go(key, document)
                 self._statistics.evictions += 1
+                if self.on_eviction is not None:
+                    self.on_eviction(key, document)
             else:
                 return False
             if self.on_evicted is not None:

@@ -68,13 +68,13 @@ class TextCommand:
 
     Attributes:
         verb: ``get gets gat gats end set add replace append prepend cas delete incr decr touch
-            flush_all stats version verbosity quit mn config``, or one of `ADMINISTRATION`;
+            flush_all stats version verbosity quit mn config watch``, or one of `ADMINISTRATION`;
             ``end`` closes a retrieval.
         expiry: As the binary protocol's u32, a negative one has become one long past.  Of
             flush_all: the delay, 0 when there is none.
         delta: Of incr and decr.
         noreply: The client does not want the answer.
-        args: The arguments of ``stats`` and of administration.
+        args: The arguments of ``stats``, ``watch`` and of administration.
     """
 
     verb: str
@@ -310,6 +310,7 @@ SIMPLE: dict[bytes, tuple[str, _Parse]] = {
     b"stats": ("stats", _parse_bare),
     b"version": ("version", _parse_bare),
     b"quit": ("quit", _parse_bare),
+    b"watch": ("watch", _parse_bare),
     b"mn": ("mn", _parse_bare),
     b"config": ("config", _parse_bare),
     **{verb.encode(): (verb, _parse_administration) for verb in ADMINISTRATION},

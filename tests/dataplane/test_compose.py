@@ -97,8 +97,16 @@ class DataplaneTests(SynchronousTestCase):
                 "--user-buckets",
             ),
             ({"users": (User("alice", "\x07"),)}, "--user"),
+            ({"users_file": path, "buckets": ("a",), "watchers": ("bob",)}, "--watcher"),
         ):
             self.assertEqual(self.refused(Config(**fields)), option)
+
+    def test_watchers(self) -> None:
+        """Only users that are named may watch; where nobody is, the server decides by address."""
+        users = (User("alice", "x"),)
+        for watchers, expected in (((), None), (("alice",), frozenset({"alice"}))):
+            server = make_server(Config(users=users, watchers=watchers), Clock())
+            self.assertEqual(server.settings.watchers, expected)
 
     def test_salts_tell_nothing(self) -> None:
         """Salts are the same at each start, of users and of those that do not exist."""

@@ -148,6 +148,7 @@ class FakeConnection:
     listener = "data"
     peer = "the test"
     generation = 1
+    ended_by = "peer lost"
 
     def __init__(self, peer_chain: tuple[bytes, ...] = ()) -> None:
         self.peer_chain = peer_chain

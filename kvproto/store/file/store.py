@@ -71,7 +71,7 @@ class FileStore(Operations):
         segment_size: Bytes of a file of the log; see `Journal`.
 
     Attributes:
-        get: As `IStore.get`, the memory's own.
+        get: As `IStore.get`, the memory's own; so are `peek`, `survey` and `watch_evictions`.
         at_once: Whether `set` never answers by a Deferred.
     """
 
@@ -101,6 +101,8 @@ class FileStore(Operations):
         self._open = False
         self._at_once = sync is not Sync.ALWAYS
         self.get = memory.get
+        self.peek, self.survey = memory.peek, memory.survey
+        self.watch_evictions = memory.watch_evictions
         memory.keeper = self
 
     # -- beginning and ending -------------------------------------------------

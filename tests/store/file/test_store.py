@@ -349,3 +349,17 @@ class DurabilityTests(FileCase):
         self.assertRaises(StoreUnavailable, store.flush)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertIsNotNone(store.ready())
+
+    def test_looked_through(self) -> None:
+        """What memory can tell for statistics and for those who watch, the store can as well."""
+        store = self.open()
+        store.set(b"a", b"1")
+        found: list[Key] = []
+        store.survey(lambda key, document: found.append(key))
+        self.assertEqual(found, [b"a"])
+        self.assertIs(store.peek(b"a"), store.get(b"a"))
+        store.watch_evictions(lambda key, document: found.append(key))
+        store._memory.table.limit = 1
+        store._memory.table.make_room(0, START)
+        self.assertEqual(found, [b"a", b"a"])
+        self.close(store)
