@@ -60,6 +60,7 @@ setup(
             "python-binary-memcached>=0.33,<0.40",
             "pytest>=8",
             "pytest-xdist>=3.5",
+            "check-jsonschema>=0.29",
         ],
         "dev": [
             "mypy>=1.15",

@@ -41,6 +41,7 @@ OTHER_PROGRAMS = {
 FRAGMENTS = {
     ("docs/howto/ci.md", "PasswordAuthenticator"): "tests.integration.test_ci_page",
     ("docs/howto/ci.md", "service = subprocess"): "tests.integration.test_ci_page",
+    ("docs/howto/ci.md", "kvtls_seed"): "tests.integration.test_process",
     ("docs/howto/compose-acceptor.md", "AcceptorService(..."): "docs/examples/chat.py does it",
     ("docs/howto/compose-acceptor.md", "keep_monotonic"): "tests.base.test_clock",
     ("docs/reference/kv-protocol.md", "reactor.run()"): "tests.integration.test_tutorials",

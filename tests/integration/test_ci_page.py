@@ -56,7 +56,7 @@ class PageTests(SynchronousTestCase):
 
     def test_script(self) -> None:
         """The service is ready when ``twistd`` returns, the example runs, and it ends."""
-        start = block("sh", "kvtls wait")
+        start = block("sh", "--collection inventory.hotels")
         installing, start = start.split("\n", 1)
         self.assertIn("pip install", installing)
         port = free_port()

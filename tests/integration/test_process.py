@@ -17,6 +17,7 @@ from kvproto.testing import KVTLSProcess, ProcessError
 from tests.integration.live import eventually
 from tests.integration.service import PATIENCE
 from tests.integration.wire_client import packet, read_answer, sasl_plain
+from tests.pages import blocks
 
 GET, SET, NOOP = 0x00, 0x01, 0x0A
 WORKERS = os.environ.get("KVPROTO_WORKERS", "3")
@@ -69,6 +70,31 @@ def test_fresh(kvtls, kvtls_process):
     client.set("k", "v")
     kvtls_process.flush()
     assert client.get("k") == b"v"
+    client.close()
+"""
+
+SEEDED = """
+import ssl
+import pytest
+from pymemcache.client.base import Client
+
+
+def memcached(kvtls):
+    context = ssl.create_default_context(cafile=kvtls.ca_file)
+    return Client((kvtls.host, kvtls.port), tls_context=context)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_each_begins_alike(kvtls, number):
+    client = memcached(kvtls)
+    assert client.get("adlon") == b"382"
+    client.set("adlon", "0")
+    client.close()
+
+
+def test_fresh(kvtls_process):
+    client = memcached(kvtls_process)
+    assert client.get("adlon") == b"382"
     client.close()
 """
 
@@ -226,3 +252,24 @@ class PytestTests(SynchronousTestCase):
             )
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertIn("9 passed", done.stdout)
+
+    def test_fixtures(self) -> None:
+        """What the page says of documents to begin with is what a project gets."""
+        (conftest,) = [each for each in blocks("python") if "kvtls_seed" in each.text]
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "conftest.py").write_text(conftest.text, encoding="utf-8")
+            Path(directory, "tests").mkdir()
+            Path(directory, "tests", "hotels.jsonl").write_text(
+                '{"key": "adlon", "text": "382"}\n', encoding="utf-8"
+            )
+            Path(directory, "tests", "test_seeded.py").write_text(SEEDED, encoding="utf-8")
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+                cwd=directory,
+                capture_output=True,
+                text=True,
+                timeout=4 * PATIENCE,
+                check=False,
+            )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertIn("3 passed", done.stdout)
