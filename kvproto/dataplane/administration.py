@@ -425,6 +425,8 @@ class Administration:
             self.created_users[name] = CreatedUser(record, roles, display, changed)
             self._users_changed()
             await self._keep()
+            what = "created" if before is None else "changed"
+            log.info("user {user} was {what}", user=name, what=what)
 
         return self._job(work())
 
@@ -446,6 +448,7 @@ class Administration:
                 raise CommandError("unknown-user", "User was not found.")
             self._users_changed()
             await self._keep()
+            log.info("user {user} was dropped", user=name)
 
         return self._job(work())
 

@@ -17,7 +17,9 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
+from kvproto.base.addresses import describe_peer
 from kvproto.base.http import BoundedSite
+from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import make_logger
 from kvproto.dataplane import Administration
 from kvproto.errors import CommandError, StoreUnavailable, UpstreamError
@@ -35,6 +37,7 @@ from kvproto.server.server import Peer
 __all__ = ["MAX_BODY", "ManagementSite"]
 
 log = make_logger()
+peer_log = LimitedLog(log)
 
 MAX_BODY = 64 * 1024
 """Bytes of a request's body."""
@@ -130,10 +133,13 @@ class _Root(Resource):
             peer.begin("PLAIN")
             right = peer.check(name, password)
             if not (await right if isinstance(right, Deferred) else right):
+                # The same whether or not there is such a user.
+                where = describe_peer(transport.getPeer())
+                peer_log.info(
+                    "management: {peer} failed to log in as {user}", peer=where, user=name
+                )
                 return None
-        if peer.user is None:
-            return None
-        return self._rights(peer.user)
+        return None if peer.user is None else self._rights(peer.user)
 
     def _rights(self, user: str) -> Rights:
         if not user:

@@ -106,6 +106,7 @@ class KVTLSProcess:
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._seen = threading.Condition()
         self._ready = ""
+        self._silent = False
         self._process: subprocess.Popen[str] | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
@@ -114,6 +115,7 @@ class KVTLSProcess:
     def start(self) -> KVTLSProcess:
         """Start it and wait until it serves."""
         self._scratch = tempfile.TemporaryDirectory(prefix="kvtls-")
+        self._ready, self._silent = "", False
         try:
             self._write_credentials()
             self._spawn()
@@ -364,14 +366,15 @@ class KVTLSProcess:
                     if not self._ready and READY in line:
                         self._ready = line
                     self._seen.notify_all()
+        with self._seen:
+            self._silent = True
+            self._seen.notify_all()
 
     def _wait_until_ready(self) -> None:
         with self._seen:
-            self._seen.wait_for(
-                lambda: self._ready or not self._reader.is_alive(), self._start_timeout
-            )
+            self._seen.wait_for(lambda: self._ready or self._silent, self._start_timeout)
         if not self._ready:
-            ended = self._process is not None and self._process.poll() is not None
+            ended = self._silent
             what = "ended" if ended else f"was not ready within {self._start_timeout:g} s"
             raise ProcessError(f"the service {what}", self.log)
         found = self.command("address")

@@ -210,7 +210,8 @@ class ProcessTests(SynchronousTestCase):
     def test_does_not_start(self) -> None:
         """Options that cannot be used are an error with what the service says of them."""
         with self.assertRaises(ProcessError) as caught:
-            KVTLSProcess("--memory-limit", "nonsense").start()
+            # Who waited for readiness would not see the end of this.
+            KVTLSProcess("--memory-limit", "nonsense", start_timeout=1e6).start()
         self.assertIn("--memory-limit", str(caught.exception))
 
     def test_ends_with_its_parent(self) -> None:
