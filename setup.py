@@ -1,6 +1,7 @@
 """Packaging that keeps ``twistd kvtls`` visible in every kind of install."""
 
 import os
+import re
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -22,6 +23,13 @@ class BuildIfPossible(build_ext):
             raise
 
 
+def long_description():
+    """Return the README without pictures and links that lead into the checkout."""
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\s*", "", text)
+    return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
 pure = os.environ.get("KVPROTO_PURE_PYTHON") == "1"
 compiled = [
     Extension(name, [f"{name.replace('.', '/')}.pyx"], optional=True)
@@ -32,7 +40,7 @@ setup(
     name="kvproto",
     version="0.1.0",
     description="A key-value data service over TLS for Twisted: twistd kvtls",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="MIT",
     author="The kvproto authors",
@@ -73,6 +81,7 @@ setup(
             "myst-parser>=4",
             "furo>=2024.8",
             "repoze.sphinx.autointerface>=1.1",
+            "sphinxcontrib-towncrier>=0.5.0a0",
         ],
         "bench": ["matplotlib>=3.8", "pyperf>=2.7"],
     },

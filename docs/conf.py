@@ -1,5 +1,7 @@
 """Sphinx configuration: Markdown sources, warnings are errors in CI."""
 
+from pathlib import Path
+
 from kvproto import __version__
 
 project = "kvproto"
@@ -11,7 +13,10 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "repoze.sphinx.autointerface",
+    "sphinxcontrib.towncrier.ext",
 ]
+towncrier_draft_autoversion_mode = "draft"
+towncrier_draft_working_directory = Path(__file__).resolve().parent.parent
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
