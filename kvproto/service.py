@@ -447,7 +447,8 @@ class KVTLSService(MultiService):
         site = ManagementSite(self.server, self.administration, self._reactor)
         secured: Any = KVTLSFactory(self.rotation.contexts, False, site, self._reactor)
         factory = ManagementFactory(site, secured, self._plain_management, self._reactor)
-        endpoint = server_endpoint(self._reactor, with_interface(description))
+        described = _with_mode(with_interface(description), LISTENER_MODE)
+        endpoint = server_endpoint(self._reactor, described)
         management = HTTPService(endpoint, site, "management", factory)
         management.setServiceParent(self)
         return management

@@ -21,7 +21,7 @@ from kvproto.base.serial import Serial
 from kvproto.config import Config, valid_bucket_name
 from kvproto.dataplane.interfaces import IGrowingStores, IStores
 from kvproto.dataplane.users_reload import UsersReload
-from kvproto.errors import CommandError, LocalProtocolError
+from kvproto.errors import CommandError, ConfigError, LocalProtocolError
 from kvproto.server import Bucket, KVServer, Manifest, UserTable, hash_password
 from kvproto.server.users_file import UserRecord, dump_user, load_user
 from kvproto.store import IListableStore
@@ -296,6 +296,7 @@ class Administration:
                 raise CommandError("not-allowed", "Deleting _default scope is not allowed")
             for number in served.manifest.drop_scope(scope):
                 await maybeDeferred(served.store.drop_collection, number)
+                await deferLater(self._clock, 0)  # there may be a thousand of them
             return await self._collections_changed(bucket)
 
         return self._job(work())
@@ -469,12 +470,22 @@ class Administration:
         """Make what was created while an earlier process served; after the stores have opened.
 
         Returns:
-            A Deferred that fires when everything is there.
+            A Deferred that fires when everything is there; it fails with `ConfigError` when what
+            was kept makes no sense.
         """
         if not IGrowingStores.providedBy(self._stores):
             return maybeDeferred(lambda: None)
         stores: Any = self._stores
-        return self._job(self._restore(stores.kept()))
+        return self._job(self._restore_or_refuse(stores.kept()))
+
+    async def _restore_or_refuse(self, kept: dict[str, Any]) -> None:
+        try:
+            await self._restore(kept)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                "--store",
+                f"{self._stores.description}: what was created over REST is damaged: {error!r}",
+            ) from error
 
     async def _restore(self, kept: dict[str, Any]) -> None:
         buckets: dict[str, Any] = kept.get("buckets", {})

@@ -110,8 +110,8 @@ class FileStores(Service):
 
     def keep(self, description: dict[str, Any]) -> Deferred[None]:
         """Keep what was created; see `IGrowingStores`."""
-        text = json.dumps({"version": 1, **description}, indent=1)
-        writing: Deferred[None] = self._run(_replace, self._directory / _DESCRIPTION, text)
+        path, content = self._directory / _DESCRIPTION, {"version": 1, **description}
+        writing: Deferred[None] = self._run(_replace, path, content)
         return writing
 
     def _read_description(self) -> None:
@@ -228,8 +228,9 @@ def _make_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: dict[str, Any]) -> None:
     """Write a file that only its owner reads, in the place of an old one, and force it to disk."""
+    text = json.dumps(content)
     aside = path.with_name(f".{path.name}.new")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,14 +26,51 @@ class Collections(Part):
         return (
             ("GET", scopes, self._list),
             ("GET", f"{scopes}/", self._list),
+            ("GET", f"{scopes}/{{scope}}", self._get_scope),
+            ("GET", collections, self._get_collections),
+            ("GET", f"{collections}/{{name}}", self._get_collection),
             ("POST", scopes, self._create_scope),
             ("DELETE", f"{scopes}/{{scope}}", self._drop_scope),
             ("POST", collections, self._create_collection),
+            ("PATCH", f"{collections}/{{name}}", self._change_collection),
             ("DELETE", f"{collections}/{{name}}", self._drop_collection),
         )
 
     def _list(self, call: Call) -> Answer:
         return Answer(body=self.bucket(call).manifest.to_json())
+
+    def _scope(self, call: Call) -> dict[str, Any]:
+        scope = call.words["scope"]
+        for each in json.loads(self.bucket(call).manifest.to_json())["scopes"]:
+            if each["name"] == scope:
+                found: dict[str, Any] = each
+                return found
+        raise errors({"_": f'Scope with name "{scope}" is not found'}, 404)
+
+    def _get_scope(self, call: Call) -> Answer:
+        return ok(self._scope(call))
+
+    def _get_collections(self, call: Call) -> Answer:
+        return ok(self._scope(call)["collections"])
+
+    def _collection(self, call: Call) -> dict[str, Any]:
+        scope, name = call.words["scope"], call.words["name"]
+        for each in self._scope(call)["collections"]:
+            if each["name"] == name:
+                found: dict[str, Any] = each
+                return found
+        message = f'Collection with name "{name}" in scope "{scope}" is not found'
+        raise errors({"_": message}, 404)
+
+    def _get_collection(self, call: Call) -> Answer:
+        return ok(self._collection(call))
+
+    def _change_collection(self, call: Call) -> Answer:
+        """Take what changes nothing; there is nothing that could be changed."""
+        bucket = self.managed(call, "collections!write")
+        self._collection(call)
+        _refuse_settings(call)
+        return ok({"uid": f"{bucket.manifest.uid:x}"})
 
     async def _create_scope(self, call: Call) -> Answer:
         bucket = self.managed(call, "collections!write")
@@ -45,10 +83,7 @@ class Collections(Part):
 
     async def _create_collection(self, call: Call) -> Answer:
         bucket = self.managed(call, "collections!write")
-        if call.form.get("maxTTL", "") not in _NO_EXPIRY:
-            raise errors(
-                {"maxTTL": "kvproto has no expiry of a whole collection: give documents their own"}
-            )
+        _refuse_settings(call)
         scope, name = call.words["scope"], call.form.get("name", "")
         return await _changed(self.administration.create_collection(bucket.name, scope, name))
 
@@ -56,6 +91,17 @@ class Collections(Part):
         bucket = self.managed(call, "collections!write")
         scope, name = call.words["scope"], call.words["name"]
         return await _changed(self.administration.drop_collection(bucket.name, scope, name))
+
+
+def _refuse_settings(call: Call) -> None:
+    """Refuse settings that would promise what does not happen."""
+    found = {}
+    if call.form.get("maxTTL", "") not in _NO_EXPIRY:
+        found["maxTTL"] = "kvproto has no expiry of a whole collection: give documents their own"
+    if call.form.get("history", "false") != "false":
+        found["history"] = "kvproto keeps no history of documents"
+    if found:
+        raise errors(found)
 
 
 async def _changed(change: Deferred[int]) -> Answer:

@@ -97,20 +97,12 @@ class _Root(Resource):
             return _UNAUTHORIZED
         method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
         call = _call(request, method, path, rights)
-        allowed = []
         for wanted, pattern, handler in self._routes:
             match = pattern.fullmatch(path)
-            if match is None:
-                continue
-            allowed.append(wanted)
-            if wanted == method or (wanted == "GET" and method == "HEAD"):
+            if match is not None and wanted == ("GET" if method == "HEAD" else method):
                 call.words = {name: unquote(word) for name, word in match.groupdict().items()}
                 answer = handler(call)
                 return answer if isinstance(answer, Answer) else await answer
-        if allowed:
-            answer = ok({"message": f"{method} is not served for {path}"}, 405)
-            answer.headers = {"Allow": ", ".join(allowed)}
-            return answer
         return ok(
             {
                 "message": f"{method} {path} is not served here: of Couchbase's management REST "

@@ -185,16 +185,12 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return it as clients get it."""
+        # One pass over each: there may be a thousand of both.
+        found: dict[str, list[dict[str, str]]] = {scope: [] for scope in self._scopes}
+        for (scope, name), collection in self._collections.items():
+            found[scope].append({"name": name, "uid": f"{collection:x}"})
         scopes = [
-            {
-                "name": scope,
-                "uid": f"{number:x}",
-                "collections": [
-                    {"name": name, "uid": f"{collection:x}"}
-                    for (owner, name), collection in self._collections.items()
-                    if owner == scope
-                ],
-            }
+            {"name": scope, "uid": f"{number:x}", "collections": found[scope]}
             for scope, number in self._scopes.items()
         ]
         return json.dumps({"uid": f"{self.uid:x}", "scopes": scopes}).encode()

@@ -165,6 +165,18 @@ class KeptTests(SynchronousTestCase):
                 service.stores.prepare()
             self.assertIn("management.json", str(raised.exception))
 
+    def test_nonsense(self) -> None:
+        """A file that says what cannot be is named when the service begins to serve."""
+        self.stop(self.start())
+        text = json.dumps({"version": 1, "buckets": {"made": {}}})
+        (self.directory / "management.json").write_text(text, encoding="utf-8")
+        service = _Service(Config(**self.options), self.clock)
+        service.stores.startService()
+        self.done(service.stores.opened())
+        restoring = service.administration.restore()
+        self.failureResultOf(restoring, ConfigError)
+        self.stop(service)
+
     def test_disk_full(self) -> None:
         """What could not be kept is an error; the service goes on."""
         service = self.start()

@@ -216,3 +216,12 @@ class PlainManagersTests(ManagersTests):
 
     options = (*ManagersTests.options, "--plain", "tcp:0:interface=127.0.0.1")
     plain = True
+
+    def test_both(self) -> None:
+        """A client that uses TLS is served beside those that do not."""
+        with closing(connect(self.service, password="secret12")) as cluster:
+            cluster.wait_until_ready(_PATIENT)
+            collection = cluster.bucket("default").default_collection()
+            collection.upsert(self.key(), 1)
+            self.assertEqual(self.collection.get(self.key()).content_as[int], 1)
+            self.assertIn("default", [b.name for b in cluster.buckets().get_all_buckets()])

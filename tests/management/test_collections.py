@@ -80,6 +80,24 @@ class CollectionTests(SiteCase):
             )
             self.assertEqual(code, 404)
 
+    def test_one(self) -> None:
+        """A scope, its collections, and one of these can be asked for; settings are refused."""
+        self.post(SCOPES, name="s")
+        self.post(f"{SCOPES}/s/collections", name="c")
+        one = f"{SCOPES}/s/collections/c"
+        code, scope = self.get(f"{SCOPES}/s")
+        self.assertEqual((code, scope["name"]), (200, "s"))
+        self.assertEqual(self.get(f"{SCOPES}/s/collections"), (200, scope["collections"]))
+        self.assertEqual(self.get(one), (200, scope["collections"][0]))
+        for path in (f"{SCOPES}/x", f"{SCOPES}/x/collections", f"{SCOPES}/s/collections/x"):
+            code, body = self.get(path)
+            self.assertEqual(code, 404)
+            self.assertIn("is not found", body["errors"]["_"])
+        self.assertEqual(self.ask("PATCH", one, {"maxTTL": "0"}), (200, {"uid": "3"}))
+        for form in ({"maxTTL": "9"}, {"history": "true"}):
+            code, body = self.ask("PATCH", one, form)
+            self.assertEqual((code, [*body["errors"]]), (400, [*form]))
+
     def test_limits(self) -> None:
         """There are numbers that nobody gets beyond."""
         self.patch(administration, "MAX_SCOPES", 3)
