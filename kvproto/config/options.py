@@ -268,6 +268,9 @@ OPTIONS: dict[str, Option] = {
                "sent (default: 256MiB)"),
         Option("max-connections", "max_connections", COUNT,
                "connections at once (default: 10000, in memcached mode 1024)"),
+        Option("requests-per-event", "requests_per_event", COUNT,
+               "requests of one connection that are served before others have their turn, 0: as "
+               "many as it has sent (default: 0)"),
         Option("max-connections-per-peer", "max_connections_per_peer", COUNT,
                "connections at once from one address, 0: any (default: 0)"),
         Option("handshake-timeout", "handshake_timeout", SECONDS,

@@ -83,6 +83,8 @@ class Config:
         max_connections: Connections at once; None: the mode's.
         max_connections_per_peer: Connections at once from one address, 0 for
             no such limit.
+        requests_per_event: Requests that a connection has served before others have their turn,
+            0 for as many as it has sent.
         unsent_limit: Bytes of replies that may wait for one client that does
             not read, before its requests stop being read.
         max_unfinished: Bytes that all connections together may hold of requests not yet complete
@@ -136,6 +138,7 @@ class Config:
     max_value: int | None = None
     max_connections: int | None = None
     max_connections_per_peer: int = 0
+    requests_per_event: int = 0
     unsent_limit: int = MIB
     max_unfinished: int | None = None
     handshake_timeout: float = 10.0

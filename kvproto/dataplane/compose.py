@@ -63,6 +63,8 @@ def make_server(
             unsent_limit=config.unsent_limit,
             max_unfinished=config.unfinished_limit,
             max_connections=config.connection_limit,
+            requests_per_event=config.requests_per_event,
+            idle_timeout=config.idle_timeout,
             memory_limit=config.memory_limit,
             evict=config.evict,
             version=config.memcached_version,

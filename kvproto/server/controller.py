@@ -47,7 +47,7 @@ class KVController:
     def refuse(self, connection: Any, reason: str) -> RefusingProtocol:
         """Return a protocol that says "busy"."""
         self.server.counters.rejected_connections += 1
-        return RefusingProtocol(reason)
+        return RefusingProtocol()
 
 
 class KVServerFactory(ServerFactory):

@@ -21,6 +21,7 @@ class Counters:
         too_large: Values that were thrown away because they are too large.
         bytes_read: Bytes of requests.
         bytes_written: Bytes of replies.
+        conn_yields: Times that a connection let others have their turn.
         idle_kicks: Connections that were closed because they asked nothing.
         reads: Reads that were answered in place; one in so many is timed.
     """
@@ -34,5 +35,6 @@ class Counters:
     too_large: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    conn_yields: int = 0
     idle_kicks: int = 0
     reads: int = 0

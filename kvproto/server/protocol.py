@@ -286,8 +286,12 @@ class KVServerProtocol(TwistedProtocol):
         dialect = self._kinds[data[0] in BINARY_MAGICS](self._server, self._peer)
         if hasattr(dialect, "attach"):
             dialect.attach(self)
-        limit = self._server.settings.unsent_limit
-        session = self.session = Session(dialect, limit, self._changed, self._report)
+        settings = self._server.settings
+        # Without a turn to wait for there is nobody to yield to.
+        most = 0 if self._server.turn is None else settings.requests_per_event
+        session = self.session = Session(
+            dialect, settings.unsent_limit, self._changed, self._report, most
+        )
         self._receive = session.receive
         if self._paused:
             session.pause()
@@ -314,7 +318,7 @@ class KVServerProtocol(TwistedProtocol):
         self._attending = True
         try:
             while session is not None and not self._closed:
-                if self._due or session.more:
+                if self._due or (session.more and not session.yields):
                     self._due = False
                     out: list[bytes] = []
                     session.proceed(out)
@@ -340,6 +344,9 @@ class KVServerProtocol(TwistedProtocol):
             self._break_off()
         finally:
             self._attending = False
+        if session is not None and session.yields and self._server.turn is not None:
+            self._counters.conn_yields += 1
+            self._server.turn.add(self)
         if session is not None and (self._held or not session.idle):
             self._account(moved=session.moved)
             session.moved = False

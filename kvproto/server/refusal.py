@@ -12,7 +12,6 @@ from twisted.internet.protocol import Protocol
 
 from kvproto.wire.binary import RequestDecoder, error_reply
 from kvproto.wire.constants import BINARY_MAGICS, Status
-from kvproto.wire.text import server_error
 
 __all__ = ["MAX_HEARD", "RefusingProtocol"]
 
@@ -20,17 +19,16 @@ MAX_HEARD = 16 * 1024
 """Bytes; whoever has not finished one request by then is not told why."""
 
 
-class RefusingProtocol(Protocol):
-    """Answers what comes first with "busy" and closes.
+TOO_MANY = b"ERROR Too many open connections\r\n"
+"""memcached's words, whichever of our limits it is: its clients know these."""
 
-    Args:
-        reason: A few words for a peer that speaks the text protocol.
-    """
+
+class RefusingProtocol(Protocol):
+    """Answers what comes first with "busy" and closes."""
 
     transport: Any
 
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
+    def __init__(self) -> None:
         self._decoder: RequestDecoder | None = None
         self._heard = 0
         self._done = False
@@ -60,5 +58,4 @@ class RefusingProtocol(Protocol):
         """Answer the first line."""
         if b"\n" not in data:
             return b""
-        # The reason is ours, but a line end in it would be an answer of its own.
-        return server_error(" ".join(self._reason.split()).encode())
+        return TOO_MANY

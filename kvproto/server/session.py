@@ -39,6 +39,7 @@ States.  They follow from a few facts, which `_look_again` puts together after e
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -166,6 +167,8 @@ class Session:
         unsent_limit: Bytes of replies that may wait for the peer.
         changed: Called when there is something new for `proceed`: replies that were waited for.
         report: Called with a `Failure` of ours, for the log.
+        most: Requests that are served before others' connections have their turn; 0: as many as
+            there are.
 
     Attributes:
         plain: Whether a read may be scanned.
@@ -184,8 +187,10 @@ class Session:
         "_draining",
         "_kept",
         "_last_came",
+        "_left",
         "_limit",
         "_more",
+        "_most",
         "_next",
         "_paused",
         "_report",
@@ -209,8 +214,10 @@ class Session:
         unsent_limit: int,
         changed: Callable[[], object],
         report: Callable[[Failure], object],
+        most: int = 0,
     ) -> None:
-        self.plain = True
+        self.plain = not most
+        self._most = self._left = most or sys.maxsize
         self._scan: Scan = dialect.scan or decode_and_execute
         self._limit = max(1, unsent_limit // 2)
         self.dialect = dialect
@@ -277,6 +284,11 @@ class Session:
     def more(self) -> bool:
         """Whether `proceed` would give more replies now: a turn has its limit."""
         return self._more and not self._paused and self.hangup is None
+
+    @property
+    def yields(self) -> bool:
+        """Whether others shall have their turn before there is `more`."""
+        return self.more and self._left <= 0
 
     @property
     def waits(self) -> bool:
@@ -398,6 +410,7 @@ class Session:
         dialect, window, limit = self.dialect, self.window, self._limit
         self._serving = True
         self._more = False
+        self._left = self._most
         if self._requests or window.ready:
             self.moved = True
         try:
@@ -410,7 +423,7 @@ class Session:
                     self._hang_up(window.hangup)
                 if self.hangup is not None or (self._blocked and not window.ready):
                     break
-                if size >= limit:
+                if size >= limit or self._left <= 0:
                     # An idle session does not have to be asked again.
                     self._more = bool(
                         self._next < len(self._requests)
@@ -460,6 +473,8 @@ class Session:
         """
         window, limit = self.window, self._limit
         while self._next < len(self._requests) and size < limit and self.hangup is None:
+            if self._left <= 0:
+                break
             if window.state is State.EMPTY:
                 size = self._serve_alone(out, size)
             elif not self._enter_next():
@@ -472,8 +487,9 @@ class Session:
     def _serve_alone(self, out: list[bytes], size: int) -> int:
         """Serve requests as long as each is answered at once; nothing is under way."""
         requests, execute, limit = self._requests, self.dialect.execute, self._limit
-        at = self._next - 1
-        for at in range(self._next, len(requests)):
+        first = self._next
+        at = first - 1
+        for at in range(first, min(len(requests), first + self._left)):
             try:
                 reply = execute(requests[at])
             except Exception as error:
@@ -489,6 +505,7 @@ class Session:
             if size >= limit:
                 break
         self._next = at + 1
+        self._left -= self._next - first
         return size
 
     def _enter_next(self) -> bool:
@@ -499,6 +516,7 @@ class Session:
         if not window.admits(subject):
             return False
         self._next += 1
+        self._left -= 1
         if not window.unfinished:
             window.in_order = dialect.in_order
         window.enter(request, subject, _weight(request))
@@ -541,6 +559,8 @@ class Session:
             self.reads = True
         self._scan = dialect.scan or decode_and_execute
         self.plain = self.idle and not (self._stopped or self._draining or self._paused)
+        if self._most != sys.maxsize:
+            self.plain = False  # a scan does not count what it serves
 
     def _end_drain(self) -> None:
         """Hang up if all is answered; otherwise wait for the request that is coming in, only."""

@@ -39,6 +39,9 @@ class ServerSettings:
         max_unfinished: Bytes that all connections together may hold of requests not yet complete
             and replies not yet sent.
         max_connections: What the statistics say; enforcing it is the listener's work.
+        requests_per_event: Requests that a connection has served before others have their turn,
+            0 for as many as it has sent.
+        idle_timeout: What ``stats settings`` says, in seconds; the listener enforces it.
         memory_limit: What ``stats settings`` says, in bytes; the store enforces it.
         evict: What ``stats settings`` says; the store does it.
         version: What VERSION answers.
@@ -55,6 +58,8 @@ class ServerSettings:
     unsent_limit: int = DEFAULT_UNSENT_LIMIT
     max_unfinished: int = DEFAULT_MAX_UNFINISHED
     max_connections: int = 1024
+    requests_per_event: int = 0
+    idle_timeout: float = 0.0
     memory_limit: int = 64 * 1024 * 1024
     evict: bool = True
     version: str = MEMCACHED_VERSION

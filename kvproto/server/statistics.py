@@ -10,6 +10,7 @@ Source: memcached ``doc/protocol.txt``, "Statistics"; the answers of memcached 1
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from collections.abc import Callable
@@ -75,7 +76,7 @@ _NEVER = dict.fromkeys(
     (
         "connection_structures", "response_obj_oom", "response_obj_count", "response_obj_bytes",
         "read_buf_count", "read_buf_bytes", "read_buf_bytes_free", "read_buf_oom", "reserved_fds",
-        "get_flushed", "listen_disabled_num", "time_in_listen_disabled_us", "conn_yields",
+        "get_flushed", "listen_disabled_num", "time_in_listen_disabled_us",
         "hash_power_level", "hash_bytes", "hash_is_expanding", "slab_reassign_rescues",
         "slab_reassign_chunk_rescues", "slab_reassign_inline_reclaim", "slab_reassign_busy_items",
         "slab_reassign_busy_deletes", "slab_reassign_busy_nomem", "slab_reassign_running",
@@ -102,6 +103,7 @@ def _counted(server: KVServer, of_store: dict[str, Value]) -> dict[str, Value]:
         "cmd_meta": counters.meta_cmds,
         "total_connections": counters.total_connections,
         "rejected_connections": counters.rejected_connections,
+        "conn_yields": counters.conn_yields,
         "idle_kicks": counters.idle_kicks,
         "log_worker_written": server.watch.written,
         "log_watcher_skipped": server.watch.skipped,
@@ -163,7 +165,7 @@ def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Repor
             "num_threads_per_udp": 1,
             "stat_key_prefix": DELIMITER.decode(),
             "detail_enabled": "no" if server.prefixes is None else "yes",
-            "reqs_per_event": 20,
+            "reqs_per_event": settings.requests_per_event,
             "cas_enabled": "yes",
             "tcp_backlog": 1024,
             "binding_protocol": "auto-negotiate",
@@ -192,7 +194,7 @@ def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Repor
             "warm_max_factor": "2.00",
             "temp_lru": "no",
             "temporary_ttl": 61,
-            "idle_timeout": 0,
+            "idle_timeout": math.ceil(settings.idle_timeout),
             "watcher_logbuf_size": BUFFER_BYTES,
             "worker_logbuf_size": 65536,
             "read_buf_mem_limit": 0,

@@ -165,7 +165,7 @@ class Watcher:
     partial = False
     forwarding = False
     waits = False
-    more = False
+    more = yields = False
     reads = True
 
     def __init__(self, log: WatchLog, streams: Stream, bucket: Any, connection: Any) -> None:

@@ -162,8 +162,8 @@ class ControllerTests(SynchronousTestCase):
         self.assertEqual(len(ResponseDecoder().feed(bytes(transport.received))), 1)
         self.controller.too_late(connection)
 
-    def refuse(self, reason: str = "too many connections") -> tuple[Any, FakeTransport]:
-        protocol = self.controller.refuse(FakeConnection(), reason)
+    def refuse(self) -> tuple[Any, FakeTransport]:
+        protocol = self.controller.refuse(FakeConnection(), "too many connections")
         self.assertIsInstance(protocol, RefusingProtocol)
         transport = FakeTransport()
         transport.protocol = protocol
@@ -187,10 +187,10 @@ class ControllerTests(SynchronousTestCase):
 
     def test_refuse_text(self) -> None:
         """A text client gets one line."""
-        protocol, transport = self.refuse("too many\r\nSTORED")
+        protocol, transport = self.refuse()
         protocol.dataReceived(b"ge")
         protocol.dataReceived(b"t k\r\n")
-        self.assertEqual(bytes(transport.received), b"SERVER_ERROR too many STORED\r\n")
+        self.assertEqual(bytes(transport.received), b"ERROR Too many open connections\r\n")
         self.assertTrue(transport.closed)
 
     def test_refuse_garbage(self) -> None:
