@@ -46,7 +46,7 @@ MAX_SCOPES = 1000
 MAX_COLLECTIONS = 1000
 """Of one bucket; Couchbase's own limits for a cluster."""
 
-MAX_USERS = 1000
+MAX_USERS = 200
 
 SMALLEST_SHARE = 64 * 1024
 """Bytes that a bucket must be able to hold."""
@@ -212,11 +212,13 @@ class Administration:
 
     async def _drop_bucket(self, name: str) -> None:
         self._need_growing()
-        self._bucket(name)
         stores: Any = self._stores
+        store: Any = self._bucket(name).store
         self._server.remove_bucket(name)
         del self.settings[name]
         await stores.remove(name)
+        while not store.release():
+            await deferLater(self._clock, 0)
         await self._keep()
         if self._server.buckets:
             await self._divide_memory(self._config.memory_limit // len(self._server.buckets))

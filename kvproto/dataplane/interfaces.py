@@ -68,7 +68,8 @@ class IKeepingStores(IStores):
 class IGrowingStores(IStores):
     """Stores that can have more buckets, and fewer, while they serve.
 
-    Their stores have a method ``limit_memory`` as `kvproto.store.MemoryStore` has it.
+    Their stores have methods ``limit_memory`` and ``release`` as `kvproto.store.MemoryStore` has
+    them.
     """
 
     def add(bucket: str, memory_limit: int) -> Deferred[None]:
@@ -83,7 +84,10 @@ class IGrowingStores(IStores):
         """
 
     def remove(bucket: str) -> Deferred[None]:
-        """Remove a bucket's store and everything in it; the Deferred fires when it is gone."""
+        """Remove a bucket's store and everything in it; the Deferred fires when it is gone.
+
+        Its memory is the caller's to give back, by ``release``.
+        """
 
     def kept() -> dict[str, Any]:
         """Return what `keep` was last called with, before the process began; else ``{}``."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import count
 from typing import Any
 
 from kvproto.errors import ConfigError, RemoteProtocolError
@@ -84,13 +85,17 @@ class Manifest:
             All ids, those included of what is not there now, for the next time.
         """
         known = dict(ids)
+        free = count(_free_id(known, scopes=True))
         for scope in self._scopes:
             if scope != DEFAULT:
-                self._scopes[scope] = known.setdefault(scope, _free_id(known, scopes=True))
+                self._scopes[scope] = known[scope] if scope in known else next(free)
+                known[scope] = self._scopes[scope]
+        free = count(_free_id(known, scopes=False))
         for scope, name in self._collections:
             if (scope, name) != (DEFAULT, DEFAULT):
-                number = known.setdefault(f"{scope}.{name}", _free_id(known, scopes=False))
-                self._collections[scope, name] = number
+                path = f"{scope}.{name}"
+                number = known[path] if path in known else next(free)
+                self._collections[scope, name] = known[path] = number
         self.ids = frozenset(self._collections.values())
         self._known = known
         return dict(known)

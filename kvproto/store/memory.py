@@ -42,6 +42,9 @@ _SURVEYED = 256
 _SHRINK_STEP = 256 * 1024
 """Bytes that are evicted without a pause when the limit is lowered; some 500 small documents."""
 
+_RELEASED = 1000
+"""Documents that are let go of without a pause."""
+
 _MAX_ATTEMPTS = 10
 
 _COPYING = frozenset({rules.append, rules.prepend, meta.write})
@@ -110,7 +113,6 @@ class MemoryStore(Operations):
         self.table = DocumentTable(now, memory_limit, evict, self.statistics)
         self._max_value = max_value
         self._max_item = max_item
-        self._evict = evict
         self._set_limit(memory_limit)
         self._seqno = 0
         self._cas = 0
@@ -134,12 +136,22 @@ class MemoryStore(Operations):
             Whether that is done; if not, call it again in a later turn of the event loop.
         """
         table = self.table
-        if not self._evict:
-            self._set_limit(memory_limit)
-            return True
         self._set_limit(max(memory_limit, min(table.limit, table.used - _SHRINK_STEP)))
-        table.make_room(0, self.now())
+        if not table.make_room(0, self.now()):
+            self._set_limit(
+                memory_limit
+            )  # nothing may be evicted: writes are refused until it fits
         return table.limit == memory_limit
+
+    def release(self) -> bool:
+        """Give back some memory of a store that nobody uses any more.
+
+        All at once would hold up everybody else for as long as it has documents.
+
+        Returns:
+            Whether that is done; if not, call it again in a later turn of the event loop.
+        """
+        return self.table.release(_RELEASED)
 
     at_once = True
     persists = False

@@ -338,6 +338,19 @@ class DocumentTable:
                 self.on_evicted(key)
         return True
 
+    def release(self, most: int) -> bool:
+        """Let go of up to so many documents, and of their memory; True when none are left."""
+        self.on_evicted = self.on_emptied = None
+        if self.items or self.tombstones:
+            self.discard_all()
+        for _ in range(most):
+            if not self.garbage:
+                return True
+            self.used -= footprint(*self.garbage[-1].popitem())
+            if not self.garbage[-1]:
+                self.garbage.pop()
+        return not self.garbage
+
     # -- flush and dropped collections ----------------------------------------
 
     def flush(self, delay: int) -> None:

@@ -9,8 +9,10 @@ from urllib.parse import urlencode
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.config import Config, UserBuckets
@@ -72,6 +74,7 @@ class SiteCase(SynchronousTestCase):
         protocol, transport = self.connect()
         protocol.dataReceived(request)
         self.clock.pump([0.0] * 20)
+        protocol.connectionLost(Failure(ConnectionDone()))
         head, _, body = transport.value().partition(b"\r\n\r\n")
         lines = head.decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:])

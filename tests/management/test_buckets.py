@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvproto.dataplane.administration import MAX_BUCKETS
-from kvproto.store import MemoryStore
+from kvproto.store import MemoryStore, Refusal
 from tests.management.support import SiteCase
 
 ALL = "/pools/default/buckets"
@@ -127,6 +129,26 @@ class BucketTests(SiteCase):
         self.ask("DELETE", f"{ALL}/made")
         self.assertEqual(store.table.limit, limit)
 
+    def test_given_back(self) -> None:
+        """Of a bucket that is dropped the memory is given back a little at a time."""
+        self.create_bucket()
+        store = self.server.buckets["made"].store
+        assert isinstance(store, MemoryStore)
+        for number in range(2500):
+            store.set(b"%d" % number, b"")
+        left = []
+        later = self.clock.callLater
+
+        def note(delay: float, *call: Any) -> Any:
+            left.append(store.table.used)
+            return later(delay, *call)
+
+        self.patch(self.clock, "callLater", note)
+        self.ask("DELETE", f"{ALL}/made")
+        # All of it, and what was left after each of two pauses.
+        sizes = {size for size in left if size}
+        self.assertEqual((store.table.used, len(sizes)), (0, 3))
+
     def test_flush_refused(self) -> None:
         """A bucket without ``flushEnabled`` is not flushed."""
         self.assertEqual(
@@ -145,6 +167,26 @@ class NoFlushTests(SiteCase):
         self.create_bucket()
         self.assertEqual(self.get(f"{ALL}/made")[1]["controllers"], {})
         self.assertEqual(self.post(f"{ALL}/made/controller/doFlush")[0], 400)
+
+
+class FullTests(SiteCase):
+    """``--refuse-when-full``."""
+
+    options = {"evict": False}
+
+    def test_nothing_is_lost(self) -> None:
+        """A bucket that has more than its new share keeps it, and takes no more."""
+        limit = self.config.memory_limit
+        store = self.server.buckets["default"].store
+        assert isinstance(store, MemoryStore)
+        for number in range(1500):
+            store.set(b"%d" % number, bytes(30_000))
+        self.assertGreater(store.table.used, limit // 2)
+        self.create_bucket()
+        self.clock.pump([0.0] * 1000)
+        self.assertEqual(store.table.limit, limit // 2)
+        self.assertEqual(len(store.table.items), 1500)
+        self.assertEqual(store.set(b"more", b""), Refusal.NO_MEMORY)
 
 
 class SmallTests(SiteCase):

@@ -196,6 +196,10 @@ class FileStore(Operations):
         """Take another limit; see `MemoryStore.limit_memory`."""
         return self._memory.limit_memory(memory_limit)
 
+    def release(self) -> bool:
+        """Give back some memory after `close`; see `MemoryStore.release`."""
+        return self._memory.release()
+
     def _numbers(self) -> Numbers:
         memory = self._memory
         return Numbers(memory.uuid, memory.cas, memory.seqno)
