@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,23 @@ class LayerTests(SynchronousTestCase):
         """Each module or folder in the package is a room of the design."""
         rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in self.files()}
         self.assertEqual(rooms - set(FLOORS) - {"__init__", PUBLIC_FAKES}, set())
+
+    def test_the_page_says_the_same(self) -> None:
+        """The page on architecture has each room on its floor, and names files that exist."""
+        page = PACKAGE.parent / "docs" / "explanation" / "architecture.md"
+        text = page.read_text(encoding="utf-8")
+        told = {
+            room: int(floor)
+            for floor, rooms in re.findall(r"^\| (-?\d) \| (.*?) \|", text, re.MULTILINE)
+            for room in re.findall("`(.*?)`", rooms)
+        }
+        self.assertEqual(told, FLOORS)
+        rooms = "|".join(room for room in FLOORS if (PACKAGE / room).is_dir())
+        named = re.findall(rf"`((?:kvproto|tests|{rooms})/[a-z_/0-9]*(?:\.pyx?)?)`", text)
+        self.assertGreater(len(named), 50)
+        for name in named:
+            places = [PACKAGE / name, PACKAGE.parent / name]
+            self.assertTrue(any(place.exists() for place in places), name)
 
     def test_imports_point_down(self) -> None:
         """A room imports only rooms of lower floors, never a neighbour."""

@@ -1,8 +1,9 @@
-"""Room ``ops``: how an operator sees and steers the service.
+"""How an operator sees and steers the service.
 
-``control`` serves the control socket, ``client`` speaks to it, ``vocabulary`` is what both
-say, ``status`` and ``text`` turn the state of the service into documented values and into
-lines for people, ``signals`` and ``keylog`` are the two doors that need no socket.
+``commands`` is the vocabulary, ``service_control`` carries it out, ``control`` and
+``control_socket`` serve it, ``client`` speaks it.  ``status`` turns the state of the service into
+documented values, ``render`` these into lines for people.  ``http``, ``metrics`` and ``page`` are
+for monitoring; ``signals`` and ``keylog`` need no socket.
 
 This module imports nothing, so that the command ``kvtls`` starts without Twisted.
 """

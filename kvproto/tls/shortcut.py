@@ -11,7 +11,8 @@ ordinary goes on in the TLS protocol:
 * requests that cannot be answered in place, replies that do not fit into a record, or that
   OpenSSL will not take now: ``finish_read``.
 
-There are two of it that do the same: this one, and a compiled one in ``kvproto.tls._native``.
+A compiled one, ``kvproto.tls._native``, does the same where it was built; the tests hold the two
+against each other.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class EngineSecrets:
             self._call = self._clock.callLater(self._interval, self._look)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop looking at the files."""
         if self._call is not None:
             self._call.cancel()
             self._call = None

@@ -60,7 +60,7 @@ class Oversized:
     The stream is intact: answer `answer`, with this opcode and opaque, and go on.
 
     Attributes:
-        status_or_vbucket: The header's sixth and seventh byte.
+        status_or_vbucket: The header's bytes at offsets 6 and 7.
         body_size: What the header announced, in bytes.
         key: The key, None when it was longer than allowed.
         answer: The status to answer: 0x03 for a large body, 0x04 for a long key.
