@@ -53,14 +53,14 @@ class IVerifiedConnection(Interface):
     ended_by = Attribute("str: what ended it, a `kvproto.listeners.Event`; the peer until then.")
 
     def authenticated(user: str) -> None:
-        """Say that the peer is somebody now: leave the pool of unauthenticated connections.
+        """Note that the peer has logged in: leave the pool of unauthenticated connections.
 
         Args:
             user: The name, ``""`` for an anonymous peer that may work here.
         """
 
     def login_ended(mechanism: str, user: str, fault: str) -> None:
-        """Hear how an attempt to log in ended, for the log and the count.
+        """Note how an attempt to log in ended, for the log and the count.
 
         Args:
             mechanism: One of a fixed set of names, e.g. ``"PLAIN"``, ``"certificate"``.
@@ -91,7 +91,7 @@ class IController(Interface):
         """
 
     def too_late(connection: IVerifiedConnection) -> None:
-        """Hear that a claim was answered after it had been cancelled; the answer is not used."""
+        """Note that a claim was answered after it had been cancelled; the answer is not used."""
 
     def refuse(connection: IVerifiedConnection, reason: str) -> IProtocol:
         """Return an `IProtocol` that tells the peer "busy" in its own protocol and closes.

@@ -292,7 +292,7 @@ class KVTLSService(MultiService):
         )
 
     def _acting_as_owner(self) -> AbstractContextManager[None]:
-        """Be whom the process becomes, for what has to belong to that user."""
+        """Act as the user that the process becomes, for what has to belong to that user."""
         return nullcontext() if self._owner is None else self._owner.acting()
 
     def warnings(self) -> list[str]:
@@ -564,7 +564,7 @@ class KVTLSService(MultiService):
         self._end_process()
 
     def _announce(self) -> None:
-        """Say once that clients can come, and where."""
+        """Log once that clients are served, and where."""
         addresses = [acceptor.address for acceptor in self.acceptors if acceptor.address]
         every = [*self.acceptors] if self.nodes is None else [*self.acceptors, self.nodes.acceptor]
         trying = [a for a in every if not a.address and not a.status()["error"]]
@@ -580,7 +580,7 @@ class KVTLSService(MultiService):
             self._announce_development(addresses[0])
 
     def _announce_development(self, address: str) -> None:
-        """Say that nobody else should come, and how to try it."""
+        """Log that the certificate is for this machine only, and how to try it."""
         certificate = self.rotation.files.certificate
         assert certificate is not None, "development credentials have files"
         ca = str(certificate.with_name("ca.pem").resolve())

@@ -41,7 +41,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
 
 
 def valid_bucket_name(name: str) -> bool:
-    """Say whether a bucket may be called so: 1 to 100 of letters, digits and ``_ - . %``."""
+    """Return whether a bucket may be called so: 1 to 100 of letters, digits and ``_ - . %``."""
     return _BUCKET.fullmatch(name) is not None
 
 

@@ -144,7 +144,7 @@ class NodeAddress:
 
 
 def endpoint_is_local(description: str) -> bool:
-    """Tell whether an endpoint description can be reached from this machine only.
+    """Return whether an endpoint description can be reached from this machine only.
 
     Args:
         description: A Twisted server endpoint string.

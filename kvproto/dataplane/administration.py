@@ -144,7 +144,7 @@ class Administration:
         return IGrowingStores.providedBy(self._stores)
 
     def may_flush(self, bucket: str) -> bool:
-        """Say whether a bucket may be flushed; what the operator has forbidden stays so."""
+        """Return whether a bucket may be flushed; what the operator has forbidden stays so."""
         return self._config.allow_flush is not False and self.settings[bucket].flush
 
     @property

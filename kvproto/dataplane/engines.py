@@ -73,7 +73,7 @@ class EngineStores(Service):
         return succeed(None)
 
     def ready(self) -> str | None:
-        """Say why clients cannot be served now; None when they can."""
+        """Return why clients cannot be served now; None when they can."""
         reasons = (store.ready() for store in self._stores.values())
         return next((reason for reason in reasons if reason), None)
 

@@ -209,7 +209,7 @@ class FileStores(Service):
         self._lock.release()
 
     def ready(self) -> str | None:
-        """Say why clients cannot be served now; None when they can."""
+        """Return why clients cannot be served now; None when they can."""
         reasons = (store.ready() for store in self._stores.values())
         return next((reason for reason in reasons if reason is not None), None)
 

@@ -90,7 +90,7 @@ class FleetStores(Service):
         return succeed(None)
 
     def ready(self) -> str | None:
-        """Say why clients cannot be served."""
+        """Return why clients cannot be served."""
         return self._store.ready()
 
     def servers(self) -> list[Server]:

@@ -46,7 +46,7 @@ class IStores(IService):
         """
 
     def ready() -> str | None:
-        """Say why clients cannot be served now; None when they can."""
+        """Return why clients cannot be served now; None when they can."""
 
     def status() -> dict[str, object]:
         """Return what ``kvtls status`` says of it, in values that JSON can say."""

@@ -61,7 +61,7 @@ class PeerWatch(Service):
             self._look(peer)
 
     def stopService(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         super().stopService()
         for call in self._calls.values():
             call.cancel()

@@ -73,7 +73,7 @@ class UsersReload(Service):
         self._look_later()
 
     def stopService(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         super().stopService()
         if self._next is not None:
             self._next.cancel()
@@ -93,7 +93,7 @@ class UsersReload(Service):
         reading.addCallback(self._done)
 
     def _warn_of_readers(self) -> None:
-        """Say so if others can read the hashes: weak passwords can be found out from them."""
+        """Warn if others can read the hashes: weak passwords can be found out from them."""
         path = self._config.users_file
         if path is not None and (fault := reader_fault(path)):
             log.warn("{option} {path}: {fault}", option=OPTION, path=str(path), fault=fault)

@@ -74,7 +74,7 @@ class Hub:
         self._count = 0
 
     def __getattr__(self, name: str) -> Any:
-        """Be the real reactor in everything else."""
+        """Delegate everything else to the real reactor."""
         return getattr(self._reactor, name)
 
     # for transports

@@ -257,7 +257,7 @@ class ListeningReactor:
         self._real = isinstance(reactor, PosixReactorBase)
 
     def __getattr__(self, name: str) -> Any:
-        """Be the real reactor in everything else."""
+        """Delegate everything else to the real reactor."""
         return getattr(self._reactor, name)
 
     def listenTCP(

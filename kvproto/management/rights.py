@@ -160,11 +160,11 @@ class Rights:
     managed: frozenset[str] | None = None
 
     def may_use(self, bucket: str) -> bool:
-        """Say whether it may see a bucket."""
+        """Return whether it may see a bucket."""
         return self.buckets is None or bucket in self.buckets
 
     def may_manage(self, bucket: str) -> bool:
-        """Say whether it may change what is in a bucket as a whole."""
+        """Return whether it may change what is in a bucket as a whole."""
         return self.managed is None or bucket in self.managed
 
 

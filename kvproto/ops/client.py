@@ -126,7 +126,7 @@ def _parse(path: Path, line: bytes) -> dict[str, Any]:
 
 
 def _why_no_connection(path: Path, error: OSError) -> str:
-    """Say why a control socket cannot be reached, and what to do."""
+    """Return why a control socket cannot be reached, and what to do."""
     start = "start one with 'twistd kvtls', or say with --state-dir where it keeps its state"
     if isinstance(error, FileNotFoundError):
         return f"no service runs here: there is no {path}; {start}"

@@ -112,20 +112,20 @@ class ControlProtocol(Protocol):
     # the transport's view of us: IPushProducer
 
     def pauseProducing(self) -> None:
-        """Hear that the client does not read its answer."""
+        """Note that the client does not read its answer."""
         self._unread = True
         if self._running is None:
             self._wait(UNREAD_SECONDS, self.abort)
 
     def resumeProducing(self) -> None:
-        """Hear that the client has read its answer."""
+        """Note that the client has read its answer."""
         self._unread = False
         if self._running is None and not self._closing:
             self._wait(IDLE_SECONDS, self.close)
             self._work()
 
     def stopProducing(self) -> None:
-        """Hear that the client is gone; `connectionLost` says the same."""
+        """Note that the client is gone; `connectionLost` says the same."""
 
     # requests
 
@@ -318,7 +318,7 @@ class ControlFactory(Factory):
         return ControlProtocol(self)
 
     def left(self) -> None:
-        """Hear that a connection is gone."""
+        """Note that a connection is gone."""
         if not self.sessions and self._empty is not None:
             empty, self._empty = self._empty, None
             empty.callback(None)

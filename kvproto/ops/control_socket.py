@@ -84,7 +84,7 @@ class StateLock:
 
 
 def _in_use(directory: Path, holder: str = "") -> ConfigError:
-    """Say that somebody else serves from here."""
+    """Return the error for a state directory that somebody else serves from."""
     return ConfigError(
         OPTION,
         f"another kvtls{holder} serves from {directory}: stop it with "
@@ -219,7 +219,7 @@ def _umask(mask: int) -> Iterator[None]:
 
 
 def _answers(path: Path) -> bool:
-    """Tell whether a process accepts connections on a Unix socket."""
+    """Return whether a process accepts connections on a Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

@@ -105,7 +105,7 @@ class MemoryTrim(Service):
             self._looks.start(INTERVAL, now=False).addErrback(self._failed)
 
     def stopService(self) -> Deferred[None] | None:
-        """Look no more."""
+        """Stop looking."""
         super().stopService()
         if self._looks.running:
             self._looks.stop()

@@ -34,7 +34,7 @@ class FutureUser:
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Be that user for a moment, as far as the file system is concerned."""
+        """Act as that user for a moment, as far as the file system is concerned."""
         uid, gid = os.geteuid(), os.getegid()
         if (uid, gid) == (self.uid, self.gid):
             yield

@@ -404,28 +404,28 @@ def _option_value(value: object) -> str:
 
 
 def _flush(answer: Answer) -> list[str]:
-    """Say what is empty now."""
+    """Return a line on what is empty now."""
     return [f"bucket {printable(answer['bucket'])} is empty"]
 
 
 def _backup(answer: Answer) -> list[str]:
-    """Say what has been written."""
+    """Return a line on what has been written."""
     return [f"{answer['documents']} documents are in {printable(answer['file'])}"]
 
 
 def _restore(answer: Answer) -> list[str]:
-    """Say what has been stored."""
+    """Return a line on what has been stored."""
     lines = [f"{answer['documents']} documents are back from {printable(answer['file'])}"]
     return lines + ([printable(answer["reason"])] if answer.get("reason") else [])
 
 
 def _seed(answer: Answer) -> list[str]:
-    """Say what has been stored."""
+    """Return a line on what has been stored."""
     return [f"{answer['documents']} documents of {printable(answer['file'])} are stored"]
 
 
 def _fault(answer: Answer) -> list[str]:
-    """Say what was arranged."""
+    """Return a line on what was arranged."""
     return [f"{printable(answer['kind'])}: arranged"]
 
 

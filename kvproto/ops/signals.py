@@ -114,7 +114,7 @@ class SignalService(Service):
         self.take()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        """Be interrupted: do no more than to wake the reactor up.
+        """Do no more than to wake the reactor up.
 
         A handler runs between any two instructions, also of code that holds a lock of the
         log; ``callFromThread`` is made for being called there.

@@ -83,24 +83,24 @@ class SystemdNotifier(Service):
         return None
 
     def ready(self) -> None:
-        """Say that clients are served."""
+        """Report that clients are served."""
         self._send("READY=1", self._status_line())
 
     def reloading(self) -> None:
-        """Say that a reload begins; `reloaded` ends it."""
+        """Report that a reload begins; `reloaded` ends it."""
         self._reloads += 1
         now = int(self._monotonic() * 1_000_000)
         self._send("RELOADING=1", f"MONOTONIC_USEC={now}", "STATUS=reading the files again")
         self._said = ""
 
     def reloaded(self) -> None:
-        """Say that a reload has ended, well or not; of several at once, the last."""
+        """Report that a reload has ended, well or not; of several at once, the last."""
         self._reloads -= 1
         if not self._reloads:
             self.ready()
 
     def stopping(self) -> None:
-        """Say that the process drains and ends."""
+        """Report that the process drains and ends."""
         self._send("STOPPING=1", "STATUS=answering what was asked")
 
     def _tell_status(self) -> None:

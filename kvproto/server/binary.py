@@ -78,14 +78,14 @@ _WITH_MANIFEST = frozenset({Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE})
 
 
 def _is_durable(request: Request | Oversized) -> bool:
-    """Say whether a request's framing asks for durability."""
+    """Return whether a request's framing asks for durability."""
     if not isinstance(request, Request) or not request.framing:
         return False
     return decode_request_framing(request.framing).durability is not None
 
 
 def _is_fenced(request: Request) -> bool:
-    """Say whether a request's framing asks for a barrier."""
+    """Return whether a request's framing asks for a barrier."""
     try:
         return decode_request_framing(request.framing).barrier
     except RemoteProtocolError:
@@ -336,7 +336,7 @@ class BinarySession(PlainState):
         return reply
 
     def subject(self, request: Request | Oversized, *, started: bool = False) -> Subject:
-        """Say what a request is about, so that it waits for the right others.
+        """Return what a request is about, so that it waits for the right others.
 
         Args:
             request: The request.

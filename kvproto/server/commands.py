@@ -127,7 +127,7 @@ def stat(session: BinaryClient, request: Request) -> Reply:
 
 
 def _is_json(value: bytes) -> bool:
-    """Say whether a value is JSON that is short enough to be looked at."""
+    """Return whether a value is JSON that is short enough to be looked at."""
     try:
         return len(value) <= _LONGEST_ARGUMENT and json.loads(value) is not ...
     except (ValueError, RecursionError):

@@ -42,7 +42,7 @@ class KVController:
         return KVServerProtocol(self.server, connection, binary=binary, text=text)
 
     def too_late(self, connection: Any) -> None:
-        """Hear that a claim came too late; there is nothing to let go of."""
+        """Note that a claim came too late; there is nothing to let go of."""
 
     def refuse(self, connection: Any, reason: str) -> RefusingProtocol:
         """Return a protocol that says "busy"."""

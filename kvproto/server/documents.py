@@ -66,7 +66,7 @@ brackets, that all other connections wait.  Of a longer one it is believed what 
 
 
 def holds_json(document: Document) -> bool:
-    """Say whether a document is JSON, as far as a response's datatype is concerned."""
+    """Return whether a document is JSON, as far as a response's datatype is concerned."""
     if len(document.value) > _LONGEST_PARSED and not document.kind:
         return bool(document.datatype & Datatype.JSON)
     return is_json(document)

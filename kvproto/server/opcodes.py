@@ -142,7 +142,7 @@ _DURABLE = frozenset({
 
 
 def accepts_framing(opcode: int) -> tuple[bool, bool]:
-    """Say whether an opcode may come with "preserve expiry", and with a durability level.
+    """Return whether an opcode may come with "preserve expiry", and with a durability level.
 
     Source: kv_engine ``protocol/mcbp/opcode.cc``; a quiet opcode cannot be durable.
     """
@@ -150,7 +150,7 @@ def accepts_framing(opcode: int) -> tuple[bool, bool]:
 
 
 def is_set(opcode: int) -> bool:
-    """Say whether an opcode is SET or its quiet form."""
+    """Return whether an opcode is SET or its quiet form."""
     return LOUD.get(opcode, opcode) == Opcode.SET
 
 
@@ -167,12 +167,12 @@ _POSITIONED = frozenset(_IN_BUCKET) - {Opcode.FLUSH, Opcode.STAT} | {
 
 
 def has_key(opcode: int) -> bool:
-    """Say whether an opcode is about one document."""
+    """Return whether an opcode is about one document."""
     return LOUD.get(opcode, opcode) in _DOCUMENTS
 
 
 def is_barrier(opcode: int) -> bool:
-    """Say whether a request waits for all before it, and all behind it wait for it.
+    """Return whether a request waits for all before it, and all behind it wait for it.
 
     That is what is about the connection or the whole store, and what nobody knows.
     """
@@ -184,7 +184,7 @@ _REORDERED = frozenset(_DOCUMENTS) - {Opcode.GATK, Opcode.GET_META}
 
 
 def may_be_reordered(opcode: int) -> bool:
-    """Say whether an opcode's reply may overtake others where the client has agreed to it.
+    """Return whether an opcode's reply may overtake others where the client has agreed to it.
 
     Those are kv_engine's: loud operations on documents.  Whoever sends quiet ones relies on order.
 

@@ -88,7 +88,7 @@ class HashVerifier:
         self._run: Run = run or _call
 
     def check(self, password: bytes) -> bool | Deferred[bool]:
-        """Say whether a password is right."""
+        """Return whether a password is right."""
         keys = self.hashes[DIGESTS[0]]
         result: bool | Deferred[bool] = self._run(_is_right, keys, password)
         return result

@@ -79,7 +79,7 @@ class Dialect(Servant, Protocol):
         """Serve one request, all before it having been answered."""
 
     def subject(self, request: Any, *, started: bool = False) -> Subject:
-        """Say what a request is about, so that it waits for the right others.
+        """Return what a request is about, so that it waits for the right others.
 
         Args:
             request: The request.

@@ -189,7 +189,7 @@ class TextSession:
         return reply
 
     def subject(self, item: TextCommand | TextRefusal, *, started: bool = False) -> Subject:
-        """Say what a command is about, so that it waits for the right others."""
+        """Return what a command is about, so that it waits for the right others."""
         if self.peer.user is None:
             return BARRIER
         at_once = isinstance(item, TextRefusal) or item.verb in _POSITIONED
@@ -247,7 +247,7 @@ class TextSession:
         return then(outcome, _stored, self, command, _REFUSED)
 
     def last_words(self, error: RemoteProtocolError) -> bytes:
-        """Say nothing more: what there is to say to a wrong line has been said."""
+        """Answer nothing: a wrong line has been answered."""
         return b""
 
     def _refused(self, item: TextRefusal) -> Reply:

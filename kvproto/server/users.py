@@ -30,7 +30,7 @@ class Verifier(Protocol):
     """Knows whether a password is right."""
 
     def check(self, password: bytes) -> bool | Deferred[bool]:
-        """Say whether it is, in a time that does not depend on how wrong it is."""
+        """Return whether it is, in a time that does not depend on how wrong it is."""
 
     def decoy(self) -> Verifier:
         """Return a verifier that costs as much as this one, and to which no password is right."""
@@ -127,7 +127,7 @@ class UserTable:
         return name in self._verifiers
 
     def check(self, name: str, password: bytes) -> bool | Deferred[bool]:
-        """Say whether a user of this name exists and has this password."""
+        """Return whether a user of this name exists and has this password."""
         verifier = self._verifiers.get(name, self._nobody)
         return False if verifier is None else verifier.check(password)
 
@@ -143,7 +143,7 @@ class UserTable:
         return decoy if keys is None or verifier is self._nobody else keys
 
     def may_use(self, name: str, bucket: str) -> bool:
-        """Say whether a user may use a bucket; ``""`` is the anonymous user."""
+        """Return whether a user may use a bucket; ``""`` is the anonymous user."""
         allowed = self._allowed(name)
         return allowed is None or bucket in allowed
 

@@ -25,7 +25,7 @@ AT_ONCE = -1.0
 
 
 def deadline(expiry: int, now: float) -> float:
-    """Say when a document with this expiry vanishes.
+    """Return when a document with this expiry vanishes.
 
     A relative expiry is kept to the fraction of a second, so a document lives exactly as long
     as asked.  memcached counts in whole ticks, there it may live up to a second less.

@@ -55,7 +55,7 @@ class IStore(Interface):
     )
 
     def ready() -> str | None:
-        """Say why requests cannot be served now, for people; None when they can."""
+        """Return why requests cannot be served now, for people; None when they can."""
 
     def durable(level: int, timeout: float | None) -> IStore | None:
         """Return this store as it is for requests that ask for durability.

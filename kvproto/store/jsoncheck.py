@@ -87,7 +87,7 @@ class _Opaque(Exception):
 
 
 def kind_of(value: bytes, levels: int = MAX_LEVELS) -> Work[Kind]:
-    """Say whether bytes are one JSON value, and whether it is too deep to work on.
+    """Return whether bytes are one JSON value, and whether it is too deep to work on.
 
     Args:
         value: The bytes.

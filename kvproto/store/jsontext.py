@@ -42,7 +42,7 @@ def kind(document: Document) -> Work[Kind]:
 
 
 def is_json(document: Document) -> bool:
-    """Say whether a document is JSON, for the datatype of a response.
+    """Return whether a document is JSON, for the datatype of a response.
 
     The first call for a document parses its value (5 to 40 µs for each KiB, 1 ms for nothing but
     brackets), later ones look it up; so a session asks only for clients that have negotiated JSON.
@@ -480,7 +480,7 @@ class Text:
         return total
 
     def has_scalar(self, array: int, wanted: bytes) -> Work[bool]:
-        """Say whether an array of scalars has this one, spelt alike.
+        """Return whether an array of scalars has this one, spelt alike.
 
         Raises:
             PathRefused: MISMATCH: it has arrays or objects.

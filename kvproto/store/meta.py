@@ -71,7 +71,7 @@ _N, _R, _T = b"NRT"
 
 
 def _recache(command: MetaCommand, expires_at: float, now: float) -> bool:
-    """Say whether a document is near enough to its end to be fetched anew."""
+    """Return whether a document is near enough to its end to be fetched anew."""
     if command.recache is None:
         return False
     letters = command.letters

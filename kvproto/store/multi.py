@@ -131,14 +131,14 @@ _PATH_FLAGS: dict[int, int] = {
 
 
 def check_lookup(specs: Sequence[LookupSpec], doc_flags: int = 0) -> PathStatus:
-    """Say whether a lookup is well formed: SUCCESS, or the status to refuse it with."""
+    """Return whether a lookup is well formed: SUCCESS, or the status to refuse it with."""
     if doc_flags & ~int(DocFlag.ACCESS_DELETED):
         return PathStatus.INVALID
     return _check_all(specs, _LOOKUPS)
 
 
 def check_mutation(specs: Sequence[MutationSpec], doc_flags: int = 0, cas: int = 0) -> PathStatus:
-    """Say whether a mutation is well formed: SUCCESS, or the status to refuse it with."""
+    """Return whether a mutation is well formed: SUCCESS, or the status to refuse it with."""
     flags = doc_flags
     if (
         flags & ~_DOC_FLAGS
@@ -164,7 +164,7 @@ def check_mutation(specs: Sequence[MutationSpec], doc_flags: int = 0, cas: int =
 
 
 def check_tombstone(specs: Sequence[MutationSpec], doc_flags: int) -> PathStatus | None:
-    """Say why a mutation of a deleted document may not go ahead; None when it may."""
+    """Return why a mutation of a deleted document may not go ahead; None when it may."""
     has_body = any(not spec.flags & _XATTR for spec in specs)
     if has_body and not doc_flags & (DocFlag.REVIVE | DocFlag.MKDOC):
         return PathStatus.DELETED_HAS_NO_VALUE
@@ -172,7 +172,7 @@ def check_tombstone(specs: Sequence[MutationSpec], doc_flags: int) -> PathStatus
 
 
 def stays_deleted(base: Document | None, specs: Sequence[MutationSpec], doc_flags: int) -> bool:
-    """Say whether a mutation that started from a tombstone, or nothing, leaves a tombstone."""
+    """Return whether a mutation that started from a tombstone, or nothing, leaves a tombstone."""
     if base is None:
         return bool(doc_flags & DocFlag.CREATE_AS_DELETED)
     only_xattrs = all(spec.flags & _XATTR for spec in specs)

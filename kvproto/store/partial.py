@@ -52,13 +52,13 @@ _SET: Counts = ("cmd_set",)
 
 
 def refuse_lookup(specs: Sequence[LookupSpec], doc_flags: int) -> PathStatus | None:
-    """Say why a lookup is not well formed, whatever it is asked of; None when it is."""
+    """Return why a lookup is not well formed, whatever it is asked of; None when it is."""
     status = check_lookup(specs, doc_flags)
     return None if status is PathStatus.SUCCESS else status
 
 
 def refuse_mutation(specs: Sequence[MutationSpec], doc_flags: int, cas: int) -> PathStatus | None:
-    """Say why a mutation is not well formed, whatever it is asked of; None when it is."""
+    """Return why a mutation is not well formed, whatever it is asked of; None when it is."""
     status = check_mutation(specs, doc_flags, cas)
     return None if status is PathStatus.SUCCESS else status
 
@@ -154,7 +154,7 @@ IN_PIECES: dict[Rule[Any], RuleInPieces] = {
 def _base(
     old: Document | None, specs: Sequence[MutationSpec], doc_flags: int, cas: int
 ) -> tuple[Document | None, PathStatus | Refusal | None, Counts]:
-    """Say what a mutation starts from, a document, a tombstone or nothing; why not; what counts."""
+    """Return what a mutation starts from (document, tombstone, nothing); why not; what counts."""
     if old is not None and not old.deleted:
         if doc_flags & DocFlag.ADD:
             return None, Refusal.EXISTS, _SET

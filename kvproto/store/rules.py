@@ -142,7 +142,7 @@ class Limits:
     max_item: int
 
     def refuse(self, key: Key, document: Document) -> bool:
-        """Say whether a document is larger than allowed."""
+        """Return whether a document is larger than allowed."""
         length = len(document.value)
         if document.xattrs is not None:
             length += sum(map(len, document.xattrs.values()))
@@ -163,7 +163,7 @@ def live(found: Document | None, now: float) -> Document | None:
 
 
 def check(old: Document | None, cas: int, counts: Counts) -> tuple[Refusal | None, Counts]:
-    """Say why a mutation may not go ahead, None when it may; and what is counted."""
+    """Return why a mutation may not go ahead, None when it may; and what is counted."""
     if old is None:
         return Refusal.NOT_FOUND, (*counts, "cas_misses") if cas else counts
     if old.locked_until and cas != old.cas:

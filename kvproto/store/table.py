@@ -58,14 +58,14 @@ _STALE_ENTRIES_ALLOWED = 1024
 
 
 def footprint(key: Key, document: Document) -> int:
-    """Say how many bytes of the limit a document takes."""
+    """Return how many bytes of the limit a document takes."""
     size = ITEM_OVERHEAD + len(document.value)
     size += len(key[1]) + COLLECTION_OVERHEAD if key.__class__ is tuple else len(key)
     return size + xattrs_footprint(document) if document.xattrs else size
 
 
 def xattrs_footprint(document: Document) -> int:
-    """Say how many bytes of the limit a document's extended attributes take."""
+    """Return how many bytes of the limit a document's extended attributes take."""
     xattrs = document.xattrs
     if not xattrs:
         return 0
@@ -266,7 +266,7 @@ class DocumentTable:
             self.due.sift(self._is_due, _CHORES_PER_WRITE)
 
     def _is_due(self, second: int, key: Key) -> bool:
-        """Say whether somebody has to look at a key in a second."""
+        """Return whether somebody has to look at a key in a second."""
         document = self.items.get(key)
         if document is not None and document.due == second:
             return True

@@ -121,7 +121,7 @@ _DOCUMENT = b"$document."
 
 
 def is_macro(value: bytes) -> bool:
-    """Say whether a value is a macro that `expand_macro` may know."""
+    """Return whether a value is a macro that `expand_macro` may know."""
     if value in {MUTATION_CAS, MUTATION_SEQNO, MUTATION_CRC}:
         return True
     return value.startswith(b'"${$document') and value.endswith(b'}"')

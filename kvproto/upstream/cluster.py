@@ -141,7 +141,7 @@ class ClusterEngine(Engine):
             call.answered(EngineFailure(Fate.NOT_PERFORMED, "unreachable", text), call)
 
     def redirect(self, error: ReplyError, call: Call) -> tuple[Server, bool] | None:
-        """Say where MOVED or ASK sends a command, and whether ASKING must go before it."""
+        """Return where MOVED or ASK sends a command, and whether ASKING must go before it."""
         text = str(error)
         word = text.partition(" ")[0]
         if word in {"CLUSTERDOWN", "MASTERDOWN", "READONLY", "LOADING"}:

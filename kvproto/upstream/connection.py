@@ -273,7 +273,7 @@ class EngineConnection(Protocol):
         self.transport.write(data)
 
     def _note_answers(self) -> None:
-        """Say how long what is answered took; forget the marks of writes that are."""
+        """Note how long what is answered took; forget the marks of writes that are."""
         answered = self._written + len(self._out) - len(self._pending)
         if answered == self._answered:
             return

@@ -101,7 +101,7 @@ class Engine:
         raise NotImplementedError
 
     def redirect(self, error: ReplyError, call: Call) -> tuple[Server, bool] | None:
-        """Say where an error reply sends a command, and whether ASKING must go before it."""
+        """Return where an error reply sends a command, and whether ASKING must go before it."""
         raise NotImplementedError
 
     def _send_on(self, error: ReplyError, call: Call) -> bool:
@@ -124,7 +124,7 @@ class Engine:
             server.stop()
 
     def settle(self, reply: Any, call: Call) -> EngineFailure | None:
-        """Say what a reply means that is no value.
+        """Return what a reply means that is no value.
 
         Returns:
             The failure; None when the command was sent again: the call will be answered once more.

@@ -100,7 +100,7 @@ class FleetStore:
         return Pipe(self.fleet, self._lane, outlet)
 
     def ready(self) -> str | None:
-        """Say why requests cannot be served: no server of the fleet answers."""
+        """Return why requests cannot be served: no server of the fleet answers."""
         servers = self.fleet.servers
         if any(server.up for server in servers):
             return None

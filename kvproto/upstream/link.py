@@ -266,7 +266,7 @@ class Link:
         self._connect()
 
     def _ended(self, connection: EngineConnection, reason: str, text: str) -> None:
-        """Hear that a connection has ended, whoever ended it."""
+        """Note that a connection has ended, whoever ended it."""
         self._retiring.discard(connection)
         if connection is not self._connection:
             return

@@ -90,7 +90,7 @@ _REASON_OF = {
 
 
 def failure_of(error: ReplyError) -> EngineFailure:
-    """Say what an error reply means.  All of them mean that nothing was changed."""
+    """Return what an error reply means.  All of them mean that nothing was changed."""
     text = str(error)
     word = text.partition(" ")[0]
     if word == "ERR":

@@ -473,7 +473,7 @@ class EngineStore(Operations):
         self._reclaimer.stop()
 
     def ready(self) -> str | None:
-        """Say why it cannot be used, for people; see `IStore.ready`."""
+        """Return why it cannot be used, for people; see `IStore.ready`."""
         if self._engine.unready:
             return self._engine.unready
         return None if self._epochs is not None else "the engine was not read yet"

@@ -38,7 +38,7 @@ _NAME = re.compile(rb"(?:_default|[A-Za-z0-9-][A-Za-z0-9_%-]{0,250})\Z")
 
 
 def is_name(name: str) -> bool:
-    """Say whether a scope or a collection may be called so; `DEFAULT` is one of them."""
+    """Return whether a scope or a collection may be called so; `DEFAULT` is one of them."""
     return _NAME.match(name.encode()) is not None
 
 

@@ -294,7 +294,7 @@ class Journal:
     # -- room -----------------------------------------------------------------
 
     def has_room(self, size: int) -> bool:
-        """Say whether records of so many bytes can be appended now."""
+        """Return whether records of so many bytes can be appended now."""
         if self._active is None or self._fault_lasts():
             return False
         if self.at + size <= self.limit:
@@ -449,7 +449,7 @@ class Journal:
         self._append_own(Kind.STATE, b"", Document(value))
 
     def has_reserve(self, key: Key) -> bool:
-        """Say whether a removal can be appended, into the reserve if need be."""
+        """Return whether a removal can be appended, into the reserve if need be."""
         if self._active is None or self._fault_lasts():
             return False
         return self.at + size_of(key, _NOTHING) + 1024 <= self.limit + RESERVE or self.has_room(

@@ -142,7 +142,7 @@ class FileStore(Operations):
         await self._journal.stop()
 
     def ready(self) -> str | None:
-        """Say why requests cannot be served now; see `IStore.ready`."""
+        """Return why requests cannot be served now; see `IStore.ready`."""
         if self._loader is not None:
             return f"loading {self.directory}: {self._loader.percent()} %"
         return None if self._open else f"{self.directory} is not open"
