@@ -113,6 +113,8 @@ class Buckets(Part):
             found["name"] = _BAD_NAME
         if found:
             raise errors(found)
+        if call.form.get("just_validate") == "1":
+            return ok({"errors": {}})
         try:
             await self.administration.create_bucket(name, settings)
         except CommandError as error:

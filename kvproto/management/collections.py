@@ -25,7 +25,6 @@ class Collections(Part):
         collections = f"{scopes}/{{scope}}/collections"
         return (
             ("GET", scopes, self._list),
-            ("GET", f"{scopes}/", self._list),
             ("GET", f"{scopes}/{{scope}}", self._get_scope),
             ("GET", collections, self._get_collections),
             ("GET", f"{collections}/{{name}}", self._get_collection),

@@ -31,6 +31,9 @@ from kvproto.wire.collections import DEFAULT
 
 __all__ = ["Query"]
 
+LONGEST_INDEX_NAME = 220
+"""Characters; Couchbase's."""
+
 _ANSWERED = "CREATE PRIMARY INDEX, DELETE FROM a whole keyspace, and SELECT RAW 1"
 
 
@@ -130,6 +133,8 @@ class Query(Part):
         self, call: Call, request: Mapping[str, Any], statement: CreatePrimaryIndex
     ) -> None:
         bucket, scope, name = self._keyspace(call, request, statement.keyspace)
+        if len(statement.name) > LONGEST_INDEX_NAME:
+            raise _QueryError(5000, f"Invalid index name: {statement.name[:20]}...", 500)
         try:
             made = await self.administration.create_index(bucket.name, scope, name, statement.name)
         except CommandError as error:

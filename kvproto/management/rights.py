@@ -76,7 +76,8 @@ _OF_BUCKETS = _MANAGERS | {
     "eventing_manage_functions",
 }
 
-_ROLE = re.compile(r"([a-z_]+)(?:\[([^\[\],]+)\])?\Z")
+_ROLE = re.compile(r"([a-z_]{1,60})(?:\[([^\[\],]{1,602})\])?\Z")
+"""A bucket, a scope and a collection have at most 100, 251 and 251 characters."""
 
 MAX_ROLES = 200
 """Of one user."""

@@ -96,6 +96,8 @@ class _Root(Resource):
         if rights is None:
             return _UNAUTHORIZED
         method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
+        # As Couchbase has it, a slash at the end does not matter; some SDKs send one.
+        path = path.rstrip("/") or "/"
         call = _call(request, method, path, rights)
         for wanted, pattern, handler in self._routes:
             match = pattern.fullmatch(path)

@@ -17,6 +17,9 @@ SHORTEST_PASSWORD = 6
 
 TOO_SHORT = f"The password must be at least {SHORTEST_PASSWORD} characters long."
 
+MAX_DISPLAY_NAME = 256
+"""Characters."""
+
 MAX_NAME = 128
 """Characters; Couchbase's."""
 
@@ -79,6 +82,8 @@ class Users(Part):
             )
         if password is not None and len(password) < SHORTEST_PASSWORD:
             found["password"] = TOO_SHORT
+        if len(call.form.get("name", "")) > MAX_DISPLAY_NAME:
+            found["name"] = f"The name must be at most {MAX_DISPLAY_NAME} characters long."
         if call.form.get("groups"):
             found["groups"] = "kvproto has no groups: give the user its roles"
         roles: tuple[Role, ...] = ()

@@ -104,6 +104,13 @@ class BucketTests(SiteCase):
         self.assertEqual([*self.server.buckets], ["default"])
         self.assertFalse(self.administration.settings["default"].flush)
 
+    def test_just_validate(self) -> None:
+        """Who only wants to know whether it could be created gets no bucket."""
+        path = f"{ALL}?just_validate=1"
+        self.assertEqual(self.post(path, name="x", ramQuotaMB="100")[0], 200)
+        self.assertEqual(self.post(path, name="x", ramQuotaMB="1")[0], 400)
+        self.assertEqual([*self.server.buckets], ["default"])
+
     def test_limit(self) -> None:
         """There is a number of buckets that nobody gets beyond."""
         for number in range(MAX_BUCKETS - 1):

@@ -220,6 +220,7 @@ class QueryTests(SiteCase):
             ("DELETE FROM default._default.c", {}, (404, 12003)),
             ("DELETE FROM default", {"readonly": True}, (403, 1000)),
             ("DELETE FROM c", {"query_context": "b"}, (400, 1040)),
+            (f"CREATE PRIMARY INDEX {'x' * 221} ON default", {}, (500, 5000)),
             ("SELECT RAW 1", {"prepared": "x"}, (400, 4040)),
         ):
             self.assertEqual(self.error(statement, **more), wanted, statement)

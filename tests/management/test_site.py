@@ -92,7 +92,14 @@ class PathTests(SiteCase):
 
     def test_nothing_else(self) -> None:
         """What is not served is 404 and says so, in JSON; so is another method."""
-        for path in ("/pools/", "/pools/default/tasks", "/settings/rbac/groups", "/ui", "/%2e"):
+        self.assertEqual(self.get("/pools/")[0], 200)
+        for path in (
+            "/pools//default",
+            "/pools/default/tasks",
+            "/settings/rbac/groups",
+            "/ui",
+            "/%2e",
+        ):
             code, body = self.get(path)
             self.assertEqual(code, 404, path)
             self.assertIn("is not served here", body["message"])

@@ -64,6 +64,12 @@ class UserTests(SiteCase):
             ("bob", {"password": "secret12", "roles": "admin[default]"}, "roles"),
             ("bob", {"password": "secret12", "roles": "data_reader"}, "roles"),
             ("bob", {"password": "secret12", "groups": "g"}, "groups"),
+            ("bob", {"password": "secret12", "name": "x" * 257}, "name"),
+            (
+                "bob",
+                {"password": "secret12", "roles": f"data_reader[default:{'x' * 700}]"},
+                "roles",
+            ),
             ("a%20b", {"password": "secret12"}, "_"),
             ("a%2Fb", {"password": "secret12"}, "_"),
             ("x" * 129, {"password": "secret12"}, "_"),
