@@ -189,7 +189,7 @@ def _observer(config: Config, twistd: Any) -> Any:
 
 
 def _owner(options: Options) -> FutureUser | None:
-    """Return whom ``twistd --uid`` makes of the process."""
+    """Return the user that ``twistd --uid`` makes of the process."""
     parent = options.parent
     return None if parent is None else future_user(parent.get("uid"), parent.get("gid"))
 

@@ -1,4 +1,4 @@
-"""HTTP servers that strangers may try: Twisted's own, with bounds on all that a client can hold.
+"""HTTP servers for untrusted clients: Twisted's own, with bounds on all that a client can hold.
 
 So many connections, each for so long: one that is idle, or dribbles its request, is closed; so is
 one whose body is longer than the site reads.  What is served is the business of who makes the

@@ -145,7 +145,7 @@ class Connector:
             self._dial()
 
     def stop(self) -> Deferred[None]:
-        """End the connection in an orderly way, in bounded time, and dial no more.
+        """End the connection in an orderly way, in bounded time, and stop dialling.
 
         Returns:
             A Deferred that fires once nothing is left: no connection, no attempt, no timer.

@@ -34,7 +34,7 @@
             └── BucketError         not into this bucket
 
 A request that was not written has had no effect.  One that was written and not answered may have
-been carried out, or may still be: whoever repeats it must bear that.
+been carried out, or may still be: whoever repeats it must allow for that.
 """
 
 from __future__ import annotations

@@ -379,7 +379,7 @@ class KVClientProtocol(Protocol):
         self.transport.registerProducer(self, True)
 
     def pauseProducing(self) -> None:
-        """Write no more: the transport is full."""
+        """Stop writing: the transport is full."""
         self._full = True
 
     def resumeProducing(self) -> None:
@@ -388,13 +388,13 @@ class KVClientProtocol(Protocol):
         self._joined(self._pump)
 
     def stopProducing(self) -> None:
-        """Write no more: the connection is ending, `connectionLost` follows."""
+        """Stop writing: the connection is ending, `connectionLost` follows."""
         self._full = True
 
     # --- ending ---------------------------------------------------------------------------
 
     def drain(self) -> Deferred[None]:
-        """Take no more requests, wait for the replies to those that were written, then close.
+        """Stop taking requests, wait for the replies to those that were written, then close.
 
         What waits to be written is handed to `on_lost` at the end.  A reply is waited for until
         the deadline of its request.

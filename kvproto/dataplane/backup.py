@@ -280,29 +280,29 @@ class _Reader:
             have = len(self._data) - self._at
             size = int.from_bytes(self._data[self._at + 4 : self._at + 8], "little")
             if have >= HEAD_SIZE and (size <= have or size > _LARGEST):
-                raise self._broken("is damaged")
+                raise self._damaged("is damaged")
             more = self._file.read(max(_CHUNK, size - have if have >= HEAD_SIZE else 0))
             if not more:
-                raise self._broken("is not whole, its end is missing")
+                raise self._damaged("is not whole, its end is missing")
             self._data, self._at = self._data[self._at :] + more, 0
         record, end = found
         if end > len(self._data):
             self._data += self._file.read(end - len(self._data))
             if end > len(self._data):
-                raise self._broken("is not whole, its end is missing")
+                raise self._damaged("is not whole, its end is missing")
         if record.kind == Kind.END:
             numbers = record.document
             if (numbers.seqno, numbers.cas) != (self.documents, self.checksum):
-                raise self._broken("is damaged")
+                raise self._damaged("is damaged")
             if self._data[end:] or self._file.read(1):
-                raise self._broken("has something behind its end")
+                raise self._damaged("has something behind its end")
         else:
             self.checksum = zlib.crc32(memoryview(self._data)[self._at : end], self.checksum)
             self.documents += record.kind <= Kind.TOMBSTONE
         self._at = end
         return record
 
-    def _broken(self, what: str) -> CommandError:
+    def _damaged(self, what: str) -> CommandError:
         return CommandError("not-a-backup", f"{self._path} {what}: nothing was restored")
 
     def close(self) -> None:

@@ -98,7 +98,7 @@ class PeerWatch(Service):
                 "peer {host}:{port} {word}",
                 host=peer[0],
                 port=peer[1],
-                word="answers" if there else "does not answer: clients are told of it no more",
+                word="answers" if there else "does not answer: clients are no longer told of it",
             )
             self._changed(tuple(one for one, answers in self._there.items() if answers))
 

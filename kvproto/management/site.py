@@ -114,7 +114,7 @@ class _Root(Resource):
         )
 
     async def _login(self, request: Any) -> Rights | None:
-        """Return what the sender may do; None for a stranger."""
+        """Return what the sender may do; None without a login."""
         peer = Peer(self._server)
         transport = request.channel.transport
         secured = ISecuredTransport.providedBy(transport)

@@ -93,7 +93,7 @@ class FutureUser:
 
 
 def future_user(uid: int | None, gid: int | None) -> FutureUser | None:
-    """Return whom ``twistd --uid UID --gid GID`` becomes; None when it stays who it is."""
+    """Return the user that ``twistd --uid UID --gid GID`` becomes; None when it stays who it is."""
     if uid is None and gid is None:
         return None
     if uid is None:

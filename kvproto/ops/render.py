@@ -47,7 +47,7 @@ def _started(command: str) -> str:
 # --- pieces ---------------------------------------------------------------------------------
 
 
-def _cut(text: str, width: int) -> str:
+def _shortened(text: str, width: int) -> str:
     """Shorten text to a width, in its middle: both ends of an address tell something."""
     if len(text) <= width:
         return text
@@ -119,7 +119,7 @@ def _table(
     sides = [">" if name.startswith(">") else "<" for name in head]
     return [
         " ".join(
-            f"{_cut(cell, width):{side}{width}}"
+            f"{_shortened(cell, width):{side}{width}}"
             for cell, width, side in zip(row, widths, sides, strict=True)
         )
         for row in cells
@@ -194,12 +194,13 @@ def _generation(generation: Answer | None) -> list[str]:
     verdict = generation["last_verdict"]
     if verdict is not None:
         lines += _field(
-            "last change", f"{verdict['action']} at {_moment(verdict['at'])} UTC: {_said(verdict)}"
+            "last change",
+            f"{verdict['action']} at {_moment(verdict['at'])} UTC: {_outcome_of(verdict)}",
         )
     return lines
 
 
-def _said(verdict: Answer) -> str:
+def _outcome_of(verdict: Answer) -> str:
     """Return a verdict in one sentence."""
     if not verdict["ok"]:
         return f"FAILED ({verdict['stage']}): {verdict['reason']}"
@@ -209,7 +210,7 @@ def _said(verdict: Answer) -> str:
 
 
 def _listeners(listeners: Sequence[Answer]) -> list[str]:
-    """Show the listeners, with what ails them below each."""
+    """Show the listeners, with what is wrong below each."""
     rows = [
         (
             listener["name"],
@@ -345,7 +346,7 @@ def _connections(answer: Answer) -> list[str]:
 
 def _verdict(answer: Answer) -> list[str]:
     """Show what became of a reload or rollback."""
-    lines = textwrap.wrap(printable(f"{answer['action']}: {_said(answer)}"), WIDTH)
+    lines = textwrap.wrap(printable(f"{answer['action']}: {_outcome_of(answer)}"), WIDTH)
     if not answer["ok"]:
         lines += _field("serving", f"generation {answer['generation']}")
     lines += _field("sha256", answer["fingerprint_sha256"])
@@ -357,7 +358,7 @@ def _verdict(answer: Answer) -> list[str]:
     if "store" in answer:
         lines += _field("store", answer["store"]["reason"] or "unchanged")
     if "nodes" in answer:
-        lines += _field("nodes", _said(answer["nodes"]))
+        lines += _field("nodes", _outcome_of(answer["nodes"]))
     return lines
 
 

@@ -50,7 +50,7 @@ from kvproto.wire.framing import Durability, decode_request_framing
 __all__ = ["MAX_BODY_BEFORE_LOGIN", "BinarySession"]
 
 MAX_BODY_BEFORE_LOGIN = 16 * 1024
-"""Bytes; far above any login, far below what thousands of strangers could fill a machine with."""
+"""Bytes; far above any login, far below what fills a machine when thousands send it at once."""
 
 _BESIDE_VALUE = 1024
 """Bytes of a body that are no value: framing, extras and the longest key."""

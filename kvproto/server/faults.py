@@ -1,4 +1,4 @@
-"""Faults on demand, for those who test how their program bears them (``--faults``).
+"""Faults on demand, for tests of how a program handles them (``--faults``).
 
 A `FaultPlan` is what shall go wrong next.  Dialects that have one (`faulty`) look at it before they
 serve a request; they have no scan, so that every request passes them.  A service without
@@ -160,7 +160,7 @@ class FaultPlan:
         if fault.kind is FaultKind.DISCONNECT:
             return Hangup(reason="a fault that was asked for: disconnect")
         if fault.kind is FaultKind.TRUNCATE:
-            return then(serve(), _cut)
+            return then(serve(), _truncated)
         later: Deferred[Any] = Deferred(_cancelled)
         if fault.kind is FaultKind.DELAY:
             call = self.clock.callLater(fault.seconds, later.callback, None)
@@ -179,7 +179,7 @@ def _stop_waiting(outcome: Any, call: Any) -> Any:
     return outcome
 
 
-def _cut(reply: Any) -> Hangup:
+def _truncated(reply: Any) -> Hangup:
     """Return the first half of a reply, and the end of the connection."""
     if isinstance(reply, Hangup):
         return reply

@@ -1,9 +1,9 @@
 """Where passwords are hashed: `HashQueue`, a few at a time and not on the event loop.
 
-Hashing takes milliseconds on purpose, and strangers may ask for it.  So no more than `WORKERS` are
+Hashing takes milliseconds on purpose, and anybody may ask for it.  So no more than `WORKERS` are
 hashed at once, which leaves threads for everybody else's work; the others wait in the order in
 which they came, and beyond `MOST_WAITING` a login is refused with "temporary failure", since it
-would outlast its client's patience anyway.  A connection has one login at a time: what comes behind
+would take longer than its client waits.  A connection has one login at a time: what comes behind
 it waits (see `kvproto.server.window`).
 """
 

@@ -74,7 +74,7 @@ _ANYBODY: dict[int, Handler] = {
     Opcode.QUIT: commands.quit_,
     Opcode.QUITQ: commands.quit_quietly,
 }
-"""What a stranger may ask for."""
+"""What may be asked for before a login."""
 
 
 def _table(handlers: dict[int, Handler], default: Handler) -> Table:
@@ -99,7 +99,7 @@ def _shaped(handlers: dict[int, Handler], *, strict: bool, max_key: int = MAX_KE
 
 @lru_cache
 def before_login(*, strict: bool) -> Table:
-    """Return the table of a stranger; see `after_login`."""
+    """Return the table before a login; see `after_login`."""
     return _table(_shaped(_ANYBODY, strict=strict), commands.log_in_first)
 
 

@@ -168,7 +168,7 @@ class KVServerProtocol(TwistedProtocol):
         return 0
 
     def readConnectionLost(self) -> None:
-        """Answer what the peer has asked, then close: it has ended its side, and asks no more."""
+        """Answer what was asked, then close: the peer has ended its side."""
         session = self.session
         if session is None:
             self._close()
@@ -416,7 +416,7 @@ class KVServerProtocol(TwistedProtocol):
             session.end()
 
     def _ignore(self, data: bytes, out: list[bytes]) -> bool:
-        """Take no more requests: the connection is over."""
+        """Stop taking requests: the connection is over."""
         return True
 
     def _close(self) -> None:

@@ -318,7 +318,7 @@ class Session:
             self._end_drain()
 
     def end_of_input(self) -> None:
-        """Hang up as soon as all is answered that was asked: the peer asks no more."""
+        """Hang up as soon as all is answered that was asked: the peer will ask nothing else."""
         self._last_came = True
         self.drain()
 

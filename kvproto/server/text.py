@@ -28,7 +28,7 @@ from kvproto.wire.text import TextCommand, TextDecoder, TextRefusal
 __all__ = ["TextSession"]
 
 MAX_LOGIN = 2048
-"""Bytes of the value that a stranger may send: a name and a password."""
+"""Bytes of the value that a client without a login may send: a name and a password."""
 
 UNAUTHENTICATED = wire.client_error(b"unauthenticated")
 BAD_TOKEN = wire.client_error(b"bad authentication token format")

@@ -99,7 +99,7 @@ class Pieces:
             finally:
                 self._spent += self._timer() - now
             job = _Job(work)
-            self._go_on(job)
+            self._continue(job)
         else:
             job = _Job(work)
             self._new.append(job)
@@ -126,13 +126,13 @@ class Pieces:
             except Exception:
                 job.answer.errback()
             else:
-                self._go_on(job)
+                self._continue(job)
             if self._timer() >= end:
                 break
         if self._new:
             self._expect()
 
-    def _go_on(self, job: _Job) -> None:
+    def _continue(self, job: _Job) -> None:
         """Do the rest of what takes longer, when it is its turn."""
         if self._busy < AT_ONCE:
             self._start(job)

@@ -133,7 +133,7 @@ class MemcachedConnection(EngineConnection):
             data = b"".join(held)
             held.clear()
         end = len(data)
-        at = self._take(data, end)
+        at = self._take_replies(data, end)
         touched, self.touched = self.touched, {}
         for one in touched:
             try:
@@ -155,7 +155,7 @@ class MemcachedConnection(EngineConnection):
         if self._closing and not self._pending:
             self._end("disconnected", "not needed any more")
 
-    def _take(self, data: bytes, end: int) -> int:
+    def _take_replies(self, data: bytes, end: int) -> int:
         """Give replies to requests as long as there are whole ones; return where that ends."""
         at = 0
         pending, out = self._pending, self._out

@@ -69,7 +69,7 @@ class Reclaimer:
             self._call = self._engine.clock.callLater(0, self._begin)
 
     def stop(self) -> None:
-        """Begin no more."""
+        """Start nothing new."""
         if self._call is not None and self._call.active():
             self._call.cancel()
         self._call = None

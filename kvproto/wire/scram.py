@@ -232,10 +232,10 @@ class _Exchange:
     def _match(self, form: re.Pattern[bytes], message: bytes, what: str) -> re.Match[bytes]:
         found = form.match(message)
         if found is None:
-            raise self._broken(f"malformed SCRAM {what}")
+            raise self._malformed(f"malformed SCRAM {what}")
         return found
 
-    def _broken(self, reason: str) -> RemoteProtocolError:
+    def _malformed(self, reason: str) -> RemoteProtocolError:
         self._state = _State.OVER
         return RemoteProtocolError(reason, Status.AUTH_ERROR)
 
@@ -243,7 +243,7 @@ class _Exchange:
         try:
             return a2b_base64(text, strict_mode=True)
         except Base64Error:
-            raise self._broken(f"malformed SCRAM {what}") from None
+            raise self._malformed(f"malformed SCRAM {what}") from None
 
     def _auth_message(self, unproved: bytes) -> bytes:
         return b",".join((self._bare, self._server_first, unproved))
@@ -271,11 +271,11 @@ class ServerExchange(_Exchange):
         self._move(_State.BEGIN, _State.NAMED)
         found = self._match(_CLIENT_FIRST, client_first, "client-first-message")
         if found["flag"].startswith(b"p"):
-            raise self._broken("channel binding is not offered")
+            raise self._malformed("channel binding is not offered")
         if not _NAME.match(found["name"]):
-            raise self._broken("malformed user name")
+            raise self._malformed("malformed user name")
         if found["authorise_as"] not in {None, b"", found["name"]}:
-            raise self._broken("nobody can act for another user")
+            raise self._malformed("nobody can act for another user")
         self._gs2, self._bare = found["gs2"], found["bare"]
         self._nonce = found["nonce"] + self._own_nonce
         return found["name"].replace(b"=2C", b",").replace(b"=3D", b"=")
@@ -302,15 +302,15 @@ class ServerExchange(_Exchange):
         self._move(_State.CHALLENGED, _State.OVER)
         found = self._match(_CLIENT_FINAL, client_final, "client-final-message")
         if self._decode(found["binding"], "channel binding") != self._gs2:
-            raise self._broken("the channel binding is not what the client began with")
+            raise self._malformed("the channel binding is not what the client began with")
         if not hmac.compare_digest(found["nonce"], self._nonce):
-            raise self._broken("the nonce is not that of this login")
+            raise self._malformed("the nonce is not that of this login")
         auth_message = self._auth_message(found["unproved"])
         stored = self._keys.stored_key
         proof = self._decode(found["proof"], "proof")
         signature = hmac.digest(stored, auth_message, self._digest)
         if len(proof) != len(signature):
-            raise self._broken("the proof has another digest's size")
+            raise self._malformed("the proof has another digest's size")
         client_key = _xor(proof, signature)
         if not hmac.compare_digest(hashlib.new(self._digest, client_key).digest(), stored):
             return None
@@ -359,9 +359,9 @@ class ClientExchange(_Exchange):
         found = self._match(_SERVER_FIRST, server_first, "server-first-message")
         nonce, iterations = found["nonce"], int(found["iterations"])
         if not nonce.startswith(self._own_nonce) or len(nonce) == len(self._own_nonce):
-            raise self._broken("the server's nonce does not continue ours")
+            raise self._malformed("the server's nonce does not continue ours")
         if not min_iterations <= iterations <= max_iterations:
-            raise self._broken(f"the server asks for {iterations} iterations")
+            raise self._malformed(f"the server asks for {iterations} iterations")
         self._nonce, self._server_first = nonce, server_first
         return self._decode(found["salt"], "salt"), iterations
 
@@ -387,7 +387,7 @@ class ClientExchange(_Exchange):
         found = self._match(_SERVER_FINAL, server_final, "server-final-message")
         signature = self._decode(found["signature"], "server signature")
         if not hmac.compare_digest(signature, self._server_signature):
-            raise self._broken("the server's signature is wrong: it does not know the user")
+            raise self._malformed("the server's signature is wrong: it does not know the user")
 
 
 def _encode(content: bytes) -> bytes:
