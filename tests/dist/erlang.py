@@ -10,7 +10,6 @@ import atexit
 import queue
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -47,6 +46,7 @@ from kvproto.listeners import AcceptorService, Ledger, Limits, server_endpoint
 from kvproto.testing.certificates import Authority, Identity
 from kvproto.tls import KVTLSFactory
 from tests.integration.peers import require
+from tests.ports import free_port
 
 __all__ = [
     "COOKIE",
@@ -57,7 +57,6 @@ __all__ = [
     "Site",
     "Tls",
     "client_endpoint",
-    "free_port",
     "shared_vm",
     "write_credentials",
 ]
@@ -99,14 +98,6 @@ OPTIONS = """[
 ].
 """
 """The verify function lets a test read the serial of the distribution's certificate."""
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def write_credentials(

@@ -14,34 +14,17 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.integration.peers import require
+from tests.ports import free_port
 
 __all__ = [
     "RedisCluster",
     "RedisServer",
-    "free_port",
     "shared_cluster",
     "shared_server",
 ]
 
 PACKAGE = "redis-server"
 START_SECONDS = 20.0
-
-
-def free_port(span: int = 0) -> int:
-    """Return a port that is free now, and so is the one ``span`` above it."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            if port + span >= 1 << 16:
-                continue
-            with socket.socket() as second:
-                try:
-                    if span:
-                        second.bind(("127.0.0.1", port + span))
-                except OSError:
-                    continue
-                return port
 
 
 class RedisServer:

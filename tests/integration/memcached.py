@@ -1,60 +1,64 @@
-"""memcached as a peer of tests: Debian's, on a free port, ended with the test."""
+"""memcached as a peer of tests: Debian's, ended with the test."""
 
 from __future__ import annotations
 
+import contextlib
 import getpass
-import os
-import shutil
 import signal
+import socket
 import subprocess
-import tempfile
 import time
-from pathlib import Path
 
 from tests.integration.peers import require
 from tests.integration.service import PATIENCE
+from tests.ports import free_port
 
-__all__ = ["Memcached"]
+__all__ = ["Memcached", "wait_for_port"]
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until somebody listens; fail when the process ends before."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        if process.poll() is not None:
+            raise AssertionError(f"{process.args!r} ended with {process.returncode}")
+        time.sleep(0.02)
+    raise AssertionError(f"nobody listens on port {port}")
 
 
 class Memcached:
-    """A memcached on a free port of 127.0.0.1.
+    """A memcached on 127.0.0.1 that runs until it is killed, and again on the same port.
 
     Args:
         options: Of ``memcached``, e.g. ``"-m", "64"``.
-
-    Attributes:
-        port: Where it listens, once it was started.
+        port: Where it listens; a free one when 0.
 
     Raises:
         SkipTest: It is not installed.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, port: int = 0) -> None:
+        self.port = port or free_port()
         self._program = require("memcached", "memcached")
-        self._options = options
-        self._directory = Path(tempfile.mkdtemp(prefix="memcached-test-"))
-        self._process: subprocess.Popen[bytes] | None = None
-        self.port = 0
+        # As root it asks for a name.
+        where = ("-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-u", getpass.getuser())
+        self._command = [self._program, *where, *options]
+        self.start()
+
+    @property
+    def name(self) -> str:
+        """``HOST:PORT``."""
+        return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start, on the port of before if there was one, and wait until it listens."""
-        told = self._directory / "port"
-        told.unlink(missing_ok=True)
-        # As root it asks for a name; the port file is in a directory that only we may write.
-        where = ["-l", "127.0.0.1", "-U", "0", "-u", getpass.getuser(), "-p", str(self.port or -1)]
-        process = self._process = subprocess.Popen(
-            [self._program, *where, *self._options],
-            env={**os.environ, "MEMCACHED_PORT_FILENAME": str(told)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        """Run, with nothing stored."""
+        self.process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        until = time.monotonic() + PATIENCE
-        while "TCP INET" not in (told.read_text(encoding="ascii") if told.exists() else ""):
-            assert process.poll() is None, "memcached has ended"
-            assert time.monotonic() < until, "memcached did not start"
-            time.sleep(0.01)
-        self.port = int(told.read_text(encoding="ascii").split("TCP INET:")[1].split()[0])
+        wait_for_port(self.port, self.process)
 
     def version(self) -> str:
         """Return what ``memcached --version`` prints, e.g. ``"memcached 1.6.18"``."""
@@ -67,26 +71,39 @@ class Memcached:
         )
         return done.stdout.strip()
 
-    def stop(self) -> None:
-        """Kill it, if it runs."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait(PATIENCE)
-
     def freeze(self) -> None:
-        """Let it hold its connections and say nothing."""
-        self._signal(signal.SIGSTOP)
+        """Stop it in the middle of everything."""
+        self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it go on."""
-        self._signal(signal.SIGCONT)
+        self.process.send_signal(signal.SIGCONT)
 
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait(10)
 
-    def remove(self) -> None:
-        """Leave nothing behind."""
-        self.stop()
-        shutil.rmtree(self._directory, ignore_errors=True)
+    def ask(self, command: bytes) -> bytes:
+        """Send one text command; return its answer, up to its last line."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+            connection.sendall(command + b"\r\n")
+            answer = b""
+            while not answer.endswith((b"END\r\n", b"ERROR\r\n", b"OK\r\n", b"STORED\r\n")):
+                data = connection.recv(65536)
+                if not data:
+                    break
+                answer += data
+            return answer
+
+    def has(self, key: bytes) -> bool:
+        """Return whether it has a key."""
+        return self.ask(b"get " + key).startswith(b"VALUE")
+
+    def stat(self, name: str) -> int:
+        """Return one of its statistics."""
+        for line in self.ask(b"stats").splitlines():
+            words = line.split()
+            if words[1:2] == [name.encode()]:
+                return int(words[2])
+        raise AssertionError(f"no statistic {name}")

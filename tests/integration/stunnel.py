@@ -11,6 +11,7 @@ from types import TracebackType
 
 from tests.integration.peers import require
 from tests.integration.service import KvtlsProcess
+from tests.ports import free_port
 
 __all__ = ["Stunnel"]
 
@@ -23,8 +24,7 @@ class Stunnel:
     def __init__(self, service: KvtlsProcess) -> None:
         program = require("stunnel", "stunnel4")
         host, target = service.addresses[0]
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self._directory = tempfile.TemporaryDirectory(prefix="kvtls-stunnel-")
         configuration = Path(self._directory.name) / "stunnel.conf"
         configuration.write_text(

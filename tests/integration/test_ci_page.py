@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.sdk import ROOT
+from tests.ports import free_port
 
 PAGE = (ROOT / "docs/howto/ci.md").read_text(encoding="utf-8")
 
@@ -23,12 +23,6 @@ def block(language: str, containing: str) -> str:
     blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
     (found,) = [text for text in blocks if containing in text]
     return str(found)
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago: the page's own may be in use here."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class PageTests(SynchronousTestCase):

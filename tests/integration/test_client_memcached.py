@@ -39,8 +39,7 @@ class MemcachedTests(TestCase):
 
     def setUp(self) -> None:
         self.server = Memcached()
-        self.addCleanup(self.server.remove)
-        self.server.start()
+        self.addCleanup(self.server.kill)
         self.client = self.make_client()
 
     def make_client(self, credentials: Credentials | None = None, **limits: float) -> KVClient:
@@ -151,7 +150,7 @@ class MemcachedTests(TestCase):
     async def test_restart(self) -> None:
         """A request made while the server restarts is answered by the new one."""
         await self.client.set(b"k", b"v")
-        self.server.stop()
+        self.server.kill()
         lost = self.client.get(b"k")
         await deferLater(reactor, 0.05)
         waiting = self.client.get(b"k", timeout_s=20)

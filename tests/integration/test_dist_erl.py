@@ -60,10 +60,10 @@ from tests.dist.erlang import (
     SecuredClientEndpoint,
     Site,
     client_endpoint,
-    free_port,
     shared_vm,
     write_credentials,
 )
+from tests.ports import free_port
 
 reactor: Any = installed_reactor
 

@@ -18,13 +18,13 @@ from tests.integration.engine_load import Counting, TextClient
 from tests.integration.engines import (
     RedisCluster,
     RedisServer,
-    free_port,
     shared_cluster,
     shared_server,
 )
 from tests.integration.live import eventually
 from tests.integration.service import MODES, KvtlsProcess, run_kvtls
 from tests.integration.wire_client import HEADER, packet, read_answer
+from tests.ports import free_port
 
 GONE = re.compile(r"engine \S+ does not answer: .*")
 BACK = re.compile(r"engine \S+ is back")

@@ -27,8 +27,9 @@ from kvproto.upstream.ring import FleetServer, make_ring
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
-from tests.integration.fleet import Memcached, free_port
+from tests.integration.memcached import Memcached
 from tests.integration.peers import require
+from tests.ports import free_port
 from tests.server.support import Link
 
 reactor: Any = installed_reactor
@@ -104,7 +105,7 @@ class FleetCase(TestCase):
         await self.serve(self.url(self.memcached))
 
     def add_server(self, port: int = 0) -> Memcached:
-        server = Memcached(port, *self.arguments)
+        server = Memcached(*self.arguments, port=port)
         self.addCleanup(server.kill)
         return server
 

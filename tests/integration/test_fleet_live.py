@@ -13,7 +13,6 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.testing.certificates import Authority, root_authority
-from tests.integration.fleet import Memcached, free_port
 from tests.integration.live import (
     CredentialDirectory,
     eventually,
@@ -22,7 +21,9 @@ from tests.integration.live import (
     status,
     trusting,
 )
+from tests.integration.memcached import Memcached
 from tests.integration.service import KvtlsProcess, run_kvtls
+from tests.ports import free_port
 
 
 class FleetLiveCase(SynchronousTestCase):
@@ -43,7 +44,7 @@ class FleetLiveCase(SynchronousTestCase):
         """Make what servers need."""
 
     def add_server(self) -> Memcached:
-        server = Memcached(0, *self.arguments)
+        server = Memcached(*self.arguments)
         self.addCleanup(server.kill)
         return server
 

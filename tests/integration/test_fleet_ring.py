@@ -11,7 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.upstream.hashes import HASHES
 from kvproto.upstream.ring import FleetServer, make_ring
-from tests.integration.fleet import Memcached, Nutcracker
+from tests.integration.memcached import Memcached
+from tests.integration.nutcracker import Nutcracker
 from tests.integration.peers import require
 
 KEYS = [b"key:%d" % number for number in range(380)] + [

@@ -25,7 +25,6 @@ from tests.dist.erlang import (
     Directory,
     Epmd,
     ErlangNode,
-    free_port,
     write_credentials,
 )
 from tests.integration.live import (
@@ -39,6 +38,7 @@ from tests.integration.live import (
     trusting,
 )
 from tests.integration.service import PATIENCE, KvtlsProcess, run_kvtls
+from tests.ports import free_port
 
 KV = "'kv@localhost'"
 KVTLS = "{kvtls,'kv@localhost'}"

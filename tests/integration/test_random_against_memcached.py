@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
-from tests.integration.fleet import Memcached
+from tests.integration.memcached import Memcached
 from tests.integration.test_text_against_memcached import OURS
 
 KEYS = (b"a", b"b", b"n", b"long-key-" + b"k" * 230)

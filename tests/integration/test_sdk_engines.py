@@ -10,9 +10,10 @@ from unittest import SkipTest
 from tests.integration import test_sdk_collections as collections
 from tests.integration import test_sdk_documents as documents
 from tests.integration import test_sdk_subdoc as subdoc
-from tests.integration.engines import free_port, shared_cluster, shared_server
+from tests.integration.engines import shared_cluster, shared_server
 from tests.integration.sdk import SDKTestCase, connect, steer
 from tests.integration.service import KvtlsProcess
+from tests.ports import free_port
 
 
 class OnServer:

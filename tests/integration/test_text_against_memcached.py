@@ -227,10 +227,9 @@ class DifferentialTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         memcached = Memcached()
-        self.addCleanup(memcached.remove)
+        self.addCleanup(memcached.kill)
         if REFERENCE not in memcached.version():
             raise SkipTest(f"the reference is memcached {REFERENCE}")
-        memcached.start()
         self.theirs, self.ours = memcached.port, self.start_ours()
 
     def start_ours(self) -> int:

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.engines import free_port
 from tests.integration.live import eventually
 from tests.integration.peers import require
 from tests.integration.service import PATIENCE, KvtlsProcess
 from tests.integration.test_examples import line_with, program
 from tests.pages import block
+from tests.ports import free_port
 
 FIRST = "docs/tutorial/first-service.md"
 ELIXIR = "docs/tutorial/elixir-cluster.md"

@@ -90,8 +90,7 @@ class WatchTests(SynchronousTestCase):
     def test_lines(self) -> None:
         """Of every request that is told of."""
         memcached = Memcached()
-        self.addCleanup(memcached.remove)
-        memcached.start()
+        self.addCleanup(memcached.kill)
         theirs = _lines(memcached.port)
         path = str(Path(self.enterContext(tempfile.TemporaryDirectory())) / "plain")
         with KvtlsProcess("--mode", "memcached", "--plain", f"unix:{path}"):
