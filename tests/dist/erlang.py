@@ -45,7 +45,7 @@ from kvproto.dist.epmd import Locate
 from kvproto.listeners import AcceptorService, Ledger, Limits, server_endpoint
 from kvproto.testing.certificates import Authority, Identity
 from kvproto.tls import KVTLSFactory
-from tests.integration.peers import require
+from tests.integration.peers import freeze, require
 from tests.ports import free_port
 
 __all__ = [
@@ -209,7 +209,7 @@ class ErlangNode:
 
     def freeze(self) -> None:
         """Stop it in the middle of everything."""
-        self.process.send_signal(signal.SIGSTOP)
+        freeze(self.process)
 
     def thaw(self) -> None:
         """Let it go on."""

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-from tests.integration.peers import require
+from tests.integration.peers import freeze, require
 from tests.ports import free_port
 
 __all__ = [
@@ -76,9 +76,13 @@ class RedisServer:
                     raise AssertionError("redis-server does not start")
                 time.sleep(0.02)
 
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-        self.process.send_signal(number)
+    def freeze(self) -> None:
+        """Stop it in the middle of everything."""
+        freeze(self.process)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Kill it, as kill -9 does."""

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 
-from tests.integration.peers import require
+from tests.integration.peers import freeze, require
 from tests.integration.service import PATIENCE
 from tests.ports import free_port
 
@@ -73,7 +73,7 @@ class Memcached:
 
     def freeze(self) -> None:
         """Stop it in the middle of everything."""
-        self.process.send_signal(signal.SIGSTOP)
+        freeze(self.process)
 
     def thaw(self) -> None:
         """Let it go on."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 from unittest import SkipTest
 
-__all__ = ["PEERS", "require"]
+__all__ = ["PEERS", "freeze", "require"]
 
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 """Debian puts daemons where a user's PATH often does not look."""
@@ -34,3 +36,10 @@ def require(program: str, package: str) -> str:
     if PEERS == "required":
         raise AssertionError(message)
     raise SkipTest(message)
+
+
+def freeze(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process in the middle of everything; once we return it does nothing any more."""
+    process.send_signal(signal.SIGSTOP)
+    # The signal alone stops it soon: until the last thread has seen it, it may still answer.
+    os.waitpid(process.pid, os.WUNTRACED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import threading
 import time
 from pathlib import Path
@@ -262,11 +261,11 @@ class BadDaysTests(SynchronousTestCase):
             one.set("n", b"0")
             load = Counting([plain_port(running)], ["n"], 4)
             load.wait_for_more(50)
-            engine.signal(signal.SIGSTOP)
+            engine.freeze()
             running.wait_for_line(GONE)
             with client(running) as reader:
                 self.assertEqual(reader.ask(b"get n"), TEMPORARY)
-            engine.signal(signal.SIGCONT)
+            engine.thaw()
             running.wait_for_line(BACK)
             load.wait_for_more(50)
             load.stop()
@@ -431,7 +430,7 @@ class DurabilityTests(SynchronousTestCase):
         for number in range(20):
             self.assertEqual(self.durable(running, b"k", b"%d" % number), 0)
             self.assertEqual(replica.cli("--raw", "exists", "x").strip(), "0")
-        replica.signal(signal.SIGSTOP)
+        replica.freeze()
         self.assertEqual(self.durable(running, b"k", b"ambiguous"), 0xA3)
         replica.kill()
         eventually(lambda: "connected_slaves:0" in primary.cli("info", "replication"))
