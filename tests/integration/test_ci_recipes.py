@@ -14,8 +14,8 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.integration.service import PATIENCE
-from tests.integration.test_ci_page import free_port
 from tests.integration.test_foreign import SUITE
+from tests.ports import free_port
 
 RECIPES = Path(__file__).resolve().parents[2] / "contrib" / "ci"
 
