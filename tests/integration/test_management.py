@@ -106,6 +106,21 @@ class ManagementTests(RestCase):
             self.assertEqual(service.terminate(), 0)
         self.assertFalse((directory / "data" / "bucket-made").exists())
 
+    def test_killed(self) -> None:
+        """What was answered for is there although the process was killed at once."""
+        directory = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        options = (*OPTIONS, "--store", f"file:{directory / 'data'}")
+        with KvtlsProcess(*options) as service:
+            made = self.ask(service, "POST", BUCKETS, {"name": "made", "ramQuotaMB": "100"})
+            self.assertEqual(made[0], 202)
+            path = f"{BUCKETS}/made/scopes"
+            self.assertEqual(self.ask(service, "POST", path, {"name": "s"})[0], 200)
+            service.process.kill()
+            service.process.wait(30)
+        with KvtlsProcess(*options) as service:
+            _, body = self.ask(service, "GET", f"{BUCKETS}/made/scopes")
+            self.assertEqual([s["name"] for s in json.loads(body)["scopes"]], ["_default", "s"])
+
     def test_dropped_under_clients(self) -> None:
         """A client of a bucket that is dropped is disconnected; others stay."""
         with KvtlsProcess(*OPTIONS) as service:

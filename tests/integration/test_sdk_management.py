@@ -225,3 +225,9 @@ class PlainManagersTests(ManagersTests):
             collection.upsert(self.key(), 1)
             self.assertEqual(self.collection.get(self.key()).content_as[int], 1)
             self.assertIn("default", [b.name for b in cluster.buckets().get_all_buckets()])
+
+
+class KeptManagersTests(ManagersTests):
+    """The same where documents are kept in a directory."""
+
+    options = (*ManagersTests.options, "--store", "file:data")
