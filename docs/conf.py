@@ -1,5 +1,6 @@
 """Sphinx configuration: Markdown sources, warnings are errors in CI."""
 
+import os
 from pathlib import Path
 
 from kvproto import __version__
@@ -33,3 +34,11 @@ napoleon_use_ivar = True
 # Names stand in several places (a room re-exports them), and single backquotes in docstrings are
 # for people: neither is an error.
 suppress_warnings = ["ref.python", "autodoc.import_object"]
+
+# Only what is published is linked with other projects: that needs a network.
+if os.environ.get("KVPROTO_DOCS") == "published":
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "twisted": ("https://docs.twisted.org/en/stable/api", None),
+    }

@@ -6,7 +6,8 @@ closed, however that happens: Twisted's ports tell their factory.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, execute
@@ -109,8 +110,13 @@ class _RotatingFactory(KVTLSFactory):
         super().stopFactory()
 
 
-def _in_thread_of(reactor: IReactorTime) -> InThread:
+def _in_thread_of(reactor: Any) -> InThread:
     """Return what calls a function in a thread, or in place where a reactor has no threads."""
-    if IReactorThreads.providedBy(reactor):
-        return partial(deferToThreadPool, reactor, reactor.getThreadPool())
-    return execute
+    if not IReactorThreads.providedBy(reactor):
+        return execute
+
+    def in_thread(function: Callable[[], Any]) -> Deferred[Any]:
+        # Not before it is needed: to ask a reactor for its pool makes one.
+        return deferToThreadPool(reactor, reactor.getThreadPool(), function)
+
+    return in_thread
