@@ -133,7 +133,10 @@ class _Root(Resource):
                     "management: {peer} failed to log in as {user}", peer=where, user=name
                 )
                 return None
-        return None if peer.user is None else self._rights(peer.user)
+        if peer.user is None or (self._server.users and not peer.user):
+            # Whoever may work without a login may not therefore administer.
+            return None
+        return self._rights(peer.user)
 
     def _rights(self, user: str) -> Rights:
         if not user:

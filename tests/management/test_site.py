@@ -83,8 +83,22 @@ class NobodyTests(SiteCase):
         self.assertEqual(answer[0], 200)
         self.assertEqual(self.get("/pools", who=("Administrator", "password"))[0], 200)
         self.assertEqual(self.get("/pools", who=("Administrator", "wrong"))[0], 401)
+        self.assertEqual(self.get("/pools")[0], 401)
+        self.who = ("Administrator", "password")
         code, body = self.post("/settings/web", username="", password="x")
         self.assertEqual((code, set(body["errors"])), (400, {"username", "password"}))
+
+
+class AnonymousTests(SiteCase):
+    """``--anonymous``, beside users."""
+
+    options = {"anonymous": True}
+
+    def test_no_administrators(self) -> None:
+        """Clients may work without a login, but nobody administers without one."""
+        self.assertEqual(self.get("/pools")[0], 200)
+        self.who = None
+        self.assertEqual(self.get("/pools"), (401, ""))
 
 
 class PathTests(SiteCase):
