@@ -449,7 +449,7 @@ class KVTLSService(MultiService):
         factory = ManagementFactory(site, secured, self._plain_management, self._reactor)
         described = _with_mode(with_interface(description), LISTENER_MODE)
         endpoint = server_endpoint(self._reactor, described)
-        management = HTTPService(endpoint, site, "management", factory)
+        management = HTTPService(endpoint, factory, "management")
         management.setServiceParent(self)
         return management
 

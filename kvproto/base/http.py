@@ -155,27 +155,18 @@ class HTTPService(Service):
 
     Args:
         endpoint: Where.
-        site: What.
+        factory: What connections come to: a `BoundedSite`, or what has a ``close`` like it.
         name: What it is called in the log.
-        factory: What connections come to, with a method ``close`` like the site's; the site itself
-            when None.
 
     Attributes:
         address: Where it listens, ``""`` while it does not.
         port: The TCP port of that, 0 if there is none.
     """
 
-    def __init__(
-        self,
-        endpoint: IStreamServerEndpoint,
-        site: BoundedSite,
-        name: str = "http",
-        factory: Any = None,
-    ) -> None:
+    def __init__(self, endpoint: IStreamServerEndpoint, factory: Any, name: str = "http") -> None:
         self.name = name
         self._endpoint = endpoint
-        self.site = site
-        self._factory: Any = site if factory is None else factory
+        self._factory = factory
         self._port: Any = None
         self.address = ""
         self.port = 0

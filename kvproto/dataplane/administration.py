@@ -7,9 +7,8 @@ where documents are.  How it is asked for is the management REST's business
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -19,11 +18,11 @@ from twisted.internet.task import deferLater
 from kvproto.base.log import make_logger
 from kvproto.base.serial import Serial
 from kvproto.config import Config, valid_bucket_name
+from kvproto.dataplane.created_users import CreatedUsers
 from kvproto.dataplane.interfaces import IGrowingStores, IStores
 from kvproto.dataplane.users_reload import UsersReload
-from kvproto.errors import CommandError, ConfigError, LocalProtocolError
-from kvproto.server import Bucket, KVServer, Manifest, UserTable, hash_password
-from kvproto.server.users_file import UserRecord, dump_user, load_user
+from kvproto.errors import CommandError, ConfigError
+from kvproto.server import Bucket, KVServer, Manifest
 from kvproto.store import IListableStore
 from kvproto.wire.collections import DEFAULT, is_name
 
@@ -31,10 +30,8 @@ __all__ = [
     "MAX_BUCKETS",
     "MAX_COLLECTIONS",
     "MAX_SCOPES",
-    "MAX_USERS",
     "Administration",
     "BucketSettings",
-    "CreatedUser",
 ]
 
 log = make_logger()
@@ -45,8 +42,6 @@ MAX_BUCKETS = 30
 MAX_SCOPES = 1000
 MAX_COLLECTIONS = 1000
 """Of one bucket; Couchbase's own limits for a cluster."""
-
-MAX_USERS = 200
 
 SMALLEST_SHARE = 64 * 1024
 """Bytes that a bucket must be able to hold."""
@@ -63,7 +58,6 @@ class BucketSettings:
         ram_quota: MiB, as asked for; kept to be shown, the limit is a share of ``--memory-limit``.
         replicas: As asked for, kept to be shown.
         kind: ``membase`` or ``ephemeral``.
-        max_expiry: Seconds, as asked for.
         created: Whether it was created over REST.
         shown: Other settings, by their names in REST; kept to be shown.
         indexes: Names of primary indexes, by ``SCOPE.COLLECTION``.
@@ -73,27 +67,9 @@ class BucketSettings:
     ram_quota: int = 0
     replicas: int = 0
     kind: str = "membase"
-    max_expiry: int = 0
     created: bool = False
     shown: dict[str, Any] = field(default_factory=dict)
     indexes: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class CreatedUser:
-    """A user that was created over REST.
-
-    Attributes:
-        record: Its password's hashes, and the buckets it may use.
-        roles: As asked for, e.g. ``["bucket_full_access[default]"]``.
-        name: How people call it.
-        changed: When its password was last changed, in unix seconds.
-    """
-
-    record: UserRecord
-    roles: tuple[str, ...] = ()
-    name: str = ""
-    changed: int = 0
 
 
 class Administration:
@@ -109,7 +85,7 @@ class Administration:
 
     Attributes:
         settings: By bucket, for those that there are.
-        created_users: By name.
+        users: Those that were created, and those that were not.
     """
 
     def __init__(
@@ -124,17 +100,13 @@ class Administration:
         self._config = config
         self._server = server
         self._stores = stores
-        self._users = users
         self._clock = clock
-        self._run = run
         self._jobs = Serial()
         quota = max(1, config.bucket_memory_limit >> 20)
         self.settings = {
             name: BucketSettings(config.flush_allowed, quota) for name in config.buckets
         }
-        self.created_users: dict[str, CreatedUser] = {}
-        users.amend = self._with_created
-        self._listed_users = server.users
+        self.users = CreatedUsers(server, users, run)
 
     # -- what there is ----------------------------------------------------------------
 
@@ -146,11 +118,6 @@ class Administration:
     def may_flush(self, bucket: str) -> bool:
         """Return whether a bucket may be flushed; what the operator has forbidden stays so."""
         return self._config.allow_flush is not False and self.settings[bucket].flush
-
-    @property
-    def listed_users(self) -> UserTable:
-        """The users of the options and of the users file."""
-        return self._listed_users
 
     # -- buckets ----------------------------------------------------------------------
 
@@ -411,60 +378,21 @@ class Administration:
         """
 
         async def work() -> None:
-            if name in self._listed_users:
-                raise CommandError(
-                    "exists", f"{name!r} is a user of --user or --users and cannot be changed here"
-                )
-            before = self.created_users.get(name)
-            if before is None and len(self.created_users) >= MAX_USERS:
-                raise CommandError("limit", f"Cannot create more than {MAX_USERS} users")
-            if password is not None:
-                hashes, changed = await self._hashed(password), int(time.time())
-            elif before is not None:
-                hashes, changed = before.record.hashes, before.changed
-            else:
-                raise CommandError("bad-password", "The password must be given for a new user.")
-            record = UserRecord(hashes, buckets)
-            self.created_users[name] = CreatedUser(record, roles, display, changed)
-            self._users_changed()
+            new = await self.users.put(name, password, roles, buckets, display)
             await self._keep()
-            what = "created" if before is None else "changed"
-            log.info("user {user} was {what}", user=name, what=what)
+            log.info("user {user} was {what}", user=name, what="created" if new else "changed")
 
         return self._job(work())
-
-    async def _hashed(self, password: str) -> Any:
-        try:
-            return await maybeDeferred(self._run, hash_password, password)
-        except LocalProtocolError as error:
-            raise CommandError("bad-password", str(error)) from None
 
     def drop_user(self, name: str) -> Deferred[None]:
         """Drop a user that was created; fails with `CommandError`: ``unknown-user``, ``exists``."""
 
         async def work() -> None:
-            if name in self._listed_users:
-                raise CommandError(
-                    "exists", f"{name!r} is a user of --user or --users and cannot be removed here"
-                )
-            if self.created_users.pop(name, None) is None:
-                raise CommandError("unknown-user", "User was not found.")
-            self._users_changed()
+            self.users.drop(name)
             await self._keep()
             log.info("user {user} was dropped", user=name)
 
         return self._job(work())
-
-    def _users_changed(self) -> None:
-        self._server.users = self._with_created(self._listed_users)
-
-    def _with_created(self, users: UserTable) -> UserTable:
-        """Return a table of users with those that were created; the others win."""
-        self._listed_users = users
-        records = {
-            name: user.record for name, user in self.created_users.items() if name not in users
-        }
-        return users.extended(records, self._server.hashing) if records else users
 
     # -- keeping ----------------------------------------------------------------------
 
@@ -498,6 +426,7 @@ class Administration:
             if name in new:
                 await self._serve_bucket(name, settings, Manifest(), count)
             elif not settings.created:
+                settings.flush |= self._config.flush_allowed
                 self.settings[name] = settings
             manifest = self._server.buckets[name].manifest
             for scope in row["scopes"]:
@@ -508,42 +437,27 @@ class Administration:
                     manifest.create_collection(scope, collection, fresh=False)
             self._adopt_ids(self._server.buckets[name], manifest.known_ids)
             manifest.uid = max(manifest.uid, row["uid"])
-        for name, row in kept.get("users", {}).items():
-            record = load_user(row["record"])
-            self.created_users[name] = CreatedUser(
-                record, tuple(row["roles"]), row["name"], row["changed"]
-            )
-        self._users_changed()
+        self.users.restore(kept.get("users", {}))
         self._server.topology_changed()
 
     def _keep(self) -> Deferred[None]:
         """Keep what was created where documents are kept."""
-        described = {
+        stores: Any = self._stores
+        if not IGrowingStores.providedBy(stores):
+            return maybeDeferred(lambda: None)
+        described: dict[str, Any] = {
             "buckets": {
                 name: {
-                    "settings": {
-                        slot: getattr(settings, slot) for slot in BucketSettings.__slots__
-                    },
+                    "settings": asdict(settings),
                     "scopes": self._server.buckets[name].manifest.scopes,
                     "collections": self._server.buckets[name].manifest.collections,
                     "uid": self._server.buckets[name].manifest.uid,
                 }
                 for name, settings in self.settings.items()
             },
-            "users": {
-                name: {
-                    "record": dump_user(user.record),
-                    "roles": user.roles,
-                    "name": user.name,
-                    "changed": user.changed,
-                }
-                for name, user in self.created_users.items()
-            },
         }
-        stores: Any = self._stores
-        if not IGrowingStores.providedBy(stores):
-            return maybeDeferred(lambda: None)
-        kept: Deferred[None] = stores.keep(described)
+        users = self.users.describe()
+        kept: Deferred[None] = stores.keep(lambda: described | {"users": users()})
         return kept
 
     # -- helpers ----------------------------------------------------------------------

@@ -108,10 +108,10 @@ class FileStores(Service):
         """Return what was created while an earlier process served; see `IGrowingStores`."""
         return self._kept
 
-    def keep(self, description: dict[str, Any]) -> Deferred[None]:
+    def keep(self, describe: Callable[[], dict[str, Any]]) -> Deferred[None]:
         """Keep what was created; see `IGrowingStores`."""
-        path, content = self._directory / _DESCRIPTION, {"version": 1, **description}
-        writing: Deferred[None] = self._run(_replace, path, content)
+        path = self._directory / _DESCRIPTION
+        writing: Deferred[None] = self._run(_replace, path, describe)
         return writing
 
     def _read_description(self) -> None:
@@ -228,9 +228,9 @@ def _make_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
 
 
-def _replace(path: Path, content: dict[str, Any]) -> None:
+def _replace(path: Path, describe: Callable[[], dict[str, Any]]) -> None:
     """Write a file that only its owner reads, in the place of an old one, and force it to disk."""
-    text = json.dumps(content)
+    text = json.dumps({"version": 1, **describe()})
     aside = path.with_name(f".{path.name}.new")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -90,13 +90,13 @@ class IGrowingStores(IStores):
         """
 
     def kept() -> dict[str, Any]:
-        """Return what `keep` was last called with, before the process began; else ``{}``."""
+        """Return what `keep` was last told, before the process began; else ``{}``."""
 
-    def keep(description: dict[str, Any]) -> Deferred[None]:
+    def keep(describe: Callable[[], dict[str, Any]]) -> Deferred[None]:
         """Keep, where documents are kept, which buckets there are beside those of the options.
 
         Args:
-            description: What JSON can say.
+            describe: Returns what is to be kept, as JSON can say it; may be called in a thread.
 
         Returns:
             A Deferred that fires when it is as safe as documents are; it fails with OSError.

@@ -7,6 +7,7 @@ URL's scheme.  A new kind adds one line there; the rest of the service knows onl
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,7 @@ class MemoryStores(Service):
         """Return nothing: memory begins anew."""
         return {}
 
-    def keep(self, description: dict[str, Any]) -> Deferred[None]:
+    def keep(self, describe: Callable[[], dict[str, Any]]) -> Deferred[None]:
         """Keep nothing: it would be gone with the documents."""
         return succeed(None)
 

@@ -38,8 +38,6 @@ class Call:
     """A request, its sender known.
 
     Attributes:
-        method: ``GET``, …
-        path: As asked for, decoded, for messages.
         words: What stands in the places of a route's names.
         form: Fields of the query string and of a form in the body; of several, the last.
         body: The body as it came.
@@ -49,8 +47,6 @@ class Call:
         rights: What its user may do.
     """
 
-    method: str
-    path: str
     words: dict[str, str]
     form: dict[str, str]
     body: bytes

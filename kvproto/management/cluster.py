@@ -116,6 +116,6 @@ class Cluster(Part):
             found["password"] = TOO_SHORT
         if found:
             raise errors(found)
-        if name not in self.administration.listed_users:
+        if name not in self.administration.users.listed:
             await self.administration.put_user(name, password, ("admin",), None, "")
         return ok({"newBaseUri": f"http://{call.host}:{self.server.ports.plain_management}/"})

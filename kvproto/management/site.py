@@ -98,7 +98,7 @@ class _Root(Resource):
         method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
         # As Couchbase has it, a slash at the end does not matter; some SDKs send one.
         path = path.rstrip("/") or "/"
-        call = _call(request, method, path, rights)
+        call = _call(request, method, rights)
         for wanted, pattern, handler in self._routes:
             match = pattern.fullmatch(path)
             if match is not None and wanted == ("GET" if method == "HEAD" else method):
@@ -141,8 +141,8 @@ class _Root(Resource):
     def _rights(self, user: str) -> Rights:
         if not user:
             return Rights()
-        created = self._administration.created_users.get(user)
-        if created is not None and user not in self._administration.listed_users:
+        created = self._administration.users.get(user)
+        if created is not None:
             return rights_of(parse_roles(",".join(created.roles)))
         buckets = self._server.users.buckets_of(user)
         if buckets is None:
@@ -191,7 +191,7 @@ def _credentials(given: str) -> tuple[str, bytes]:
         return "", b""
 
 
-def _call(request: Any, method: str, path: str, rights: Rights) -> Call:
+def _call(request: Any, method: str, rights: Rights) -> Call:
     host = request.getHeader("host") or ""
     host = host if re.fullmatch(r"[\w.:\[\]-]{1,255}", host, re.ASCII) else "127.0.0.1"
     if not host.endswith("]"):
@@ -202,7 +202,7 @@ def _call(request: Any, method: str, path: str, rights: Rights) -> Call:
     # curl's --data has this type unless told otherwise; some clients send a form without any.
     if method != "GET" and kind in {"application/x-www-form-urlencoded", ""}:
         form |= _fields(body)
-    return Call(method, unquote(path), {}, form, body, kind, host, request.isSecure(), rights)
+    return Call({}, form, body, kind, host, request.isSecure(), rights)
 
 
 def _fields(text: bytes) -> dict[str, str]:

@@ -43,23 +43,23 @@ class Users(Part):
 
     def _list(self, call: Call) -> Answer:
         self.administrator(call, "admin.users!read")
-        names = {*self.administration.listed_users, *self.administration.created_users}
+        names = {*self.administration.users.listed, *self.administration.users}
         return ok([self._describe(name) for name in sorted(names)])
 
     def _get(self, call: Call) -> Answer:
         self.administrator(call, "admin.users!read")
         name = call.words["user"]
-        administration = self.administration
-        if name not in administration.listed_users and name not in administration.created_users:
+        users = self.administration.users
+        if name not in users.listed and users.get(name) is None:
             raise Refused(ok("Unknown user.", 404))
         return ok(self._describe(name))
 
     def _describe(self, name: str) -> dict[str, Any]:
-        administration = self.administration
+        users = self.administration.users
         shown: dict[str, Any] = {"id": name, "domain": "local", "groups": [], "external_groups": []}
-        created = administration.created_users.get(name)
-        if created is None or name in administration.listed_users:
-            buckets = administration.listed_users.buckets_of(name)
+        created = users.get(name)
+        if created is None:
+            buckets = users.listed.buckets_of(name)
             roles = [Role("admin")]
             if buckets is not None:
                 roles = [Role("bucket_full_access", bucket) for bucket in buckets]

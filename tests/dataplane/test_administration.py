@@ -107,7 +107,9 @@ class KeptTests(SynchronousTestCase):
         self.assertTrue(made.may_flush("made"))
         self.assertEqual(made.settings["made"].indexes, {"s.c": "#primary"})
         self.assertTrue(self.logs_in(service, "bob", b"swordfish"))
-        self.assertEqual(made.created_users["bob"].name, "Bob")
+        bob = made.users.get("bob")
+        assert bob is not None
+        self.assertEqual(bob.name, "Bob")
         # What is new is not mistaken for what was dropped.
         self.done(made.create_collection("made", "s", "gone"))
         gone = service.server.buckets["made"].manifest.collection_id("s", "gone")
@@ -181,7 +183,7 @@ class KeptTests(SynchronousTestCase):
         """What could not be kept is an error; the service goes on."""
         service = self.start()
 
-        def refuse(_: dict[str, Any]) -> Deferred[None]:
+        def refuse(_: Any) -> Deferred[None]:
             return fail(OSError(28, "No space left on device"))
 
         stores: Any = service.stores

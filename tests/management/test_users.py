@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvproto.dataplane import administration
+from kvproto.dataplane import created_users
 from kvproto.management.rights import Role, RoleError, parse_roles, rights_of
 from tests.management.support import SiteCase
 
@@ -78,11 +78,11 @@ class UserTests(SiteCase):
             code, body = self.put(name, **form)
             assert isinstance(body, dict)
             self.assertEqual((code, [*body["errors"]]), (400, [field]), (name, form))
-        self.assertEqual(self.administration.created_users, {})
+        self.assertEqual([*self.administration.users], [])
 
     def test_limit(self) -> None:
         """There is a number that nobody gets beyond; changing goes on."""
-        self.patch(administration, "MAX_USERS", 1)
+        self.patch(created_users, "MAX_USERS", 1)
         self.assertEqual(self.put("one", password="secret12")[0], 200)
         self.assertEqual(self.put("two", password="secret12")[0], 400)
         self.assertEqual(self.put("one", password="secret13")[0], 200)
@@ -113,7 +113,7 @@ class UserTests(SiteCase):
 
         self.put("bob", password="secret12", roles="admin")
         table = UserTable.of_passwords({"bob": "of-the-file"}, {"bob": ("default",)}, iterations=1)
-        self.server.users = self.administration._with_created(table)
+        self.server.users = self.administration.users.amend(table)
         self.assertTrue(self.server.users.check("bob", b"of-the-file"))
         self.assertEqual(self.get("/pools", who=("bob", "secret12"))[0], 401)
         code, pools = self.get("/pools", who=("bob", "of-the-file"))
