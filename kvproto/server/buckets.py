@@ -15,7 +15,7 @@ from typing import Any
 
 from kvproto.errors import ConfigError, RemoteProtocolError
 from kvproto.server.requests import RequestCounts
-from kvproto.store import IImmediateStore, IStore, Key
+from kvproto.store import IGroupingStore, IImmediateStore, IStore, Key
 from kvproto.wire.collections import DEFAULT, split_key, split_path
 from kvproto.wire.constants import Status
 
@@ -220,11 +220,14 @@ class Bucket:
         plain_get: The same of a store that answers at once, None where it does not promise that.
         plain_set: The ``set_plainly`` of such a store.
         requests: What was asked for.
+        groups: Whether the store is better asked for several things as a group, see
+            `kvproto.store.IGroupingStore`.
     """
 
     __slots__ = (
         "_divide",
         "get",
+        "groups",
         "manifest",
         "name",
         "plain_get",
@@ -240,6 +243,7 @@ class Bucket:
         # Of its class: wrappers hand on whatever they are asked for.
         self._divide = getattr(type(store), "for_connection", None)
         self.requests = RequestCounts(store)
+        self.groups: bool = IGroupingStore.implementedBy(type(store)) and store.groups
         immediate = IImmediateStore.implementedBy(type(store))
         self.plain_get = self.get if immediate else None
         self.plain_set = store.set_plainly if immediate else None

@@ -43,13 +43,14 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from kvproto.errors import RemoteProtocolError, UpstreamError
 from kvproto.server.buckets import Bucket
 from kvproto.server.replies import Hangup, Reply, size_of
-from kvproto.server.window import Servant, State, Subject, Window
+from kvproto.server.window import BARRIER, Servant, State, Subject, Window
+from kvproto.store import IGroupingStore
 
 __all__ = ["Dialect", "Scan", "Session"]
 
@@ -154,6 +155,37 @@ def decode_and_execute(
     return -1
 
 
+def scan_in_group(
+    session: Session, dialect: Dialect, data: bytes, out: list[bytes], limit: int
+) -> int:
+    """Serve a read as the dialect's scan does, as one group of a store: see `IGroupingStore`.
+
+    What is answered waits in the window until the group is safe, and leaves with one write.
+    """
+    scan = dialect.scan or decode_and_execute
+    assert dialect.bucket is not None
+    store: Any = dialect.bucket.store
+    session.begin_group(store, out)
+    try:
+        left = scan(session, dialect, data, out, limit)
+    finally:
+        session.end_group(out)
+    return left if left or session.plain else -1
+
+
+def scan_of(dialect: Dialect) -> Scan:
+    """Return what serves the reads of a dialect."""
+    bucket = dialect.bucket
+    if bucket is not None and bucket.groups:
+        return scan_in_group
+    return dialect.scan or decode_and_execute
+
+
+def _unsaved(failure: Failure) -> Hangup:
+    """Close: a client may not be told what nobody knows."""
+    return Hangup(b"", failure.getErrorMessage())
+
+
 def _weight(request: Any) -> int:
     """Return how many bytes a request holds, about."""
     return len(getattr(request, "value", b""))
@@ -185,6 +217,8 @@ class Session:
         "_blocked",
         "_changed",
         "_draining",
+        "_group",
+        "_group_at",
         "_kept",
         "_last_came",
         "_left",
@@ -218,7 +252,10 @@ class Session:
     ) -> None:
         self.plain = not most
         self._most = self._left = most or sys.maxsize
-        self._scan: Scan = dialect.scan or decode_and_execute
+        self._scan = scan_of(dialect)
+        # The store whose group is open, and where in the replies it began.
+        self._group: Any = None
+        self._group_at = 0
         self._limit = max(1, unsent_limit // 2)
         self.dialect = dialect
         self.window = Window(dialect, unsent_limit, self._window_changed, report)
@@ -256,7 +293,8 @@ class Session:
             data = data[-left:] if left > 0 else b""
         if self.hangup is not None:
             return False
-        if self._stopped or self._serving or self.dialect.forwarding:
+        waits = bool(data) and self._waits_for_group
+        if self._stopped or self._serving or self.dialect.forwarding or waits:
             if data:
                 self._kept.append(data)
                 self._stopped = True
@@ -346,6 +384,10 @@ class Session:
         Returns:
             How many bytes were put into `out`.
         """
+        if self._group is not None and isinstance(reply, Deferred | Hangup):
+            self.end_group(out)
+            if isinstance(reply, Hangup) and self.window.state is not State.EMPTY:
+                reply = succeed(reply)  # behind what waits
         if isinstance(reply, Deferred):
             self._adopt(request, reply)
             return 0
@@ -372,6 +414,33 @@ class Session:
             self.window.enter(request, self.dialect.subject(request))
             return 0
         return self.take_unusual(request, self.dialect.execute(request), out)
+
+    def begin_group(self, store: IGroupingStore, out: list[bytes]) -> None:
+        """Open a group: what is answered from now on is kept back until it is safe.
+
+        Args:
+            store: Whose.
+            out: As for `receive`.
+        """
+        store.begin_group()
+        self._group, self._group_at = store, len(out)
+
+    def end_group(self, out: list[bytes]) -> None:
+        """End the group that is open, if one is; let its replies wait if they have to."""
+        store, self._group = self._group, None
+        saved = None if store is None else store.end_group()
+        if saved is None:
+            return
+        held = out[self._group_at :]
+        del out[self._group_at :]
+        saved.addCallbacks(lambda _: held, _unsaved)
+        self.window.adopt(None, BARRIER, sum(map(len, held)), saved)
+        self.plain = False
+
+    @property
+    def _waits_for_group(self) -> bool:
+        """Whether what is read is better kept, to be served as the next group."""
+        return self._scan is scan_in_group and self.window.state is State.FENCED
 
     def answer_failure(self, request: Any, error: Exception) -> Reply:
         """Report an exception that is being handled; return what the peer hears of it."""
@@ -444,14 +513,9 @@ class Session:
                         out.append(last_words)
                     self._hang_up(Hangup(last_words, str(error)))
                     break
-                if not self._kept or dialect.forwarding:
+                if not self._kept or dialect.forwarding or self._waits_for_group:
                     break
-                data = b"".join(self._kept)
-                self._kept = []
-                self._requests = self._decode(data)
-                self._next = 0
-                if self._requests:
-                    self.moved = True
+                size = self._serve_kept(out, size)
         finally:
             self._serving = False
             if self._next >= len(self._requests):
@@ -460,6 +524,35 @@ class Session:
         if self._draining:
             self._end_drain()
         return self.idle and self.hangup is None and self.reads
+
+    def _serve_kept(self, out: list[bytes], size: int) -> int:
+        """Decode what was kept, or serve it as a group; arguments and result as `_serve_queue`."""
+        data = b"".join(self._kept)
+        self._kept = []
+        if self._scan is scan_in_group and self._may_scan:
+            self.plain = self.moved = True
+            left = scan_in_group(self, self.dialect, data, out, self._limit - size)
+            size = sum(map(len, out))
+            data = data[-left:] if left > 0 else b""
+        if data and self.hangup is None:
+            if self._waits_for_group:
+                self._kept.append(data)
+                return size
+            self._requests = self._decode(data)
+            self._next = 0
+        if self._requests:
+            self.moved = True
+        return size
+
+    @property
+    def _may_scan(self) -> bool:
+        """Whether what was kept may be scanned, as a read is."""
+        return (
+            self.window.state is State.EMPTY
+            and not self.dialect.held
+            and not self._draining
+            and self._most == sys.maxsize
+        )
 
     def _serve_queue(self, out: list[bytes], size: int) -> int:
         """Serve requests that were decoded.
@@ -557,7 +650,7 @@ class Session:
         )
         if not self._stopped:
             self.reads = True
-        self._scan = dialect.scan or decode_and_execute
+        self._scan = scan_of(dialect)
         self.plain = self.idle and not (self._stopped or self._draining or self._paused)
         if self._most != sys.maxsize:
             self.plain = False  # a scan does not count what it serves

@@ -239,7 +239,7 @@ class Window:
         """Take a request that was started outside, while the window was empty.
 
         Args:
-            request: The request.
+            request: The request; None for replies to several that wait for something together.
             subject: What it is about.
             size: Bytes that it holds.
             reply: Its reply to come.
@@ -274,7 +274,9 @@ class Window:
         while ready and total < limit:
             entry = ready.popleft()
             assert entry.reply is not None
-            reply = self._servant.conclude(entry.request, entry.reply)
+            reply = entry.reply
+            if entry.request is not None:
+                reply = self._servant.conclude(entry.request, reply)
             self.size -= entry.size
             self._count -= 1
             if isinstance(reply, Hangup):

@@ -14,6 +14,7 @@ from kvproto.store.document import (
 from kvproto.store.file.store import FileStore
 from kvproto.store.interfaces import (
     IConnectionStore,
+    IGroupingStore,
     IImmediateStore,
     IListableStore,
     IStore,
@@ -42,6 +43,7 @@ __all__ = [
     "Document",
     "FileStore",
     "IConnectionStore",
+    "IGroupingStore",
     "IImmediateStore",
     "IListableStore",
     "IStore",

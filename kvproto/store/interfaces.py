@@ -19,7 +19,14 @@ from kvproto.store.multi import LookupResult, MutationResult
 from kvproto.wire.meta import MetaCommand
 from kvproto.wire.subdoc_terms import LookupSpec, MutationSpec, PathStatus
 
-__all__ = ["IConnectionStore", "IImmediateStore", "IListableStore", "IStore", "Outcome"]
+__all__ = [
+    "IConnectionStore",
+    "IGroupingStore",
+    "IImmediateStore",
+    "IListableStore",
+    "IStore",
+    "Outcome",
+]
 
 MetaOutcome = MetaRead | Document | MetaWrite | Refusal | None
 Outcome = Document | Refusal | Deferred[Document | Refusal]
@@ -252,6 +259,27 @@ class IListableStore(Interface):
 
     def saved() -> Deferred[None] | None:
         """Return a Deferred that fires when what was put back is as safe as it will be."""
+
+
+class IGroupingStore(IStore):
+    """A store whose changes are safe only later, many of them with one effort.
+
+    Who is about to ask for several may open a group: then all are answered at once, as far as they
+    can be, and their answers are kept back until the group is safe.
+    """
+
+    groups = Attribute("bool: whether changes wait for something; if not, a group is of no use.")
+
+    def begin_group() -> None:
+        """Open a group; it is ended before anybody else asks for anything."""
+
+    def end_group() -> Deferred[None] | None:
+        """End the group.
+
+        Returns:
+            None when it has changed nothing; or a Deferred that fires when what was answered at
+            once is safe, and fails with `StoreUnavailable` when nobody knows whether it is.
+        """
 
 
 class IConnectionStore(IStore):

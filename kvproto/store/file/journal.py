@@ -16,12 +16,12 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -194,6 +194,7 @@ class Journal:
         self._renamed = False
         self._sync_waiters: list[tuple[int, Deferred[None]]] = []
         self._next_sync: IDelayedCall | None = None
+        self._commit: IDelayedCall | None = None
         self._cleaning: Deferred[None] | None = None
         self._pause: Deferred[None] | None = None
 
@@ -246,7 +247,7 @@ class Journal:
             return
         self.running = False
         self.limit = 0
-        for call in (self._next_sync, self._retry):
+        for call in (self._next_sync, self._retry, self._commit):
             if call is not None and call.active():
                 call.cancel()
         if self._pause is not None:
@@ -403,18 +404,19 @@ class Journal:
             and not document.marks
         ):
             value = document.value
-            body = pack_head(
-                HEAD_SIZE + len(key) + len(value),
+            key_size = len(key)
+            head = pack_head(
+                HEAD_SIZE + key_size + len(value),
                 1,
                 document.datatype,
-                len(key),
+                key_size,
                 0,
                 document.flags,
                 document.cas,
                 document.seqno,
                 document.expires_at,
             )
-            body = b"%b%b%b" % (body, key, value)
+            body = head + key + value
         else:
             kind = Kind.TOMBSTONE if document.deleted else Kind.PUT
             body = body_of(kind, key, document, newest=newest)
@@ -425,9 +427,8 @@ class Journal:
             at = self.at
             end = at + 4 + len(body)
         assert self._active is not None
-        mapped = self._active.map
-        mapped[at : at + 4] = zlib.crc32(body, self._seed).to_bytes(4, "little")
-        mapped[at + 4 : end] = body
+        checksum = crc32(body, self._seed).to_bytes(4, "little")
+        self._active.map[at:end] = checksum + body
         self.at = (end + 7) & -ALIGNMENT
         self.appended += 1
 
@@ -528,6 +529,9 @@ class Journal:
     def synced(self) -> Deferred[None]:
         """Return a Deferred that fires when everything appended so far is on the disk.
 
+        All that is asked for in one turn of the reactor is forced to the disk together, at its end,
+        or when what is being forced there now has arrived.
+
         It fails with `StoreUnavailable` when the disk has refused that: then nothing is known of
         what was appended last, and nothing more is.
         """
@@ -537,9 +541,16 @@ class Journal:
             return succeed(None)
         waiting: Deferred[None] = Deferred()
         self._sync_waiters.append((self.appended, waiting))
-        if self._syncing is None:
+        if not self.running:
             self._sync()
+        elif self._syncing is None and self._commit is None:
+            self._commit = self._clock.callLater(0, self._end_turn)
         return waiting
+
+    def _end_turn(self) -> None:
+        self._commit = None
+        if self._syncing is None and self._sync_waiters:
+            self._sync()
 
     def _sync(self) -> None:
         assert self._active is not None

@@ -26,7 +26,7 @@ from kvproto.store.file.disk import Disk
 from kvproto.store.file.journal import SEGMENT_SIZE, Journal, Numbers, Run
 from kvproto.store.file.loading import Loader
 from kvproto.store.file.records import HEAD_SIZE, size_of
-from kvproto.store.interfaces import IImmediateStore, IListableStore, IStore
+from kvproto.store.interfaces import IGroupingStore, IImmediateStore, IListableStore, IStore
 from kvproto.store.memory import MemoryStore
 from kvproto.store.operations import Operations
 from kvproto.store.rules import Decision, Effect, Rule
@@ -57,7 +57,7 @@ class _NoRoom(Exception):
         self.size = size
 
 
-@implementer(IImmediateStore, IListableStore)
+@implementer(IImmediateStore, IListableStore, IGroupingStore)
 class FileStore(Operations):
     """A store in memory that is kept in a directory.
 
@@ -73,6 +73,7 @@ class FileStore(Operations):
     Attributes:
         get: As `IStore.get`, the memory's own; so are `peek`, `survey` and `watch_evictions`.
         at_once: Whether `set` never answers by a Deferred.
+        groups: Whether changes wait for the disk, so that a group of them is worth it.
     """
 
     at_once = False
@@ -100,6 +101,8 @@ class FileStore(Operations):
         self._loader: Loader | None = None
         self._open = False
         self._at_once = sync is not Sync.ALWAYS
+        self.groups = sync is Sync.ALWAYS
+        self._grouped_from = 0
         self.get = memory.get
         self.peek, self.survey = memory.peek, memory.survey
         self.watch_evictions = memory.watch_evictions
@@ -272,17 +275,31 @@ class FileStore(Operations):
             timeout: Seconds that the disk may take.
         """
         appended = self._journal.appended
+        # What happens later happens outside of the group.
+        later_at_once = at_once and not self.groups
         try:
             answer = act()
         except _NoRoom as no_room:
             waiting = self._journal.wait_for_room(no_room.size)
-            return waiting.addCallback(lambda _: self.attempt(act, at_once, timeout))
+            return waiting.addCallback(lambda _: self.attempt(act, later_at_once, timeout))
         if isinstance(answer, Deferred):
             answer.addErrback(self._wait, act)
-            return answer if at_once else self._persisted(answer, timeout)
+            return answer if later_at_once else self._persisted(answer, timeout)
         if at_once or appended == self._journal.appended:
             return answer
         return self._persisted(answer, timeout)
+
+    def begin_group(self) -> None:
+        """Answer at once until `end_group`; see `IGroupingStore`."""
+        self._grouped_from = self._journal.appended
+        self._at_once = True
+
+    def end_group(self) -> Deferred[None] | None:
+        """Return a Deferred of the disk's having it; see `IGroupingStore`."""
+        self._at_once = not self.groups
+        if self._journal.appended == self._grouped_from:
+            return None
+        return self._journal.synced()
 
     def _wait(self, failure: Failure, act: Callable[[], Any]) -> Any:
         """Do an operation again that has found no room after a while."""

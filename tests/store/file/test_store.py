@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from kvproto.config import Sync
 from kvproto.errors import OutcomeUnknown, StoreUnavailable
@@ -22,6 +23,7 @@ from kvproto.store import (
     PathOp,
     Refusal,
 )
+from kvproto.store.pieces import PIECE, at_once
 from kvproto.testing.store import StoreContract
 from kvproto.testing.store_case import START
 from kvproto.testing.store_subdoc import SubdocContract
@@ -268,22 +270,73 @@ class DurabilityTests(FileCase):
             self.stores.remove(store)
 
     def test_always(self) -> None:
-        """With ``always`` no answer leaves before the disk has it; many share one sync."""
+        """With ``always`` no answer leaves before the disk has it; a turn's share one sync."""
         store, threads = self.open_with_threads(Sync.ALWAYS)
         synced = self.disk.synced
         first = store.set(b"a", b"1")
         others = [store.set(b"%d" % number, b"") for number in range(20)]
         self.assertNoResult(first)
         self.assertIsInstance(store.get(b"a"), Document)
+        self.assertEqual(threads.waiting, [])
+        self.clock.advance(0)
+        late = store.set(b"late", b"")
         threads.step()
         self.assertIsInstance(self.successResultOf(first), Document)
-        self.assertNoResult(others[0])
-        self.assertEqual(store.persisted_seqno, 1)
-        threads.step()
         for answer in others:
             self.successResultOf(answer)
-        self.assertEqual(self.disk.synced - synced, 2)
+        self.assertNoResult(late)
+        self.assertEqual((self.disk.synced - synced, store.persisted_seqno), (1, 21))
+        threads.step()
+        self.successResultOf(late)
+        self.assertEqual((self.disk.synced - synced, threads.waiting), (2, []))
         self.assertIs(store.add(b"a", b""), Refusal.EXISTS)
+
+    def test_group(self) -> None:
+        """What is asked for as a group is answered at once; the group's end waits for the disk."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        store.begin_group()
+        self.assertIsNone(store.get(b"a"))
+        self.assertIsNone(store.end_group())
+        store.begin_group()
+        self.assertIsInstance(store.set(b"a", b"1"), Document)
+        self.assertIsInstance(store.add(b"b", b"1"), Document)
+        durable = store.durable(3, None).set(b"c", b"")
+        self.assertNoResult(durable)
+        saved = store.end_group()
+        self.assertNoResult(store.set(b"d", b""))
+        self.clock.advance(0)
+        self.assertNoResult(saved)
+        threads.step()
+        self.successResultOf(saved)
+        self.successResultOf(durable)
+        self.assertEqual((store.persisted_seqno, threads.waiting), (4, []))
+
+    def test_group_before_large_value(self) -> None:
+        """What takes long is answered after its group has ended, and waits for the disk itself."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        memory = store._memory
+        memory._pieces.run = lambda work: deferLater(self.clock, 1, at_once, work)
+        store.begin_group()
+        store.set(b"a", bytes(PIECE + 1))
+        answer = store.append(b"a", b"1")
+        first = store.end_group()
+        self.clock.advance(0)
+        threads.step()
+        self.successResultOf(first)
+        self.assertNoResult(answer)
+        self.clock.advance(1)
+        self.assertNoResult(answer)
+        while threads.step() or self.clock.getDelayedCalls():
+            self.clock.advance(0)
+        self.assertIsInstance(self.successResultOf(answer), Document)
+
+    def test_commit_is_cancelled(self) -> None:
+        """A store that closes before the end of the turn saves at once and leaves no timer."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        answer = store.set(b"a", b"1")
+        self.finish(store, threads)
+        self.successResultOf(answer)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_every_second(self) -> None:
         """With ``everysec`` answers leave at once, and the disk follows once a second."""
@@ -313,6 +366,7 @@ class DurabilityTests(FileCase):
             for level in (2, 3):
                 answer = store.durable(level, None).set(b"k%d" % level, b"")
                 self.assertNoResult(answer)
+                self.clock.advance(0)
                 threads.step()
                 self.assertIsInstance(self.successResultOf(answer), Document)
                 refused = store.durable(level, None).add(b"k%d" % level, b"")
@@ -332,6 +386,7 @@ class DurabilityTests(FileCase):
         store, threads = self.open_with_threads(Sync.ALWAYS)
         self.disk.broken = OSError(5, "Input/output error")
         answer = store.set(b"a", b"1")
+        self.clock.advance(0)
         threads.step()
         self.failureResultOf(answer, OutcomeUnknown)
         self.assertIn("Input/output error", store.status()["fault"])
