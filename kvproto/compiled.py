@@ -1,6 +1,6 @@
 """Which compiled modules there are: made where the installation found a C compiler.
 
-Each has a twin in Python that means the same and serves in its place.
+Where one is not there, Python code does the same in its place.
 """
 
 from __future__ import annotations

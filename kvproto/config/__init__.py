@@ -1,6 +1,6 @@
 """What an operator decides, as one value that checks itself.
 
-Text becomes these values once, in ``kvproto.tap``; nothing downstream checks
+Text becomes these values once, in ``parsing`` and ``settings``; nothing downstream checks
 again.  The values know nothing of files' contents or sockets: whether a
 certificate can be used is `kvproto.tls`'s to say, whether a port is free the
 kernel's.

@@ -1,4 +1,4 @@
-"""Where values live: the store contract and the store in memory."""
+"""Where values live: the store contract, and stores in memory, kept in a directory or not."""
 
 from __future__ import annotations
 

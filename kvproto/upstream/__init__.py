@@ -1,7 +1,9 @@
-"""Where values live elsewhere: a Valkey or Redis server, or a cluster of them.
+"""Where values live elsewhere: in Valkey or Redis, or on a fleet of memcached servers.
 
-Owns connections to engines, the layout of documents in them, and the store on top
-(`kvproto.upstream.store.EngineStore`).  What operations mean is `kvproto.store`'s.
+An *engine* is Valkey or Redis, one server or a cluster: connections, the layout of documents in it
+and the store on top (`kvproto.upstream.store.EngineStore`) are here; what operations mean is
+`kvproto.store`'s.  A *fleet* is a set of memcached servers (``fleet*``, ``ring``, ``hashes``,
+``pipe``), which say themselves what operations mean.
 """
 
 from __future__ import annotations
