@@ -17,7 +17,7 @@ from kvproto.ops.client import call
 from kvproto.ops.commands import CONTROL_SOCKET
 from kvproto.testing.certificates import root_authority
 from tests.integration.live import CredentialDirectory, new_server_identity
-from tests.integration.service import KvtlsProcess, run_kvtls
+from tests.integration.service import KvtlsProcess, run_each
 
 
 class PlainTests(SynchronousTestCase):
@@ -98,7 +98,7 @@ class MessageTests(SynchronousTestCase):
     def test_command_lines(self) -> None:
         """Each bad command line has its own sentence."""
         listen = "--listen"
-        for arguments, words in (
+        wrong = (
             ([listen, "tcp:x"], "--listen: 'tcp:x' is no endpoint: 'x' is no number"),
             ([listen, "tcp:1:foo=b"], "is no endpoint: it has an argument 'foo' that is not known"),
             ([listen, "tcp"], "is no endpoint: its port is missing"),
@@ -112,8 +112,9 @@ class MessageTests(SynchronousTestCase):
             (["--certificate="], "--certificate: names no file"),
             (["--no-flush", "--allow-flush"], "--no-flush: contradicts --allow-flush"),
             (["--mode", "memcached", "--mode", "couchbase"], "--mode is given twice"),
-        ):
-            done = run_kvtls(*arguments, "--check")
+        )
+        ends = run_each([[*arguments, "--check"] for arguments, _ in wrong])
+        for (arguments, words), done in zip(wrong, ends, strict=True):
             self.assertEqual(done.returncode, 2, arguments)
             self.assertIn(words, done.stderr)
             self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
