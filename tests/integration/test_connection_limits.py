@@ -22,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from kvproto.config import Config
 from kvproto.service import KVTLSService
+from tests.examples import THOROUGH
 from tests.integration.live import (
     CredentialDirectory,
     ask,
@@ -39,7 +40,7 @@ SLOTS, STRANGERS = 60, 64
 POOL = 1024
 """Strangers that a service lets in, whatever its other limits (`kvproto.service`)."""
 
-CYCLES = int(os.environ.get("KVPROTO_CYCLES", "2000"))
+CYCLES = int(os.environ.get("KVPROTO_CYCLES", "2000" if THOROUGH else "1000"))
 CHUNK = 500
 THREADS = 4
 
