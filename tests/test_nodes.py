@@ -409,7 +409,7 @@ class NodeServiceTests(ServiceCase):
         rotated = service.rotate()
         self.assertNoResult(rotated)
         self.reactor.advance(0)
-        self.assertTrue(transport.gone)
+        self.assertTrue(transport.closed)
         self.successResultOf(closed)
         self.assertEqual(self.successResultOf(rotated)[1], OK)
         self.stop(service)

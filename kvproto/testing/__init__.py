@@ -3,6 +3,7 @@
 ``process`` runs a real service for the tests of its clients, ``pytest_plugin`` has fixtures of it.
 ``certificates`` makes authorities and identities of any size in memory, ``contexts`` puts them
 into OpenSSL contexts, ``transport`` joins two protocols by an in-memory wire with back-pressure,
+``scripted`` has a transport whose peer is the test,
 ``endpoints`` lets servers listen and clients connect on such wires, ``store`` has the contract
 tests that every store passes.  Nothing in the package itself imports this room.
 """

@@ -56,10 +56,6 @@ class PeerWire(LivelyTransport):
         self._heard = FrameDecoder(1 << 20)
         self._says: deque[bytes] = deque()
 
-    @property
-    def disconnecting(self) -> bool:
-        return bool(self.calls)
-
     def connect(self, protocol: Any) -> None:
         if self.calls_us:
             # In the queue of a paused port nobody has credentials yet.
@@ -67,7 +63,7 @@ class PeerWire(LivelyTransport):
         super().connect(protocol)
 
     def write(self, data: bytes) -> None:
-        if not (self.gone or self.disconnecting):
+        if not (self.closed or self.disconnecting):
             self._heard.feed(data)
 
     def registerProducer(self, _producer: Any, _streaming: bool) -> None:
@@ -83,7 +79,7 @@ class PeerWire(LivelyTransport):
 
     def secure(self) -> bool:
         """End the TLS handshake well; whether it was waiting for that."""
-        ready = self.calls_us and self.protocol is not None and not self.gone
+        ready = self.calls_us and self.protocol is not None and not self.closed
         if not ready or self.protocol.state is not EntryState.HANDSHAKING:
             return False
         self.protocol.handshakeCompleted()
@@ -93,7 +89,7 @@ class PeerWire(LivelyTransport):
 
     def step(self) -> bool:
         """Say, or hear, one message; whether there was any."""
-        if self.protocol is None or self.gone:
+        if self.protocol is None or self.closed:
             return False
         if self._says:
             if not self.reading:

@@ -168,7 +168,7 @@ class RotatedNode(RuleBasedStateMachine):
         """A connection breaks."""
         wire = data.draw(st.sampled_from(self.wires))
         if wire.protocol is not None:
-            self.moved(not wire.gone)
+            self.moved(not wire.closed)
             wire.lose(ConnectionLost())
 
     @rule(
@@ -313,7 +313,7 @@ class RotatedNode(RuleBasedStateMachine):
                 present = id(wire.protocol) in here
                 assert present is (wire.protocol.state is not State.CLOSED)
                 # I6: who is not here any more has no connection either.
-                assert present or wire.gone or wire.aborted
+                assert present or wire.closed or wire.aborted
         for link in self.node.links:
             assert self.node.counted["gone", id(link)] == (link.state is LinkState.CLOSED)
 
@@ -413,7 +413,7 @@ class RotatedNode(RuleBasedStateMachine):
                 self.controller.answer(waiting)
         assert all(answer.called for answer in self.answers)
         assert len(self.ledger) == 0, list(self.ledger.snapshot())
-        assert all(wire.gone or wire.aborted for wire in self.wires if wire.protocol is not None)
+        assert all(wire.closed or wire.aborted for wire in self.wires if wire.protocol is not None)
         assert not any(endpoint.waiting for endpoint in self.dialled)
         assert self.node.status()["links"] == self.node.status()["dialling"] == []
         for link in self.node.links:

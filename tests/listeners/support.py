@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionDone
-from twisted.internet.interfaces import IStreamServerEndpoint, ISystemHandle, ITransport
+from twisted.internet.interfaces import IStreamServerEndpoint, ISystemHandle
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -18,8 +17,7 @@ from kvproto.interfaces import IController, IDrainable, ISecuredTransport
 from kvproto.listeners.handoff import Handoff, HandoffFactory
 from kvproto.listeners.ledger import Ledger, Limits
 from kvproto.listeners.states import Event, State, Timeouts
-
-PEER = IPv4Address("TCP", "192.0.2.1", 4711)
+from kvproto.testing.scripted import PEER, ScriptedTransport
 
 
 class Handle:
@@ -33,24 +31,20 @@ class Handle:
         return b"TLSv1.3 early data" if hello else b"before SSL initialization"
 
 
-@implementer(ITransport, ISecuredTransport, ISystemHandle)
-class FakeTransport:
+@implementer(ISecuredTransport, ISystemHandle)
+class FakeTransport(ScriptedTransport):
     """A secured transport that the test closes when it likes.
 
     ``sync`` aborts tell the protocol in the same call, as some transports do.
     """
 
     def __init__(self, peer: Any = PEER, *, generation: int = 1, sync: bool = False) -> None:
-        self.peer = peer
+        super().__init__(peer=peer)
         self.generation = generation
         self.chain: tuple[bytes, ...] = ()
         self.sync = sync
-        self.protocol: Any = None
         self.hello_seen = False
         self.calls: list[str] = []
-        self.written = b""
-        self.reading = True
-        self.gone = False
 
     def peer_chain(self) -> tuple[bytes, ...]:
         return self.chain
@@ -61,31 +55,12 @@ class FakeTransport:
     def getHandle(self) -> Handle:
         return Handle(self)
 
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        self.write(b"".join(data))
-
-    def getPeer(self) -> Any:
-        return self.peer
-
-    def getHost(self) -> Any:
-        return IPv4Address("TCP", "192.0.2.9", 11207)
-
-    def pauseProducing(self) -> None:
-        self.reading = False
-
-    def resumeProducing(self) -> None:
-        self.reading = True
-
-    def unregisterProducer(self) -> None:
-        pass
-
     def loseConnection(self) -> None:
+        self.disconnecting = True
         self.calls.append("lose")
 
     def abortConnection(self) -> None:
+        self.disconnecting = True
         self.calls.append("abort")
         if self.sync:
             self.lose(ConnectionAborted())
@@ -93,16 +68,6 @@ class FakeTransport:
     @property
     def aborted(self) -> bool:
         return "abort" in self.calls
-
-    def connect(self, protocol: Any) -> None:
-        self.protocol = protocol
-        protocol.makeConnection(self)
-
-    def lose(self, reason: Exception | None = None) -> None:
-        """Report the end of the connection, once."""
-        if not self.gone:
-            self.gone = True
-            self.protocol.connectionLost(Failure(reason or ConnectionDone()))
 
 
 class LivelyTransport(FakeTransport):
@@ -114,7 +79,7 @@ class LivelyTransport(FakeTransport):
         self.polite = polite
 
     def _later(self, delay: float, reason: Exception) -> None:
-        if not self.gone:
+        if not self.closed:
             self._clock.callLater(delay, self.lose, reason)
 
     def loseConnection(self) -> None:

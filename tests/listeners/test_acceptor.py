@@ -381,7 +381,7 @@ class RestartTests(AcceptorCase):
             self.successResultOf(restarted),
             {"listener": "data", "state": "listening", "policy": "disconnect", "ended": 1},
         )
-        self.assertTrue(old.gone)
+        self.assertTrue(old.closed)
         self.assertIs(waiting.protocol.state, State.OWNED)
         self.assertFalse(self.endpoint.port.closed)
 
@@ -689,7 +689,7 @@ class RetireTests(AcceptorCase):
         self.later(1)
         self.clock.advance(0.01)
         self.assertEqual(self.successResultOf(retired)["ended"], 51)
-        self.assertTrue(all(transport.gone for transport in transports))
+        self.assertTrue(all(transport.closed for transport in transports))
         self.successResultOf(self.acceptor.stopService())
         self.assert_nothing_left()
 

@@ -26,8 +26,8 @@ from kvproto.listeners import handoff as handoff_module
 from kvproto.listeners import verified
 from kvproto.listeners.ledger import Limits
 from kvproto.listeners.states import Event, State
+from kvproto.testing.scripted import PEER
 from tests.listeners.support import (
-    PEER,
     AnsweringOwner,
     Bench,
     DrainableOwner,

@@ -15,7 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.errors import HandoffError
 from kvproto.listeners.proxy import V2_LONGEST, V2_PREFIX, ProxyFactory, parse_header
 from kvproto.listeners.states import State
-from tests.listeners.support import PEER, Bench, FakeTransport, Owner
+from kvproto.testing.scripted import PEER
+from tests.listeners.support import Bench, FakeTransport, Owner
 
 V1 = b"PROXY TCP4 203.0.113.5 192.0.2.9 4711 11207\r\n"
 V1_IPV6 = b"PROXY TCP6 2001:db8::5 2001:db8::9 4711 11207\r\n"

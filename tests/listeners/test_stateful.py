@@ -158,7 +158,7 @@ class ListenerMachine(RuleBasedStateMachine):
 
     def finish_handshake(self, transport: LivelyTransport, answer: str) -> list[Deferred[Any]]:
         """Let a handshake end well; return the claims that wait for an answer."""
-        if transport.protocol is None or transport.gone:
+        if transport.protocol is None or transport.closed:
             return []
         before = len(self.controller.given)
         self.controller.answer = self.answer(answer)
@@ -177,7 +177,7 @@ class ListenerMachine(RuleBasedStateMachine):
 
     @rule(transport=transports, size=st.integers(1, 3))
     def data(self, transport: LivelyTransport, size: int) -> None:
-        if transport.protocol is not None and not transport.gone:
+        if transport.protocol is not None and not transport.closed:
             for _ in range(size):
                 transport.protocol.dataReceived(b"x")
 
@@ -282,7 +282,7 @@ class ListenerMachine(RuleBasedStateMachine):
         assert all(answer.called for answer in self.answers), "every caller has an answer"
         accepted = [transport for transport in self.everybody if transport.protocol is not None]
         assert self.ledger.accepted == len(accepted) == sum(self.ledger.endings.values())
-        assert all(transport.gone for transport in accepted)
+        assert all(transport.closed for transport in accepted)
         assert all(len(owner.lost) == 1 for owner in self.owners if owner.transport is not None)
         assert all(claim.called for claim in self.controller.pending), "cancelled or answered"
         late = len(self.controller.late)

@@ -6,139 +6,15 @@ from dataclasses import asdict
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.python.failure import Failure
 
 from kvproto.server import KVServer, KVServerProtocol, ServerSettings, UserTable
 from kvproto.server.session import Session
 from kvproto.store import MemoryStore
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.frames import Response
 
 NOW = 1_700_000_000.0
-
-
-class FakeTransport:
-    """A transport whose peer reads only when the test says so.
-
-    Args:
-        high_water: Bytes above which the producer is paused, as Twisted's own transports do.
-        reads: Whether the peer reads whatever is written at once.
-
-    Attributes:
-        in_place: Whether it asks for answers in place first, as TLS does.
-    """
-
-    in_place = False
-
-    def __init__(self, high_water: int = 65536, *, reads: bool = True) -> None:
-        self.high_water = high_water
-        self.peer_reads = reads
-        self.received = bytearray()
-        self.unsent: list[bytes] = []
-        self.writes = 0
-        self.most_unsent = 0
-        self.producer: Any = None
-        self.producer_paused = False
-        self.reading = True
-        self.arrived: list[bytes] = []
-        self.protocol: Any = None
-        self.disconnecting = False
-        self.closed = False
-        self.host: Any = None
-
-    # what the protocol calls
-
-    def write(self, data: bytes) -> None:
-        self.writeSequence([data])
-
-    def writeSequence(self, parts: list[bytes]) -> None:
-        self.writes += 1
-        if self.disconnecting or self.closed:
-            return
-        self.unsent.extend(parts)
-        size = self.unsent_size()
-        self.most_unsent = max(self.most_unsent, size)
-        if self.peer_reads:
-            self.received += b"".join(self.unsent)
-            self.unsent.clear()
-        elif size > self.high_water and self.producer is not None and not self.producer_paused:
-            self.producer_paused = True
-            self.producer.pauseProducing()
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        assert streaming
-        self.producer = producer
-
-    def unregisterProducer(self) -> None:
-        self.producer = None
-
-    def pauseProducing(self) -> None:
-        self.reading = False
-
-    def resumeProducing(self) -> None:
-        self.reading = True
-        self._deliver()
-
-    def loseConnection(self) -> None:
-        self.disconnecting = True
-        self._close_if_sent()
-
-    def abortConnection(self) -> None:
-        self.lose(ConnectionLost())
-
-    def getPeer(self) -> str:
-        return "the test"
-
-    def getHost(self) -> Any:
-        return self.host
-
-    # what the test calls
-
-    def unsent_size(self) -> int:
-        """Return how many bytes wait for the peer."""
-        return sum(map(len, self.unsent))
-
-    def send(self, data: bytes, *, read_size: int = 65536) -> None:
-        """Let bytes arrive; they are read when the protocol wants them."""
-        self.arrived += [data[at : at + read_size] for at in range(0, len(data), read_size)]
-        self._deliver()
-
-    def read(self, size: int | None = None) -> bytes:
-        """Let the peer read some of what waits for it; return it."""
-        waiting = b"".join(self.unsent)
-        taken, rest = (waiting, b"") if size is None else (waiting[:size], waiting[size:])
-        self.unsent[:] = [rest] if rest else []
-        self.received += taken
-        if not rest:
-            if self.producer is not None and self.producer_paused:
-                self.producer_paused = False
-                self.producer.resumeProducing()
-            self._close_if_sent()
-        return taken
-
-    def lose(self, reason: Exception | None = None) -> None:
-        """Let the connection end."""
-        if not self.closed:
-            self.closed = True
-            if self.producer is not None:
-                self.producer.stopProducing()
-            self.protocol.connectionLost(Failure(reason or ConnectionDone()))
-
-    def _deliver(self) -> None:
-        while self.reading and self.arrived and not self.closed and not self.disconnecting:
-            data = self.arrived.pop(0)
-            if self.in_place:
-                replies: list[bytes] = []
-                data = data[self.protocol.answer(data, replies) :]
-                if replies:
-                    self.writeSequence(replies)
-            if data:
-                self.protocol.dataReceived(data)
-
-    def _close_if_sent(self) -> None:
-        if self.disconnecting and not self.unsent and self.producer is None:
-            self.lose()
 
 
 class FakeConnection:
@@ -197,7 +73,7 @@ class Link:
     def __init__(
         self,
         server: KVServer | None = None,
-        transport: FakeTransport | None = None,
+        transport: ScriptedTransport | None = None,
         connection: Any = None,
         users: dict[str, str] | None = None,
         **settings: Any,
@@ -207,7 +83,7 @@ class Link:
             server = make_server(lambda: self.time, users, **settings)
         self.server = server
         self.store: Any = next(iter(server.buckets.values())).store
-        self.transport = transport or FakeTransport()
+        self.transport = transport or ScriptedTransport()
         self.protocol = KVServerProtocol(server, connection)
         self.transport.protocol = self.protocol
         self.protocol.makeConnection(self.transport)

@@ -11,10 +11,11 @@ from kvproto.server import KVServer, ServerSettings, UserTable
 from kvproto.server.binary import MAX_BODY_BEFORE_LOGIN
 from kvproto.server.budget import DEADLINE_S, LARGE, Budget
 from kvproto.store import LookupSpec, MemoryStore, PathOp
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.binary import encode_request
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.subdoc import Lookup, encode_lookup
-from tests.server.support import NOW, FakeConnection, FakeTransport, Link, SlowStore
+from tests.server.support import NOW, FakeConnection, Link, SlowStore
 
 MIB = 1 << 20
 K = b"key"
@@ -214,7 +215,7 @@ class ConnectionTests(SynchronousTestCase):
         request = encode_request(Opcode.SUBDOC_MULTI_LOOKUP, key=K, extras=extras, value=value)
         links = []
         for _ in range(6):
-            links.append(Link(server, FakeTransport(reads=False)))
+            links.append(Link(server, ScriptedTransport(reads=False)))
             links[-1].transport.send(request * 10)
             self.clock.advance(1)
             self.assertLessEqual(server.budget.total, 8 * MIB)
@@ -229,7 +230,7 @@ class ConnectionTests(SynchronousTestCase):
         """So do those who are served by the short way."""
         server = self.server()
         self.store.set(K, bytes(10_000))
-        link = Link(server, FakeTransport(reads=False))
+        link = Link(server, ScriptedTransport(reads=False))
         link.transport.send(encode_request(Opcode.GET, key=K) * 1000)
         self.assertGreater(server.budget.total, link.transport.unsent_size() // 2)
         self.assertLess(server.budget.total, 2 * MIB)

@@ -13,10 +13,11 @@ from kvproto.interfaces import IController, ISecuredTransport
 from kvproto.server import KVController, KVServer, KVServerFactory, ServerSettings, UserTable
 from kvproto.server.refusal import MAX_HEARD, RefusingProtocol
 from kvproto.store import MemoryStore
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
-from tests.server.support import NOW, FakeConnection, FakeTransport, Link, make_server
+from tests.server.support import NOW, FakeConnection, Link, make_server
 
 GET = encode_request(Opcode.GET, key=b"k", opaque=1)
 CHAIN = (b"alice's certificate",)
@@ -103,7 +104,7 @@ class CertificateTests(SynchronousTestCase):
         self.assertEqual(link.ask(b"get k\r\n"), b"END\r\n")
 
 
-class SecuredTransport(FakeTransport):
+class SecuredTransport(ScriptedTransport):
     """A transport that has verified its peer by the time of the first data."""
 
     generation = 1
@@ -118,7 +119,7 @@ class SecuredTransport(FakeTransport):
 class FactoryTests(SynchronousTestCase):
     """Sessions without listeners."""
 
-    def connect(self, transport: FakeTransport) -> Any:
+    def connect(self, transport: ScriptedTransport) -> Any:
         protocol = KVServerFactory(server()).buildProtocol(None)
         transport.protocol = protocol
         protocol.makeConnection(transport)
@@ -127,7 +128,7 @@ class FactoryTests(SynchronousTestCase):
     def test_plain(self) -> None:
         """The factory is an ordinary one, and its protocols work on any transport."""
         self.assertIsInstance(KVServerFactory(server()), ServerFactory)
-        transport = FakeTransport()
+        transport = ScriptedTransport()
         self.connect(transport).dataReceived(GET)
         [response] = ResponseDecoder().feed(bytes(transport.received))
         self.assertEqual(response.opaque, 1)
@@ -154,7 +155,7 @@ class ControllerTests(SynchronousTestCase):
         """A claim is answered at once, and the listener hears of an anonymous peer."""
         connection = FakeConnection()
         protocol = self.controller.claim(connection)
-        transport = FakeTransport()
+        transport = ScriptedTransport()
         transport.protocol = protocol
         protocol.makeConnection(transport)
         self.assertEqual(connection.users, [""])
@@ -162,10 +163,10 @@ class ControllerTests(SynchronousTestCase):
         self.assertEqual(len(ResponseDecoder().feed(bytes(transport.received))), 1)
         self.controller.too_late(connection)
 
-    def refuse(self) -> tuple[Any, FakeTransport]:
+    def refuse(self) -> tuple[Any, ScriptedTransport]:
         protocol = self.controller.refuse(FakeConnection(), "too many connections")
         self.assertIsInstance(protocol, RefusingProtocol)
-        transport = FakeTransport()
+        transport = ScriptedTransport()
         transport.protocol = protocol
         protocol.makeConnection(transport)
         return protocol, transport

@@ -14,13 +14,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.server import Bucket, KVServer, Manifest, ServerSettings
 from kvproto.server.window import MAX_REQUESTS
 from kvproto.store import MemoryStore
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Feature, Opcode, Status
 from kvproto.wire.frames import Response
 from kvproto.wire.framing import RequestFraming, encode_request_framing
 from kvproto.wire.hello import encode_features
 from tests.examples import examples
-from tests.server.support import NOW, FakeConnection, FakeTransport, Link, SlowStore
+from tests.server.support import NOW, FakeConnection, Link, SlowStore
 
 BARRIER = encode_request_framing(RequestFraming(barrier=True))
 
@@ -221,7 +222,7 @@ class OrderedTests(_SlowTestCase):
 
     def test_slow_reader(self) -> None:
         """Replies that come while the transport is full wait, and count."""
-        transport = FakeTransport(reads=False)
+        transport = ScriptedTransport(reads=False)
         self.link = Link(KVServer(self.slow, ServerSettings(unsent_limit=200_000)), transport)
         self.slow.store.set(b"a", bytes(10_000))
         self.link.ask(b"".join(get(b"a", n) for n in range(500)))
@@ -495,7 +496,7 @@ class AnyOrderTests(SynchronousTestCase):
 
         slow = SlowStore(MemoryStore(lambda: NOW))
         options = ServerSettings(allow_flush=True, unsent_limit=limit)
-        transport = FakeTransport(high_water=50, reads=False)
+        transport = ScriptedTransport(high_water=50, reads=False)
         link = Link(KVServer(slow, options), transport)
         if not in_order:
             hello = encode_request(Opcode.HELLO, value=encode_features([Feature.UNORDERED]))

@@ -8,10 +8,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.config import Mode
 from kvproto.server.features import FEATURES
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import LOUD, Opcode
 from tests.examples import examples
-from tests.server.support import FakeConnection, FakeTransport, Link
+from tests.server.support import FakeConnection, Link
 
 KEYS = st.sampled_from([b"a", b"\0a", b"\x09a", b"b", b"n", b"", b"k" * 250, b"k" * 251])
 OPCODES = st.one_of(st.sampled_from(sorted(Opcode)), st.integers(0, 255))
@@ -128,7 +129,7 @@ class AnythingTests(SynchronousTestCase):
     )
     def test_memory(self, limit: int, size: int, count: int, read: int, take: int) -> None:
         """Unsent replies stay within the limit or one reply, whatever is asked and read."""
-        transport = FakeTransport(min(65536, limit // 2), reads=False)
+        transport = ScriptedTransport(min(65536, limit // 2), reads=False)
         link = Link(transport=transport, unsent_limit=limit)
         link.store.set(b"a", bytes(size))
         data = b"".join(encode_request(Opcode.GET, key=b"a", opaque=i) for i in range(count))

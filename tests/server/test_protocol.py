@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.defer import succeed
@@ -11,9 +12,10 @@ from zope.interface.verify import verifyObject
 from kvproto.interfaces import IAnswers, IDrainable
 from kvproto.server import KVServer, ServerSettings
 from kvproto.store import MemoryStore
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Opcode, Status
-from tests.server.support import NOW, FakeConnection, FakeTransport, Link, SlowStore
+from tests.server.support import NOW, FakeConnection, Link, SlowStore
 
 K = b"key"
 MIB = 1 << 20
@@ -69,7 +71,7 @@ class BackPressureTests(SynchronousTestCase):
     """A client that sends and does not read."""
 
     def link(self, value: bytes = b"", **settings: Any) -> Link:
-        link = Link(transport=FakeTransport(reads=False), **settings)
+        link = Link(transport=ScriptedTransport(reads=False), **settings)
         link.store.set(K, value)
         return link
 
@@ -118,7 +120,7 @@ class BackPressureTests(SynchronousTestCase):
 
     def test_text_keys(self) -> None:
         """One line with many keys is served key by key: it cannot ask for more than the limit."""
-        link = Link(transport=FakeTransport(reads=False))
+        link = Link(transport=ScriptedTransport(reads=False))
         link.store.set(b"k", bytes(1000))
         link.transport.send(b"get" + b" k" * 100_000 + b"\r\nversion\r\n")
         self.assertLessEqual(link.transport.most_unsent, MIB)
@@ -143,8 +145,8 @@ class BackPressureTests(SynchronousTestCase):
         link = self.link(bytes(100))
         transport = link.transport
 
-        class Hasty(FakeTransport):
-            def writeSequence(self, parts: list[bytes]) -> None:
+        class Hasty(ScriptedTransport):
+            def writeSequence(self, parts: Iterable[bytes]) -> None:
                 super().writeSequence(parts)
                 self.producer.pauseProducing()
                 self.producer.resumeProducing()
@@ -316,7 +318,7 @@ class HalfCloseTests(SynchronousTestCase):
 
     def test_waits_for_a_slow_reader(self) -> None:
         """Unsent answers are sent."""
-        link = Link(transport=FakeTransport(reads=False))
+        link = Link(transport=ScriptedTransport(reads=False))
         link.store.set(K, bytes(1000))
         link.transport.send(gets(2000))
         link.protocol.readConnectionLost()
@@ -363,7 +365,7 @@ class DrainTests(SynchronousTestCase):
 
     def test_waits_for_a_slow_reader(self) -> None:
         """Unsent answers are sent."""
-        link = Link(transport=FakeTransport(reads=False))
+        link = Link(transport=ScriptedTransport(reads=False))
         link.store.set(K, bytes(1000))
         link.transport.send(gets(2000))
         drained = link.protocol.drain()
@@ -504,7 +506,7 @@ class _InPlace(SynchronousTestCase):
     """The transport asks for answers in place first."""
 
     def setUp(self) -> None:
-        self.patch(FakeTransport, "in_place", True)
+        self.patch(ScriptedTransport, "in_place", True)
         super().setUp()
 
 

@@ -26,12 +26,13 @@ from kvproto.server.binary import BinarySession
 from kvproto.server.replies import COPY_LIMIT
 from kvproto.server.session import Scan
 from kvproto.store import IStore, MemoryStore, Refusal
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Datatype, Feature, Opcode, Status
 from kvproto.wire.framing import decode_response_framing
 from tests.compiled import require_compiled
 from tests.examples import examples
-from tests.server.support import FakeTransport, Link, SlowStore, link_with
+from tests.server.support import Link, SlowStore, link_with
 from tests.server.test_properties import requests
 from tests.store.test_plain import everything_in
 
@@ -148,7 +149,7 @@ class SameTests(ScanCase):
         for dialect in (Scanned, Unscanned):
             made = link_with(
                 binary=dialect,
-                transport=FakeTransport(reads=False),
+                transport=ScriptedTransport(reads=False),
                 unsent_limit=limit,
                 max_value=COPY_LIMIT,
                 mode=Mode.MEMCACHED if memcached else Mode.COUCHBASE,
@@ -357,7 +358,7 @@ class ScanTests(ScanCase):
 
     def test_a_full_transport(self) -> None:
         """What is left when the transport has enough waits, and is counted once."""
-        transport = FakeTransport(high_water=1000, reads=False)
+        transport = ScriptedTransport(high_water=1000, reads=False)
         made = link_with(binary=Scanned, transport=transport, unsent_limit=2000)
         transport.send(encode_request(Opcode.SET, key=b"a", value=bytes(500), extras=bytes(8)))
         data = encode_request(Opcode.GET, key=b"a") * 50

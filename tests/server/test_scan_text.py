@@ -16,10 +16,11 @@ from kvproto.server.replies import COPY_LIMIT
 from kvproto.server.session import Scan
 from kvproto.server.text import TextSession
 from kvproto.store import IStore, MemoryStore, Refusal
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.text import TOO_LARGE
 from tests.compiled import require_compiled
 from tests.examples import examples
-from tests.server.support import FakeTransport, Link, link_with
+from tests.server.support import Link, link_with
 
 KEYS = st.sampled_from(
     [b"a", b"b", b"k" * 250, b"k" * 251, b"", b"a b", b"\x7f", b"\xc3\xa9", b"a\r"]
@@ -124,7 +125,7 @@ class SameTests(ScanCase):
         for dialect in (Scanned, Unscanned):
             made = link_with(
                 text=dialect,
-                transport=FakeTransport(reads=False),
+                transport=ScriptedTransport(reads=False),
                 unsent_limit=limit,
                 max_value=COPY_LIMIT,
                 mode=Mode.MEMCACHED if memcached else Mode.COUCHBASE,

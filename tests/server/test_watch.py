@@ -15,21 +15,11 @@ from kvproto.server import Bucket, KVServer, ServerSettings, UserTable
 from kvproto.server.watch import BUFFER_BYTES, MOST_WATCHERS
 from kvproto.server.watched import WatchedStore
 from kvproto.store import MemoryStore
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.constants import Feature, Opcode
-from tests.server.support import NOW, FakeConnection, FakeTransport, Link, SlowStore
+from tests.server.support import NOW, FakeConnection, Link, SlowStore
 
 ANYBODY = frozenset({""})
-
-
-class Placed(FakeTransport):
-    """A transport whose peer is somewhere."""
-
-    def __init__(self, peer: Any) -> None:
-        super().__init__()
-        self.peer = peer
-
-    def getPeer(self) -> Any:
-        return self.peer
 
 
 def server_of(**settings: Any) -> KVServer:
@@ -188,7 +178,9 @@ class TellTests(SynchronousTestCase):
             (b"GET / HTTP/1.1\r\n", None, "error"),
             (b"mn\r\n", ConnectionLost(), "error"),
         ):
-            client = Link(self.server, Placed(IPv4Address("TCP", "192.0.2.1", 4711)))
+            client = Link(
+                self.server, ScriptedTransport(peer=IPv4Address("TCP", "192.0.2.1", 4711))
+            )
             client.ask(begin)
             if ended is not None:
                 client.transport.lose(ended)
@@ -274,7 +266,7 @@ class LifeTests(SynchronousTestCase):
     def test_in_place(self) -> None:
         """A transport that asks for answers in place gets them."""
         server = server_of()
-        transport = FakeTransport()
+        transport = ScriptedTransport()
         transport.in_place = True
         watcher, client = Link(server, transport), Link(server)
         transport.send(b"mn\r\n")
@@ -294,7 +286,7 @@ class LifeTests(SynchronousTestCase):
     def test_skipped(self) -> None:
         """A watcher that does not read is told later how much it has missed."""
         server = server_of()
-        transport = FakeTransport(high_water=1000, reads=False)
+        transport = ScriptedTransport(high_water=1000, reads=False)
         watcher, client = Link(server, transport), Link(server)
         transport.send(b"watch\r\n")
         line = len(b"ts=1700000000.000000 gid=1000 type=item_get key=k status=not_found ")
@@ -373,7 +365,7 @@ class LifeTests(SynchronousTestCase):
             (UNIXAddress(None), b"OK\r\n"),
             (IPv4Address("TCP", "192.0.2.1", 1), refused),
         ):
-            client = Link(server_of(watchers=None), Placed(peer))
+            client = Link(server_of(watchers=None), ScriptedTransport(peer=peer))
             self.assertEqual(client.ask(b"watch\r\n"), answer, peer)
         users = UserTable.of_passwords({"alice": "secret", "bob": "secret"}, iterations=1)
         for watchers, name, answer in (

@@ -9,9 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.server import KVServer, ServerSettings
 from kvproto.store import MemoryStore
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.binary import encode_request
 from kvproto.wire.constants import Opcode
-from tests.server.support import NOW, FakeTransport, Link, SlowStore
+from tests.server.support import NOW, Link, SlowStore
 
 GET = b"get k\r\n"
 MISS = b"END\r\n"
@@ -95,7 +96,7 @@ class YieldTests(SynchronousTestCase):
     def test_in_place(self) -> None:
         """Over a transport that asks for answers in place, too."""
         server = self.make()
-        transport = FakeTransport()
+        transport = ScriptedTransport()
         transport.in_place = True
         link = Link(server, transport)
         link.ask(b"mn\r\n")
@@ -122,7 +123,7 @@ class YieldTests(SynchronousTestCase):
     def test_unsent_limit(self) -> None:
         """Replies that a peer does not read stop the turns; reading goes on with them."""
         server = self.make(unsent_limit=2000)
-        link = Link(server, FakeTransport(high_water=1000, reads=False))
+        link = Link(server, ScriptedTransport(high_water=1000, reads=False))
         store: Any = link.store
         store.set(b"k", bytes(900))
         link.transport.send(GET * 10)
