@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -109,6 +110,22 @@ class LayerTests(SynchronousTestCase):
                 if FLOORS.get(there, 99) >= FLOORS[here]:
                     wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
         self.assertEqual(wrong, [])
+
+    def test_no_circle(self) -> None:
+        """No module imports one that imports it, for types included; packages only gather."""
+        modules = {
+            ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+            for path in self.files()
+            if path.stem != "__init__"
+        }
+        graph = {
+            name: {found for found in imports_of(path) if found in modules}
+            for name, path in modules.items()
+        }
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            self.fail(" -> ".join(error.args[1]))
 
     def test_wire_is_sans_io(self) -> None:
         """The wire room knows no Twisted, no OpenSSL, no clock and no log."""

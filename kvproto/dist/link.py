@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+from typing import Protocol as Shape
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol
@@ -30,13 +31,17 @@ from zope.interface import implementer
 from kvproto.base.log import make_logger
 from kvproto.dist.backlog import Backlog
 from kvproto.dist.framing import TICK, FrameDecoder, frame
-from kvproto.dist.handshake import MAX_HANDSHAKE_FRAME, Handshake, State, Status
-from kvproto.dist.session import Session
+from kvproto.dist.handshake import (
+    MAX_HANDSHAKE_FRAME,
+    Handshake,
+    NodeIdentity,
+    State,
+    Status,
+)
+from kvproto.dist.session import Session, SessionHost
+from kvproto.dist.settings import Admit, NodeSettings
 from kvproto.errors import RemoteProtocolError
 from kvproto.interfaces import IDrainable, ISecuredTransport
-
-if TYPE_CHECKING:
-    from kvproto.dist.node import Node
 
 log = make_logger()
 
@@ -65,6 +70,32 @@ class LinkState(Enum):
     CLOSED = "closed"
 
 
+class LinkHost(SessionHost, Shape):
+    """What a link needs from its node."""
+
+    settings: NodeSettings
+    identity: NodeIdentity
+    admit: Admit | None
+
+    def is_connected(self, name: str) -> bool:
+        """Return whether there is a link with a node."""
+
+    def decide(self, name: str) -> tuple[Status, str]:
+        """Answer a node that calls us; and for the log why it is refused."""
+
+    def link_made(self, link: NodeLink) -> None:
+        """Note that a connection has begun its handshake."""
+
+    def link_up(self, link: NodeLink) -> None:
+        """Note that a link is up."""
+
+    def link_down(self, link: NodeLink) -> None:
+        """Note that a link that was up has ended."""
+
+    def link_gone(self, link: NodeLink) -> None:
+        """Note that a connection is gone."""
+
+
 @implementer(IDrainable, IHalfCloseableProtocol)
 class NodeLink(Protocol):
     """A link with one other node.
@@ -86,7 +117,7 @@ class NodeLink(Protocol):
 
     def __init__(
         self,
-        node: Node,
+        node: LinkHost,
         dialled: str | None = None,
         connection: Any = None,
         finished: Callable[[NodeLink], None] | None = None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList, fail
@@ -23,7 +23,8 @@ from kvproto.dist.flags import OURS
 from kvproto.dist.handshake import NodeIdentity, Status
 from kvproto.dist.link import NodeLink
 from kvproto.dist.processes import Caller, GenServer, Process, ProcessTable
-from kvproto.dist.session import Session, SessionLimits
+from kvproto.dist.session import Session
+from kvproto.dist.settings import Admit, NodeSettings
 from kvproto.dist.terms import Atom, Pid, Reference, Term
 from kvproto.errors import UpstreamError
 
@@ -31,40 +32,8 @@ log = make_logger()
 
 __all__ = ["Admit", "Dialling", "Node", "NodeEvent", "NodeSettings"]
 
-MIB: Final = 1024 * 1024
-
 CALL_TIMEOUT: Final = 5.0
 """Seconds; ``gen_server:call``'s default."""
-
-Admit = Callable[[str, Any], Any]
-"""Called with a node name and its `IVerifiedConnection`; True, False or a Deferred of it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSettings:
-    """Settings of a node.
-
-    Args:
-        name: ``NAME@HOST``.
-        cookie: The cluster's shared secret.
-        ticktime: Seconds; must not be less than the peers' ``net_ticktime``.
-        setup_timeout: Seconds for each step of a handshake (``net_setuptime``).
-        setup_total: Seconds for all of them.
-        close_timeout: Seconds until a closing link is cut.
-        max_frame: Bytes of one message.
-        max_unsent: Bytes that may wait for a peer that does not read.
-        session: What a peer may make us remember.
-    """
-
-    name: str
-    cookie: bytes = field(repr=False)
-    ticktime: float = 60.0
-    setup_timeout: float = 7.0
-    setup_total: float = 15.0
-    close_timeout: float = 1.0
-    max_frame: int = 128 * MIB
-    max_unsent: int = 192 * MIB
-    session: SessionLimits = field(default_factory=SessionLimits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,16 @@ methods and the same meaning.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from OpenSSL.SSL import Connection, Error, WantReadError, WantWriteError
 
 from kvproto.tls.outbox import RECORD_SIZE
 
-if TYPE_CHECKING:
-    from kvproto.tls.shortcut import Answer
+__all__ = ["Answer", "Engine"]
 
-__all__ = ["Engine"]
+Answer = Callable[[bytes, list[bytes]], int]
+"""`kvproto.interfaces.IAnswers.answer`."""
 
 _DRAIN_SIZE: Final = 80 * 1024
 """Fetches a `PIECE_SIZE` of plaintext, encrypted, in one go."""

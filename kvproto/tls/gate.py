@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-if TYPE_CHECKING:
-    from kvproto.tls.shell import KVTLSProtocol
-
 __all__ = ["ProducerGate"]
+
+
+class GateOwner(Protocol):
+    """The TLS protocol, for its gate."""
+
+    def transport_full(self) -> None:
+        """Stop writing: the transport has enough."""
+
+    def transport_ready(self) -> None:
+        """Go on writing: the transport has room."""
 
 
 @implementer(IPushProducer)
@@ -24,8 +31,8 @@ class ProducerGate:
         owner: The TLS protocol whose output it guards.
     """
 
-    def __init__(self, owner: KVTLSProtocol) -> None:
-        self._owner: KVTLSProtocol | None = owner
+    def __init__(self, owner: GateOwner) -> None:
+        self._owner: GateOwner | None = owner
         # These two names are those of Twisted's own membrane, which its tests read.
         self._producer: Any = None
         self._producerPaused = False

@@ -17,21 +17,15 @@ against each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from OpenSSL.SSL import Error
 
+from kvproto.tls._openssl import Answer, Engine
 from kvproto.tls.outbox import RECORD_SIZE
 from kvproto.tls.records import APPLICATION_DATA, HEADER_SIZE
 
-if TYPE_CHECKING:
-    from kvproto.tls._openssl import Engine
-
 __all__ = ["Answer", "Shortcut", "ShortcutOwner"]
-
-Answer = Callable[[bytes, list[bytes]], int]
-"""`kvproto.interfaces.IAnswers.answer`."""
 
 
 class ShortcutOwner(Protocol):

@@ -20,8 +20,9 @@ know of no write, and be content.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -31,17 +32,16 @@ from kvproto.errors import DurabilityImpossible, OutcomeUnknown, StoreUnavailabl
 from kvproto.store import Document, Key, Refusal, rules
 from kvproto.store import partial as subdoc_rules
 from kvproto.store.pieces import Pieces
-from kvproto.store.rules import Decision, Effect, Rule
+from kvproto.store.rules import Decision, Effect, Limits, Rule
+from kvproto.store.statistics import Statistics
 from kvproto.upstream.cluster import ASKING
 from kvproto.upstream.codec import decode, encode, header_of
 from kvproto.upstream.connection import Call
-from kvproto.upstream.engine import MOST_TRIES, error_of
+from kvproto.upstream.engine import MOST_TRIES, Engine, error_of
+from kvproto.upstream.keeper import EpochKeeper
 from kvproto.upstream.resp import EngineFailure, Fate, ReplyError, command
 from kvproto.upstream.scripts import REPLACE_IF, with_text
 from kvproto.upstream.server import Server
-
-if TYPE_CHECKING:
-    from kvproto.upstream.store import EngineStore
 
 __all__ = ["Change", "Changer"]
 
@@ -111,16 +111,42 @@ class Change:
         self.tries = 0
 
 
+class ChangedStore(Protocol):
+    """What a `Changer` uses of the store whose documents it changes."""
+
+    locks: bool
+    limits: Limits
+    statistics: Statistics
+    keeper: EpochKeeper
+    now: Callable[[], float]
+
+    def locate(self, key: Key) -> tuple[bytes, bytes] | None:
+        """Return the prefix and the name of a document; None when epochs are not known."""
+
+    def prefix_of(self, key: Key) -> bytes | None:
+        """Return the prefix that counts for a key now; an object to compare with."""
+
+    def when_loaded(self, waiting: Deferred[Any], act: Callable[..., Any], *args: Any) -> Any:
+        """Do something when epochs are known; fail if they cannot be."""
+
+    def next_cas(self, floor: int) -> int:
+        """Return a CAS larger than all before it."""
+
+    def expiry(self, expires_at: float) -> bytes:
+        """Return when the engine is to forget a document."""
+
+
 class Changer:
     """Carries out changes.
 
     Args:
         store: Whose documents they change.
+        engine: Where it keeps them.
     """
 
-    def __init__(self, store: EngineStore) -> None:
+    def __init__(self, store: ChangedStore, engine: Engine) -> None:
         self._store = store
-        self._engine = store._engine
+        self._engine = engine
         self._busy: dict[Key, deque[Change]] = {}
         self._pieces = Pieces(partial(self._engine.clock.callLater, 0))
 

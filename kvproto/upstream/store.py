@@ -110,7 +110,7 @@ class EngineStore(Operations):
         self._waiting: deque[Deferred[None]] = deque()
         # Several processes may make a CAS in the same microsecond; these digits tell them apart.
         self._cas = secrets.randbelow(1000)
-        self._changer = Changer(self)
+        self._changer = Changer(self, engine)
 
     # -- the two that most requests are ---------------------------------------
 

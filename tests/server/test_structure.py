@@ -1,10 +1,8 @@
-"""What a reader of the server room may rely on: how short the way is, and no circles."""
+"""What a reader of the server room may rely on: how short the way is."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from graphlib import CycleError, TopologicalSorter
 from types import FrameType
 from typing import Any
 
@@ -17,7 +15,7 @@ from kvproto.wire.constants import Feature, Opcode
 from kvproto.wire.framing import Durability, RequestFraming, encode_request_framing
 from kvproto.wire.hello import encode_features
 from tests.server.support import NOW, Link
-from tests.test_layers import PACKAGE, imports_of
+from tests.test_layers import PACKAGE
 
 MOST_CALLS = 20
 """Calls of ours from what the transport has read to what it is to write."""
@@ -83,25 +81,3 @@ class CallsTests(SynchronousTestCase):
         link = Link(self.server)
         link.call(Opcode.NOOP)
         self.check(link, encode_request(Opcode.GET, key=b"a"), 3)
-
-
-class ImportsTests(SynchronousTestCase):
-    """No file of the room imports one that imports it, for types included."""
-
-    def graph(self) -> Iterator[tuple[str, set[str]]]:
-        folder = PACKAGE / "server"
-        names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-        for name in sorted(names):
-            imported = {
-                part.split(".")[2]
-                for part in imports_of(folder / f"{name}.py")
-                if part.startswith("kvproto.server.")
-            }
-            yield name, (imported & names) - {name}
-
-    def test_no_circle(self) -> None:
-        """They can be read in an order in which nothing comes before what it needs."""
-        try:
-            TopologicalSorter(dict(self.graph())).prepare()
-        except CycleError as e:
-            self.fail(" -> ".join(e.args[1]))
