@@ -11,7 +11,7 @@ Source: memcached 1.6.45, ``items.c``, ``slabs.c``, ``crawler.c``; ``doc/protoco
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import quote_from_bytes
 
@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 
 from kvproto.store import Document, Key, Mark, accessed_at
 from kvproto.store.slab_classes import CHUNK_SIZES, PAGE_BYTES, item_size, slab_class
+from kvproto.store.statistics import ClassCounts
 from kvproto.wire.meta import meta_key
 
 __all__ = ["MAX_CLASSES", "after", "cachedump", "dump", "items", "sizes", "slabs"]
@@ -90,17 +91,16 @@ def _classes(store: Any, now: float, tell: Callable[[dict[int, _Class]], Any]) -
 
 
 _ITEM_ZEROS = (
-    "evicted", "evicted_nonzero", "evicted_time", "outofmemory", "tailrepairs", "reclaimed",
-    "expired_unfetched", "evicted_unfetched", "evicted_active", "crawler_reclaimed",
-    "crawler_items_checked", "lrutail_reflocked", "moves_to_cold", "moves_to_warm",
-    "moves_within_lru", "direct_reclaims", "hits_to_hot", "hits_to_warm", "hits_to_cold",
-    "hits_to_temp",
+    "outofmemory", "tailrepairs", "evicted_active", "crawler_reclaimed", "crawler_items_checked",
+    "lrutail_reflocked", "moves_to_cold", "moves_to_warm", "moves_within_lru", "direct_reclaims",
+    "hits_to_hot", "hits_to_warm", "hits_to_cold", "hits_to_temp",
 )  # fmt: skip
-"""What memcached counts for each class and is counted for all together here."""
+"""What memcached counts for each class, and what never happens here."""
 
 
 def items(store: Any, now: float) -> Any:
     """Return ``stats items``: there is one queue, which is called cold."""
+    left = getattr(getattr(store, "statistics", None), "classes", {})
 
     def tell(classes: dict[int, _Class]) -> dict[str, Value]:
         told: dict[str, Value] = {}
@@ -116,6 +116,8 @@ def items(store: Any, now: float) -> Any:
                 f"items:{number}:age": age,
                 f"items:{number}:mem_requested": one.requested,
             }
+            counts = asdict(left.get(number, ClassCounts()))
+            told |= {f"items:{number}:{name}": value for name, value in counts.items()}
             told |= {f"items:{number}:{name}": 0 for name in _ITEM_ZEROS}
         return told
 
@@ -152,6 +154,7 @@ def slabs(store: Any, counted: dict[str, Value]) -> Any:
                 f"{number}:used_chunks": one.number,
                 f"{number}:free_chunks": of_class * per_page - one.number,
                 f"{number}:free_chunks_end": 0,
+                f"{number}:mem_requested": one.requested,
                 **{f"{number}:{name}": value for name, value in counts.items()},
             }
             pages += of_class

@@ -126,6 +126,7 @@ def _general(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Rep
             "uptime": int(now - server.started),
             "time": int(now),
             "version": settings.version,
+            "libevent": "none",
             "kvproto_version": __version__,
             "kvproto_compiled": "yes" if COMPILED else "no",
             "pointer_size": 64,
@@ -177,6 +178,7 @@ def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Repor
             "slab_reassign": "no",
             "slab_automove": 0,
             "slab_automove_ratio": "0.80",
+            "slab_automove_freeratio": "0.010",
             "slab_automove_window": 10,
             "slab_chunk_max": PAGE_BYTES // 2,
             "lru_crawler": "yes",
@@ -223,6 +225,9 @@ def _reset_from(server: KVServer, store: IStore, of_store: dict[str, Value]) -> 
     }
     server.reset_statistics(store, baseline)
     server.last_prefixes.clear()
+    left = getattr(getattr(store, "statistics", None), "classes", None)
+    if left:
+        left.clear()
     return Report(line=b"RESET")
 
 

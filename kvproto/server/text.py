@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeAlias, cast
 
 from kvproto.errors import NotSupported, OutcomeUnknown, RemoteProtocolError, StoreUnavailable
-from kvproto.server import inventory
+from kvproto.server.administration import ADMINISTRATION_HANDLERS
 from kvproto.server.buckets import Bucket
 from kvproto.server.meta import META_HANDLERS
 from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, LateError, Reply, then
@@ -36,14 +36,6 @@ BAD_LOGIN = wire.client_error(b"authentication failure")
 NOT_WATCHED = wire.client_error(b"watch commands not allowed")
 TOO_MANY_WATCHERS = b"WATCHER_TOO_MANY log watcher limit reached\r\n"
 NOT_ALLOWED = wire.client_error(b"flush_all not allowed")
-# The words of a memcached that was started without ``-A``.
-NO_SHUTDOWN = b"SERVER_ERROR: shutdown not enabled\r\n"
-MEMORY_TOO_SMALL = b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m\r\n"
-MEMORY_IN_BYTES = b"MEMLIMIT_ADJUST_FAILED input value is megabytes not bytes\r\n"
-# How much memory there is, is the operator's decision.
-MEMORY_FIXED = b"MEMLIMIT_ADJUST_FAILED out of bounds or unable to adjust\r\n"
-_LEAST_MEGABYTES = 8
-_MOST_MEGABYTES = 1_000_000_000
 NO_BUCKET = wire.client_error(b"no bucket")
 INTERNAL = wire.server_error(b"internal error")
 
@@ -466,56 +458,6 @@ def _verbosity(session: TextSession, command: TextCommand) -> Reply:
     return b"" if command.noreply else wire.OK
 
 
-def _shutdown(session: TextSession, command: TextCommand) -> Reply:
-    return b"" if command.noreply else NO_SHUTDOWN
-
-
-def _cache_memlimit(session: TextSession, command: TextCommand) -> Reply:
-    megabytes = wire.number(command.args[0], 0, 2**32 - 1) if command.args else None
-    if command.noreply:
-        return b""
-    if megabytes is None:
-        return wire.ERROR
-    if megabytes < _LEAST_MEGABYTES:
-        return MEMORY_TOO_SMALL
-    return MEMORY_IN_BYTES if megabytes > _MOST_MEGABYTES else MEMORY_FIXED
-
-
-def _lru_crawler(session: TextSession, command: TextCommand) -> Reply:
-    """Serve the crawler's listings; there is nothing else for it to do."""
-    match command.args:
-        case (b"metadump" | b"mgdump" as what, which):
-            classes = _crawled(which)
-            if classes is not None:
-                for_mg, now = what == b"mgdump", session.server.now()
-                listing: Reply = inventory.dump(session.store, classes or None, now, for_mg=for_mg)
-                return listing
-            line = b"BADCLASS invalid class id\r\n"
-        case (b"crawl", which):
-            line = wire.OK if _crawled(which) is not None else b"BADCLASS invalid class id\r\n"
-        case (b"enable" | b"disable",):
-            line = wire.OK
-        case (b"tocrawl", number) if wire.number(number, 0, 2**32 - 1) is not None:
-            line = wire.OK
-        case (b"sleep", number) if (micros := wire.number(number, 0, 2**32 - 1)) is not None:
-            too_long = b"sleep must be one second or less"
-            line = wire.OK if micros <= 1_000_000 else wire.client_error(too_long)
-        case (b"tocrawl" | b"sleep", _):
-            line = wire.BAD_FORMAT
-        case _:
-            line = wire.ERROR
-    return b"" if command.noreply else line
-
-
-def _crawled(which: bytes) -> frozenset[int] | None:
-    """Read which slab classes are meant: none stands for all; None where they are no classes."""
-    if which in {b"all", b"hash"}:
-        return frozenset()
-    numbers = [wire.number(one, 1, inventory.MAX_CLASSES - 1) for one in which.split(b",")]
-    found = frozenset(number for number in numbers if number is not None)
-    return found if len(found) == len(numbers) else None
-
-
 def _config(session: TextSession, command: TextCommand) -> Reply:
     """Answer auto-discovery: whoever asks a fleet for its servers is to come here.
 
@@ -556,7 +498,9 @@ def _quit(session: TextSession, command: TextCommand) -> Reply:
 _PLAIN = frozenset({"get", "set", "end"})
 _DISCARDING = frozenset({"set", "ms"})
 _KEYS = frozenset({"get", "gets", "gat", "gats"})
-_WITHOUT_BUCKET = frozenset({"version", "verbosity", "mn", "quit", "shutdown", "cache_memlimit"})
+_WITHOUT_BUCKET = frozenset(
+    {"version", "verbosity", "mn", "quit", "shutdown", "cache_memlimit", "slabs", "lru"}
+)
 _POSITIONED = _WITHOUT_BUCKET | {"end"}
 """What is answered at once, and waits for nothing: only its reply has a place."""
 
@@ -583,9 +527,7 @@ _HANDLERS: dict[str, Handler] = {
     **META_HANDLERS,
     "config": _config,
     "mn": _mn,
-    "shutdown": _shutdown,
-    "cache_memlimit": _cache_memlimit,
-    "lru_crawler": _lru_crawler,
+    **ADMINISTRATION_HANDLERS,
     "watch": _watch,
     "quit": _quit,
 }

@@ -185,9 +185,8 @@ class MemoryStore(Operations):
         if document.expires_at or document.locked_until:
             now = self.now()
             if document.expires_at and document.expires_at <= now:
-                table.remove(key, document)
+                table.expire(key, document)
                 statistics = self.statistics
-                statistics.reclaimed += 1
                 statistics.get_expired += 1
                 statistics.get_misses += 1
                 return None

@@ -6,8 +6,33 @@ Source: memcached ``doc/protocol.txt``, "General-purpose statistics".
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-__all__ = ["Statistics"]
+from kvproto.store.document import Document, Key, accessed_at
+from kvproto.store.slab_classes import item_size, slab_class
+
+__all__ = ["ClassCounts", "Statistics"]
+
+
+@dataclass(slots=True)
+class ClassCounts:
+    """What left the store of one slab class, under the names of ``stats items``.
+
+    Attributes:
+        evicted: Documents that made room for others.
+        evicted_nonzero: Those of them that would have expired.
+        evicted_time: Seconds since the last of them was used.
+        evicted_unfetched: Those that nobody had read, as far as that is noted.
+        reclaimed: Documents that had expired.
+        expired_unfetched: Those of them that nobody had read, as far as that is noted.
+    """
+
+    evicted: int = 0
+    evicted_nonzero: int = 0
+    evicted_time: int = 0
+    evicted_unfetched: int = 0
+    reclaimed: int = 0
+    expired_unfetched: int = 0
 
 
 class Statistics:
@@ -34,8 +59,45 @@ class Statistics:
         self.too_large = 0
         self.no_memory = 0
         self.total_items = 0
+        self.get_flushed = 0
         self.evictions = 0
+        self.evicted_unfetched = 0
         self.reclaimed = 0
+        self.expired_unfetched = 0
+        self.classes: dict[int, ClassCounts] = {}
+
+    def evicted(self, key: Key, document: Document, now: float, *, unfetched: bool) -> None:
+        """Count a document that made room for others.
+
+        Args:
+            key: Its key.
+            document: It.
+            now: Unix time in seconds.
+            unfetched: Whether it is known that nobody has read it.
+        """
+        self.evictions += 1
+        self.evicted_unfetched += unfetched
+        counts = self.of_class(key, document)
+        counts.evicted += 1
+        counts.evicted_nonzero += document.expires_at != 0.0
+        counts.evicted_unfetched += unfetched
+        counts.evicted_time = max(0, int(now) - (accessed_at(document) or int(now)))
+
+    def expired(self, key: Key, document: Document, *, unfetched: bool) -> None:
+        """Count a document that has expired, and was removed for that."""
+        self.reclaimed += 1
+        self.expired_unfetched += unfetched
+        counts = self.of_class(key, document)
+        counts.reclaimed += 1
+        counts.expired_unfetched += unfetched
+
+    def of_class(self, key: Key, document: Document) -> ClassCounts:
+        """Return the counts of the slab class that a document would have in memcached."""
+        number = slab_class(item_size(key, document))
+        found = self.classes.get(number)
+        if found is None:
+            found = self.classes[number] = ClassCounts()
+        return found
 
     def count(self, names: Iterable[str]) -> None:
         """Let some counters grow by one."""
@@ -52,6 +114,7 @@ class Statistics:
             "get_hits": self.get_hits,
             "get_misses": self.get_misses,
             "get_expired": self.get_expired,
+            "get_flushed": self.get_flushed,
             "delete_misses": self.delete_misses,
             "delete_hits": self.delete_hits,
             "incr_misses": self.incr_misses,
@@ -67,5 +130,7 @@ class Statistics:
             "store_no_memory": self.no_memory,
             "total_items": self.total_items,
             "evictions": self.evictions,
+            "evicted_unfetched": self.evicted_unfetched,
             "reclaimed": self.reclaimed,
+            "expired_unfetched": self.expired_unfetched,
         }

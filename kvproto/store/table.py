@@ -130,7 +130,7 @@ class DocumentTable:
 
     def _choose_find(self) -> None:
         """Read the table directly unless something in it may be dead without showing it."""
-        if self._dropped or self.flush_at != math.inf:
+        if self._dropped or self.garbage or self.flush_at != math.inf:
             self._look: Callable[[Key], Document | None] = self._look_with_care
         else:
             self._look = self.items.get
@@ -154,12 +154,28 @@ class DocumentTable:
     def _look_with_care(self, key: Key) -> Document | None:
         if self.flush_at <= self._now():
             self.discard_all()
-            return None
         document = self.items.get(key)
-        if document is not None and self._is_dropped(key, document):
+        if document is None:
+            if self.garbage:
+                self._look_for_flushed(key)
+        elif self._is_dropped(key, document):
             self.remove(key, document)
             return None
         return document
+
+    def _look_for_flushed(self, key: Key) -> None:
+        """Count a document that is looked for and was flushed, once, while its memory is there."""
+        for table in self.garbage:
+            document = table.pop(key, None)
+            if document is not None:
+                self.used -= footprint(key, document)
+                self._statistics.get_flushed += not document.deleted
+        self._forget_emptied()
+
+    def _forget_emptied(self) -> None:
+        self.garbage = [table for table in self.garbage if table]
+        if not self.garbage:
+            self._choose_find()
 
     def _is_dropped(self, key: Key, document: Document) -> bool:
         return key.__class__ is tuple and document.seqno <= self._dropped.get(key[0], 0)
@@ -170,8 +186,7 @@ class DocumentTable:
         if document is None:
             return None
         if document.expires_at and document.expires_at <= now:
-            self.remove(key, document)
-            self._statistics.reclaimed += 1
+            self.expire(key, document)
             return None
         if document.locked_until and document.locked_until <= now:
             document.locked_until = 0.0
@@ -210,6 +225,15 @@ class DocumentTable:
         """Take out a document that is in the table."""
         del self.items[key]
         self._let_go(key, document)
+
+    def expire(self, key: Key, document: Document) -> None:
+        """Take out a document that has expired."""
+        self.remove(key, document)
+        self._statistics.expired(key, document, unfetched=self._unfetched(document))
+
+    def _unfetched(self, document: Document) -> bool:
+        """Return whether it is known that nobody has read a document."""
+        return self._noting and not document.marks & Mark.FETCHED
 
     def _let_go(self, key: Key, document: Document) -> None:
         """Account for a document that has just left the table."""
@@ -290,8 +314,7 @@ class DocumentTable:
         if not document.expires_at:
             return
         if document.expires_at <= now:
-            self.remove(key, document)
-            self._statistics.reclaimed += 1
+            self.expire(key, document)
         else:
             document.due = math.ceil(document.expires_at)
             self.due.add(document.due, key)
@@ -309,7 +332,7 @@ class DocumentTable:
             table = self.garbage[-1]
             self.used -= footprint(*table.popitem())
             if not table:
-                self.garbage.pop()
+                self._forget_emptied()
         elif self.sweeping:
             self._sweep_one()
         elif self.due.first <= now:
@@ -329,7 +352,8 @@ class DocumentTable:
             elif self._evict:
                 key, document = self.items.popitem(last=False)
                 self._let_go(key, document)
-                self._statistics.evictions += 1
+                unfetched = self._unfetched(document)
+                self._statistics.evicted(key, document, now, unfetched=unfetched)
                 if self.on_eviction is not None:
                     self.on_eviction(key, document)
             else:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.integration.peers import require
-from tests.integration.service import MODES, KvtlsProcess
+from tests.integration.service import MODES, PATIENCE, KvtlsProcess
 from tests.integration.stunnel import Stunnel
 
 TOOLS = "libmemcached-tools"
+MEMCACHED_TOOL = Path("/usr/share/memcached/scripts/memcached-tool")
 
 
 def run(program: str, *arguments: str) -> str:
@@ -67,8 +71,56 @@ class ToolTests(SynchronousTestCase):
             self.assertIn("pid", run("memcstat", *options))
             run("memcrm", *options, path.name)
             run("memcflush", *options)
-        run("memcdump", server)
         self.assertIn("from a file", _copied(server, path))
+        self.assertIn(path.name, run("memcdump", server).split())
+
+
+class MemcachedToolTests(SynchronousTestCase):
+    """memcached-tool, as Debian's memcached brings it: display, stats, settings, sizes, dump."""
+
+    def test_memcached_tool(self) -> None:
+        """It shows what is there, and a dump can be loaded again."""
+        require("memcached", "memcached")
+        if not MEMCACHED_TOOL.exists():
+            raise SkipTest("memcached-tool is not there (Debian package memcached)")
+        where = str(Path(self.enterContext(tempfile.TemporaryDirectory())) / "plain")
+        with KvtlsProcess("--mode", "memcached", "--plain", f"unix:{where}"):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(PATIENCE)
+                client.connect(where)
+                client.sendall(
+                    b"set small 5 0 3\r\nabc\r\nset large 0 0 5000\r\n%b\r\n" % bytes(5000)
+                )
+                self.assertEqual(client.recv(16, socket.MSG_WAITALL), b"STORED\r\nSTORED\r\n")
+            display = self.tool(where, "display")
+            rows = [line.split() for line in display.splitlines()[1:]]
+            self.assertEqual([(row[0], row[1], row[4]) for row in rows if row], [
+                ("1", "96B", "1"), ("19", "5.5K", "1"),
+            ])  # fmt: skip
+            stats = dict(line.split() for line in self.tool(where, "stats").splitlines()[2:])
+            self.assertEqual((stats["curr_items"], stats["cmd_set"]), ("2", "2"))
+            self.assertIn("maxbytes", self.tool(where, "settings"))
+            self.assertIn("96", self.tool(where, "sizes"))
+            dump = self.tool(where, "dump", text=False)
+            self.assertIn(b"add small 5 0 3\r\nabc\r\n", dump)
+            self.assertIn(b"add large 0 0 5000\r\n", dump)
+        with (
+            KvtlsProcess("--mode", "memcached", "--plain", f"unix:{where}"),
+            socket.socket(socket.AF_UNIX) as client,
+        ):
+            client.settimeout(PATIENCE)
+            client.connect(where)
+            client.sendall(dump)
+            self.assertEqual(client.recv(16, socket.MSG_WAITALL), b"STORED\r\nSTORED\r\n")
+            client.sendall(b"get small\r\n")
+            self.assertEqual(client.recv(100), b"VALUE small 5 3\r\nabc\r\nEND\r\n")
+
+    def tool(self, *arguments: str, text: bool = True) -> Any:
+        done = subprocess.run(
+            ["perl", str(MEMCACHED_TOOL), *arguments],
+            capture_output=True, timeout=60, check=True,
+        )  # fmt: skip
+        return done.stdout.decode() if text else done.stdout
 
 
 def _copied(server: str, path: Path) -> str:

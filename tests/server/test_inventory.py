@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -188,3 +190,63 @@ class ListingTests(SynchronousTestCase):
             turns += 1
         self.assertGreater(turns, 4)
         self.assertEqual(heard.count(b"\nkey=") + 1, 2000)
+
+
+class LeavingTests(SynchronousTestCase):
+    """What is counted of documents that leave: evicted, expired, flushed."""
+
+    def make(self, **options: Any) -> tuple[Link, Any]:
+        self.time = NOW
+        store = MemoryStore(lambda: self.time, **options)
+        server = KVServer(store, ServerSettings(mode=Mode.MEMCACHED), now=lambda: self.time)
+        return Link(server), store
+
+    def test_evicted(self) -> None:
+        """Evictions are counted in the class of what was evicted, and begin anew with a reset."""
+        one, _ = self.make(memory_limit=20_000)
+        one.ask(b"set eternal 0 0 9000\r\n" + bytes(9000) + b"\r\n")
+        one.ask(b"mg eternal\r\n")  # from now on reads are noted
+        one.ask(b"set unread 0 100 9000\r\n" + bytes(9000) + b"\r\n")
+        self.time += 7
+        one.ask(b"set third 0 0 9000\r\n" + bytes(9000) + b"\r\n")
+        one.ask(b"set fourth 0 0 9000\r\n" + bytes(9000) + b"\r\n")
+        found = {
+            name.rpartition(b":")[2]: int(value) for name, value in stats(one, b"items").items()
+        }
+        self.assertEqual(
+            (found[b"evicted"], found[b"evicted_nonzero"], found[b"evicted_unfetched"]), (2, 1, 1)
+        )
+        self.assertEqual(found[b"evicted_time"], 7)
+        general = stats(one, b"")
+        self.assertEqual((general[b"evictions"], general[b"evicted_unfetched"]), (b"2", b"1"))
+        one.ask(b"stats reset\r\n")
+        self.assertEqual(stats(one, b"")[b"evicted_unfetched"], b"0")
+        after = {name.rpartition(b":")[2]: v for name, v in stats(one, b"items").items()}
+        self.assertEqual(after[b"evicted"], b"0")
+
+    def test_expired(self) -> None:
+        """What has expired is reclaimed in its class, by whoever meets it."""
+        one, _ = self.make()
+        one.ask(b"set a 0 1 1\r\nx\r\nset b 0 1 1\r\nx\r\nset c 0 1 1\r\nx\r\nset d 0 0 1\r\nx\r\n")
+        self.time += 2
+        one.ask(b"get a\r\nset b 0 0 1\r\nx\r\nset e 0 0 1\r\nx\r\n")
+        self.assertEqual(stats(one, b"items")[b"items:1:reclaimed"], b"3")
+        general = stats(one, b"")
+        self.assertEqual((general[b"reclaimed"], general[b"get_expired"]), (b"3", b"1"))
+
+    def test_flushed(self) -> None:
+        """Whoever looks for what was flushed is counted once, as long as it is in memory."""
+        for flush in (b"flush_all\r\n", b"flush_all 1\r\n"):
+            one, store = self.make()
+            one.ask(b"".join(b"set k%d 0 0 1\r\nx\r\n" % number for number in range(20)))
+            used = store.table.used
+            one.ask(flush)
+            self.time += 2
+            self.assertEqual(one.ask(b"get k1\r\nget k1\r\nget none\r\n"), b"END\r\n" * 3)
+            one.ask(b"set k2 0 0 1\r\ny\r\n")
+            self.assertEqual(stats(one, b"")[b"get_flushed"], b"2")
+            one.ask(b"set k3 0 0 1\r\ny\r\n" * 3)
+            self.assertEqual(store.table.garbage, [])
+            self.assertEqual(store.table.used, used // 20 * 2)
+            # Then a read is again as short as it was.
+            self.assertEqual(store.table.find, store.table.items.get)
