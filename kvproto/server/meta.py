@@ -26,6 +26,9 @@ __all__ = ["META_HANDLERS"]
 _RULED = frozenset(b"hluNRT")
 """Flags of mg that need more of the store than a document."""
 
+_UNUSUAL = Mark.STALE | Mark.WON
+"""Marks of documents that mg tells more about."""
+
 _COMMON = frozenset(b"Ok")
 """What every answer gives back."""
 
@@ -37,7 +40,7 @@ def _mg(session: TextClient, command: MetaCommand) -> Reply:
         outcome = store.get(key)
         if outcome is None:
             return _miss(command)
-        if outcome.__class__ is Document and not outcome.marks & (Mark.STALE | Mark.WON):
+        if outcome.__class__ is Document and not outcome.marks & _UNUSUAL:
             return _value(outcome, command, _given(session, command, _OF_READS, outcome))
     session.meta_seen = True
     return then(store.meta(key, command), _read, session, command)

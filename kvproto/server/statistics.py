@@ -147,17 +147,20 @@ def _general(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Rep
 def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
     settings = server.settings
     login = "no" if server.anonymous else "yes"
+    hosts = [connection.transport.getHost() for connection in server.connections]
+    inter = sorted({host.host for host in hosts if hasattr(host, "host")})
+    sockets = sorted({printable(str(host.name)) for host in hosts if hasattr(host, "name")})
     return Report(
         {
             "maxbytes": settings.memory_limit,
             "maxconns": settings.max_connections,
             "tcpport": settings.advertised_port,
             "udpport": 0,
-            "inter": "NULL",
+            "inter": ",".join(inter) or "NULL",
             "verbosity": 0,
             "oldest": 0,
             "evictions": "on" if settings.evict else "off",
-            "domain_socket": "NULL",
+            "domain_socket": ",".join(sockets) or "NULL",
             "umask": 700,
             "shutdown_command": "no",
             "growth_factor": "1.25",

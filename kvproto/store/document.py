@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import Enum, IntFlag
+from enum import Enum, IntEnum
 from typing import TypeAlias
 
 __all__ = [
@@ -50,8 +50,11 @@ class Refusal(Enum):
     NO_MEMORY = "the memory limit is reached and nothing may be evicted"
 
 
-class Mark(IntFlag):
-    """What memcached's meta commands know of a document; one stored anew has none of it."""
+class Mark(IntEnum):
+    """What memcached's meta commands know of a document; one stored anew has none of it.
+
+    Bits of plain numbers: a flag of `enum` would remember each number that was ever made of it.
+    """
 
     STALE = 1
     """It is to be fetched anew, and may be shown meanwhile."""

@@ -54,6 +54,7 @@ XATTR_OVERHEAD = 96
 320 for two, 900 for eight)."""
 
 _CHORES_PER_WRITE = 8
+_FETCHED = int(Mark.FETCHED)
 _STALE_ENTRIES_ALLOWED = 1024
 
 
@@ -148,7 +149,7 @@ class DocumentTable:
     def _find_and_note(self, key: Key) -> Document | None:
         document = self._look(key)
         if document is not None:
-            document.marks = marks_at(document.marks | Mark.FETCHED, self._now())
+            document.marks = marks_at(document.marks | _FETCHED, self._now())
         return document
 
     def _look_with_care(self, key: Key) -> Document | None:

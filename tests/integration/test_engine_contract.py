@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.store import IStore
 from kvproto.testing.store import StoreContract
 from kvproto.testing.store_case import START
+from kvproto.testing.store_meta import MetaContract
 from kvproto.testing.store_subdoc import SubdocContract
 from kvproto.upstream import Engine, EngineStore, make_engine, parse_options
 from tests.integration.engines import shared_cluster, shared_server
@@ -23,7 +24,7 @@ reactor: Any = global_reactor
 SECONDS = 20.0
 
 
-class EngineContract(StoreContract, SubdocContract):
+class EngineContract(StoreContract, SubdocContract, MetaContract):
     """Runs the contract on an engine; each store has a bucket of its own."""
 
     locks = True

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.config import Mode
 from kvproto.server import KVServer, ServerSettings
-from kvproto.store import MemoryStore
+from kvproto.store import Mark, MemoryStore
 from kvproto.wire.constants import Opcode
 from tests.server.golden_meta import GOLDEN, STORED
 from tests.server.support import NOW, Link, SlowStore
@@ -287,3 +288,25 @@ class BothProtocolsTests(SynchronousTestCase):
         one.ask(b"ms a 1 E5\r\nx\r\nms a 1 E4\r\ny\r\nmg a T50\r\n")
         self.assertEqual(one.store.seqno, 3)
         self.assertEqual(one.store.get(b"a").seqno, 3)
+
+
+class MarkTests(SynchronousTestCase):
+    """What is noted of documents are plain numbers."""
+
+    def test_plain_numbers(self) -> None:
+        """A day of reads leaves nothing behind but the last number."""
+        link = Link(mode=Mode.MEMCACHED)
+        link.ask(b"set k 0 0 1\r\nx\r\nmg k v\r\n")
+        store: Any = link.store
+        for request in (
+            b"get k\r\n",
+            b"mg k h l v\r\n",
+            b"md k I\r\n",
+            b"mg k v\r\n",
+            b"ma c N0\r\n",
+        ):
+            link.time += 1
+            link.ask(request)
+            for document in store.table.items.values():
+                self.assertIs(type(document.marks), int, request)
+        self.assertLessEqual(len(Mark._value2member_map_), 3)

@@ -11,10 +11,11 @@ from zope.interface import implementer
 
 from kvproto.store import IStore, MemoryStore
 from kvproto.testing.store import StoreContract
+from kvproto.testing.store_meta import MetaContract
 from kvproto.testing.store_subdoc import SubdocContract
 
 
-class MemoryStoreContractTests(StoreContract, SubdocContract, SynchronousTestCase):
+class MemoryStoreContractTests(StoreContract, SubdocContract, MetaContract, SynchronousTestCase):
     """The default store keeps the contract."""
 
     def make_store(self, now: Callable[[], float]) -> IStore:

@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.errors import OutcomeUnknown, StoreUnavailable, UpstreamError
 from kvproto.store import Document, IStore, Refusal
 from kvproto.testing.store import StoreContract
+from kvproto.testing.store_meta import MetaContract
 from kvproto.testing.store_subdoc import SubdocContract
 from kvproto.upstream import EngineStore
 from kvproto.upstream.change import MOST_LOSSES
@@ -29,7 +30,7 @@ def turn(clock: Clock, answer: Any, turns: int = 5000) -> Any:
     return answer
 
 
-class EngineStoreContractTests(StoreContract, SubdocContract, SynchronousTestCase):
+class EngineStoreContractTests(StoreContract, SubdocContract, MetaContract, SynchronousTestCase):
     """The contract of stores."""
 
     def make_store(self, now: Callable[[], float]) -> IStore:

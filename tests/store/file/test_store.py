@@ -18,14 +18,17 @@ from kvproto.store import (
     IStore,
     Key,
     LookupSpec,
+    Mark,
     MutationSpec,
     PathFlag,
     PathOp,
     Refusal,
+    accessed_at,
 )
 from kvproto.store.pieces import PIECE, at_once
 from kvproto.testing.store import StoreContract
 from kvproto.testing.store_case import START
+from kvproto.testing.store_meta import MetaContract, meta_command
 from kvproto.testing.store_subdoc import SubdocContract
 from tests.store.file.support import FileCase, Threads
 
@@ -35,7 +38,7 @@ XATTRS = [
 ]
 
 
-class EverySecondContractTests(StoreContract, SubdocContract, FileCase):
+class EverySecondContractTests(StoreContract, SubdocContract, MetaContract, FileCase):
     """The contract, with ``sync=everysec``."""
 
     def setUp(self) -> None:
@@ -110,6 +113,30 @@ class RestartTests(FileCase):
                     (9, b"gone"), [LookupSpec(PathOp.GET, PathFlag.XATTR, b"_sys.a")], 4
                 )
                 self.assertEqual(found.results[0][1], '"\u20ac"'.encode())
+
+    def test_marks(self) -> None:
+        """What is stale, won or was read outlives the process."""
+        for kill in (True, False):
+            self.setUp()
+            store = self.open()
+            store.meta(b"stale", meta_command("ms stale", b"old"))
+            store.meta(b"stale", meta_command("mg stale v"))
+            self.clock.advance(9)
+            store.meta(b"stale", meta_command("md stale I"))
+            store.meta(b"won", meta_command("mg won N60 v"))
+            store = self.again(store, kill=kill)
+            looked = store.meta(b"stale", meta_command("me stale"))
+            self.assertTrue(looked.document.marks & Mark.FETCHED)
+            # The log has no room for when it was read: what was last written is what counts.
+            self.assertEqual(accessed_at(looked.document), int(START + 9))
+            found = store.meta(b"stale", meta_command("mg stale v"))
+            self.assertTrue(found.won)
+            self.assertEqual(found.document.value, b"old")
+            store = self.again(store, kill=kill)
+            for key in (b"stale", b"won"):
+                found = store.meta(key, meta_command(f"mg {key.decode()} v"))
+                self.assertFalse(found.won, key)
+                self.assertTrue(found.marks & Mark.WON, key)
 
     def test_locks_are_gone(self) -> None:
         """A lock does not outlive the process, the CAS that it gave does."""
