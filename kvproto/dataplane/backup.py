@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from kvproto.errors import CommandError
+from kvproto.errors import CommandError, UpstreamError
 from kvproto.server import Bucket
 from kvproto.store import Document, IListableStore, Key
 from kvproto.store.file.records import HEAD_SIZE, Kind, Record, body_of, decode, encode
@@ -80,6 +80,8 @@ class Backups:
             answer: dict[str, Any] = await work
         except OSError as error:
             raise CommandError("file", f"{error.filename}: {error.strerror}") from error
+        except UpstreamError as error:
+            raise CommandError("store", str(error)) from error
         else:
             return answer
         finally:

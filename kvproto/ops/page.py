@@ -177,13 +177,17 @@ def _listeners(status: Status) -> str:
     return _section("Listeners", _table("Listeners", head, rows))
 
 
+def _mebibytes(number: int | None) -> str:
+    return "unknown" if number is None else f"{number / 2**20:,.1f} MiB"
+
+
 def _buckets(status: Status) -> str:
     rows = [
         (
             row["name"],
-            f"{row['items']:,}",
-            f"{row['bytes'] / 2**20:,.1f} MiB",
-            f"{row['limit_bytes'] / 2**20:,.1f} MiB",
+            "unknown" if row["items"] is None else f"{row['items']:,}",
+            _mebibytes(row["bytes"]),
+            _mebibytes(row["limit_bytes"]),
             f"{row['evictions']:,}",
         )
         for row in status.get("buckets", ())

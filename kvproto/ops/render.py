@@ -249,15 +249,19 @@ def _store(answer: Answer) -> list[str]:
     rows = [
         (
             bucket["name"],
-            bucket["items"],
-            f"{bucket['bytes'] / 2**20:.1f}",
-            f"{bucket['limit_bytes'] / 2**20:.1f}",
+            "unknown" if bucket["items"] is None else bucket["items"],
+            _mebibytes(bucket["bytes"]),
+            _mebibytes(bucket["limit_bytes"]),
             bucket["evictions"],
         )
         for bucket in answer["buckets"]
     ]
     head = ("BUCKET", ">ITEMS", ">MiB", ">OF MiB", ">EVICTED")
     return lines + _table(head, rows, {"BUCKET": 8})
+
+
+def _mebibytes(number: int | None) -> str:
+    return "-" if number is None else f"{number / 2**20:.1f}"
 
 
 def _nodes(nodes: Answer) -> list[str]:

@@ -156,9 +156,10 @@ class ServiceControl:
             rows.append(
                 {
                     "name": bucket.name,
-                    "items": int(found.get("curr_items", 0)),
-                    "bytes": int(found.get("bytes", 0)),
-                    "limit_bytes": int(found.get("limit_maxbytes", 0)),
+                    # None where the servers that know have not said yet.
+                    "items": _number(found, "curr_items"),
+                    "bytes": _number(found, "bytes"),
+                    "limit_bytes": _number(found, "limit_maxbytes"),
                     "evictions": int(found.get("evictions", 0)),
                 }
             )
@@ -408,3 +409,7 @@ def _both(data: Deferred[dict[str, Any]], nodes: Deferred[Any]) -> Deferred[dict
         return combined(*(result for _, result in results))
 
     return DeferredList([data, nodes], consumeErrors=True).addCallback(joined)
+
+
+def _number(found: dict[str, Any], name: str) -> int | None:
+    return int(found[name]) if name in found else None

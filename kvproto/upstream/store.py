@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -29,7 +29,7 @@ from zope.interface import implementer
 
 from kvproto.base.log import make_logger
 from kvproto.errors import StoreUnavailable, UpstreamError
-from kvproto.store import Document, IStore, Key, Refusal
+from kvproto.store import Document, IListableStore, IStore, Key, Refusal
 from kvproto.store.expiry import deadline
 from kvproto.store.operations import Operations
 from kvproto.store.rules import DEFAULT_MAX_VALUE, Limits, Rule
@@ -40,6 +40,7 @@ from kvproto.upstream.connection import Call
 from kvproto.upstream.engine import Engine, EngineFullError, error_of
 from kvproto.upstream.epochs import Epochs, document_prefix
 from kvproto.upstream.keeper import EpochKeeper
+from kvproto.upstream.listing import Listing, put_back
 from kvproto.upstream.reclaim import Reclaimer, serving
 from kvproto.upstream.resp import EngineFailure, Fate, command
 from kvproto.upstream.scripts import SET_PLAIN
@@ -57,7 +58,7 @@ _new = object.__new__
 from_bytes = int.from_bytes
 
 
-@implementer(IStore)
+@implementer(IStore, IListableStore)
 class EngineStore(Operations):
     """A bucket in an engine.
 
@@ -309,6 +310,19 @@ class EngineStore(Operations):
     def _apply_to_any(self, key: Key, doc_flags: int, rule: Rule[Any], *args: Any) -> Any:
         return self._changer.begin(Change(key, rule, args, doc_flags & DocFlag.ACCESS_DELETED))
 
+    # -- backups --------------------------------------------------------------
+
+    def pieces(self) -> Iterator[Deferred[list[tuple[Key, Document]]]]:
+        """Yield all documents, some at a time; see `IListableStore.pieces`."""
+        return Listing(self._engine, self._bucket, self).pieces()
+
+    def put_back(self, key: Key, document: Document) -> Deferred[Refusal | None]:
+        """Store a document with the CAS that it has; see `IListableStore.put_back`."""
+        return Deferred.fromCoroutine(put_back(self._engine, self, self.limits, key, document))
+
+    def saved(self) -> None:
+        """Return None: what was answered is as safe as the engine makes it."""
+
     # -- all at once ----------------------------------------------------------
 
     def flush(self, delay: int = 0) -> Deferred[None]:
@@ -351,6 +365,7 @@ class EngineStore(Operations):
 
     async def _stats(self) -> dict[str, int | str]:
         items = used = limit = 0
+        known: dict[str, int | str] = {}
         try:
             for server in serving(self._engine):
                 memory = await self._engine.ask_server(command(b"INFO", b"memory"), server)
@@ -359,19 +374,15 @@ class EngineStore(Operations):
                 items += await self._engine.ask_server(command(b"DBSIZE"), server)
             if items <= _COUNTED_EXACTLY:
                 items = await self._count()
+            known = {"limit_maxbytes": limit, "bytes": used, "curr_items": items}
         except UpstreamError:
-            pass  # what is known here is told all the same
-        return {
-            **self.statistics.report(),
-            "limit_maxbytes": limit,
-            "bytes": used,
-            "curr_items": items,
-        }
+            pass  # what is known here is told all the same, and nothing that may be wrong
+        return {**self.statistics.report(), **known}
 
     async def _count(self) -> int:
         """Count the documents of this epoch, one by one."""
-        if self._epochs is None:
-            return 0
+        await self.loaded()
+        assert self._epochs is not None
         self._turn_over()
         pattern = b"kvtls:%b:%x:*" % (self._bucket, self._epochs.epoch)
         count = 0
@@ -466,6 +477,15 @@ class EngineStore(Operations):
         ready.addCallback(go_on)
         ready.chainDeferred(waiting)
         self.load()
+        return waiting
+
+    def loaded(self) -> Deferred[None]:
+        """Return a Deferred that fires when epochs are known; it fails as `when_loaded` does."""
+        waiting: Deferred[None] = Deferred()
+        if self._epochs is None:
+            self.when_loaded(waiting, lambda: None)
+        else:
+            waiting.callback(None)
         return waiting
 
     def stop(self) -> None:

@@ -146,13 +146,23 @@ class RedisCluster:
     Args:
         options: Words for each server's command line.
         replicas: For each primary.
+        files: Where ``ca.pem``, ``server.pem`` and ``server.key`` are; then all of it is TLS.
 
     Attributes:
         servers: All servers, the primaries first.
     """
 
-    def __init__(self, *options: str, replicas: int = 1) -> None:
+    def __init__(self, *options: str, replicas: int = 1, files: Path | None = None) -> None:
         self.servers: list[RedisServer] = []
+        self.scheme = "redis+cluster" if files is None else "rediss+cluster"
+        by_tls: list[str] = []
+        if files is not None:
+            ca, chain, key = (str(files / name) for name in ("ca.pem", "server.pem", "server.key"))
+            by_tls = ["--tls", "--cacert", ca, "--cert", chain, "--key", key]
+            options += (
+                "--tls-ca-cert-file", ca, "--tls-cert-file", chain, "--tls-key-file", key,
+                "--tls-cluster", "yes", "--tls-replication", "yes", "--tls-auth-clients", "yes",
+            )  # fmt: skip
         words = (
             "--cluster-enabled", "yes", "--cluster-node-timeout", "1500",
             "--cluster-config-file", "nodes.conf", "--repl-diskless-sync-delay", "0", *options,
@@ -160,9 +170,12 @@ class RedisCluster:
         try:
             for _ in range(3 * (1 + replicas)):
                 # Its bus listens 10000 above.
-                self.servers.append(RedisServer(*words, port=free_port(10_000)))
+                port = free_port(10_000)
+                listens = ("--port", "0", "--tls-port", str(port)) if by_tls else ()
+                self.servers.append(RedisServer(*words, *listens, port=port))
             said = cli(
-                "--cluster", "create", *(f"127.0.0.1:{server.port}" for server in self.servers),
+                *by_tls, "--cluster", "create",
+                *(f"127.0.0.1:{server.port}" for server in self.servers),
                 "--cluster-replicas", str(replicas), "--cluster-yes",
             )  # fmt: skip
             assert "All 16384 slots covered" in said, said
@@ -175,7 +188,7 @@ class RedisCluster:
     def url(self) -> str:
         """As ``--store`` takes it."""
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.servers[:2])
-        return f"redis+cluster://{hosts}"
+        return f"{self.scheme}://{hosts}"
 
     def wait_until_well(self) -> None:
         """Wait until every server knows all slots to be served, and replicas follow."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-__all__ = ["MODES", "PATIENCE", "KvtlsProcess", "run_each", "run_kvtls"]
+__all__ = ["KILL_ROUNDS", "MODES", "PATIENCE", "KvtlsProcess", "run_each", "run_kvtls"]
 
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
 
@@ -29,6 +29,9 @@ PATIENCE = 60.0
 """Seconds that a test waits for what must happen: far more than the busiest machine needs.
 
 No test judges speed, that is the benchmarks' business; what never comes is a failure."""
+
+KILL_ROUNDS = int(os.environ.get("KVPROTO_KILL_ROUNDS", "2"))
+"""How often a test kills, stops or restarts something; 15 shows more than 2 and takes minutes."""
 
 READY = re.compile(r"kvtls ready\b.*")
 ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<v4>[0-9.]+)):(?P<port>\d+)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -20,8 +21,8 @@ from tests.integration.engines import (
     shared_cluster,
     shared_server,
 )
-from tests.integration.live import eventually
-from tests.integration.service import MODES, KvtlsProcess, run_kvtls
+from tests.integration.live import eventually, kvtls
+from tests.integration.service import KILL_ROUNDS, MODES, KvtlsProcess, run_kvtls
 from tests.integration.wire_client import HEADER, packet, read_answer
 from tests.ports import free_port
 
@@ -209,6 +210,61 @@ class ClusterTests(_SeveralServices):
         return shared_cluster().url
 
 
+class BackupTests(SynchronousTestCase):
+    """``kvtls backup`` and ``kvtls restore`` of what is in an engine."""
+
+    def check(self, url: str) -> None:
+        path = str(Path(self.mktemp()).absolute())
+        bucket = f"backup.{type(self).__name__}.{self._testMethodName[5:]}"
+        running = self.enterContext(service(url, "--bucket", bucket))
+        with client(running) as one:
+            # Before anybody has asked the engine nothing is known, and never told as 0.
+            for number in range(500):
+                self.assertEqual(one.set(f"k{number}", b"%d" % number), b"STORED")
+            said = kvtls(running, "backup", path, "--json")
+            self.assertEqual(
+                (said.returncode, json.loads(said.stdout)["documents"]), (0, 500), said
+            )
+            self.assertEqual(one.ask(b"flush_all"), b"OK")
+            self.assertEqual(one.set("k1", b"other"), b"STORED")
+            self.assertEqual(one.set("stays", b"here"), b"STORED")
+            said = kvtls(running, "restore", path, "--json")
+            self.assertEqual(
+                (said.returncode, json.loads(said.stdout)["documents"]), (0, 500), said
+            )
+            for number in (0, 1, 250, 499):
+                self.assertEqual(one.get(f"k{number}"), b"%d" % number)
+            self.assertEqual(one.get("stays"), b"here")
+
+            def items() -> Any:
+                (row,) = json.loads(kvtls(running, "status", "--json").stdout)["buckets"]
+                return row["items"]
+
+            eventually(lambda: items() == 501)
+        self.assertNotIn("Traceback", running.output)
+
+    def test_single(self) -> None:
+        """One server."""
+        self.check(shared_server().url)
+
+    def test_cluster(self) -> None:
+        """A cluster: the documents of all its servers."""
+        self.check(shared_cluster().url)
+
+    def test_away(self) -> None:
+        """A backup of an engine that is away fails, and says so; numbers are not known."""
+        engine = self.enterContext(RedisServer())
+        running = self.enterContext(service(engine.url))
+        engine.kill()
+        running.wait_for_line(GONE)
+        path = Path(self.mktemp()).absolute()
+        said = kvtls(running, "backup", str(path))
+        self.assertNotEqual(said.returncode, 0)
+        self.assertIn("engine", said.stdout + said.stderr)
+        self.assertFalse(path.exists())
+        self.assertIn("unknown", kvtls(running, "status").stdout)
+
+
 class BadDaysTests(SynchronousTestCase):
     """What clients, operators and data see when a server is in trouble."""
 
@@ -220,21 +276,22 @@ class BadDaysTests(SynchronousTestCase):
         engine = self.server()
         running = self.enterContext(service(engine.url))
         with client(running) as one:
-            self.assertEqual(one.set("k", b"v"), b"STORED")
-            engine.kill()
-            running.wait_for_line(GONE)
-            started = time.monotonic()
-            for line in (b"get k", b"incr k 1", b"delete k", b"touch k 0"):
-                self.assertEqual(one.ask(line), TEMPORARY)
-            self.assertEqual(one.set("k", b"v"), TEMPORARY)
-            self.assertLess(time.monotonic() - started, 5)
-            engine.start()
-            running.wait_for_line(BACK)
-            self.assertIsNone(one.get("k"))
-            self.assertEqual(one.set("k", b"w"), b"STORED")
-            self.assertEqual(one.get("k"), b"w")
-        self.assertEqual(len(GONE.findall(running.output)), 1)
-        self.assertEqual(len(BACK.findall(running.output)), 1)
+            for turn in range(1, KILL_ROUNDS + 1):
+                self.assertEqual(one.set("k", b"v"), b"STORED")
+                engine.kill()
+                eventually(lambda: len(GONE.findall(running.output)) == turn)  # noqa: B023
+                started = time.monotonic()
+                for line in (b"get k", b"incr k 1", b"delete k", b"touch k 0"):
+                    self.assertEqual(one.ask(line), TEMPORARY)
+                self.assertEqual(one.set("k", b"v"), TEMPORARY)
+                self.assertLess(time.monotonic() - started, 5)
+                engine.start()
+                eventually(lambda: len(BACK.findall(running.output)) == turn)  # noqa: B023
+                self.assertIsNone(one.get("k"))
+                self.assertEqual(one.set("k", b"w"), b"STORED")
+                self.assertEqual(one.get("k"), b"w")
+        self.assertEqual(len(GONE.findall(running.output)), KILL_ROUNDS)
+        self.assertEqual(len(BACK.findall(running.output)), KILL_ROUNDS)
         self.assertNotIn("Traceback", running.output)
 
     def test_restart_under_load(self) -> None:
@@ -244,7 +301,7 @@ class BadDaysTests(SynchronousTestCase):
         with client(running) as one:
             one.set("n", b"0")
             load = Counting([plain_port(running)], ["n"], 8)
-            for _ in range(3):
+            for _ in range(KILL_ROUNDS):
                 load.wait_for_more(200)
                 engine.kill()
                 engine.start()
@@ -260,13 +317,14 @@ class BadDaysTests(SynchronousTestCase):
         with client(running) as one:
             one.set("n", b"0")
             load = Counting([plain_port(running)], ["n"], 4)
-            load.wait_for_more(50)
-            engine.freeze()
-            running.wait_for_line(GONE)
-            with client(running) as reader:
-                self.assertEqual(reader.ask(b"get n"), TEMPORARY)
-            engine.thaw()
-            running.wait_for_line(BACK)
+            for turn in range(1, KILL_ROUNDS + 1):
+                load.wait_for_more(50)
+                engine.freeze()
+                eventually(lambda: len(GONE.findall(running.output)) == turn)  # noqa: B023
+                with client(running) as reader:
+                    self.assertEqual(reader.ask(b"get n"), TEMPORARY)
+                engine.thaw()
+                eventually(lambda: len(BACK.findall(running.output)) == turn)  # noqa: B023
             load.wait_for_more(50)
             load.stop()
             load.check({"n": int(one.get("n") or b"0")})
@@ -476,9 +534,7 @@ class TLSTests(SynchronousTestCase):
         (directory / f"{name}.key").write_bytes(identity.key_pem)
         (directory / f"{name}.pem").write_bytes(identity.chain_pem)
 
-    def server(
-        self, names: tuple[str, ...] = ("localhost", "127.0.0.1")
-    ) -> tuple[RedisServer, int]:
+    def make_files(self, names: tuple[str, ...] = ("localhost", "127.0.0.1")) -> Path:
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
         self.files = directory
@@ -486,6 +542,12 @@ class TLSTests(SynchronousTestCase):
         self.write(directory, "server", self.authority.issue("engine", names))
         self.write(directory, "client", self.authority.issue("kvtls", ("kvtls",)))
         (directory / "ca.pem").write_bytes(self.authority.certificate_pem)
+        return directory
+
+    def server(
+        self, names: tuple[str, ...] = ("localhost", "127.0.0.1")
+    ) -> tuple[RedisServer, int]:
+        directory = self.make_files(names)
         port = free_port()
         engine = RedisServer(
             "--tls-port", str(port), "--tls-cert-file", str(directory / "server.pem"),
@@ -494,12 +556,34 @@ class TLSTests(SynchronousTestCase):
         )  # fmt: skip
         return self.enterContext(engine), port
 
-    def url(self, port: int, host: str = "localhost") -> str:
-        files = "&".join(
+    def parameters(self) -> str:
+        return "&".join(
             f"{name}={self.files / path}"
             for name, path in (("ca", "ca.pem"), ("cert", "client.pem"), ("key", "client.key"))
         )
-        return f"rediss://{host}:{port}?{files}"
+
+    def url(self, port: int, host: str = "localhost") -> str:
+        return f"rediss://{host}:{port}?{self.parameters()}"
+
+    def test_cluster(self) -> None:
+        """A cluster all of whose connections are TLS: all slots, and a failover under load."""
+        cluster = self.enterContext(RedisCluster(files=self.make_files()))
+        running = self.enterContext(service(f"{cluster.url}?{self.parameters()}&timeout=1"))
+        keys = [f"n{number}" for number in range(30)]
+        with client(running) as one:
+            for key in keys:
+                self.assertEqual(one.set(key, b"0"), b"STORED")
+        load = Counting([plain_port(running)], keys, 4)
+        try:
+            load.wait_for_more(300)
+            cluster.server_of("kvtls:x:{n0}").kill()
+            load.wait_for(lambda: load.refused > 0, 20)
+            before = dict(load.done)
+            load.wait_for(lambda: all(load.done[key] > before[key] for key in keys), 30)
+        finally:
+            load.stop()
+        self.assertEqual(load.errors, [])
+        self.assertNotIn("Traceback", running.output)
 
     def test_verified(self) -> None:
         """Names and addresses are verified; another key is used when the files have changed."""

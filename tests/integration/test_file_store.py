@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import signal
@@ -13,10 +12,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.service import PATIENCE, KvtlsProcess, run_kvtls
-
-ROUNDS = int(os.environ.get("KVPROTO_KILL_ROUNDS", "2"))
-"""How often a service is killed for each policy; 15 shows more than 2 and takes a minute."""
+from tests.integration.service import KILL_ROUNDS, PATIENCE, KvtlsProcess, run_kvtls
 
 KEYS = 40
 
@@ -96,7 +92,7 @@ class KillTests(SynchronousTestCase):
         options = ["--mode", "memcached", "--store", f"file:{directory}?sync={sync}"]
         sure: dict[bytes, bytes | None] = {}
         rng = random.Random()
-        for number in range(ROUNDS):
+        for number in range(KILL_ROUNDS):
             with KvtlsProcess(*options) as service:
                 clients = [Client(number * 10 + n, service.connect()) for n in range(4)]
                 for client in clients:

@@ -100,6 +100,8 @@ class FakeEngine(Engine):
             return int(content.pop(words[1], None) is not None)
         if name == b"SCAN":
             return [b"0", [key for key in content if key.startswith(words[3].rstrip(b"*"))]]
+        if name == b"STRLEN":
+            return len(content.get(words[1], b""))
         if name == b"INFO":
             return b"used_memory:1\r\nmaxmemory:0\r\n"
         if name == b"DBSIZE":
