@@ -1,4 +1,4 @@
-"""A server of `kvproto.server` that is started as memcached is: its options, and no TLS.
+"""The service, started as memcached is: its options, on a listener without TLS.
 
 For memcached's own tests, which start what they find as ``memcached-debug``.  Options that mean
 nothing here (slabs, threads, extstore) are passed over.
@@ -9,19 +9,23 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import time
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from twisted.internet import endpoints
 from twisted.internet import reactor as installed_reactor
 
-from kvproto.config import Mode
-from kvproto.server import KVServer, KVServerFactory, ServerSettings, UserTable
-from kvproto.store import MemoryStore
+from kvproto.config import Config, Mode, User
+from kvproto.errors import ConfigError
+from kvproto.service import KVTLSService
 
 __all__ = ["main"]
 
 reactor: Any = installed_reactor
+
+_SMALLEST_ITEM = 1024
+"""memcached's, in bytes."""
 
 HELP = "-s, --unix-socket=<file>\n-h, --help\n"
 
@@ -32,11 +36,38 @@ def size(text: str) -> int:
     return int(text) if unit is None else int(text[:-1]) * unit
 
 
-def users_of(path: str) -> UserTable:
+def users_of(path: str) -> tuple[User, ...]:
     """Read a file of ``-Y``: a name and a password a line."""
     with open(path, encoding="ascii") as lines:
         pairs = [line.strip().split(":", 1) for line in lines if ":" in line]
-    return UserTable.of_passwords(dict(pairs), iterations=1)
+    return tuple(User(name, password) for name, password in pairs)
+
+
+def config_of(options: argparse.Namespace, directory: Path) -> Config:
+    """Return the configuration that memcached's options stand for.
+
+    Raises:
+        ConfigError: One of them cannot be used.
+    """
+    largest = size(options.I or "1m")
+    if largest < _SMALLEST_ITEM:
+        raise ConfigError("-I", "item max size cannot be less than 1024 bytes")
+    tuned = dict(part.partition("=")[::2] for one in options.o for part in one.split(","))
+    tcp = f"tcp:{options.p or 11211}:interface=127.0.0.1"
+    return Config(
+        mode=Mode.MEMCACHED,
+        listen=("tcp:0:interface=127.0.0.1",),
+        plain=(f"unix:{options.s}" if options.s else tcp,),
+        state_dir=directory,
+        users=users_of(options.Y) if options.Y else (),
+        max_value=largest,
+        allow_flush=not options.F,
+        memory_limit=int(options.m or 64) << 20,
+        evict=not options.M,
+        max_connections=int(options.c or 1024),
+        requests_per_event=int(options.R or 0),
+        idle_timeout=float(tuned.get("idle_timeout", 0)),
+    )
 
 
 def main() -> None:
@@ -52,28 +83,17 @@ def main() -> None:
     if options.h:
         sys.stdout.write(HELP)
         return
-    largest = size(options.I or "1m")
-    memory = int(options.m or 64) << 20
-    settings = ServerSettings(
-        mode=Mode.MEMCACHED,
-        max_value=largest,
-        allow_flush=not options.F,
-        memory_limit=memory,
-        evict=not options.M,
-        max_connections=int(options.c or 1024),
-        watchers=frozenset() if options.W else None,
-    )
-    store = MemoryStore(
-        time.time, memory_limit=memory, evict=not options.M, max_item=largest - 512, count_cas=True
-    )
-    server = KVServer(store, settings, users_of(options.Y) if options.Y else None)
-    factory = KVServerFactory(server)
-    tcp = f"tcp:{options.p or 11211}:interface=127.0.0.1"
-    where = f"unix:{options.s}" if options.s else tcp
-    endpoints.serverFromString(reactor, where).listen(factory)
-    # A shell that starts it in the background has it ignore this.
-    signal.signal(signal.SIGINT, lambda *_: reactor.callFromThread(reactor.stop))
-    reactor.run()
+    with tempfile.TemporaryDirectory(prefix="kvtls-as-memcached-") as directory:
+        try:
+            service = KVTLSService(config_of(options, Path(directory)))
+        except ConfigError as error:
+            sys.exit(f"Failed to start: {error}")
+        if options.W:
+            service.server.settings = replace(service.server.settings, watchers=frozenset())
+        service.startService()
+        # A shell that starts it in the background has it ignore this.
+        signal.signal(signal.SIGINT, lambda *_: reactor.callFromThread(reactor.stop))
+        reactor.run()
 
 
 if __name__ == "__main__":

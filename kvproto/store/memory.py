@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
 from kvproto.store import meta, rules
-from kvproto.store.document import Document, Key, Refusal
+from kvproto.store.document import MARK_BITS, Document, Key, Refusal, marks_at
 from kvproto.store.expiry import deadline
 from kvproto.store.interfaces import IImmediateStore, IListableStore
 from kvproto.store.operations import Operations
@@ -266,7 +266,9 @@ class MemoryStore(Operations):
         document.locked_until = 0.0
         document.seqno = seqno
         document.datatype = datatype
-        document.due = document.kind = document.marks = 0
+        document.due = document.kind = 0
+        # Where the CAS does not tell when, as `_stamp` has it.
+        document.marks = int(now) << MARK_BITS if self._count_cas else 0
         document.xattrs = None
         document.deleted = False
         if old is not None and value is old.value:
@@ -373,6 +375,8 @@ class MemoryStore(Operations):
         """
         if not document.cas:
             document.cas = self._next_cas(self.now())
+        if self._count_cas and not document.marks >> MARK_BITS:
+            document.marks = marks_at(document.marks, self.now())
         if not document.seqno:
             self._seqno = document.seqno = self._seqno + 1
 

@@ -9,7 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from kvproto.store import IStore, MemoryStore
+from kvproto.store import IStore, MemoryStore, accessed_at
+from kvproto.store.document import ALL_MARKS
 from kvproto.testing.store import StoreContract
 from kvproto.testing.store_meta import MetaContract
 from kvproto.testing.store_subdoc import SubdocContract
@@ -76,6 +77,18 @@ class WaitingStoreContractTests(StoreContract, SubdocContract, SynchronousTestCa
 
 class CountedCasTests(SynchronousTestCase):
     """A CAS that is counted, for memcached's clients."""
+
+    def test_time(self) -> None:
+        """When a document was stored is known all the same, however it was."""
+        now = 1_700_000_000.0
+        store = MemoryStore(lambda: now, count_cas=True)
+        store.set(b"set", b"1")
+        store.add(b"add", b"1")
+        store.set((8, b"named"), b"1")
+        store.append(b"set", b"2")
+        store.increment(b"made", 1, 7, 0)
+        for key, document in store.table.items.items():
+            self.assertEqual((accessed_at(document), document.marks & ALL_MARKS), (now, 0), key)
 
     def test_counted(self) -> None:
         """It begins at 1, grows with each mutation, and goes on from where a history stopped."""
