@@ -365,7 +365,7 @@ class KVServerProtocol(TwistedProtocol):
     def observe(self) -> None:
         """Let the session see anew whether anybody watches what is asked of its store."""
         if self.session is not None:
-            self.session.dialect.observe()
+            self.session.observe()
 
     def _write(self, out: list[bytes]) -> None:
         """Send replies, in one write."""

@@ -355,6 +355,11 @@ class Session:
             self._look_again()
             self._end_drain()
 
+    def observe(self) -> None:
+        """Let the dialect see anew whether its store is watched: another scan may follow."""
+        self.dialect.observe()
+        self._scan = self.dialect.scan or decode_and_execute
+
     def end_of_input(self) -> None:
         """Hang up as soon as all is answered that was asked: the peer will ask nothing else."""
         self._last_came = True

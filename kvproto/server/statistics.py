@@ -255,14 +255,20 @@ def _conns(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
     told: dict[str, Value] = {}
     for connection, number in server.connections.items():
         transport = connection.transport
-        watches = isinstance(connection.session, Watcher)
         told |= {
             f"{number}:addr": _address(transport.getPeer()),
             f"{number}:listen_addr": _address(transport.getHost()),
-            f"{number}:state": "conn_watch" if watches else "conn_parse_cmd",
+            f"{number}:state": _state(connection),
             f"{number}:secs_since_last_cmd": 0,
         }
     return Report(told)
+
+
+def _state(connection: Any) -> str:
+    """Return what a connection does, in memcached's names."""
+    if isinstance(connection.session, Watcher):
+        return "conn_watch"
+    return "conn_nread" if connection.partial else "conn_parse_cmd"
 
 
 def _address(address: Any) -> str:

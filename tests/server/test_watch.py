@@ -16,6 +16,7 @@ from kvproto.server.watch import BUFFER_BYTES, MOST_WATCHERS
 from kvproto.server.watched import WatchedStore
 from kvproto.store import MemoryStore
 from kvproto.testing.scripted import ScriptedTransport
+from kvproto.wire.binary import encode_request
 from kvproto.wire.constants import Feature, Opcode
 from tests.server.support import NOW, FakeConnection, Link, SlowStore
 
@@ -243,6 +244,42 @@ class LifeTests(SynchronousTestCase):
                     self.assertIs(dialect.plain_get, bucket.plain_get)
             self.assertEqual(text.ask(b"get k\r\n"), b"END\r\n")
 
+    def test_forwarded(self) -> None:
+        """Requests that would be forwarded unseen are not, once none of them is under way."""
+
+        class Pipe:
+            busy = False
+            tail = b""
+            forwarded = 0
+
+            def forward(self, data: bytes, out: list[bytes], max_body: int) -> int:
+                self.forwarded += 1
+                return len(data)
+
+            def close(self) -> None:
+                pass
+
+        pipes = [Pipe()]
+
+        class ForwardingStore(MemoryStore):
+            def open_pipe(self, outlet: Any) -> Pipe:
+                return pipes[-1]
+
+        server = KVServer(ForwardingStore(lambda: NOW), ServerSettings(watchers=ANYBODY))
+        client, watcher = Link(server), Link(server)
+        get = encode_request(Opcode.GET, key=b"k")
+        self.assertEqual(client.ask(get), b"")
+        pipes[0].busy = True
+        watcher.ask(b"watch\r\n")
+        self.assertEqual((client.ask(get), pipes[0].forwarded), (b"", 2))
+        self.assertEqual(told(watcher), [])
+        pipes[0].busy = False
+        self.assertNotEqual(client.ask(get), b"")
+        self.assertEqual(pipes[0].forwarded, 2)
+        self.assertEqual(len(told(watcher)), 1)
+        watcher.transport.lose()
+        self.assertEqual((client.ask(get), pipes[0].forwarded), (b"", 3))
+
     def test_connevents_alone(self) -> None:
         """Who watches connections costs requests nothing."""
         server = server_of()
@@ -421,5 +458,10 @@ class LifeTests(SynchronousTestCase):
         found = client.ask(b"stats conns\r\n").decode()
         self.assertIn("STAT 1:state conn_watch\r\n", found)
         self.assertIn("STAT 2:state conn_parse_cmd\r\n", found)
+        client.ask(b"set k 0 0 5\r\nab")
+        found = Link(server).ask(b"stats conns\r\n").decode()
+        self.assertIn("STAT 2:state conn_nread\r\n", found)
+        client.ask(b"cde\r\n")
+        watcher.take()
         client.ask(b"get k\r\n")
         self.assertIn("cfd=2", told(watcher)[0])
