@@ -117,6 +117,7 @@ class Loader:
         self._cleaned = 0
         self._loaded = Loaded()
         self._logged = 0.0
+        self._at = 0
         self.done = 0
         self.total = 0
 
@@ -247,19 +248,20 @@ class Loader:
 
     async def _breathe(self, at: int) -> None:
         """Let others have the event loop, and say how far it is now and then."""
+        self._at = at
         now = self._clock.seconds()
         if now >= self._logged + _LOG_EVERY_S:
             self._logged = now
             log.info(
                 "loading {directory}: {percent} %",
                 directory=str(self._directory),
-                percent=self.percent(at),
+                percent=self.percent(),
             )
         await deferLater(self._clock, 0)
 
-    def percent(self, at: int = 0) -> int:
+    def percent(self) -> int:
         """Return how much has been read."""
-        return 100 * (self.done + at) // max(1, self.total)
+        return 100 * (self.done + self._at) // max(1, self.total)
 
 
 _ADVICE = "nothing is served from it: restore a backup into an empty directory"

@@ -138,6 +138,20 @@ class RestartTests(FileCase):
                 self.assertFalse(found.won, key)
                 self.assertTrue(found.marks & Mark.WON, key)
 
+    def test_progress(self) -> None:
+        """While a log is read, `ready` says how much of it has been, within a file too."""
+        store = self.open()
+        for number in range(1000):
+            store.set(b"%d" % number, bytes(100))
+        self.assertEqual(len(self.segments()), 1)
+        self.close(store)
+        again = self.make()
+        opened = again.open()
+        # A quarter of the records was read; the header and the last record are small.
+        self.assertRegex(str(again.ready()), r"^loading .*: 2[3-5] %$")
+        self.pump(opened)
+        self.assertIsNone(again.ready())
+
     def test_locks_are_gone(self) -> None:
         """A lock does not outlive the process, the CAS that it gave does."""
         store = self.open()
