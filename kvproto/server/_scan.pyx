@@ -220,7 +220,7 @@ def scan_binary(session, dialect, bytes data not None, list out not None, Py_ssi
     cdef double started = 0, ended = 0, took = 0
     cdef bytes framing = b""
     cdef Buffer buffer = Buffer(NULL, 0, 0)
-    store = get = set_plainly = timer = None
+    store = get = set_plainly = timer = collections = None
     request = None  # what is being served, None for a plain GET or SET
     key = None
     try:
@@ -232,13 +232,12 @@ def scan_binary(session, dialect, bytes data not None, list out not None, Py_ssi
                     if not known:
                         # Anything but a plain GET or SET may have changed it.
                         known = True
-                        prefix, max_body = bool(dialect.collections), dialect.max_body
-                        json, tokens = dialect.json, dialect.tokens
-                        get, timer = dialect.plain_get, dialect.timer
-                        if get is not None:
-                            set_plainly, store = dialect.plain_set, dialect.store
-                            if timer is not None:
-                                started = timer()
+                        collections, max_body, json, tokens, timer, get, set_plainly, store = (
+                            <tuple>dialect.plain_state
+                        )
+                        prefix = collections is True
+                        if timer is not None and get is not None:
+                            started = timer()
                     header, first = start + at, at
                     kind, key_size = read_16(header), read_16(header + 2)
                     layout, body_size = read_16(header + 4), read_32(header + 8)

@@ -32,9 +32,10 @@ from kvproto.server.opcodes import (
     is_set,
     may_be_reordered,
 )
+from kvproto.server.plain_state import PlainState
 from kvproto.server.replies import Hangup, Reply, then
 from kvproto.server.sasl import Mechanism
-from kvproto.server.scan import PlainState, scan_binary
+from kvproto.server.scan import scan_binary
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.session import Scan, Session
 from kvproto.server.watched import WatchedStore, observed
@@ -102,7 +103,7 @@ def _forward(session: Session, dialect: Any, data: bytes, out: list[bytes], limi
     return left
 
 
-class BinarySession(PlainState):
+class BinarySession:
     """The binary protocol's `kvproto.server.session.Dialect`.
 
     Args:
@@ -118,8 +119,9 @@ class BinarySession(PlainState):
         preserve_expiry: Whether the request that is being served says so.
         mechanism: The login under way.
         mechanism_name: Its name.
+        plain_state: What its scan knows of it, as it is now.
 
-    The other attributes are those of its `PlainState`.
+    The attributes that a `PlainState` has too are the same here.
     """
 
     usual_scan: Scan | None = staticmethod(scan_binary) if scan_binary else None
@@ -135,17 +137,24 @@ class BinarySession(PlainState):
         "_table",
         "_unobserved",
         "bucket",
+        "collections",
         "feed",
         "get",
         "in_order",
+        "json",
+        "max_body",
         "mechanism",
         "mechanism_name",
         "peer",
+        "plain_state",
         "preserve_expiry",
         "said_hello",
         "scan",
         "selected",
         "server",
+        "store",
+        "timer",
+        "tokens",
     )
 
     def __init__(self, server: KVServer, peer: Peer) -> None:
@@ -270,7 +279,7 @@ class BinarySession(PlainState):
             self.get = bucket.get if self.store is bucket.store else self.store.get
 
     def _choose_table(self) -> None:
-        self.plain_get = self.plain_set = None
+        state = PlainState(self.collections, self.max_body, self.json, self.tokens, self.timer)
         if self.peer.refused:
             self._table = REFUSED
         elif self.peer.user is None:
@@ -283,7 +292,8 @@ class BinarySession(PlainState):
                 strict=self._strict,
             )
             if self.bucket is not None and self.store is self.bucket.store:
-                self.plain_get, self.plain_set = self.bucket.plain_get, self.bucket.plain_set
+                state = self.bucket.plain_state(state)
+        self.plain_state = state
         self._open_pipe()
         self.scan = self.usual_scan if self._pipe is None else _forward
 
@@ -311,7 +321,7 @@ class BinarySession(PlainState):
 
     def execute(self, request: Request | Oversized) -> Reply:
         """Serve one frame, and count it."""
-        if self.plain_get is not None and request.opcode in _PLAIN and request.key:
+        if self.plain_state.get is not None and request.opcode in _PLAIN and request.key:
             # The store itself counts these, as after a scan.
             if not isinstance(request, Request):
                 return self._oversized(request)

@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any
 
 from kvproto.errors import ConfigError, RemoteProtocolError
+from kvproto.server.plain_state import PlainState
 from kvproto.server.requests import RequestCounts
 from kvproto.store import IGroupingStore, IImmediateStore, IStore, Key
 from kvproto.wire.collections import DEFAULT, split_key, split_path
@@ -226,6 +227,7 @@ class Bucket:
 
     __slots__ = (
         "_divide",
+        "_plain_states",
         "get",
         "groups",
         "manifest",
@@ -248,6 +250,18 @@ class Bucket:
         self.plain_get = self.get if immediate else None
         self.plain_set = store.set_plainly if immediate else None
         self.manifest = Manifest() if manifest is None else manifest
+        self._plain_states: dict[PlainState, PlainState] = {}
+
+    def plain_state(self, agreed: PlainState) -> PlainState:
+        """Return what a scan needs to know here of connections that have agreed on the same.
+
+        Args:
+            agreed: What they have agreed on, without a store.
+        """
+        if self.plain_get is None:
+            return agreed
+        state = agreed._replace(get=self.plain_get, set=self.plain_set, store=self.store)
+        return self._plain_states.setdefault(agreed, state)
 
     def store_for_connection(self) -> IStore:
         """Return the store as one client's connection uses it.

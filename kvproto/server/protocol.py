@@ -25,8 +25,8 @@ from kvproto.base.log import CONNECTION, make_logger
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
 from kvproto.server.binary import BinarySession
 from kvproto.server.buckets import Bucket
+from kvproto.server.counters import MEASURED_READS
 from kvproto.server.replies import Hangup
-from kvproto.server.requests import MEASURED_READS
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.session import Session
 from kvproto.server.text import TextSession
@@ -147,8 +147,8 @@ class KVServerProtocol(TwistedProtocol):
         if session is None:
             return 0
         counters, size = self._counters, len(data)
-        counters.reads += 1
-        started = 0.0 if counters.reads % MEASURED_READS else perf_counter()
+        counters.unmeasured = unmeasured = counters.unmeasured - 1
+        started = 0.0 if unmeasured else perf_counter()
         try:
             settled = session.receive(data, replies)
         except Exception:
@@ -156,8 +156,9 @@ class KVServerProtocol(TwistedProtocol):
             session.end(Hangup(reason="an internal error"))
             settled = False
         if started:
+            counters.unmeasured = MEASURED_READS
             self._server.requests.took_read(data, perf_counter() - started)
-        written = sum(map(len, replies))
+        written = len(replies[0]) if len(replies) == 1 else sum(map(len, replies))
         if written > _JOIN_LIMIT:  # less is not worth the time of those who send little
             self._written = written
         counters.bytes_read += size

@@ -22,7 +22,6 @@ from kvproto.store import IImmediateStore
 from kvproto.wire.constants import HEADER_SIZE, LOUD, Magic, Opcode, Status
 
 __all__ = [
-    "MEASURED_READS",
     "OPERATIONS",
     "RESULTS",
     "RequestCounts",
@@ -110,9 +109,6 @@ RESULTS: Final = frozenset({*_STATUSES.values(), "hit", "ok", "error"})
 
 MEASURED = 8
 """One request in so many is timed: looking at the clock twice costs as much as counting."""
-
-MEASURED_READS = 128
-"""One read of plain requests in so many is timed, if it holds one request."""
 
 _COUNTED: Final = (
     ("get_hits", "get", "hit"),

@@ -299,7 +299,7 @@ class ScanTests(ScanCase):
         get = encode_request(Opcode.GET, key=b"\0a")
         dialect: Any = made.session.dialect
         ticks = itertools.count(0, 0.001)
-        dialect.timer = lambda: next(ticks)
+        dialect.plain_state = dialect.plain_state._replace(timer=lambda: next(ticks))
         out: list[bytes] = []
         self.assertEqual(self.taken(put + get, made, out), len(put + get))
         replies: list[Any] = ResponseDecoder().feed(b"".join(out))
@@ -334,7 +334,7 @@ class ScanTests(ScanCase):
         classImplementsOnly(Other, IStore)
         made = self.link(server=server.KVServer(Other(lambda: 0.0)))
         dialect: Any = made.session.dialect
-        self.assertIsNone(dialect.plain_get)
+        self.assertIsNone(dialect.plain_state.get)
         get = encode_request(Opcode.GET, key=b"a")
         self.assertEqual(self.taken(get, made), len(get))
 
@@ -349,7 +349,7 @@ class ScanTests(ScanCase):
             return MemoryStore.get(made.store, key)
 
         dialect: Any = made.session.dialect
-        dialect.plain_get = dialect.plain_set = broken
+        dialect.plain_state = dialect.plain_state._replace(get=broken, set=broken)
         get, bad = (encode_request(Opcode.GET, key=key) for key in (b"a", b"x"))
         put = encode_request(Opcode.SET, key=b"x", extras=bytes(8))
         answers = made.responses(get + bad + put + get)
@@ -449,7 +449,8 @@ class LeakTests(ScanCase):
         def broken(key: bytes) -> Any:
             raise error
 
-        usual, dialect.plain_get = put[0] + get[0], broken
+        usual = put[0] + get[0]
+        dialect.plain_state = dialect.plain_state._replace(get=broken)
         error: type[BaseException] = StoreUnavailable  # nobody logs it
         self.assertLess(self.grown(once), 20_000)
         error = KeyboardInterrupt

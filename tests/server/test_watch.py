@@ -237,11 +237,15 @@ class LifeTests(SynchronousTestCase):
                         connection.transport.lose()
             for dialect in dialects:
                 self.assertEqual(isinstance(dialect.store, WatchedStore), watching)
-                self.assertEqual(dialect.plain_get is None, watching)
-                self.assertEqual(dialect.plain_set is None, watching)
                 if not watching:
                     self.assertIs(dialect.store, bucket.store)
-                    self.assertIs(dialect.plain_get, bucket.plain_get)
+            plain = dialects[1].plain_state
+            for get, put in (
+                (dialects[0].plain_get, dialects[0].plain_set),
+                (plain.get, plain.set),
+            ):
+                self.assertIs(get, None if watching else bucket.plain_get)
+                self.assertIs(put, None if watching else bucket.plain_set)
             self.assertEqual(text.ask(b"get k\r\n"), b"END\r\n")
 
     def test_forwarded(self) -> None:
