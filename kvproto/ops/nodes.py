@@ -146,7 +146,9 @@ class NodeControl:
             return _ended(await self._nodes.rotate())
 
         def whole(nodes: dict[str, Any]) -> dict[str, Any]:
-            return combined(data, nodes) if data else {**nodes, "nodes": nodes}
+            if not data:  # somebody else's restart came before the data listener's verdict
+                return {**nodes, "nodes": nodes}
+            return {**combined(data, nodes), "restarting": nodes["restarting"]}
 
         return self._answered_in_time(work).addCallback(whole)
 
