@@ -58,6 +58,9 @@ RETURN_WITHIN = 30.0
 ALIVE = frozenset({LinkState.HANDSHAKING, LinkState.UP})
 SELDOM = st.integers(0, 4).map(lambda drawn: drawn == 4)
 MOSTLY = st.integers(0, 4).map(lambda drawn: drawn != 4)
+MOST_ATTEMPTS = 5
+"""Runs of all examples until everything that is dangerous was reached."""
+
 HOW = st.sampled_from(["now", "now", "later", "deaf"])
 
 
@@ -432,10 +435,6 @@ class RotationInvariantTests(SynchronousTestCase):
 
     def test_any_order(self) -> None:
         """No order of events breaks an invariant of a node that is rotated."""
-        RotatedNode.reached.clear()
-        # Always the same, since what they reach is checked below.
-        chosen = settings(examples(600, steps=40), derandomize=True)
-        run_state_machine_as_test(RotatedNode, settings=chosen)
         # The rules would prove little if they never brought about what is dangerous.
         expected = {
             "up",
@@ -449,6 +448,13 @@ class RotationInvariantTests(SynchronousTestCase):
             "admission too late",
             "frozen until cut",
         }
-        if THOROUGH:
+        RotatedNode.reached.clear()
+        for attempt in range(MOST_ATTEMPTS):
+            # The first is nearly always the same; what hypothesis draws depends on the modules
+            # that are loaded, too, and may leave out what is rare.
+            chosen = settings(examples(600, steps=40), derandomize=not attempt)
+            run_state_machine_as_test(RotatedNode, settings=chosen)
             reached = {what for what, times in RotatedNode.reached.items() if times}
-            self.assertLessEqual(expected, reached)
+            if not THOROUGH or expected <= reached:
+                return
+        self.assertLessEqual(expected, reached)
