@@ -109,7 +109,7 @@ class ConnectLoopTests(LiveCase):
 
     def test_reloads_and_restarts(self) -> None:
         """20 reloads and 20 restarts: nobody is refused or reset, new certificates at once."""
-        service = self.run_service(*UNWATCHED, "--handshake-timeout", "60")
+        service = self.run_service(*UNWATCHED, "--handshake-timeout", "600")
         context = self.files.client()
         verdicts = [(0.0, ask(service, context))]
         halves, silent = self._strangers(service, context)

@@ -45,9 +45,11 @@ class StartingTests(SynchronousTestCase):
         )
         self.addCleanup(self._end)
         deadline = time.monotonic() + BOUND
-        while not catches(self.process.pid, signal.SIGHUP):
+        while not all(
+            catches(self.process.pid, number) for number in (signal.SIGHUP, signal.SIGTERM)
+        ):
             assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline, "SIGHUP is not caught"
+            assert time.monotonic() < deadline, "the signals are not caught"
             time.sleep(0.001)
         self.assertFalse(self.state_dir.exists(), "the handlers came late")
 
