@@ -1,4 +1,4 @@
-"""Fronts with TLS for memcached: CPU of front and memcached together, and what a slow reader does.
+"""Fronts with TLS for memcached: what front and memcached cost together, in CPU time.
 
     python -m benchmarks.fleet [-t SECONDS] [-n ROUNDS] [FRONT...]
 
