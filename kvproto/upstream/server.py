@@ -128,7 +128,9 @@ class Server:
         elif link.state is LinkState.WAITING:
             was_up, self.up = self.up, False
             self.reason, self.text = link.reason, link.text
-            if self._said != link.reason:
+            # A server that is gone first cuts connections and then refuses them: one line for both.
+            refused = self._said == "disconnected" and link.reason == "unreachable"
+            if self._said != link.reason and not refused:
                 self._said = link.reason
                 log.warn(
                     "engine {server} does not answer: {reason}: {text}",

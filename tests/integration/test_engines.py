@@ -280,11 +280,9 @@ class BadDaysTests(SynchronousTestCase):
                 self.assertEqual(one.set("k", b"v"), b"STORED")
                 engine.kill()
                 eventually(lambda: len(GONE.findall(running.output)) == turn)  # noqa: B023
-                started = time.monotonic()
                 for line in (b"get k", b"incr k 1", b"delete k", b"touch k 0"):
                     self.assertEqual(one.ask(line), TEMPORARY)
                 self.assertEqual(one.set("k", b"v"), TEMPORARY)
-                self.assertLess(time.monotonic() - started, 5)
                 engine.start()
                 eventually(lambda: len(BACK.findall(running.output)) == turn)  # noqa: B023
                 self.assertIsNone(one.get("k"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -184,14 +185,15 @@ class RestartTests(ListenerCase):
         address = self.address(acceptor)
         await deferToThread(ask, address)
         await self.until_empty()
+        gc.collect()  # what tests before have left behind
         before = len(os.listdir("/proc/self/fd"))
         calls = len(reactor.getDelayedCalls())
         for _ in range(10):
             await deferToThread(lambda: [ask(address) for _ in range(100)])
             await acceptor.restart()
         await self.until_empty()
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
-        self.assertEqual(len(reactor.getDelayedCalls()), calls)
+        self.assertLessEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertLessEqual(len(reactor.getDelayedCalls()), calls)
         self.assertEqual(len(self.ledger), 0)
 
 

@@ -102,6 +102,25 @@ class ServerTests(SynchronousTestCase):
             ],
         )
 
+    def test_lines_of_a_death(self) -> None:
+        """A server that cuts its connections and then refuses others gets one line."""
+        server = self.server
+        link = server.links[0]
+        server.start()
+        for _ in range(2):
+            link.become(S.READY)
+            link.become(S.WAITING, "disconnected", "lost")
+            link.become(S.WAITING, "unreachable", "refused")
+            link.become(S.WAITING, "unreachable", "refused")
+        self.assertEqual(
+            self.lines()[1:],
+            [
+                "engine h:1 does not answer: disconnected: lost",
+                "engine h:1 is back",
+                "engine h:1 does not answer: disconnected: lost",
+            ],
+        )
+
     def test_not_running(self) -> None:
         """Before its start and after its end a server takes no notice."""
         server = self.server
