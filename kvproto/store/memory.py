@@ -138,9 +138,8 @@ class MemoryStore(Operations):
         table = self.table
         self._set_limit(max(memory_limit, min(table.limit, table.used - _SHRINK_STEP)))
         if not table.make_room(0, self.now()):
-            self._set_limit(
-                memory_limit
-            )  # nothing may be evicted: writes are refused until it fits
+            # Nothing may be evicted: writes are refused until it fits.
+            self._set_limit(memory_limit)
         return table.limit == memory_limit
 
     def release(self) -> bool:
