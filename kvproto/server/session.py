@@ -358,7 +358,7 @@ class Session:
     def observe(self) -> None:
         """Let the dialect see anew whether its store is watched: another scan may follow."""
         self.dialect.observe()
-        self._scan = self.dialect.scan or decode_and_execute
+        self._scan = scan_of(self.dialect)
 
     def end_of_input(self) -> None:
         """Hang up as soon as all is answered that was asked: the peer will ask nothing else."""

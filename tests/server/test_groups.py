@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -12,6 +13,7 @@ from zope.interface import implementer
 from kvproto.errors import StoreUnavailable
 from kvproto.server import KVServer, ServerSettings
 from kvproto.store import IGroupingStore, IImmediateStore, MemoryStore
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.binary import encode_request
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
@@ -88,6 +90,20 @@ class GroupTests(SynchronousTestCase):
         self.assertEqual([reply.opaque for reply in replies], list(range(43)))
         self.assertEqual((replies[40].value, replies[42].status), (b"x", Status.NOT_FOUND))
         self.assertEqual((self.transport.writes, self.store.waiting), (1, []))
+
+    def test_while_somebody_watches(self) -> None:
+        """Reads stay groups when a watcher comes, whatever it watches, and when it goes."""
+        self.link.ask(get(b"a", 1))
+        for wanted in (b"connevents", b"mutations"):
+            here = ScriptedTransport(peer=IPv4Address("TCP", "127.0.0.1", 4711))
+            watcher = Link(self.link.server, here)
+            self.assertEqual(watcher.ask(b"watch %b\r\n" % wanted), b"OK\r\n")
+            for leave in (lambda: None, watcher.transport.lose):
+                leave()
+                self.assertEqual(self.opaques(put(b"a", b"1", 2) + put(b"b", b"1", 3)), [])
+                self.assertEqual(len(self.store.waiting), 1)
+                self.store.save()
+                self.assertEqual(self.opaques(), [2, 3])
 
     def test_reads_do_not_wait(self) -> None:
         """Where nothing is changed there is nothing to wait for."""
