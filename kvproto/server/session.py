@@ -230,6 +230,7 @@ class Session:
         "_report",
         "_requests",
         "_scan",
+        "_scannable",
         "_serving",
         "_stopped",
         "_waits_for_last",
@@ -250,7 +251,8 @@ class Session:
         report: Callable[[Failure], object],
         most: int = 0,
     ) -> None:
-        self.plain = not most
+        # A scan does not count what it serves.
+        self.plain = self._scannable = not most
         self._most = self._left = most or sys.maxsize
         self._scan = scan_of(dialect)
         # The store whose group is open, and where in the replies it began.
@@ -556,7 +558,7 @@ class Session:
             self.window.state is State.EMPTY
             and not self.dialect.held
             and not self._draining
-            and self._most == sys.maxsize
+            and self._scannable
         )
 
     def _serve_queue(self, out: list[bytes], size: int) -> int:
@@ -656,9 +658,9 @@ class Session:
         if not self._stopped:
             self.reads = True
         self._scan = scan_of(dialect)
-        self.plain = self.idle and not (self._stopped or self._draining or self._paused)
-        if self._most != sys.maxsize:
-            self.plain = False  # a scan does not count what it serves
+        self.plain = (
+            self._scannable and self.idle and not (self._stopped or self._draining or self._paused)
+        )
 
     def _end_drain(self) -> None:
         """Hang up if all is answered; otherwise wait for the request that is coming in, only."""
