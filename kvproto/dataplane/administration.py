@@ -7,8 +7,8 @@ where documents are.  How it is asked for is the management REST's business
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -159,12 +159,22 @@ class Administration:
         self.settings[name] = settings
         self._server.add_bucket(bucket)
 
-    def change_bucket(self, name: str, change: Callable[[BucketSettings], None]) -> Deferred[None]:
-        """Change settings of a bucket; fails with `CommandError` ``unknown-bucket``."""
+    def change_bucket(self, name: str, values: Mapping[str, Any]) -> Deferred[None]:
+        """Change settings of a bucket.
+
+        Args:
+            name: Which.
+            values: By attributes of `BucketSettings`; what they show is added to what was shown.
+
+        Returns:
+            A Deferred that fails with `CommandError`: ``unknown-bucket``.
+        """
 
         async def work() -> None:
             self._bucket(name)
-            change(self.settings[name])
+            settings = self.settings[name]
+            shown = settings.shown | values.get("shown", {})
+            self.settings[name] = replace(settings, **{**values, "shown": shown})
             await self._keep()
 
         return self._job(work())

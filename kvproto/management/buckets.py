@@ -69,16 +69,15 @@ class Buckets(Part):
 
     def _config(self, call: Call) -> Answer:
         """Return what clients get over KV, the address filled in."""
-        config = self.server.cluster_config(self.port(call), self.bucket(call))
-        return Answer(body=config.replace(b"$HOST", call.host.encode()))
+        return Answer(body=self._config_of(call, self.bucket(call)))
+
+    def _config_of(self, call: Call, bucket: Bucket) -> bytes:
+        config = self.server.cluster_config(self.port(call), bucket)
+        return config.replace(b"$HOST", call.host.encode())
 
     def _describe(self, call: Call, bucket: Bucket) -> dict[str, Any]:
         settings = self.administration.settings[bucket.name]
-        config = json.loads(
-            self.server.cluster_config(self.port(call), bucket).replace(
-                b"$HOST", call.host.encode()
-            )
-        )
+        config = json.loads(self._config_of(call, bucket))
         uri = f"/pools/default/buckets/{quote(bucket.name, safe='')}"
         controllers = {"flush": f"{uri}/controller/doFlush"}
         return {
@@ -106,7 +105,7 @@ class Buckets(Part):
     async def _create(self, call: Call) -> Answer:
         self.administrator(call, "buckets!create")
         name = call.form.get("name", "")
-        found, settings = _settings(call.form, BucketSettings(), new=True)
+        found, values = _settings(call.form, new=True)
         if not name:
             found["name"] = "Bucket name needs to be specified"
         elif not valid_bucket_name(name):
@@ -116,7 +115,7 @@ class Buckets(Part):
         if call.form.get("just_validate") == "1":
             return ok({"errors": {}})
         try:
-            await self.administration.create_bucket(name, settings)
+            await self.administration.create_bucket(name, BucketSettings(**values))
         except CommandError as error:
             if error.code == "exists":
                 raise errors({"name": "Bucket with given name already exists"}) from None
@@ -126,15 +125,10 @@ class Buckets(Part):
     async def _change(self, call: Call) -> Answer:
         bucket = self.bucket(call)
         self.administrator(call, f"bucket[{bucket.name}].settings!write")
-        before = self.administration.settings[bucket.name]
-        found, _ = _settings(call.form, before, new=False)
+        found, values = _settings(call.form, new=False)
         if found:
             raise errors(found)
-
-        def change(settings: BucketSettings) -> None:
-            _settings(call.form, settings, new=False)
-
-        await self.administration.change_bucket(bucket.name, change)
+        await self.administration.change_bucket(bucket.name, values)
         return Answer()
 
     async def _drop(self, call: Call) -> Answer:
@@ -154,18 +148,15 @@ class Buckets(Part):
         return Answer()
 
 
-def _settings(
-    form: Mapping[str, str], settings: BucketSettings, *, new: bool
-) -> tuple[dict[str, str], BucketSettings]:
+def _settings(form: Mapping[str, str], *, new: bool) -> tuple[dict[str, str], dict[str, Any]]:
     """Read settings of a bucket.
 
     Args:
         form: What was sent.
-        settings: Takes what is not wrong, if nothing is.
         new: Whether the bucket is to be created.
 
     Returns:
-        What is wrong, by field; and the settings.
+        What is wrong, by field; and what is right, by the attributes of `BucketSettings`.
     """
     found: dict[str, str] = {}
     values: dict[str, Any] = {}
@@ -208,11 +199,7 @@ def _settings(
                 found[name] = f"{name} must be one of {', '.join(choices)}"
             else:
                 shown[name] = form[name]
-    if not found:
-        for name, value in values.items():
-            setattr(settings, name, value)
-        settings.shown = settings.shown | shown
-    return found, settings
+    return found, values | {"shown": shown}
 
 
 def _is_number(text: str) -> bool:
