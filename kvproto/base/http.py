@@ -43,18 +43,14 @@ class BoundedRequest(Request):
     def gotLength(self, length: int | None) -> None:
         """Refuse a body that is too long, or does not say how long; Twisted would write it down."""
         site = self.channel.factory
-        if length is None or length > site.max_body:
-            # None is a body in chunks; of a site that takes no body it is a bad request, too.
-            code = (
-                b"400 Bad Request"
-                if not site.max_body
-                else b"411 Length Required"
-                if length is None
-                else b"413 Content Too Large"
-            )
-            self.channel.refuse(code)
-            return
-        super().gotLength(length)
+        if length is not None and length <= site.max_body:
+            super().gotLength(length)
+        elif not site.max_body:
+            self.channel.refuse(b"400 Bad Request")
+        elif length is None:  # a body in chunks
+            self.channel.refuse(b"411 Length Required")
+        else:
+            self.channel.refuse(b"413 Content Too Large")
 
 
 class BoundedChannel(HTTPChannel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from kvproto.dataplane.administration import Administration, BucketSettings
 from kvproto.dataplane.backup import Backups
 from kvproto.dataplane.compose import make_server, make_users
+from kvproto.dataplane.keyspaces import need_collection, need_scope
 from kvproto.dataplane.peers import PeerWatch
 from kvproto.dataplane.seed import Seeds
 from kvproto.dataplane.stores import IStores, make_stores
@@ -25,4 +26,6 @@ __all__ = [
     "make_server",
     "make_stores",
     "make_users",
+    "need_collection",
+    "need_scope",
 ]

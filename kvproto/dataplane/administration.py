@@ -20,11 +20,12 @@ from kvproto.base.serial import Serial
 from kvproto.config import Config, valid_bucket_name
 from kvproto.dataplane.created_users import CreatedUsers
 from kvproto.dataplane.interfaces import IGrowingStores, IStores
+from kvproto.dataplane.keyspaces import need_collection, need_name, need_scope
 from kvproto.dataplane.users_reload import UsersReload
 from kvproto.errors import CommandError, ConfigError
 from kvproto.server import Bucket, KVServer, Manifest
 from kvproto.store import IListableStore
-from kvproto.wire.collections import DEFAULT, is_name
+from kvproto.wire.collections import DEFAULT
 
 __all__ = [
     "MAX_BUCKETS",
@@ -235,7 +236,7 @@ class Administration:
         async def work() -> int:
             manifest = self._bucket(bucket).manifest
             self._need_growing()
-            self._need_name(scope)
+            need_name(scope)
             if scope in manifest.scopes:
                 raise CommandError("exists", f'Scope with name "{scope}" already exists')
             if len(manifest.scopes) >= MAX_SCOPES:
@@ -251,8 +252,8 @@ class Administration:
         async def work() -> int:
             manifest = self._bucket(bucket).manifest
             self._need_growing()
-            self._need_scope(manifest, scope)
-            self._need_name(name)
+            need_scope(manifest, scope)
+            need_name(name)
             if (scope, name) in manifest.collections:
                 raise CommandError(
                     "exists", f'Collection with name "{name}" in scope "{scope}" already exists'
@@ -270,7 +271,7 @@ class Administration:
         async def work() -> int:
             served = self._bucket(bucket)
             self._need_growing()
-            self._need_scope(served.manifest, scope)
+            need_scope(served.manifest, scope)
             if scope == DEFAULT:
                 raise CommandError("not-allowed", "Deleting _default scope is not allowed")
             for number in served.manifest.drop_scope(scope):
@@ -286,7 +287,7 @@ class Administration:
         async def work() -> int:
             served = self._bucket(bucket)
             self._need_growing()
-            self._need_collection(served.manifest, scope, name)
+            need_collection(served.manifest, scope, name)
             if (scope, name) == (DEFAULT, DEFAULT):
                 raise CommandError("not-allowed", "Deleting _default collection is not allowed")
             number = served.manifest.drop_collection(scope, name)
@@ -323,7 +324,7 @@ class Administration:
         """
 
         async def work() -> bool:
-            self._need_collection(self._bucket(bucket).manifest, scope, name)
+            need_collection(self._bucket(bucket).manifest, scope, name)
             indexes, path = self.settings[bucket].indexes, f"{scope}.{name}"
             if path in indexes:
                 return False
@@ -342,7 +343,7 @@ class Administration:
 
         async def work() -> int:
             served = self._bucket(bucket)
-            self._need_collection(served.manifest, scope, name)
+            need_collection(served.manifest, scope, name)
             number = served.manifest.collection_id(scope, name)
             store = served.store
             listable: Any = store
@@ -487,29 +488,4 @@ class Administration:
                 "not-possible",
                 f"{self._stores.description} serves the buckets and collections of its options "
                 "only: use --bucket and --collection",
-            )
-
-    @staticmethod
-    def _need_name(name: str) -> None:
-        if not name or len(name) > 251:
-            raise CommandError("bad-name", "Length must be in range from 1 to 251")
-        if name[0] in "_%":
-            raise CommandError("bad-name", "First character must not be _ or %")
-        if not is_name(name):
-            raise CommandError(
-                "bad-name",
-                "Can only contain characters A-Z, a-z, 0-9 and the following symbols _ - %",
-            )
-
-    @staticmethod
-    def _need_scope(manifest: Manifest, scope: str) -> None:
-        if scope not in manifest.scopes:
-            raise CommandError("unknown-scope", f'Scope with name "{scope}" is not found')
-
-    def _need_collection(self, manifest: Manifest, scope: str, name: str) -> None:
-        self._need_scope(manifest, scope)
-        if (scope, name) not in manifest.collections:
-            raise CommandError(
-                "unknown-collection",
-                f'Collection with name "{name}" in scope "{scope}" is not found',
             )

@@ -1,7 +1,7 @@
 """The cluster: one node, always there; and what set-up scripts tell a node that is new.
 
-A node that is set up already takes the set-up calls and changes nothing by them, except that
-``/settings/web`` makes the first user where there is none.
+This node is set up already: it takes the set-up calls and changes nothing by them, except that
+``/settings/web`` makes the administrator that it names, or changes its password.
 """
 
 from __future__ import annotations

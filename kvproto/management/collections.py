@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from kvproto.dataplane import need_collection, need_scope
 from kvproto.management.answers import Answer, Call, errors, ok
 from kvproto.management.part import Part
 
@@ -39,12 +39,9 @@ class Collections(Part):
         return Answer(body=self.bucket(call).manifest.to_json())
 
     def _scope(self, call: Call) -> dict[str, Any]:
-        scope = call.words["scope"]
-        for each in json.loads(self.bucket(call).manifest.to_json())["scopes"]:
-            if each["name"] == scope:
-                found: dict[str, Any] = each
-                return found
-        raise errors({"_": f'Scope with name "{scope}" is not found'}, 404)
+        manifest = self.bucket(call).manifest
+        need_scope(manifest, call.words["scope"])
+        return _named(manifest.describe()["scopes"], call.words["scope"])
 
     def _get_scope(self, call: Call) -> Answer:
         return ok(self._scope(call))
@@ -54,12 +51,8 @@ class Collections(Part):
 
     def _collection(self, call: Call) -> dict[str, Any]:
         scope, name = call.words["scope"], call.words["name"]
-        for each in self._scope(call)["collections"]:
-            if each["name"] == name:
-                found: dict[str, Any] = each
-                return found
-        message = f'Collection with name "{name}" in scope "{scope}" is not found'
-        raise errors({"_": message}, 404)
+        need_collection(self.bucket(call).manifest, scope, name)
+        return _named(self._scope(call)["collections"], name)
 
     def _get_collection(self, call: Call) -> Answer:
         return ok(self._collection(call))
@@ -90,6 +83,11 @@ class Collections(Part):
         bucket = self.managed(call, "collections!write")
         scope, name = call.words["scope"], call.words["name"]
         return await _changed(self.administration.drop_collection(bucket.name, scope, name))
+
+
+def _named(rows: Iterable[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return the row of a name, which is there."""
+    return next(row for row in rows if row["name"] == name)
 
 
 def _refuse_settings(call: Call) -> None:

@@ -103,6 +103,11 @@ class Role:
     scope: str = ""
     collection: str = ""
 
+    def __str__(self) -> str:
+        """Return it as `parse_roles` reads it."""
+        parts = [part for part in (self.bucket, self.scope, self.collection) if part]
+        return f"{self.name}[{':'.join(parts)}]" if parts else self.name
+
     def to_json(self) -> dict[str, object]:
         """Return it as Couchbase shows it."""
         shown: dict[str, object] = {"role": self.name}

@@ -99,7 +99,7 @@ class Users(Part):
         rights = rights_of(roles)
         buckets = None if rights.buckets is None else tuple(sorted(rights.buckets))
         await self.administration.put_user(
-            name, password, tuple(map(_spelled, roles)), buckets, call.form.get("name", "")
+            name, password, tuple(map(str, roles)), buckets, call.form.get("name", "")
         )
         return ok("")
 
@@ -112,8 +112,3 @@ class Users(Part):
 def _is_name(name: str) -> bool:
     printable = name.isprintable() and " " not in name
     return printable and 0 < len(name) <= MAX_NAME and not _FORBIDDEN & set(name)
-
-
-def _spelled(role: Role) -> str:
-    parts = [part for part in (role.bucket, role.scope, role.collection) if part]
-    return f"{role.name}[{':'.join(parts)}]" if parts else role.name

@@ -191,6 +191,10 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return it as clients get it."""
+        return json.dumps(self.describe()).encode()
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as clients get it, in values that JSON can say."""
         # One pass over each: there may be a thousand of both.
         found: dict[str, list[dict[str, str]]] = {scope: [] for scope in self._scopes}
         for (scope, name), collection in self._collections.items():
@@ -199,7 +203,7 @@ class Manifest:
             {"name": scope, "uid": f"{number:x}", "collections": found[scope]}
             for scope, number in self._scopes.items()
         ]
-        return json.dumps({"uid": f"{self.uid:x}", "scopes": scopes}).encode()
+        return {"uid": f"{self.uid:x}", "scopes": scopes}
 
 
 def _free_id(ids: Mapping[str, int], *, scopes: bool) -> int:
