@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
@@ -19,6 +19,7 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
 )
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
+from twisted.python.failure import Failure
 
 from kvproto.errors import OutcomeUnknown, StoreUnavailable, UpstreamError
 from kvproto.upstream.connection import Call
@@ -30,7 +31,7 @@ from kvproto.upstream.security import EngineSecrets
 from kvproto.upstream.server import Server
 from kvproto.upstream.slots import tags
 
-__all__ = ["TAGS", "Engine", "EngineFullError", "SingleEngine", "error_of"]
+__all__ = ["TAGS", "Engine", "EngineFullError", "SingleEngine", "all_ended", "error_of"]
 
 MOST_TRIES = 10
 """How often a command is sent on to somewhere else.  The last of them are further and further
@@ -168,6 +169,42 @@ class Engine:
         self._ride(call, server.link(0))
         return answer
 
+    async def ask_all(
+        self, asked: Iterable[tuple[bytes, bytes]], *, write: bool = False
+    ) -> list[Any]:
+        """Send commands that have one key each, and wait until all have ended.
+
+        Args:
+            asked: Keys, and the commands about them.
+            write: As for `ask`.
+
+        Returns:
+            Their replies.
+
+        Raises:
+            UpstreamError: One has failed; the first that has is told of.
+        """
+        answers = [self.ask(data, self.slot(key), write=write) for key, data in asked]
+        return await all_ended(answers)
+
+    async def scan(
+        self, server: Server, pattern: bytes, cursor: bytes, count: bytes
+    ) -> tuple[bytes, list[bytes]]:
+        """Ask a server for some names.
+
+        Args:
+            server: Which.
+            pattern: Of the names, as SCAN takes it.
+            cursor: ``b"0"`` to begin; then what the last call has returned.
+            count: How many, about.
+
+        Returns:
+            The next cursor, ``b"0"`` when there are no more; and names.
+        """
+        data = command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", count)
+        found: tuple[bytes, list[bytes]] = await self.ask_server(data, server)
+        return found
+
     def _answer(self, reply: Any, call: Call) -> None:
         if isinstance(reply, ReplyError | EngineFailure):
             failure = self.settle(reply, call)
@@ -246,6 +283,16 @@ class Engine:
 
     def _server_changed(self, server: Server) -> None:
         self.on_change()
+
+
+async def all_ended(answers: Iterable[Deferred[Any]]) -> list[Any]:
+    """Wait until all have ended, and return their results; raise the first failure then."""
+    results = []
+    for _, result in await DeferredList(list(answers), consumeErrors=True):
+        if isinstance(result, Failure):
+            result.raiseException()
+        results.append(result)
+    return results
 
 
 def error_of(failure: EngineFailure, call: Call) -> UpstreamError:

@@ -27,7 +27,7 @@ from typing import Any
 
 from kvproto.errors import UpstreamError
 
-__all__ = ["Epochs", "document_prefix", "epoch_pattern"]
+__all__ = ["Epochs", "bucket_prefix", "document_prefix", "name_parts"]
 
 _VERSION_DIGITS = 16
 
@@ -117,6 +117,11 @@ class Epochs:
         )
 
 
+def bucket_prefix(bucket: bytes) -> bytes:
+    """Return what stands before the names of all documents of a bucket, of whatever epoch."""
+    return b"kvtls:%b:" % bucket
+
+
 def document_prefix(bucket: bytes, record: Epochs, collection: int) -> bytes:
     """Return what stands before the names of a collection's documents.
 
@@ -124,10 +129,19 @@ def document_prefix(bucket: bytes, record: Epochs, collection: int) -> bytes:
     """
     epoch = record.collections.get(collection, 0)
     if epoch:
-        return b"kvtls:%b:%x:%x.%x:" % (bucket, record.epoch, collection, epoch)
-    return b"kvtls:%b:%x:%x:" % (bucket, record.epoch, collection)
+        return b"%b%x:%x.%x:" % (bucket_prefix(bucket), record.epoch, collection, epoch)
+    return b"%b%x:%x:" % (bucket_prefix(bucket), record.epoch, collection)
 
 
-def epoch_pattern(bucket: bytes) -> bytes:
-    """Return the pattern of all names of a bucket's documents, for SCAN."""
-    return b"kvtls:%b:*" % bucket
+def name_parts(bucket: bytes, name: bytes) -> tuple[int, int, int, bytes] | None:
+    """Take the name of a document apart, as `document_prefix` and its key have made it.
+
+    Returns:
+        Epoch, collection, epoch of the collection, and key; None for what is no such name.
+    """
+    try:
+        epoch, collection, key = name[len(bucket_prefix(bucket)) :].split(b":", 2)
+        number, _, dropped = collection.partition(b".")
+        return int(epoch, 16), int(number, 16), int(dropped or b"0", 16), key
+    except ValueError:
+        return None

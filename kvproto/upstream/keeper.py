@@ -14,13 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
 
 from kvproto.base.log import make_logger
 from kvproto.errors import StoreUnavailable, UpstreamError
 from kvproto.upstream.connection import Call
-from kvproto.upstream.engine import Engine
+from kvproto.upstream.engine import Engine, all_ended
 from kvproto.upstream.epochs import Epochs
 from kvproto.upstream.link import Link
 from kvproto.upstream.resp import EngineFailure, ReplyError, command
@@ -154,9 +153,7 @@ class EpochKeeper:
             for other_slot, other in engine.tags[1:]
             if copy
         ]
-        for _, failed in await DeferredList(copies, consumeErrors=True):
-            if isinstance(failed, Failure):
-                failed.raiseException()
+        await all_ended(copies)
         if self.record is None or made.version > self.record.version:
             self._adopt(made, encoded)
 

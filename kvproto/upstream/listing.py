@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
 
 from kvproto.errors import StoreUnavailable
 from kvproto.store import Document, Key, Refusal
 from kvproto.store.rules import Limits, live
 from kvproto.upstream.codec import decode, encode
 from kvproto.upstream.engine import Engine, EngineFullError
+from kvproto.upstream.epochs import bucket_prefix, name_parts
 from kvproto.upstream.reclaim import serving
 from kvproto.upstream.resp import command
 from kvproto.upstream.server import Server
@@ -48,7 +48,7 @@ class Listing:
 
     def __init__(self, engine: Engine, bucket: bytes, store: Any) -> None:
         self._engine = engine
-        self._prefix = b"kvtls:%b:" % bucket
+        self._bucket = bucket
         self._store = store
         self._cursor = b"0"
         self._groups: list[list[tuple[Key, bytes]]] = []
@@ -89,9 +89,8 @@ class Listing:
         return []
 
     async def _names(self, server: Server) -> Piece:
-        pattern = self._prefix + b"*"
-        data = command(b"SCAN", self._cursor, b"MATCH", pattern, b"COUNT", _NAMES)
-        self._cursor, names = await self._engine.ask_server(data, server)
+        pattern = bucket_prefix(self._bucket) + b"*"
+        self._cursor, names = await self._engine.scan(server, pattern, self._cursor, _NAMES)
         mine = [(key, name) for name in names if (key := self._key_of(name)) is not None]
         sizes = await self._ask_all(b"STRLEN", [name for _, name in mine])
         group: list[tuple[Key, bytes]] = []
@@ -117,23 +116,15 @@ class Listing:
         return found
 
     async def _ask_all(self, verb: bytes, names: list[bytes]) -> list[Any]:
-        engine = self._engine
-        asked = [engine.ask(command(verb, name), engine.slot(name)) for name in names]
-        replies = []
-        for _, reply in await DeferredList(asked, consumeErrors=True):
-            if isinstance(reply, Failure):
-                reply.raiseException()
-            replies.append(reply)
-        return replies
+        return await self._engine.ask_all((name, command(verb, name)) for name in names)
 
     def _key_of(self, name: bytes) -> Key | None:
         """Return the key of a document; None when it is of a time that is over."""
-        try:
-            _, collection, bare = name[len(self._prefix) :].split(b":", 2)
-            number = int(collection.partition(b".")[0], 16)
-        except ValueError:
+        parts = name_parts(self._bucket, name)
+        if parts is None:
             return None
-        key: Key = (number, bare) if number else bare
+        _, collection, _, bare = parts
+        key: Key = (collection, bare) if collection else bare
         located = self._store.locate(key)
         return key if located is not None and located[1] == name else None
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.python.failure import Failure
 
 from kvproto.base.log import make_logger
 from kvproto.errors import UpstreamError
 from kvproto.upstream.engine import Engine
-from kvproto.upstream.epochs import Epochs
+from kvproto.upstream.epochs import Epochs, bucket_prefix, name_parts
 from kvproto.upstream.keeper import EpochKeeper
 from kvproto.upstream.resp import command
 from kvproto.upstream.server import Server
@@ -48,7 +47,7 @@ class Reclaimer:
 
     def __init__(self, engine: Engine, bucket: bytes, keeper: EpochKeeper) -> None:
         self._engine = engine
-        self._prefix = b"kvtls:%b:" % bucket
+        self._bucket = bucket
         self._keeper = keeper
         self._running = False
         self._again = False
@@ -108,18 +107,12 @@ class Reclaimer:
         return False
 
     async def _scan(self, server: Server, cursor: bytes) -> tuple[bytes, list[bytes]]:
-        data = command(b"SCAN", cursor, b"MATCH", self._prefix + b"*", b"COUNT", _AT_ONCE)
-        found: tuple[bytes, list[bytes]] = await self._engine.ask_server(data, server)
-        return found
+        pattern = bucket_prefix(self._bucket) + b"*"
+        return await self._engine.scan(server, pattern, cursor, _AT_ONCE)
 
     async def _remove(self, names: list[bytes]) -> None:
-        engine = self._engine
-        removed = [
-            engine.ask(command(b"UNLINK", name), engine.slot(name), write=True) for name in names
-        ]
-        for _, failed in await DeferredList(removed, consumeErrors=True):
-            if isinstance(failed, Failure):
-                failed.raiseException()
+        unlinks = ((name, command(b"UNLINK", name)) for name in names)
+        await self._engine.ask_all(unlinks, write=True)
 
     async def _go_through(self, server: Server) -> None:
         cursor = b"0"
@@ -137,12 +130,10 @@ class Reclaimer:
             self._call = None
 
     def _is_old(self, name: bytes, record: Epochs) -> bool:
-        epoch, collection = name[len(self._prefix) :].split(b":", 2)[:2]
-        try:
-            if int(epoch, 16) < record.epoch:
-                return True
-            number, _, dropped = collection.partition(b".")
-            current = record.collections.get(int(number, 16), 0)
-            return int(epoch, 16) == record.epoch and int(dropped or b"0", 16) < current
-        except ValueError:
+        parts = name_parts(self._bucket, name)
+        if parts is None:
             return False
+        epoch, collection, of_collection, _ = parts
+        if epoch != record.epoch:
+            return epoch < record.epoch
+        return of_collection < record.collections.get(collection, 0)

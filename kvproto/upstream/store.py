@@ -38,7 +38,7 @@ from kvproto.upstream.change import Change, Changer
 from kvproto.upstream.codec import HEADER, PLAIN, decode
 from kvproto.upstream.connection import Call
 from kvproto.upstream.engine import Engine, EngineFullError, error_of
-from kvproto.upstream.epochs import Epochs, document_prefix
+from kvproto.upstream.epochs import Epochs, bucket_prefix, document_prefix
 from kvproto.upstream.keeper import EpochKeeper
 from kvproto.upstream.listing import Listing, put_back
 from kvproto.upstream.reclaim import Reclaimer, serving
@@ -384,13 +384,12 @@ class EngineStore(Operations):
         await self.loaded()
         assert self._epochs is not None
         self._turn_over()
-        pattern = b"kvtls:%b:%x:*" % (self._bucket, self._epochs.epoch)
+        pattern = b"%b%x:*" % (bucket_prefix(self._bucket), self._epochs.epoch)
         count = 0
         for server in serving(self._engine):
             cursor = b"0"
             while True:
-                data = command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000")
-                cursor, names = await self._engine.ask_server(data, server)
+                cursor, names = await self._engine.scan(server, pattern, cursor, b"1000")
                 count += len(names)
                 if cursor == b"0":
                     break
