@@ -1,6 +1,6 @@
-"""Whether directories and files are one user's own: nobody else has a say where keys are kept.
+"""Files and directories that are one user's own: nobody else has a say where keys are kept.
 
-Answers are phrases for an operator: what is wrong, and what to do about it.
+Answers of the checks are phrases for an operator: what is wrong, and what to do about it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pwd
 import stat
 from pathlib import Path
 
-__all__ = ["directory_fault", "reader_fault"]
+__all__ = ["directory_fault", "reader_fault", "replace_file"]
 
 _WRITERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -72,3 +72,42 @@ def _user(number: int) -> str:
         return f"{pwd.getpwuid(number).pw_name} (uid {number})"
     except KeyError:
         return f"uid {number}"
+
+
+def replace_file(
+    path: Path, content: bytes, mode: int = 0o600, *, keep_owner: bool = False
+) -> None:
+    """Put a file in the place of an old one, and force it to the disk.
+
+    It appears whole or not at all, and never with a wider mode.
+
+    Args:
+        path: The file, which need not be there.
+        content: What is in it then.
+        mode: Who may use it; what the process's umask forbids is taken away.
+        keep_owner: Whether it belongs to whom the old one did.
+
+    Raises:
+        OSError: That cannot be; the old file is as it was.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            if keep_owner and path.exists():
+                old, new = path.stat(), os.fstat(descriptor)
+                if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+                    os.fchown(descriptor, old.st_uid, old.st_gid)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

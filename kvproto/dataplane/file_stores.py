@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from kvproto.base.directory_lock import DirectoryLock
 from kvproto.base.log import make_logger
+from kvproto.base.private_files import replace_file
 from kvproto.config import Config, StoreURL, parse_file_url
 from kvproto.dataplane.interfaces import IGrowingStores, IKeepingStores
 from kvproto.errors import ConfigError
@@ -111,7 +112,7 @@ class FileStores(Service):
     def keep(self, describe: Callable[[], dict[str, Any]]) -> Deferred[None]:
         """Keep what was created; see `IGrowingStores`."""
         path = self._directory / _DESCRIPTION
-        writing: Deferred[None] = self._run(_replace, path, describe)
+        writing: Deferred[None] = self._run(_keep, path, describe)
         return writing
 
     def _read_description(self) -> None:
@@ -228,18 +229,5 @@ def _make_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
 
 
-def _replace(path: Path, describe: Callable[[], dict[str, Any]]) -> None:
-    """Write a file that only its owner reads, in the place of an old one, and force it to disk."""
-    text = json.dumps({"version": 1, **describe()})
-    aside = path.with_name(f".{path.name}.new")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+def _keep(path: Path, describe: Callable[[], dict[str, Any]]) -> None:
+    replace_file(path, json.dumps({"version": 1, **describe()}).encode())

@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import secrets
-import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvproto.base.private_files import replace_file
 from kvproto.errors import ConfigError
 from kvproto.server.passwords import DIGESTS, Hashes
 from kvproto.wire.scram import MAX_ITERATIONS, ScramKeys
@@ -114,30 +114,11 @@ def change_users(path: Path) -> Iterator[dict[str, UserRecord]]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         content = read_users(path) if path.exists() else UsersFile()
         yield content.users
-        _replace(path, dump_users(content), lock)
+        replace_file(path, dump_users(content).encode(), keep_owner=True)
     except OSError as error:
         raise ConfigError(OPTION, f"{path}: {error.strerror}") from error
     finally:
         os.close(lock)
-
-
-def _replace(path: Path, text: str, directory: int) -> None:
-    """Put a new file in the place of the old one, with the old one's owner."""
-    number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            if path.exists():
-                old, new = path.stat(), os.fstat(file.fileno())
-                if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-        os.fsync(directory)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def dump_users(content: UsersFile) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import Deferred, execute, succeed
 from twisted.internet.error import CannotListenError, ConnectionRefusedError, NoProtocol
 from twisted.internet.interfaces import (
     IListeningPort,
@@ -128,9 +128,7 @@ class MemoryPort:
         if self.network.ports.get(self.name) is self:
             del self.network.ports[self.name]
             self.factory.doStop()
-        stopped: Deferred[None] = Deferred()
-        stopped.callback(None)
-        return stopped
+        return succeed(None)
 
     def getHost(self) -> MemoryAddress:
         """Return the name as an address."""

@@ -7,10 +7,8 @@ Not for production: whoever reads ``ca.key`` can pose as this node.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import ipaddress
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from kvproto.base.private_files import directory_fault
+from kvproto.base.private_files import directory_fault, replace_file
 from kvproto.errors import ConfigError, CredentialError
 from kvproto.tls.credentials import Credentials, load_credentials
 from kvproto.tls.files import CredentialFiles, Options
@@ -133,21 +131,8 @@ class _Pair:
         """Write both files; should that end in between, they do not fit and are made again."""
         assert isinstance(credentials.key, ec.EllipticCurvePrivateKey)
         pem = credentials.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        _write(self.key, pem, 0o600)
-        _write(self.certificate, credentials.chain[0].public_bytes(Encoding.PEM), 0o644)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that appears whole or not at all, and never with a wider mode."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        replace_file(self.key, pem, 0o600)
+        replace_file(self.certificate, credentials.chain[0].public_bytes(Encoding.PEM), 0o644)
 
 
 def _good_node(node: Credentials | None, authority: Credentials, names: Sequence[str]) -> bool:

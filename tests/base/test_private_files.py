@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.base.private_files import directory_fault, reader_fault
+from kvproto.base.private_files import directory_fault, reader_fault, replace_file
 
 
 class DirectoryTests(SynchronousTestCase):
@@ -69,3 +69,27 @@ class ReaderTests(SynchronousTestCase):
     def test_absent(self) -> None:
         """A file that is not there is no secret."""
         self.assertEqual(reader_fault(Path("/nonexistent/file")), "")
+
+
+class ReplaceTests(SynchronousTestCase):
+    """A file in the place of another."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp())
+        self.directory.mkdir()
+        self.path = self.directory / "file"
+
+    def test_new_and_again(self) -> None:
+        """It is there with its mode, whatever the old one's was, and nothing is left beside it."""
+        (self.directory / f".file.{os.getpid()}").write_bytes(b"left by one that was killed")
+        for content, mode in ((b"one", 0o600), (b"two", 0o644), (b"", 0o600)):
+            replace_file(self.path, content, mode)
+            self.assertEqual(self.path.read_bytes(), content)
+            self.assertEqual(self.path.stat().st_mode & 0o777, mode)
+            self.assertEqual(os.listdir(self.directory), ["file"])
+
+    def test_cannot_be(self) -> None:
+        """Where it cannot take the place, what is there stays, and nothing is left beside it."""
+        self.path.mkdir()
+        self.assertRaises(IsADirectoryError, replace_file, self.path, b"one")
+        self.assertEqual(os.listdir(self.directory), ["file"])
