@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any, TypeAlias, cast
 
 from kvproto.errors import NotSupported, OutcomeUnknown, RemoteProtocolError, StoreUnavailable
-from kvproto.server.administration import ADMINISTRATION_HANDLERS
 from kvproto.server.buckets import Bucket
 from kvproto.server.meta import META_HANDLERS
 from kvproto.server.replies import COPY_LIMIT, ErrorLine, Hangup, LateError, Reply, then
 from kvproto.server.scan import scan_text
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.statistics import Report, report
+from kvproto.server.text_admin import ADMIN_HANDLERS
 from kvproto.server.watch import Watcher, streams_of
 from kvproto.server.watched import WatchedStore, observed
 from kvproto.server.window import BARRIER, FREE, Subject
@@ -527,7 +527,7 @@ _HANDLERS: dict[str, Handler] = {
     **META_HANDLERS,
     "config": _config,
     "mn": _mn,
-    **ADMINISTRATION_HANDLERS,
+    **ADMIN_HANDLERS,
     "watch": _watch,
     "quit": _quit,
 }

@@ -17,7 +17,7 @@ from kvproto.server import inventory
 from kvproto.server.replies import Reply
 from kvproto.wire import text as wire
 
-__all__ = ["ADMINISTRATION_HANDLERS"]
+__all__ = ["ADMIN_HANDLERS"]
 
 BAD_CLASS = b"BADCLASS invalid class id\r\n"
 MEMORY_TOO_SMALL = b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m\r\n"
@@ -148,7 +148,7 @@ def _handler(serve: Callable[[Any, tuple[bytes, ...]], Reply]) -> Callable[[Any,
     return handler
 
 
-ADMINISTRATION_HANDLERS = {
+ADMIN_HANDLERS = {
     "cache_memlimit": _handler(_cache_memlimit),
     "lru": _handler(_lru),
     "lru_crawler": _handler(_lru_crawler),
