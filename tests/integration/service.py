@@ -16,9 +16,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["KILL_ROUNDS", "MODES", "PATIENCE", "KvtlsProcess", "run_each", "run_kvtls"]
+__all__ = ["KILL_ROUNDS", "MODES", "PATIENCE", "KvtlsProcess", "run_each", "run_kvtls", "succeeds"]
 
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
 
@@ -225,3 +225,21 @@ class KvtlsProcess:
         if self.process.stdout is not None:
             self.process.stdout.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def succeeds(command: Sequence[str | Path], within: float = PATIENCE, **options: Any) -> str:
+    """Run a command that has to succeed; return its output.
+
+    Args:
+        command: It.
+        within: Seconds that it may take.
+        options: Of ``subprocess.run``: ``cwd``, ``env``.
+
+    Raises:
+        AssertionError: It did not succeed; the text is all that it has written.
+    """
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        command, capture_output=True, text=True, timeout=within, check=False, **options
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.testing import KVTLSProcess, ProcessError
 from tests.integration.live import eventually
-from tests.integration.service import PATIENCE
+from tests.integration.service import PATIENCE, succeeds
 from tests.integration.wire_client import packet, read_answer, sasl_plain
 from tests.pages import blocks
 
@@ -30,18 +30,23 @@ def kvtls_options():
     return ("--bucket", "default", "--bucket", "other")
 """
 
-FOREIGN = """
+CLIENT = """
 import ssl
 import pytest
-from couchbase.auth import PasswordAuthenticator
-from couchbase.cluster import Cluster
-from couchbase.options import ClusterOptions
 from pymemcache.client.base import Client
 
 
 def memcached(kvtls):
     context = ssl.create_default_context(cafile=kvtls.ca_file)
     return Client((kvtls.host, kvtls.port), tls_context=context)
+"""
+
+FOREIGN = (
+    CLIENT
+    + """
+from couchbase.auth import PasswordAuthenticator
+from couchbase.cluster import Cluster
+from couchbase.options import ClusterOptions
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -72,17 +77,11 @@ def test_fresh(kvtls, kvtls_process):
     assert client.get("k") == b"v"
     client.close()
 """
+)
 
-SEEDED = """
-import ssl
-import pytest
-from pymemcache.client.base import Client
-
-
-def memcached(kvtls):
-    context = ssl.create_default_context(cafile=kvtls.ca_file)
-    return Client((kvtls.host, kvtls.port), tls_context=context)
-
+SEEDED = (
+    CLIENT
+    + """
 
 @pytest.mark.parametrize("number", range(2))
 def test_each_begins_alike(kvtls, number):
@@ -97,6 +96,7 @@ def test_fresh(kvtls_process):
     assert client.get("adlon") == b"382"
     client.close()
 """
+)
 
 SUICIDE = """
 import os, signal
@@ -243,16 +243,18 @@ class PytestTests(SynchronousTestCase):
         with tempfile.TemporaryDirectory() as directory:
             Path(directory, "conftest.py").write_text(CONFTEST, encoding="utf-8")
             Path(directory, "test_foreign.py").write_text(FOREIGN, encoding="utf-8")
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-q", "-n", WORKERS, "-p", "no:cacheprovider"],
-                cwd=directory,
-                capture_output=True,
-                text=True,
-                timeout=4 * PATIENCE,
-                check=False,
-            )
-        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        self.assertIn("9 passed", done.stdout)
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-n",
+                WORKERS,
+                "-p",
+                "no:cacheprovider",
+            ]
+            said = succeeds(command, 4 * PATIENCE, cwd=directory)
+        self.assertIn("9 passed", said)
 
     def test_fixtures(self) -> None:
         """What the page says of documents to begin with is what a project gets."""
@@ -264,13 +266,6 @@ class PytestTests(SynchronousTestCase):
                 '{"key": "adlon", "text": "382"}\n', encoding="utf-8"
             )
             Path(directory, "tests", "test_seeded.py").write_text(SEEDED, encoding="utf-8")
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-                cwd=directory,
-                capture_output=True,
-                text=True,
-                timeout=4 * PATIENCE,
-                check=False,
-            )
-        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        self.assertIn("3 passed", done.stdout)
+            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+            said = succeeds(command, 4 * PATIENCE, cwd=directory)
+        self.assertIn("3 passed", said)

@@ -7,7 +7,6 @@ from base64 import b64encode
 from typing import Any
 from urllib.parse import urlencode
 
-from twisted.internet.address import IPv4Address
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
@@ -20,6 +19,7 @@ from kvproto.config.values import User
 from kvproto.dataplane import Administration, UsersReload, make_server, make_stores
 from kvproto.management import ManagementSite
 from kvproto.server.topology import ServicePorts
+from tests.sites import answer_of, connect_to
 
 __all__ = ["ADMIN", "LIMITED", "SiteCase"]
 
@@ -63,11 +63,7 @@ class SiteCase(SynchronousTestCase):
         self.site = ManagementSite(self.server, self.administration, self.clock)
 
     def connect(self) -> tuple[Any, StringTransport]:
-        protocol = self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
-        transport = StringTransport()
-        assert protocol is not None
-        protocol.makeConnection(transport)
-        return protocol, transport
+        return connect_to(self.site)
 
     def raw(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body of an answer."""
@@ -75,10 +71,7 @@ class SiteCase(SynchronousTestCase):
         protocol.dataReceived(request)
         self.clock.pump([0.0] * 20)
         protocol.connectionLost(Failure(ConnectionDone()))
-        head, _, body = transport.value().partition(b"\r\n\r\n")
-        lines = head.decode().split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines[1:])
-        return int(lines[0].split()[1]), headers, body
+        return answer_of(transport)
 
     def ask(
         self,

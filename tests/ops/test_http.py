@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
-from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
@@ -22,6 +21,7 @@ from kvproto.ops.page import PAGE_POLICY, findings, render_page
 from kvproto.server import Bucket, KVServer
 from kvproto.store import MemoryStore
 from tests.ops.material import generation, served_generation, status, verdict
+from tests.sites import answer_of, connect_to
 
 FAMILIES = {
     "kvtls_build_info": ("gauge", {"version"}),
@@ -120,20 +120,13 @@ class SiteCase(SynchronousTestCase):
         self.site_timers = self.clock.getDelayedCalls()
 
     def connect(self) -> tuple[Any, StringTransport]:
-        protocol = self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
-        transport = StringTransport()
-        assert protocol is not None
-        protocol.makeConnection(transport)
-        return protocol, transport
+        return connect_to(self.site)
 
     def ask(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body of an answer."""
         protocol, transport = self.connect()
         protocol.dataReceived(request)
-        head, _, body = transport.value().partition(b"\r\n\r\n")
-        lines = head.decode().split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines[1:])
-        return int(lines[0].split()[1]), headers, body
+        return answer_of(transport)
 
     def get(self, path: str, extra: str = "") -> tuple[int, dict[str, str], bytes]:
         return self.ask(f"GET {path} HTTP/1.1\r\nHost: x\r\n{extra}\r\n".encode())

@@ -1,0 +1,29 @@
+"""HTTP servers in memory: a connection to a `kvproto.base.http.BoundedSite`, and its answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.testing import StringTransport
+
+from kvproto.base.http import BoundedSite
+
+__all__ = ["answer_of", "connect_to"]
+
+
+def connect_to(site: BoundedSite) -> tuple[Any, StringTransport]:
+    """Return the server's end of a new connection, and what it writes to."""
+    protocol = site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+    transport = StringTransport()
+    assert protocol is not None
+    protocol.makeConnection(transport)
+    return protocol, transport
+
+
+def answer_of(transport: StringTransport) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers in lower case, and body of what was written."""
+    head, _, body = transport.value().partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    return int(lines[0].split()[1]), headers, body
