@@ -1,4 +1,7 @@
-"""libmemcached's conformance test and tools, through stunnel."""
+"""libmemcached's conformance test and tools, through stunnel.
+
+What passes on the embedded store passes in front of three real memcached as well.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from tests.integration.memcached import Memcached
 from tests.integration.peers import require
 from tests.integration.service import MODES, PATIENCE, KvtlsProcess
 from tests.integration.stunnel import Stunnel
@@ -33,14 +37,34 @@ def run(program: str, *arguments: str) -> str:
     return done.stdout
 
 
-class MemccapableTests(SynchronousTestCase):
-    """Every test of memccapable passes, in both modes."""
+class ToolCase(SynchronousTestCase):
+    """A service with a store of its own, or a fleet behind it."""
+
+    def in_front_of_a_fleet(self, *arguments: str) -> tuple[str, ...]:
+        """Run three servers; return the options of a service in front of them."""
+        servers = [Memcached(*arguments) for _ in range(3)]
+        for server in servers:
+            self.addCleanup(server.kill)
+        names = ",".join(server.name for server in servers)
+        return ("--mode", "memcached", "--store", f"memcached://{names}")
+
+
+class MemccapableTests(ToolCase):
+    """Every test of memccapable passes, in both modes, and through a fleet."""
 
     def test_binary_and_text(self) -> None:
         """Both protocols: no line says FAIL, and there is one pass for each test."""
         for options in MODES:
             with KvtlsProcess(*options) as service, Stunnel(service) as tunnel:
                 self.both_protocols(tunnel.port)
+
+    def test_fleet(self) -> None:
+        """The same in front of three servers."""
+        with (
+            KvtlsProcess(*self.in_front_of_a_fleet()) as service,
+            Stunnel(service) as tunnel,
+        ):
+            self.both_protocols(tunnel.port)
 
     def both_protocols(self, port: int) -> None:
         for protocol, tests in (("-b", 27), ("-a", 20)):
@@ -49,16 +73,29 @@ class MemccapableTests(SynchronousTestCase):
             self.assertGreaterEqual(report.count("[pass]"), tests, report)
 
 
-class ToolTests(SynchronousTestCase):
-    """memccp, memccat, memcexist, memctouch, memcrm, memcstat, memcping, memcflush, memcdump."""
+class ToolTests(ToolCase):
+    """memccp, memccat, memcexist, memctouch, memcrm, memcstat, memcping, memcflush, memcslap,
+    memcdump.
+    """
 
     def test_tools(self) -> None:
         """A file goes in and comes out again, binary and text."""
         for options in MODES:
             with KvtlsProcess(*options) as service, Stunnel(service) as tunnel:
-                self.tools(tunnel.port)
+                name = self.tools(tunnel.port)
+                listed = run("memcdump", f"--servers=127.0.0.1:{tunnel.port}")
+                self.assertIn(name, listed.split())
 
-    def tools(self, port: int) -> None:
+    def test_fleet(self) -> None:
+        """The same in front of three servers, but for memcdump: nobody lists a fleet's keys."""
+        with (
+            KvtlsProcess(*self.in_front_of_a_fleet()) as service,
+            Stunnel(service) as tunnel,
+        ):
+            self.tools(tunnel.port)
+
+    def tools(self, port: int) -> str:
+        """Run the tools; return the name of a document that is left."""
         server = f"--servers=127.0.0.1:{port}"
         path = Path(self.mktemp())
         path.write_text("from a file\n", encoding="ascii")
@@ -71,8 +108,11 @@ class ToolTests(SynchronousTestCase):
             self.assertIn("pid", run("memcstat", *options))
             run("memcrm", *options, path.name)
             run("memcflush", *options)
+            for test in ("set", "get", "mget"):
+                few = ("--concurrency=2", "--initial-load=100", "--execute-number=100")
+                run("memcslap", *options, f"--test={test}", *few)
         self.assertIn("from a file", _copied(server, path))
-        self.assertIn(path.name, run("memcdump", server).split())
+        return path.name
 
 
 class MemcachedToolTests(SynchronousTestCase):
