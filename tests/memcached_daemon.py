@@ -2,11 +2,15 @@
 
 For memcached's own tests, which start what they find as ``memcached-debug``.  Options that mean
 nothing here (slabs, threads, extstore) are passed over.
+
+With ``--fleet`` values live in a real memcached behind the service, which gets those options that
+are about them.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import signal
 import sys
 import tempfile
@@ -19,6 +23,7 @@ from twisted.internet import reactor as installed_reactor
 from kvproto.config import Config, Mode, User
 from kvproto.errors import ConfigError
 from kvproto.service import KVTLSService
+from tests.integration.memcached import Memcached
 
 __all__ = ["main"]
 
@@ -70,6 +75,19 @@ def config_of(options: argparse.Namespace, directory: Path) -> Config:
     )
 
 
+def start_fleet(options: argparse.Namespace) -> str:
+    """Run one memcached that ends with this process; return the URL of a fleet of it."""
+    # What is too large for the service never comes there; memcached itself takes no small limit
+    # without more options.
+    largest = max(size(options.I or "1m"), 1 << 20)
+    arguments = ["-I", str(largest), "-m", options.m or "64"]
+    if options.M:
+        arguments.append("-M")
+    server = Memcached(*arguments)
+    atexit.register(server.kill)
+    return f"memcached://{server.name}"
+
+
 def main() -> None:
     """Serve until it is killed."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -77,6 +95,7 @@ def main() -> None:
         parser.add_argument(f"-{option}")
     parser.add_argument("-o", action="append", default=[])
     parser.add_argument("-Y", default="")
+    parser.add_argument("--fleet", action="store_true")
     for switch in "hFAMCdLSvDZW":
         parser.add_argument(f"-{switch}", action="store_true")
     options, _ = parser.parse_known_args()
@@ -85,7 +104,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="kvtls-as-memcached-") as directory:
         try:
-            service = KVTLSService(config_of(options, Path(directory)))
+            config = config_of(options, Path(directory))
+            if options.fleet:
+                config = replace(config, store=start_fleet(options))
+            service = KVTLSService(config)
         except ConfigError as error:
             sys.exit(f"Failed to start: {error}")
         if options.W:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 
 from tests.integration.peers import freeze, require
 from tests.integration.service import PATIENCE
@@ -18,15 +19,19 @@ __all__ = ["Memcached", "wait_for_port"]
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until somebody listens; fail when the process ends before."""
+    _wait(lambda: socket.create_connection(("127.0.0.1", port), 1), process)
+
+
+def _wait(connect: Callable[[], socket.socket], process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            connect().close()
             return
         if process.poll() is not None:
             raise AssertionError(f"{process.args!r} ended with {process.returncode}")
         time.sleep(0.02)
-    raise AssertionError(f"nobody listens on port {port}")
+    raise AssertionError(f"{process.args!r} does not listen")
 
 
 class Memcached:
@@ -35,30 +40,45 @@ class Memcached:
     Args:
         options: Of ``memcached``, e.g. ``"-m", "64"``.
         port: Where it listens; a free one when 0.
+        path: The Unix socket where it listens in place of a port.
 
     Raises:
         SkipTest: It is not installed.
     """
 
-    def __init__(self, *options: str, port: int = 0) -> None:
-        self.port = port or free_port()
+    def __init__(self, *options: str, port: int = 0, path: str = "") -> None:
+        self._path = path
+        self.port = 0 if path else port or free_port()
         self._program = require("memcached", "memcached")
+        where = ("-s", path) if path else ("-l", "127.0.0.1", "-p", str(self.port), "-U", "0")
         # As root it asks for a name.
-        where = ("-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-u", getpass.getuser())
-        self._command = [self._program, *where, *options]
+        self._command = [self._program, *where, "-u", getpass.getuser(), *options]
         self.start()
 
     @property
     def name(self) -> str:
-        """``HOST:PORT``."""
-        return f"127.0.0.1:{self.port}"
+        """``HOST:PORT``, or the path of its socket."""
+        return self._path or f"127.0.0.1:{self.port}"
+
+    def connect(self) -> socket.socket:
+        """Return a connection to it."""
+        if not self._path:
+            return socket.create_connection(("127.0.0.1", self.port), 5)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(5)
+            connection.connect(self._path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def start(self) -> None:
         """Run, with nothing stored."""
         self.process = subprocess.Popen(
             self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        wait_for_port(self.port, self.process)
+        _wait(self.connect, self.process)
 
     def version(self) -> str:
         """Return what ``memcached --version`` prints, e.g. ``"memcached 1.6.18"``."""
@@ -86,7 +106,7 @@ class Memcached:
 
     def ask(self, command: bytes) -> bytes:
         """Send one text command; return its answer, up to its last line."""
-        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+        with self.connect() as connection:
             connection.sendall(command + b"\r\n")
             answer = b""
             while not answer.endswith((b"END\r\n", b"ERROR\r\n", b"OK\r\n", b"STORED\r\n")):

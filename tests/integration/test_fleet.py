@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
 from tests.integration.memcached import Memcached
-from tests.integration.peers import require
 from tests.ports import free_port
 from tests.server.support import Link
+from tests.upstream.logged import lines_of
 
 reactor: Any = installed_reactor
 
@@ -362,10 +362,13 @@ class OperationTests(FleetCase):
         self.assertEqual(await text.say(b"get big\r\n", b"END\r\n"), b"END\r\n")
 
     async def test_few_connections(self) -> None:
-        """Sixty clients make two connections to each server, and one more for large values."""
-        clients = [await self.connect() for _ in range(60)]
-        for number, client in enumerate(clients):
-            await client.say(b"set k%d 0 0 1\r\nx\r\n" % number, b"STORED\r\n")
+        """300 clients make two connections to each server, and one more for large values."""
+        clients = [await self.connect() for _ in range(300)]
+        answers = [
+            client.say(b"set k%d 0 0 1\r\nx\r\n" % number, b"\r\n")
+            for number, client in enumerate(clients)
+        ]
+        self.assertEqual(await gatherResults(answers), [b"STORED\r\n"] * 300)
         for server in self.memcached:
             # The one that asks is a connection, too.
             self.assertLessEqual(server.stat("curr_connections") - 1, 2 + 1)
@@ -475,6 +478,7 @@ class OperationTests(FleetCase):
 
     async def test_slow_reader(self) -> None:
         """A client that does not read is cut, with the reason, and holds up nobody."""
+        lines = lines_of(self)
         slow, other = await self.connect(), await self.connect()
         value = bytes(60_000)
         await other.call(store(b"v", value))
@@ -491,6 +495,7 @@ class OperationTests(FleetCase):
         slow.transport.resumeProducing()
         await slow.until(lambda data: False)
         self.assertTrue(slow.lost)
+        self.assertTrue(any("does not read its replies" in line for line in lines()), lines())
 
     async def test_order(self) -> None:
         """What one client asks about one key happens in that order, noreply included."""
@@ -520,6 +525,40 @@ class SmallServersTests(FleetCase):
         self.assertEqual((refused[0].status, small[0].status), (Status.TOO_BIG, 0))
         (reply,) = await client.call(encode_request(Opcode.GET, key=b"big"))
         self.assertEqual(reply.status, Status.NOT_FOUND)
+
+
+class UnixTests(FleetCase):
+    """Servers that listen on Unix sockets."""
+
+    def add_server(self, port: int = 0) -> Memcached:
+        folder = self.enterContext(tempfile.TemporaryDirectory(prefix="kvtls-fleet-"))
+        server = Memcached(path=f"{folder}/memcached.sock")
+        self.addCleanup(server.kill)
+        return server
+
+    def url(self, servers: list[Memcached], more: str = "") -> str:
+        names = ",".join(server.name for server in servers)
+        return f"memcached+unix:{names}?{self.parameters}{more}"
+
+    async def test_served(self) -> None:
+        """Keys are on all of them; one that is away costs its own keys, and comes back."""
+        client = await self.connect()
+        keys = [b"k%d" % number for number in range(60)]
+        request = b"".join(b"set %b 0 0 1\r\nx\r\n" % key for key in keys)
+        await client.say(request, b"STORED\r\n" * 60)
+        on = [[key for key in keys if server.has(key)] for server in self.memcached]
+        self.assertEqual(sorted(key for part in on for key in part), sorted(keys))
+        self.assertNotIn([], on)
+        found = await client.say(b"stats\r\n", b"END\r\n")
+        for server in self.memcached:
+            self.assertIn(b"STAT server %b up\r\n" % server.name.encode(), found)
+        await deferToThread(self.memcached[0].kill)
+        await self.wait(lambda: not self.stores.fleet.servers[0].up)
+        self.assertEqual(await client.say(b"get %b\r\n" % on[0][0], b"\r\n"), TEMPORARY)
+        self.assertIn(b"VALUE", await client.say(b"get %b\r\n" % on[1][0], b"END\r\n"))
+        await deferToThread(self.memcached[0].start)
+        await self.wait(lambda: self.stores.fleet.servers[0].up)
+        self.assertEqual(await client.say(b"get %b\r\n" % on[0][0], b"\r\n"), b"END\r\n")
 
 
 class FailureTests(FleetCase):
@@ -727,23 +766,3 @@ class PoolTests(FleetCase):
         stores.reload()
         await self.wait(lambda: "problem" in stores.status())
         self.assertEqual(len(stores.fleet.servers), 3)
-
-
-class ToolTests(FleetCase):
-    """libmemcached's tools, in front."""
-
-    async def run_tool(self, *command: str) -> str:
-        def run() -> subprocess.CompletedProcess[str]:
-            return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
-
-        done = await deferToThread(run)
-        return f"{done.returncode}\n{done.stdout}{done.stderr}"
-
-    async def test_memccapable(self) -> None:
-        """Its conformance tests pass, text and binary."""
-        tool = require("memccapable", "libmemcached-tools")
-        port = str(self.port.getHost().port)
-        for protocol in ("-a", "-b"):
-            said = await self.run_tool(tool, "-h", "127.0.0.1", "-p", port, protocol)
-            self.assertTrue(said.startswith("0\n"), said)
-            self.assertIn("All tests passed", said)

@@ -8,7 +8,9 @@ import ssl
 import tempfile
 import threading
 import urllib.request
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -22,8 +24,10 @@ from tests.integration.live import (
     trusting,
 )
 from tests.integration.memcached import Memcached
-from tests.integration.service import KvtlsProcess, run_kvtls
+from tests.integration.service import PATIENCE, KvtlsProcess, run_kvtls
 from tests.ports import free_port
+
+ROTATIONS = 5
 
 
 class FleetLiveCase(SynchronousTestCase):
@@ -81,45 +85,78 @@ def talk(connection: socket.socket, request: bytes, ending: bytes) -> bytes:
     return answer
 
 
+class Crowd:
+    """Threads that ask without a pause, and what they have met.
+
+    Args:
+        clients: Each is called with its own number and the number of its turn, again and again.
+
+    Attributes:
+        served: How many turns each has had.
+        faults: Whatever was not as it must be; who has met one stops.
+    """
+
+    def __init__(self, clients: Sequence[Callable[[int, int], object]]) -> None:
+        self._stop = threading.Event()
+        self.served = [0] * len(clients)
+        self.faults: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._work, args=(number, client))
+            for number, client in enumerate(clients)
+        ]
+
+    def _work(self, number: int, client: Callable[[int, int], object]) -> None:
+        try:
+            while not self._stop.is_set():
+                client(number, self.served[number])
+                self.served[number] += 1
+        except Exception as error:
+            self.faults.append(repr(error))
+
+    def wait(self) -> None:
+        """Wait until each client has had some more turns."""
+        before = list(self.served)
+        eventually(
+            lambda: (
+                all(now > then + 5 for now, then in zip(self.served, before, strict=True))
+                or bool(self.faults)
+            )
+        )
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+
 class OperatorTests(FleetLiveCase):
     """What an operator sees and changes."""
-
-    def wait_for_requests(self, served: list[int], faults: list[str]) -> None:
-        """Wait until more requests have been served."""
-        before = sum(served)
-        eventually(lambda: sum(served) > before + 80 or bool(faults))
 
     def test_reload_under_load(self) -> None:
         """A changed pool, a new certificate and both at once lose no request."""
         pool = self.path / "pool"
         pool.write_text(f"{self.names(1)}\n")
         service = self.serve(f"memcached://?pool-file={pool}")
-        stop = threading.Event()
-        served, faults = [0] * 8, list[str]()
+        connections = [self.connect(service) for _ in range(8)]
 
-        def work(number: int) -> None:
-            try:
-                connection = self.connect(service)
-                while not stop.is_set():
-                    key = b"k%d-%d" % (number, served[number] % 90)
-                    answer = talk(
-                        connection, b"set %b 0 0 1\r\nx\r\nget %b none\r\n" % (key, key), b"END\r\n"
-                    )
-                    # A key that has moved with the pool may be a miss, and nothing else.
-                    assert answer in {
-                        b"STORED\r\nEND\r\n",
-                        b"STORED\r\nVALUE %b 0 1\r\nx\r\nEND\r\n" % key,
-                    }, answer
-                    served[number] += 1
-            except Exception as error:
-                faults.append(repr(error))
+        def work(number: int, turn: int) -> None:
+            key = b"k%d-%d" % (number, turn % 90)
+            request = b"set %b 0 0 1\r\nx\r\nget %b none\r\n" % (key, key)
+            answer = talk(connections[number], request, b"END\r\n")
+            # A key that has moved with the pool may be a miss, and nothing else.
+            assert answer in {
+                b"STORED\r\nEND\r\n",
+                b"STORED\r\nVALUE %b 0 1\r\nx\r\nEND\r\n" % key,
+            }, answer
 
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        try:
+        with Crowd([work] * 8) as crowd:
             for count in (3, 2, 3):
-                self.wait_for_requests(served, faults)
+                crowd.wait()
                 pool.write_text(f"{self.names(count)}\n")
                 self.files.serve(new_server_identity())
                 answer = json.loads(kvtls(service, "reload", "--wait", "--json").stdout)
@@ -130,12 +167,52 @@ class OperatorTests(FleetLiveCase):
             answer = json.loads(kvtls(service, "reload", "--wait", "--json").stdout)
             self.assertEqual((answer["ok"], answer["stage"]), (False, "store"))
             self.assertIn(str(pool), answer["reason"])
-            self.wait_for_requests(served, faults)
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join(30)
-        self.assertEqual(faults, [])
+            crowd.wait()
+        self.assertEqual(crowd.faults, [])
+
+    def test_rotations_and_restarts_under_load(self) -> None:
+        """New certificates and restarts of the listeners: each request is served, and once.
+
+        Half of the clients stay connected, the others come anew for each turn; each value is
+        compared, and counters tell whether anything was done twice or not at all.
+        """
+        service = self.serve(f"memcached://{self.names()}")
+        lasting = [self.connect(service) for _ in range(4)]
+
+        def ask(connection: socket.socket, number: int, turn: int) -> None:
+            request, expected = b"", b""
+            for depth in range(10):
+                key, value = b"v%d-%d" % (number, depth), b"%d " % turn * (depth * 300 + 1)
+                request += b"set %b 0 0 %d\r\n%b\r\nget %b\r\n" % (key, len(value), value, key)
+                expected += b"STORED\r\nVALUE %b 0 %d\r\n%b\r\nEND\r\n" % (key, len(value), value)
+            counter = b"incr count%d 1\r\n" % number
+            answer = talk(connection, request + counter, expected[-20:] + b"%d\r\n" % (turn + 1))
+            assert answer == expected + b"%d\r\n" % (turn + 1), answer
+
+        def stay(number: int, turn: int) -> None:
+            ask(lasting[number], number, turn)
+
+        def come(number: int, turn: int) -> None:
+            with self.connect(service) as connection:
+                ask(connection, number, turn)
+
+        for number in range(8):
+            made = talk(lasting[0], b"set count%d 0 0 1\r\n0\r\n" % number, b"\r\n")
+            self.assertEqual(made, b"STORED\r\n")
+        with Crowd([stay] * 4 + [come] * 4) as crowd:
+            for number in range(ROTATIONS):
+                crowd.wait()
+                self.files.serve(new_server_identity())
+                answer = json.loads(kvtls(service, "reload", "--wait", "--json").stdout)
+                self.assertEqual((answer["ok"], answer["generation"]), (True, number + 2))
+                done = kvtls(service, "restart", "all")
+                self.assertEqual(done.returncode, 0, done.stderr)
+            crowd.wait()
+        self.assertEqual(crowd.faults, [])
+        for number, turns in enumerate(crowd.served):
+            answer = talk(lasting[0], b"get count%d\r\n" % number, b"END\r\n")
+            self.assertEqual(answer.split()[4:5], [b"%d" % turns])
+        self.assertEqual(status(service)["listeners"][0]["restarts"], ROTATIONS)
 
     def test_seen(self) -> None:
         """Status, readiness and metrics tell how each server is."""

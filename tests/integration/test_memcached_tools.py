@@ -74,9 +74,7 @@ class MemccapableTests(ToolCase):
 
 
 class ToolTests(ToolCase):
-    """memccp, memccat, memcexist, memctouch, memcrm, memcstat, memcping, memcflush, memcslap,
-    memcdump.
-    """
+    """All that does something with documents or servers."""
 
     def test_tools(self) -> None:
         """A file goes in and comes out again, binary and text."""
