@@ -41,18 +41,19 @@ from kvproto.dataplane import (
     make_stores,
 )
 from kvproto.errors import ConfigError, KVProtoError
-from kvproto.listeners import AcceptorService, Event, Ledger, Limits, Timeouts, server_endpoint
+from kvproto.listeners import AcceptorService, Event, Ledger, Limits, server_endpoint
 from kvproto.listeners.ages import AgeLimits
 from kvproto.listeners.probe import probe, validate
 from kvproto.management import ManagementFactory, ManagementSite
 from kvproto.nodes import NodeService
+from kvproto.ops.config_parts import ConfigParts, timeouts
 from kvproto.ops.config_reload import ConfigReload
 from kvproto.ops.control_socket import ControlSocket, StateLock
 from kvproto.ops.exit_status import end_with_failure
 from kvproto.ops.history import History
 from kvproto.ops.http import StatusSite, with_interface
 from kvproto.ops.keylog import KeyLog
-from kvproto.ops.logs import reopen_logs, set_log_level
+from kvproto.ops.logs import reopen_logs
 from kvproto.ops.memory import MemoryTrim, glibc_trim
 from kvproto.ops.metrics import ServiceCollector, exposition
 from kvproto.ops.open_files_limit import fit_open_files
@@ -130,7 +131,7 @@ class KVTLSService(MultiService):
         self._reactor = _reactor_or_global(reactor)
         if signals is not None:
             keep_monotonic(self._reactor)
-        self._validate()
+        self._validate(config)
         self.log_observer: Any = None
         self._owner = owner
         self._signals = signals
@@ -156,11 +157,7 @@ class KVTLSService(MultiService):
         self.ledger = Ledger(
             self._reactor,
             self._fitted_limits(config),
-            Timeouts(
-                handshake=config.handshake_timeout,
-                drain=config.drain_timeout,
-                close=config.close_timeout,
-            ),
+            timeouts(config),
         )
         self.acceptors = [self._acceptor(number) for number in range(len(config.listen))]
         for acceptor in self.acceptors:
@@ -182,7 +179,6 @@ class KVTLSService(MultiService):
             self._reactor,
             self._end_process,
             self.nodes,
-            self._reload_beside_credentials,
             settings,
             self.server,
             self.stores,
@@ -190,7 +186,21 @@ class KVTLSService(MultiService):
             faults,
             Seeds(self.server, self.administration, self._reactor, self._in_thread),
         )
-        self._config_reload = self._config_reloader(settings)
+        parts = ConfigParts(
+            self.server,
+            self.stores,
+            self.users,
+            self.administration,
+            self.peers,
+            self.ledger,
+            self.acceptors,
+            self._ages,
+            self._fitted_limits,
+        )
+        self.config_reload = ConfigReload(
+            config, settings, parts.parts(config), self.users.jobs, self._check_anew, self._changed
+        )
+        self.control.reload_config = self.config_reload.reload
         self._systemd = SystemdNotifier(
             self._reactor, self._status_line, os.environ if signals is not None else {}
         )
@@ -225,9 +235,8 @@ class KVTLSService(MultiService):
             parent.setComponent(ILogObserver, self.log_observer)
         super().setServiceParent(parent)
 
-    def _validate(self) -> None:
+    def _validate(self, config: Config) -> None:
         """See that every endpoint makes sense."""
-        config = self._config
         for description in config.listen:
             validate(self._reactor, description)
             config.check_reach(description)
@@ -267,29 +276,15 @@ class KVTLSService(MultiService):
         count = len(self.ledger)
         return reason or f"serving {count} connection{'' if count == 1 else 's'}"
 
-    def _reload_beside_credentials(self) -> None:
-        """Begin to read users and configuration again; the outcome is in the log."""
-        self.users.reload()
-        if self._config_reload is not None:
-            self._config_reload.reload()
+    def _check_anew(self, config: Config) -> None:
+        """See that the service could start with a configuration."""
+        self._validate(config)
+        make_stores(config, self._reactor)
 
-    def _config_reloader(self, settings: Settings | None) -> ConfigReload | None:
-        """Make what takes over changes of the file of ``--config``."""
-        if settings is None or settings.file is None:
-            return None
-
-        def limit(config: Config) -> None:
-            self.ledger.limits = self._fitted_limits(config)
-
-        return ConfigReload(
-            self._config,
-            settings,
-            {
-                "log-level": lambda config: set_log_level(config.log_level),
-                "max-connections": limit,
-                "max-connections-per-peer": limit,
-            },
-        )
+    def _changed(self, config: Config, settings: Settings | None) -> None:
+        """Go by another configuration from now on."""
+        self._config = config
+        self.control.change(config, settings)
 
     def _acting_as_owner(self) -> AbstractContextManager[None]:
         """Act as the user that the process becomes, for what has to belong to that user."""
@@ -328,7 +323,7 @@ class KVTLSService(MultiService):
             factory: Any = KVTLSFactory(self.rotation.contexts, False, handoffs, self._reactor)
             # The ledger has the deadline, and counts from accept() on.
             factory.handshake_timeout = None
-            factory.close_timeout = config.close_timeout
+            factory.close_timeout = self.ledger.timeouts.close
             factory.serves = True
             secured: IProtocolFactory = factory
             return secured

@@ -29,7 +29,15 @@ from kvproto.config.parsing import (
 from kvproto.config.values import ClientAuth, LogFormat, LogLevel, Mode, OnRotate
 from kvproto.errors import ConfigError
 
-__all__ = ["OPTIONS", "Kind", "Option"]
+__all__ = ["OPTIONS", "Kind", "Option", "Reload"]
+
+
+class Reload(Enum):
+    """When a running service takes over a value that has changed in the file of ``--config``."""
+
+    AT_ONCE = "at once"
+    NEW = "new connections"
+    RESTART = "restart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +148,7 @@ class Option:
         secret: Whether values are hidden where the configuration is shown.
         value: For a flag: the field's value when the flag is set.
         unset: For a flag: the field's value where a TOML file says false.
+        reload: When a running service takes over another value.
     """
 
     name: str
@@ -151,6 +160,7 @@ class Option:
     secret: bool = False
     value: Any = True
     unset: Any = False
+    reload: Reload = Reload.RESTART
 
     @property
     def spelled(self) -> str:
@@ -208,22 +218,23 @@ OPTIONS: dict[str, Option] = {
             "how a client certificate names its user (repeatable, the first known user wins): "
             "subject.cn (the default), san.dns, san.email or san.uri, with :prefix=TEXT, "
             ":suffix=TEXT and :delimiter=CHARACTERS; a colon in them is written \\:",
-            repeatable=True,
+            repeatable=True, reload=Reload.NEW,
         ),
         Option(
             "user", "users", Kind("NAME:PASSWORD", _whole(parse_user)),
             "a user that may log in (repeatable).  For tests only: every user of this machine can "
             "see it.  Others go into the file of --users",
-            short="u", repeatable=True, secret=True,
+            short="u", repeatable=True, secret=True, reload=Reload.NEW,
         ),
         Option(
             "users", "users_file", FILE,
             "users that may log in, made by kvtls passwd: passwords that nobody sees",
+            reload=Reload.NEW,
         ),
         Option(
             "user-buckets", "user_buckets", Kind("NAME:BUCKET,BUCKET", _whole(parse_user_buckets)),
             "buckets that a user may use, the first where it selects none (repeatable; others may "
-            "use every bucket)", repeatable=True,
+            "use every bucket)", repeatable=True, reload=Reload.NEW,
         ),
         Option(
             "bucket", "buckets", NAME,
@@ -236,58 +247,65 @@ OPTIONS: dict[str, Option] = {
             repeatable=True,
         ),
         Option("anonymous", "anonymous", FLAG, "let clients work without a login even though "
-               "users exist"),
+               "users exist", reload=Reload.NEW),
         Option("mode", "mode", _choice(Mode), "whose habits to follow (default: couchbase)",
                short="m"),
         Option("allow-flush", "allow_flush", FLAG,
-               "let clients FLUSH (always on in memcached mode)", unset=None),
+               "let clients FLUSH (always on in memcached mode)", unset=None,
+               reload=Reload.AT_ONCE),
         Option("no-flush", "allow_flush", FLAG, "refuse FLUSH, in memcached mode too",
-               value=False, unset=None),
+               value=False, unset=None, reload=Reload.AT_ONCE),
         Option("watcher", "watchers", NAME,
                "user that may watch what all clients of its bucket ask for (repeatable; default: "
-               "where there are no users, clients on this machine)", repeatable=True),
+               "where there are no users, clients on this machine)", repeatable=True,
+               reload=Reload.AT_ONCE),
         Option("memcached-version", "memcached_version", Kind("X.Y.Z", _version),
                "what VERSION answers, for clients that choose their dialect by it "
-               "(default: 1.6.45)"),
+               "(default: 1.6.45)", reload=Reload.AT_ONCE),
         Option("store", "store", Kind("URL", _text),
                "where values live (default: memory:)"),
         Option(
             "peer", "peers", Kind("HOST:PORT", _whole(parse_peer)),
             "another service on the same engine, as clients reach it (repeatable): the SDK spreads "
-            "its connections over all of them", repeatable=True,
+            "its connections over all of them", repeatable=True, reload=Reload.AT_ONCE,
         ),
         Option("memory-limit", "memory_limit", SIZE,
-               "what may be stored: bytes, or 64MiB, 2GiB (default: 64MiB)"),
+               "what may be stored: bytes, or 64MiB, 2GiB (default: 64MiB)", reload=Reload.AT_ONCE),
         Option("refuse-when-full", "evict", FLAG,
                "refuse writes when the store is full instead of evicting", value=False,
-               unset=True),
+               unset=True, reload=Reload.AT_ONCE),
         Option("max-value", "max_value", SIZE,
-               "largest value (default: 20MiB, in memcached mode 1MiB)"),
+               "largest value (default: 20MiB, in memcached mode 1MiB)", reload=Reload.AT_ONCE),
         Option("max-unfinished", "max_unfinished", SIZE,
                "what all connections together may hold of requests not complete and replies not "
-               "sent (default: 256MiB)"),
+               "sent (default: 256MiB)", reload=Reload.AT_ONCE),
         Option("max-connections", "max_connections", COUNT,
-               "connections at once (default: 10000, in memcached mode 1024)"),
+               "connections at once (default: 10000, in memcached mode 1024)",
+               reload=Reload.AT_ONCE),
         Option("requests-per-event", "requests_per_event", COUNT,
                "requests of one connection that are served before others have their turn, 0: as "
-               "many as it has sent (default: 0)"),
+               "many as it has sent (default: 0)", reload=Reload.NEW),
         Option("max-connections-per-peer", "max_connections_per_peer", COUNT,
-               "connections at once from one address, 0: any (default: 0)"),
+               "connections at once from one address, 0: any (default: 0)", reload=Reload.AT_ONCE),
         Option("handshake-timeout", "handshake_timeout", SECONDS,
-               "from accept to the end of the TLS handshake (default: 10)"),
+               "from accept to the end of the TLS handshake (default: 10)", reload=Reload.NEW),
         Option("close-timeout", "close_timeout", SECONDS,
-               "how long a closing connection waits for its peer (default: 3)"),
+               "how long a closing connection waits for its peer (default: 3)", reload=Reload.NEW),
         Option("drain-timeout", "drain_timeout", SECONDS,
-               "for what was asked to be answered, at shutdown (default: 10)"),
+               "for what was asked to be answered, at shutdown (default: 10)",
+               reload=Reload.AT_ONCE),
         Option("idle-timeout", "idle_timeout", SECONDS,
-               "after which a connection that asks nothing is closed, 0: never (default: 0)"),
+               "after which a connection that asks nothing is closed, 0: never (default: 0)",
+               reload=Reload.AT_ONCE),
         Option("max-lifetime", "max_lifetime", SECONDS,
                "after which a connection is drained, spread by up to a tenth, 0: never "
-               "(default: 0)"),
+               "(default: 0)", reload=Reload.AT_ONCE),
         Option("on-rotate", "on_rotate", _choice(OnRotate),
-               "what happens to live connections on rotation (default: recheck)"),
+               "what happens to live connections on rotation (default: recheck)",
+               reload=Reload.AT_ONCE),
         Option("drain-window", "drain_window", SECONDS,
-               "over which --on-rotate drain spreads the closing (default: 10)"),
+               "over which --on-rotate drain spreads the closing (default: 10)",
+               reload=Reload.AT_ONCE),
         Option("watch-interval", "watch_interval", SECONDS,
                "between looks at the credential files, 0: never (default: 2)"),
         Option("state-dir", "state_dir", DIRECTORY,
@@ -304,7 +322,7 @@ OPTIONS: dict[str, Option] = {
         Option("log-format", "log_format", _choice(LogFormat),
                "json: one object a line (default: text)"),
         Option("log-level", "log_level", _choice(LogLevel),
-               "the least important lines that are logged (default: info)"),
+               "the least important lines that are logged (default: info)", reload=Reload.AT_ONCE),
         Option("node-listen", "nodes.listen", ENDPOINT,
                "Twisted server endpoint to accept Erlang nodes on, over mutual TLS"),
         Option("node-name", "nodes.name", Kind("NAME@HOST", _text),

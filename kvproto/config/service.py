@@ -397,6 +397,14 @@ class Config:
         return self.mode.max_value if self.max_value is None else self.max_value
 
     @property
+    def item_limit(self) -> int | None:
+        """The largest key and value together in bytes, None for any.
+
+        memcached's limit is on the item, key included; Couchbase's on the value.
+        """
+        return self.value_limit if self.mode is Mode.MEMCACHED else None
+
+    @property
     def connection_limit(self) -> int:
         """How many connections at once, defaults applied."""
         return self.mode.max_connections if self.max_connections is None else self.max_connections

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -13,7 +13,16 @@ from kvproto.config.toml_file import FileValues
 from kvproto.config.values import DEFAULT_LISTEN
 from kvproto.errors import ConfigError
 
-__all__ = ["COMMAND_LINE", "DEFAULT", "Settings", "build_config", "describe", "merge"]
+__all__ = [
+    "COMMAND_LINE",
+    "DEFAULT",
+    "Settings",
+    "build_config",
+    "changes",
+    "describe",
+    "merge",
+    "taken_over",
+]
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -30,12 +39,14 @@ class Settings:
         file: The file of ``--config``; None where there is none.
         from_file: Which of them come from the file.
         command_line: What was given there alone.
+        pending: Values that a restart would bring, as `describe` shows them, by option.
     """
 
     given: Mapping[str, Any]
     file: FileValues | None
     from_file: frozenset[str] = frozenset()
     command_line: Mapping[str, Any] = field(default_factory=dict)
+    pending: Mapping[str, Any] = field(default_factory=dict)
 
     def source(self, name: str) -> str:
         """Return where an option's value comes from."""
@@ -125,7 +136,8 @@ def describe(config: Config, settings: Settings | None) -> list[dict[str, Any]]:
         settings: What was given; None where a program made the configuration itself.
 
     Returns:
-        For each option ``name``, ``value`` (as JSON can say it, secrets hidden) and ``source``.
+        For each option ``name``, ``value`` (as JSON can say it, secrets hidden) and ``source``;
+        and ``pending``, where the file has another value that takes a restart.
     """
     rows = []
     for option in OPTIONS.values():
@@ -134,8 +146,55 @@ def describe(config: Config, settings: Settings | None) -> list[dict[str, Any]]:
             source = settings.source(option.name)
         else:
             source = DEFAULT if value == default else "program"
-        rows.append({"name": option.name, "value": _shown(config, option, value), "source": source})
+        row = {"name": option.name, "value": _shown(config, option), "source": source}
+        if settings is not None and option.name in settings.pending:
+            row["pending"] = settings.pending[option.name]
+        rows.append(row)
     return rows
+
+
+def changes(old: Config, new: Config) -> list[str]:
+    """Return the options that have another value, in the order of ``--help``."""
+    return [
+        name
+        for name, option in OPTIONS.items()
+        if _effective(old, option) != _effective(new, option)
+    ]
+
+
+def taken_over(
+    running: Settings, new: Settings, live: Collection[str]
+) -> tuple[Settings, list[str]]:
+    """Put what a running service can take over of new settings over those that it runs with.
+
+    Args:
+        running: What is in force.
+        new: What the file says now; good.
+        live: Which options can be taken over.
+
+    Returns:
+        What will be in force, and the options that have changed and cannot be.
+
+    Raises:
+        ConfigError: What can be taken over contradicts what cannot.
+    """
+    assert new.file is not None, "a file is what is read again"
+    old_config, new_config = build_config(running), build_config(new)
+    changed = changes(old_config, new_config)
+    given_anew = {name for name in OPTIONS if running.given.get(name) != new.given.get(name)}
+    restart = [name for name in changed if name not in live and name in given_anew]
+    given, lines, from_file = {}, {}, set()
+    for name in OPTIONS:
+        # A value that is only said in other words is taken too: its line may have moved.
+        source = running if name not in live and name in changed else new
+        if name in source.given:
+            given[name] = source.given[name]
+        if name in source.from_file and source.file is not None:
+            from_file.add(name)
+            lines[name] = source.file.lines[name]
+    pending = {name: _shown(new_config, OPTIONS[name]) for name in restart}
+    file = FileValues(new.file.path, new.file.values, lines)
+    return Settings(given, file, frozenset(from_file), new.command_line, pending), restart
 
 
 def _field(config: Config, option: Option) -> tuple[Any, Any]:
@@ -150,18 +209,25 @@ def _field(config: Config, option: Option) -> tuple[Any, Any]:
     return getattr(holder, name), None if default is MISSING else default
 
 
-def _shown(config: Config, option: Option, value: Any) -> Any:
-    if option.name == "proxy-protocol":
-        return [config.listen[number] for number in sorted(value)]
-    if option.name == "no-flush":
-        return not config.flush_allowed
+def _effective(config: Config, option: Option) -> Any:
+    """Return an option's value with its default applied."""
     effective = {
+        "proxy-protocol": [config.listen[number] for number in sorted(config.proxy_protocol)],
         "allow-flush": config.flush_allowed,
+        "no-flush": not config.flush_allowed,
         "anonymous": config.anonymous_allowed,
         "max-value": config.value_limit,
+        "max-unfinished": config.unfinished_limit,
         "max-connections": config.connection_limit,
         "client-auth": config.client_auth_mode,
         "state-dir": config.state_directory,
         "refuse-when-full": not config.evict,
     }
-    return option.show(effective.get(option.name, value))
+    if option.name in effective:
+        return effective[option.name]
+    return _field(config, option)[0]
+
+
+def _shown(config: Config, option: Option) -> Any:
+    value = _effective(config, option)
+    return value if option.name == "proxy-protocol" else option.show(value)

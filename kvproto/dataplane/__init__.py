@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from kvproto.dataplane.administration import Administration, BucketSettings
 from kvproto.dataplane.backup import Backups
-from kvproto.dataplane.compose import make_server, make_users
+from kvproto.dataplane.compose import identifier, make_server, make_users, server_settings
 from kvproto.dataplane.keyspaces import need_collection, need_scope
 from kvproto.dataplane.peers import PeerWatch
 from kvproto.dataplane.seed import Seeds
-from kvproto.dataplane.stores import IStores, make_stores
+from kvproto.dataplane.stores import IStores, make_stores, same_but_for_servers
 from kvproto.dataplane.users_reload import UsersReload
 
 __all__ = [
@@ -23,9 +23,12 @@ __all__ = [
     "PeerWatch",
     "Seeds",
     "UsersReload",
+    "identifier",
     "make_server",
     "make_stores",
     "make_users",
     "need_collection",
     "need_scope",
+    "same_but_for_servers",
+    "server_settings",
 ]

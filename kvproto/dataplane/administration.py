@@ -111,6 +111,24 @@ class Administration:
 
     # -- what there is ----------------------------------------------------------------
 
+    def change(self, config: Config) -> Deferred[None]:
+        """Take over another configuration: memory, and whether buckets may be flushed.
+
+        Returns:
+            A Deferred that fires when no bucket holds more than it may.
+        """
+        if config.flush_allowed != self._config.flush_allowed:
+            for name in config.buckets:
+                if name in self.settings:
+                    self.settings[name].flush = config.flush_allowed
+        self._config = config
+
+        async def work() -> None:
+            if self.can_grow and self._server.buckets:
+                await self._divide_memory(config.memory_limit // len(self._server.buckets))
+
+        return self._job(work())
+
     @property
     def can_grow(self) -> bool:
         """Whether buckets and collections can be created: only where documents are here."""

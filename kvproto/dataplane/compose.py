@@ -15,11 +15,12 @@ from kvproto.errors import ConfigError, LocalProtocolError
 from kvproto.server import Bucket, KVServer, Manifest, ServerSettings, UserTable, hash_password
 from kvproto.server.hashing import HashQueue
 from kvproto.server.passwords import DEFAULT_ITERATIONS, DIGESTS, Hashes
+from kvproto.server.server import Identify
 from kvproto.server.users_file import OPTION, UserRecord, UsersFile, read_users
 from kvproto.tls import DEFAULT_RULES, parse_rule, user_of
 from kvproto.wire.scram import decoy_keys
 
-__all__ = ["make_server", "make_users"]
+__all__ = ["identifier", "make_server", "make_users", "server_settings"]
 
 
 def make_server(
@@ -43,43 +44,56 @@ def make_server(
     if stores is None:
         stores = make_stores(config, clock, run)
     hashing = None if run is None else HashQueue(run)
-    rules = tuple(map(parse_rule, config.cert_users)) or DEFAULT_RULES
-    server: KVServer
-
-    def identify(chain: tuple[bytes, ...]) -> str | None:
-        # Looked up at each login: a reload puts another table in its place.
-        return user_of(chain, rules, server.users.__contains__)
-
     server = KVServer(
         [
             Bucket(name, stores.store(name), Manifest(config.collections_of(name)))
             for name in config.buckets
         ],
-        ServerSettings(
-            mode=config.mode,
-            max_value=config.value_limit,
-            allow_flush=config.flush_allowed,
-            anonymous=config.anonymous_allowed,
-            unsent_limit=config.unsent_limit,
-            max_unfinished=config.unfinished_limit,
-            max_connections=config.connection_limit,
-            requests_per_event=config.requests_per_event,
-            idle_timeout=config.idle_timeout,
-            memory_limit=config.memory_limit,
-            evict=config.evict,
-            version=config.memcached_version,
-            watchers=frozenset(config.watchers) if config.watchers else None,
-        ),
+        server_settings(config),
         make_users(config, hashing),
-        identify,
-        clock.seconds,
+        now=clock.seconds,
         later=clock.callLater,
     )
+    server.identify = identifier(config, server)
     server.hashing = hashing
     if IKeepingStores.providedBy(stores):
         for bucket in server.buckets.values():
             stores.keep_collections(bucket.name, bucket.manifest.adopt)
     return server
+
+
+def server_settings(config: Config) -> ServerSettings:
+    """Return how sessions are to behave."""
+    return ServerSettings(
+        mode=config.mode,
+        max_value=config.value_limit,
+        allow_flush=config.flush_allowed,
+        anonymous=config.anonymous_allowed,
+        unsent_limit=config.unsent_limit,
+        max_unfinished=config.unfinished_limit,
+        max_connections=config.connection_limit,
+        requests_per_event=config.requests_per_event,
+        idle_timeout=config.idle_timeout,
+        memory_limit=config.memory_limit,
+        evict=config.evict,
+        version=config.memcached_version,
+        watchers=frozenset(config.watchers) if config.watchers else None,
+    )
+
+
+def identifier(config: Config, server: KVServer) -> Identify:
+    """Return what finds out who the bearer of a client certificate is.
+
+    Raises:
+        ConfigError: A rule of ``--cert-user`` cannot be used.
+    """
+    rules = tuple(map(parse_rule, config.cert_users)) or DEFAULT_RULES
+
+    def identify(chain: tuple[bytes, ...]) -> str | None:
+        # Looked up at each login: a reload puts another table in its place.
+        return user_of(chain, rules, server.users.__contains__)
+
+    return identify
 
 
 def make_users(config: Config, run: Run | None = None) -> UserTable:

@@ -27,16 +27,14 @@ class EngineStores(Service):
         self.description = url.text
         self.engine = make_engine(parse_options(url.text), reactor, config.watch_interval)
         self.engine.on_change = self._load
-        in_memcached_mode = config.mode is Mode.MEMCACHED
         self._stores = {
             name: EngineStore(
                 self.engine,
                 name,
                 reactor.seconds,
-                locks=not in_memcached_mode,
+                locks=config.mode is not Mode.MEMCACHED,
                 max_value=config.value_limit,
-                # memcached's limit is on the item, key included; Couchbase's on the value.
-                max_item=config.value_limit if in_memcached_mode else None,
+                max_item=config.item_limit,
             )
             for name in config.buckets
         }
@@ -64,6 +62,11 @@ class EngineStores(Service):
         """Return the store of a bucket; see `IStores.store`."""
         store: IStore = self._stores[bucket]
         return store
+
+    def change(self, config: Config) -> None:
+        """Take over the limits of values; see `IStores.change`."""
+        for store in self._stores.values():
+            store.limit_values(config.value_limit, config.item_limit)
 
     def prepare(self) -> None:
         """Do nothing: what files say was read when this was made."""

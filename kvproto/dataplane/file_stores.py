@@ -73,6 +73,7 @@ class FileStores(Service):
         self._stores: dict[str, FileStore] = {}
         self._adopt: dict[str, Adopt] = {}
         self._run = maybeDeferred if run is None else run
+        self._make_memory = memory
         self._memory = partial(memory, config, reactor)
         self._sync = options.sync
         self._reactor = reactor
@@ -83,6 +84,12 @@ class FileStores(Service):
     def _make(self, bucket: str, *memory_limit: int) -> FileStore:
         memory = self._memory(*memory_limit)
         return FileStore(self._path(bucket), self._sync, memory, self._reactor, self._run)
+
+    def change(self, config: Config) -> None:
+        """Take over limits of values, and what a full store does; see `IStores.change`."""
+        self._memory = partial(self._make_memory, config, self._reactor)
+        for store in self._stores.values():
+            store.limit_values(config.value_limit, config.item_limit, evict=config.evict)
 
     def add(self, bucket: str, memory_limit: int) -> Deferred[None]:
         """Make one more store, or find it again; see `IGrowingStores`."""

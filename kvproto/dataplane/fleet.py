@@ -82,6 +82,13 @@ class FleetStores(Service):
         store: IStore = self._store
         return store
 
+    def change(self, config: Config) -> None:
+        """Have the servers of another URL that is the same but for them; see `IStores.change`."""
+        if config.store != self.description:
+            self.description = config.store
+            self._options = parse_fleet(config.store)
+            self.fleet.change(self._options.servers)
+
     def prepare(self) -> None:
         """Take nothing: connections are made when the service starts."""
 

@@ -45,6 +45,9 @@ class IStores(IService):
         It fails when no request will ever be served, with the reason.
         """
 
+    def change(config: Config) -> None:
+        """Take over what is another value in this configuration and needs no restart."""
+
     def ready() -> str | None:
         """Return why clients cannot be served now; None when they can."""
 

@@ -54,6 +54,19 @@ class PeerWatch(Service):
         self._calls: dict[Peer, IDelayedCall] = {}
         self._attempts: dict[Peer, Deferred[Any]] = {}
 
+    def change(self, peers: Sequence[Peer]) -> None:
+        """Look at these from now on; those that were looked at before stay what they are."""
+        before = self._there
+        self._there = {peer: before.get(peer, False) for peer in peers}
+        for peer in before.keys() - self._there.keys():
+            if peer in self._calls:
+                self._calls.pop(peer).cancel()
+        if self.running:
+            for peer in self._there.keys() - before.keys():
+                if peer not in self._attempts:
+                    self._look(peer)
+        self._tell()
+
     def startService(self) -> None:
         """Begin to look."""
         super().startService()
@@ -89,7 +102,7 @@ class PeerWatch(Service):
 
     def _looked(self, there: bool, peer: Peer) -> None:
         self._attempts.pop(peer, None)
-        if not self.running:
+        if not self.running or peer not in self._there:
             return
         self._calls[peer] = self._reactor.callLater(INTERVAL_S, self._look, peer)
         if there != self._there[peer]:
@@ -100,7 +113,10 @@ class PeerWatch(Service):
                 port=peer[1],
                 word="answers" if there else "does not answer: clients are no longer told of it",
             )
-            self._changed(tuple(one for one, answers in self._there.items() if answers))
+            self._tell()
+
+    def _tell(self) -> None:
+        self._changed(tuple(one for one, answers in self._there.items() if answers))
 
 
 class _Probe(Protocol):

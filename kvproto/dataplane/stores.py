@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,9 @@ from kvproto.dataplane.interfaces import Factory, IGrowingStores, IStores, Run
 from kvproto.errors import ConfigError
 from kvproto.store import IStore, MemoryStore
 from kvproto.upstream import SCHEMES
+from kvproto.upstream.fleet_options import is_fleet, parse_fleet
 
-__all__ = ["IStores", "Run", "make_stores"]
+__all__ = ["IStores", "Run", "make_stores", "same_but_for_servers"]
 
 
 @implementer(IGrowingStores)
@@ -36,8 +38,15 @@ class MemoryStores(Service):
     def __init__(self, url: StoreURL, config: Config, reactor: Any, run: Run | None) -> None:
         check_memory_url(url)
         self.description = url.text
+        self._reactor = reactor
         self._make = partial(memory_store, config, reactor)
         self._stores = {name: self._make() for name in config.buckets}
+
+    def change(self, config: Config) -> None:
+        """Take over limits of values, and what a full store does; see `IStores.change`."""
+        self._make = partial(memory_store, config, self._reactor)
+        for store in self._stores.values():
+            store.limit_values(config.value_limit, config.item_limit, evict=config.evict)
 
     def add(self, bucket: str, memory_limit: int) -> Deferred[None]:
         """Make one more store; see `IGrowingStores`."""
@@ -84,8 +93,7 @@ def memory_store(config: Config, reactor: Any, memory_limit: int | None = None) 
         reactor.seconds,
         memory_limit=config.bucket_memory_limit if memory_limit is None else memory_limit,
         evict=config.evict,
-        # memcached's limit is on the item, key included; Couchbase's on the value.
-        max_item=config.value_limit if config.mode is Mode.MEMCACHED else None,
+        max_item=config.item_limit,
         max_value=config.value_limit,
         count_cas=config.mode is Mode.MEMCACHED,
         later=partial(reactor.callLater, 0),
@@ -107,6 +115,18 @@ _FACTORIES: dict[str, Factory] = {
     **dict.fromkeys(sorted(SCHEMES), EngineStores),
 }
 """By the scheme of the URL."""
+
+
+def same_but_for_servers(old: StoreURL, new: StoreURL) -> bool:
+    """Return whether two URLs are of one fleet that has other servers.
+
+    Raises:
+        ConfigError: One cannot be used.
+    """
+    if not is_fleet(old.text) or not is_fleet(new.text):
+        return False
+    before, after = parse_fleet(old.text), parse_fleet(new.text)
+    return bool(after.servers) and before == replace(after, servers=before.servers)
 
 
 def make_stores(config: Config, reactor: Any, run: Run | None = None) -> IStores:

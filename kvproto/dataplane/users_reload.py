@@ -13,10 +13,10 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.python.failure import Failure
 
 from kvproto.base.log import make_logger
 from kvproto.base.private_files import reader_fault
+from kvproto.base.serial import Serial
 from kvproto.config import Config
 from kvproto.dataplane.compose import make_users
 from kvproto.errors import ConfigError
@@ -45,6 +45,7 @@ class UsersReload(Service):
 
     Attributes:
         amend: Called with the table that was read; returns the one that is used.
+        jobs: In which users are read, one after the other.
     """
 
     name = "users"
@@ -62,9 +63,8 @@ class UsersReload(Service):
         self._clock = clock
         self._run = run
         self._next: IDelayedCall | None = None
-        self._reading = False
-        self._again = False
-        self._seen = self._stamp()
+        self.jobs = Serial()
+        self._seen = _stamp(config.users_file)
 
     def startService(self) -> None:
         """Begin to look for changes, unless the operator wants no watching."""
@@ -79,18 +79,40 @@ class UsersReload(Service):
             self._next.cancel()
             self._next = None
 
-    def reload(self) -> None:
-        """Read the file now, without waiting for what comes of it."""
-        if self._config.users_file is None:
+    def reload(self) -> Deferred[None]:
+        """Read the file again; the outcome is in the log."""
+        return self.jobs.run(self, self._reload)
+
+    async def _reload(self) -> None:
+        config = self._config
+        if config.users_file is None:
             return
-        if self._reading:
-            self._again = True
-            return
-        self._reading = True
-        self._seen = self._stamp()
-        reading = self._run(make_users, self._config, self._server.hashing)
-        reading.addCallbacks(self._replace, self._keep)
-        reading.addCallback(self._done)
+        try:
+            users = await self.read(config)
+        except ConfigError as error:
+            log.warn("users stay as they are: {reason}", reason=str(error))
+        except Exception:
+            log.failure("users stay as they are")
+        else:
+            self.replace(config, users)
+
+    def read(self, config: Config) -> Deferred[UserTable]:
+        """Read the users of a configuration, in a thread; nothing is changed by that.
+
+        The Deferred fails with `ConfigError`.
+        """
+        self._seen = _stamp(config.users_file)
+        reading: Deferred[UserTable] = self._run(make_users, config, self._server.hashing)
+        return reading
+
+    def replace(self, config: Config, users: UserTable) -> None:
+        """Have these users from now on, and watch the file of this configuration."""
+        watched = self._config.users_file is not None
+        self._config = config
+        self._server.users = self.amend(users)
+        log.info("users are read again: there are {count}", count=len(users))
+        if not watched:
+            self._look_later()
 
     def _warn_of_readers(self) -> None:
         """Warn if others can read the hashes: weak passwords can be found out from them."""
@@ -98,38 +120,25 @@ class UsersReload(Service):
         if path is not None and (fault := reader_fault(path)):
             log.warn("{option} {path}: {fault}", option=OPTION, path=str(path), fault=fault)
 
-    def _stamp(self) -> Stamp:
-        path: Path | None = self._config.users_file
-        if path is None:
-            return GONE
-        try:
-            found = path.stat()
-        except OSError:
-            return GONE
-        return found.st_mtime_ns, found.st_size, found.st_ino
-
     def _look_later(self) -> None:
-        if self.running and self._config.users_file is not None and self._config.watch_interval:
-            self._next = self._clock.callLater(self._config.watch_interval, self._look)
+        config = self._config
+        wanted = config.users_file is not None and config.watch_interval
+        if self.running and wanted and self._next is None:
+            self._next = self._clock.callLater(config.watch_interval, self._look)
 
     def _look(self) -> None:
         self._next = None
-        if self._stamp() != self._seen:
+        if _stamp(self._config.users_file) != self._seen:
             self.reload()
         self._look_later()
 
-    def _replace(self, users: UserTable) -> None:
-        self._server.users = self.amend(users)
-        log.info("the users file is read again: {count} users", count=len(users))
 
-    def _keep(self, failure: Failure) -> None:
-        if failure.check(ConfigError):
-            log.warn("users stay as they are: {reason}", reason=failure.getErrorMessage())
-        else:
-            log.failure("users stay as they are", failure=failure)
-
-    def _done(self, _: None) -> None:
-        self._reading = False
-        if self._again:
-            self._again = False
-            self.reload()
+def _stamp(path: Path | None) -> Stamp:
+    """Return what changes when a file does."""
+    if path is None:
+        return GONE
+    try:
+        found = path.stat()
+    except OSError:
+        return GONE
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -237,6 +237,15 @@ class AcceptorService(Service):
         self._retry = None
         self._begin()
 
+    def change(self, drain_timeout: float, *, watch_idle: bool) -> None:
+        """Have other settings from now on; the arguments are those of the class.
+
+        ``wrap`` is called again: what it makes of settings may be different, too.
+        """
+        self._drain_timeout = drain_timeout
+        self._handoffs.watch_idle = watch_idle
+        self._factory.replace(self._build_factory())
+
     def _config_error(self, failure: Failure) -> ConfigError:
         """Return the operator's error for a port that cannot be bound."""
         return ConfigError(self._option, why_not_listening(failure))

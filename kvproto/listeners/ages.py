@@ -64,9 +64,25 @@ class AgeLimits(Service):
         self._looks: LoopingCall = LoopingCall(self._look)
         self._looks.clock = clock
 
+    def change(self, idle: float, lifetime: float) -> None:
+        """Have other limits from now on; the arguments are those of the class.
+
+        Connections that were accepted while there was no limit for idle ones have none: nobody
+        has watched them.
+        """
+        if lifetime != self._lifetime:
+            self._ends = {}
+        self._idle, self._lifetime = idle, lifetime
+        if self.running:
+            self._stop_looking()
+            self._look_again_and_again()
+
     def startService(self) -> None:
         """Begin to look, if there is anything to look for."""
         super().startService()
+        self._look_again_and_again()
+
+    def _look_again_and_again(self) -> None:
         shortest = min((limit for limit in (self._idle, self._lifetime) if limit), default=0.0)
         if shortest:
             pause = min(LONGEST_PAUSE, shortest / 10)
@@ -77,9 +93,12 @@ class AgeLimits(Service):
     def stopService(self) -> Deferred[None] | None:
         """Stop looking."""
         super().stopService()
+        self._stop_looking()
+        return None
+
+    def _stop_looking(self) -> None:
         if self._looks.running:
             self._looks.stop()
-        return None
 
     def _look(self) -> None:
         now = self._clock.seconds()

@@ -67,7 +67,7 @@ class Entry:
         accepted: What to say events to.
         since: When it entered its state, in seconds of the ledger's clock.
         born: When it was accepted.
-        active: When the last request of its was complete, where somebody watches that.
+        active: When the last request of its was complete; never over where nobody watches that.
         state: Where it is; changed by `Ledger.enter` only.
         stage: The last state in which nobody had begun to end it: how far it came.
         deadline: When its state ends of itself; None only for an owned connection

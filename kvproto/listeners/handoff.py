@@ -11,6 +11,7 @@ What happens when is not decided here but in `kvproto.listeners.states.TABLE`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -283,6 +284,8 @@ class Handoff(VerifiedConnection, Protocol):
         self.answer = getattr(owner, "answer", None)
         if self.factory.watch_idle:
             self._watch_idle(owner)
+        else:
+            self.entry.active = math.inf
         if kept:
             self.dataReceived(kept)
 

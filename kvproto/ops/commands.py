@@ -103,7 +103,7 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     "reload": Command(
-        "read certificate, key, client CA and CRL again; --wait for the verdict",
+        "read credentials, users and configuration again; --wait for the verdict",
         {"wait": _WAIT, "allow_fewer_names": Argument(bool, default=False)},
         seconds=60.0,
         detachable=True,

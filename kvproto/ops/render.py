@@ -363,6 +363,18 @@ def _verdict(answer: Answer) -> list[str]:
         lines += _field("store", answer["store"]["reason"] or "unchanged")
     if "nodes" in answer:
         lines += _field("nodes", _outcome_of(answer["nodes"]))
+    if "configuration" in answer:
+        lines += _configuration(answer["configuration"])
+    return lines
+
+
+def _configuration(found: Answer) -> list[str]:
+    """Show what was taken over of the file of ``--config``."""
+    if not found["ok"]:
+        return _field("config", f"FAILED, it stays as it is: {found['reason']}")
+    lines = _field("config", f"changed: {', '.join(found['changed']) or 'nothing'}")
+    if found["restart"]:
+        lines += _field("restart for", ", ".join(found["restart"]))
     return lines
 
 
@@ -396,12 +408,21 @@ def _drain(answer: Answer) -> list[str]:
 def _config(answer: Answer) -> list[str]:
     """Show each option on a line; what is not set is left out."""
     rows = [
-        (row["name"], ", ".join(map(_option_value, many)), row["source"])
+        (row["name"], ", ".join(map(_option_value, many)), _source(row))
         for row in answer["options"]
         if (many := row["value"] if isinstance(row["value"], list) else [row["value"]])
         and many != [None]
     ]
     return _table(("OPTION", "VALUE", "FROM"), rows, {"VALUE": 20, "FROM": 16})
+
+
+def _source(row: Answer) -> str:
+    """Return where a value comes from, and that a restart would bring another one."""
+    if "pending" not in row:
+        return str(row["source"])
+    pending = row["pending"] if isinstance(row["pending"], list) else [row["pending"]]
+    shown = ", ".join("nothing" if one is None else _option_value(one) for one in pending)
+    return f"{row['source']}; {shown} after a restart"
 
 
 def _option_value(value: object) -> str:

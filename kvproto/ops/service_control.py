@@ -64,7 +64,6 @@ class ServiceControl:
         clock: Its seconds are Unix time.
         begin_stop: Begins to end the process; returns at once.
         nodes: The node part, None where there is none.
-        reload_users: Begins to read the users file again; its outcome is in the log.
         settings: Where the values of the configuration come from; None: from a program.
         server: The buckets; None where none are to be shown.
         stores: Where their values live.
@@ -73,6 +72,8 @@ class ServiceControl:
 
     Attributes:
         state: Where the process is in its life; the service moves it.
+        reload_config: Reads users and configuration again; returns a Deferred of what
+            `kvproto.ops.config_reload.ConfigReload.reload` says.
     """
 
     def __init__(
@@ -84,7 +85,6 @@ class ServiceControl:
         clock: IReactorTime,
         begin_stop: Callable[[], object],
         nodes: INodes | None = None,
-        reload_users: Callable[[], object] | None = None,
         settings: Settings | None = None,
         server: KVServer | None = None,
         stores: IStores | None = None,
@@ -100,7 +100,7 @@ class ServiceControl:
         self._rotation = rotation
         self._clock = clock
         self._begin_stop = begin_stop
-        self._reload_users = reload_users
+        self.reload_config: Callable[[], Deferred[dict[str, Any]]] | None = None
         self._settings = settings
         self._server = server
         self._stores = stores
@@ -295,19 +295,29 @@ class ServiceControl:
         known = ", ".join(acceptor.name for acceptor in self._acceptors)
         raise CommandError("unknown-listener", f"no listener {name!r}: there is {known}")
 
+    def change(self, config: Config, settings: Settings | None) -> None:
+        """Show another configuration from now on."""
+        self._config, self._settings = config, settings
+
     # credentials
 
     def reload(self, allow_fewer_names: bool = False) -> Deferred[dict[str, Any]]:
         """Read the credential files again and serve them if they are good.
 
-        The users file, and what the store's URL names, are read again as well.
+        The configuration, the users, and what the store's URL names, are read again as well.
         """
-        if self._reload_users is not None:
-            self._reload_users()
-        data = self._reload_data(allow_fewer_names).addCallback(_with_store, self._reload_store())
-        if self.nodes is None:
+        configuration = None if self.reload_config is None else self.reload_config()
+        data = self._reload_data(allow_fewer_names)
+        data.addCallback(_with, "store", self._reload_store())
+        if self.nodes is not None:
+            data = _both(data, self.nodes.reload(allow_fewer_names))
+        if configuration is None:
             return data
-        return _both(data, self.nodes.reload(allow_fewer_names))
+
+        def with_configuration(answer: dict[str, Any]) -> Deferred[dict[str, Any]]:
+            return configuration.addCallback(lambda found: _with(answer, "configuration", found))
+
+        return data.addCallback(with_configuration)
 
     def _reload_data(self, allow_fewer_names: bool = False) -> Deferred[dict[str, Any]]:
         verdict = self._rotation.reload(allow_fewer_names=allow_fewer_names)
@@ -389,13 +399,13 @@ class ServiceControl:
         return {"ok": True, "pid": os.getpid()}
 
 
-def _with_store(data: dict[str, Any], store: dict[str, Any] | None) -> dict[str, Any]:
-    """Return an answer that says what became of the store's files as well."""
-    if store is None:
+def _with(data: dict[str, Any], name: str, part: dict[str, Any] | None) -> dict[str, Any]:
+    """Return an answer that says what became of one more part as well."""
+    if part is None:
         return data
-    answer = {**data, "store": store, "ok": data["ok"] and store["ok"]}
-    if data["ok"] and not store["ok"]:
-        answer.update(stage="store", reason=store["reason"])
+    answer = {**data, name: part, "ok": data["ok"] and part["ok"]}
+    if data["ok"] and not part["ok"]:
+        answer.update(stage=name, reason=part["reason"])
     return answer
 
 

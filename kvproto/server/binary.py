@@ -229,16 +229,21 @@ class BinarySession:
     def update_rights(self) -> None:
         """Let the peer do what its user may; called whenever that has changed."""
         user = self.peer.user
-        if user is None:
-            self.max_body = MAX_BODY_BEFORE_LOGIN
-        else:
-            self.max_body = self.server.settings.value_limit + _BESIDE_VALUE
+        if user is not None:
             # Whoever logs in anew stays in the bucket that was selected, if that is allowed.
             kept = self.bucket
             if kept is None or not self.selected or self.server.bucket(user, kept.name) is None:
                 self._use(self.server.default_bucket(user), selected=False)
-        self._decoder.max_body = self.max_body
+        self.limit_values()
         self._choose_table()
+
+    def limit_values(self) -> None:
+        """Take requests as long as settings and login allow; called when these have changed."""
+        known = self.peer.user is not None
+        self.max_body = (
+            self.server.settings.value_limit + _BESIDE_VALUE if known else MAX_BODY_BEFORE_LOGIN
+        )
+        self._decoder.max_body = self.max_body
 
     def select(self, bucket: Bucket | None) -> None:
         """Work in this bucket from now on, or in none."""

@@ -368,6 +368,11 @@ class KVServerProtocol(TwistedProtocol):
         if self.session is not None:
             self.session.observe()
 
+    def settings_changed(self) -> None:
+        """Let the session see the server's settings anew."""
+        if self.session is not None:
+            self.session.dialect.limit_values()
+
     def _write(self, out: list[bytes]) -> None:
         """Send replies, in one write."""
         self._written = size = sum(map(len, out))

@@ -120,6 +120,16 @@ class KVServer:
         self._configs: dict[tuple[int, str | None], bytes] = {}
         self._baselines: dict[int, dict[str, int]] = {}
 
+    def change_settings(self, settings: ServerSettings) -> None:
+        """Have other settings from now on, for the connections that there are as well.
+
+        How many requests a connection may have served in a row stays what it was for these.
+        """
+        self.settings = settings
+        self.budget.limit = settings.max_unfinished
+        for connection in list(self.connections):
+            connection.settings_changed()
+
     @property
     def features(self) -> frozenset[int]:
         """What HELLO can enable: no mutation tokens where a store keeps no history of them."""

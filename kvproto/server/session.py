@@ -113,6 +113,9 @@ class Dialect(Servant, Protocol):
     def detach(self) -> None:
         """Let go of what is not complete, and of forwarded requests: the client is gone."""
 
+    def limit_values(self) -> None:
+        """Take values as long as the server's settings allow; called when they have changed."""
+
     def observe(self) -> None:
         """See anew whether anybody watches what is asked of the store."""
 

@@ -258,13 +258,19 @@ class TextSession:
     def _update_rights(self) -> None:
         user = self.peer.user
         self._decoder.login = user is None
-        self._decoder.max_value = MAX_LOGIN
+        self.limit_values()
         if user is not None:
-            self.max_value = self._decoder.max_value = self.server.settings.value_limit
             self.bucket = self.server.default_bucket(user)
             if self.bucket is not None:
                 self.store = self.bucket.store_for_connection()
                 self.observe()
+
+    def limit_values(self) -> None:
+        """Take values as long as settings and login allow; called when these have changed."""
+        if self.peer.user is None:
+            self._decoder.max_value = MAX_LOGIN
+        else:
+            self.max_value = self._decoder.max_value = self.server.settings.value_limit
 
     def observe(self) -> None:
         """Use the store as it is, or watched."""

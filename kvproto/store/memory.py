@@ -126,6 +126,12 @@ class MemoryStore(Operations):
         self._limits = Limits(self._max_value, max_item)
         self._plain_size = min(self._max_value, max_item, memory_limit - ITEM_OVERHEAD)
 
+    def limit_values(self, max_value: int, max_item: int | None, *, evict: bool) -> None:
+        """Have other limits from now on; the arguments are those of the class."""
+        self._max_value, self._max_item = max_value, max_item
+        self.table.evict = evict
+        self._set_limit(self.table.limit)
+
     def limit_memory(self, memory_limit: int) -> bool:
         """Take another limit; of what is beyond it, evict a little.
 

@@ -108,7 +108,7 @@ class DocumentTable:
     ) -> None:
         self._now = now
         self.limit = memory_limit
-        self._evict = evict
+        self.evict = evict
         self._statistics = statistics
         self.used = 0
         self.flush_at = math.inf
@@ -350,7 +350,7 @@ class DocumentTable:
             if self.tombstones:
                 key = next(iter(self.tombstones))
                 self.exhume(key)
-            elif self._evict:
+            elif self.evict:
                 key, document = self.items.popitem(last=False)
                 self._let_go(key, document)
                 unfetched = self._unfetched(document)

@@ -94,9 +94,7 @@ class EngineStore(Operations):
         self.now = now
         self.locks = locks
         self._ahead = ahead
-        self._max_value = max_value
-        self._max_item = max_value + 1024 if max_item is None else max_item
-        self.limits = Limits(max_value, self._max_item)
+        self.limit_values(max_value, max_item)
         self.statistics = Statistics()
         self.keeper = EpochKeeper(engine, self._bucket, self._adopt)
         self._reclaimer = Reclaimer(engine, self._bucket, self.keeper)
@@ -112,6 +110,12 @@ class EngineStore(Operations):
         # Several processes may make a CAS in the same microsecond; these digits tell them apart.
         self._cas = secrets.randbelow(1000)
         self._changer = Changer(self, engine)
+
+    def limit_values(self, max_value: int, max_item: int | None = None) -> None:
+        """Have other limits from now on; the arguments are those of the class."""
+        self._max_value = max_value
+        self._max_item = max_value + 1024 if max_item is None else max_item
+        self.limits = Limits(max_value, self._max_item)
 
     # -- the two that most requests are ---------------------------------------
 

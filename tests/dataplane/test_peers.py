@@ -42,6 +42,22 @@ class PeerWatchTests(SynchronousTestCase):
         self.endpoints[B].fail()
         self.assertEqual(self.told[3:], [()])
 
+    def test_changed(self) -> None:
+        """Others can be looked at: those that stay are what they were, others leave nothing."""
+        self.endpoints[A].succeed()
+        self.endpoints[B].succeed()
+        self.watch.change([B])
+        self.assertEqual(self.told[2:], [(B,)])
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(INTERVAL_S)
+        self.watch.change([A])
+        self.assertEqual(self.told[3:], [()])
+        self.endpoints[B].succeed()
+        self.endpoints[A].succeed()
+        self.assertEqual(self.told[4:], [(A,)])
+        self.watch.change([])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_stop(self) -> None:
         """Once stopped, nothing is left of looks and timers."""
         self.endpoints[A].succeed()

@@ -94,7 +94,7 @@ class LogTests(SynchronousTestCase):
         with KvtlsProcess("--config", str(file)) as service:
             control = service.state_dir / CONTROL_SOCKET
             for text, words in (
-                ("max-connections = 18\nmax-value = 1000\n", "max-connections is 18 now"),
+                ("max-connections = 18\nhttp = 'tcp:0'\n", "max-connections is 18 now"),
                 ("max-connections = 0\n", "stays as it is: --config .*:1: max-connections"),
                 ("max-connections = 19\nlog-level = 'debug'\n", "log-level is debug now"),
             ):
@@ -103,7 +103,7 @@ class LogTests(SynchronousTestCase):
                 service.wait_for_line(re.compile(words))
             limits = call(control, "status", {})["limits"]
             self.assertEqual(limits["connections"]["limit"], 19)
-            self.assertIn("max-value has changed in", service.output)
+            self.assertIn("http has changed in", service.output)
             self.assertNotIn("max-connections has changed", service.output)
             service.connect().close()
             service.wait_for_line(re.compile("#debug"))

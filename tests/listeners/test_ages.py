@@ -74,6 +74,32 @@ class AgeTests(SynchronousTestCase):
             self.assertEqual(handoff.entry.reason, "older than 1000 s")
             ages.stopService()
 
+    def test_changed(self) -> None:
+        """Other limits count at once, but not being idle where nobody has watched for that."""
+        before, _ = self.bench.connect()
+        before.handshakeCompleted()
+        ages = self.watch()
+        self.bench.factory.watch_idle = True
+        ages.change(60.0, 0.0)
+        after, _ = self.bench.connect()
+        after.handshakeCompleted()
+        self.clock.pump([5.0] * 11)
+        self.assertIs(after.state, State.OWNED)
+        ages.change(50.0, 0.0)
+        self.clock.advance(5.0)
+        self.assertNotIn(after.state, LIVE_STATES)
+        self.clock.pump([5.0] * 20)
+        self.assertIs(before.state, State.OWNED)
+        ages.change(0.0, 100.0)
+        self.clock.advance(5.0)
+        self.assertEqual(before.entry.reason, "older than 100 s")
+        self.clock.pump([1.0] * 5)
+        ages.change(0.0, 0.0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        ages.stopService()
+        ages.change(1.0, 1.0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_others(self) -> None:
         """Handshakes have a deadline of their own, and other listeners are not meant."""
         other, _ = self.bench.connect()

@@ -156,6 +156,31 @@ class BackPressureTests(SynchronousTestCase):
         self.assertEqual(opaques(link.ask(gets(20_000))), list(range(20_000)))
 
 
+class SettingsTests(SynchronousTestCase):
+    """Settings that change under connections."""
+
+    def test_values(self) -> None:
+        """Connections that there are take longer values, or shorter ones only."""
+        for text in (False, True):
+            link = Link(KVServer(MemoryStore(lambda: NOW), ServerSettings(max_value=100)))
+            self.assertTrue(self.stored(link, text, 100))
+            self.change(link, 3 * MIB)
+            self.assertTrue(self.stored(link, text, 3 * MIB))
+            self.change(link, 10)
+            self.assertFalse(self.stored(link, text, 11))
+            self.assertTrue(self.stored(link, text, 10))
+
+    def change(self, link: Link, max_value: int) -> None:
+        link.store.limit_values(max_value, None, evict=True)
+        link.server.change_settings(ServerSettings(max_value=max_value))
+
+    def stored(self, link: Link, text: bool, size: int) -> bool:
+        if text:
+            return link.ask(b"set k 0 0 %d\r\n%b\r\n" % (size, bytes(size))) == b"STORED\r\n"
+        request = encode_request(Opcode.SET, key=K, extras=bytes(8), value=bytes(size))
+        return link.ask(request)[6:8] == bytes(2)
+
+
 class SlowStoreTests(SynchronousTestCase):
     """A store that answers later."""
 

@@ -199,6 +199,10 @@ class FileStore(Operations):
         """Take another limit; see `MemoryStore.limit_memory`."""
         return self._memory.limit_memory(memory_limit)
 
+    def limit_values(self, max_value: int, max_item: int | None, *, evict: bool) -> None:
+        """Have other limits from now on; see `MemoryStore.limit_values`."""
+        self._memory.limit_values(max_value, max_item, evict=evict)
+
     def release(self) -> bool:
         """Give back some memory after `close`; see `MemoryStore.release`."""
         return self._memory.release()
