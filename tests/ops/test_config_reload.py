@@ -82,7 +82,7 @@ PROBES: dict[str, tuple[str, Probe, object]] = {
     ),
     "close-timeout": (
         "close-timeout = 7",
-        lambda service: service.acceptors[0]._factory.current.close_timeout,
+        lambda service: vars(service.acceptors[0]._factory.current)["close_timeout"],
         7.0,
     ),
     "drain-timeout": (
