@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import os
+import re
 import shutil
 import signal
 import socket
@@ -12,16 +14,21 @@ import time
 from functools import cache
 from pathlib import Path
 from types import TracebackType
+from unittest import SkipTest
 
 from tests.integration.peers import freeze, require
 from tests.ports import free_port
 
 __all__ = [
+    "PROGRAM",
     "RedisCluster",
     "RedisServer",
     "shared_cluster",
     "shared_server",
 ]
+
+PROGRAM = os.environ.get("KVPROTO_ENGINE", "redis-server")
+"""The server that is started: a name, or a path where another version or a Valkey is."""
 
 PACKAGE = "redis-server"
 START_SECONDS = 20.0
@@ -41,7 +48,7 @@ class RedisServer:
     """
 
     def __init__(self, *options: str, port: int | None = None) -> None:
-        self._program = require("redis-server", PACKAGE)
+        self._program = require(PROGRAM, PACKAGE)
         self._options = options
         self.port = free_port() if port is None else port
         self.directory = Path(tempfile.mkdtemp(prefix="kvtls-redis-"))
@@ -56,6 +63,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, again if need be, and wait until it answers."""
+        log = (self.directory / "log").open("ab")
         self.process = subprocess.Popen(
             [
                 self._program,
@@ -63,17 +71,21 @@ class RedisServer:
                 "--save", "", "--appendonly", "no", "--dir", str(self.directory),
                 *self._options,
             ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )  # fmt: skip
+        log.close()
         deadline = time.monotonic() + START_SECONDS
         while True:
             with socket.socket(socket.AF_UNIX) as probe:
                 if probe.connect_ex(self.path) == 0:
                     return
                 if time.monotonic() > deadline or self.process.poll() is not None:
+                    said = (self.directory / "log").read_text("utf-8", "replace")
                     self.close()
-                    raise AssertionError("redis-server does not start")
+                    if "KVPROTO_ENGINE" in os.environ and re.search("'tls-|TLS support", said):
+                        raise SkipTest(f"{PROGRAM} was built without TLS")
+                    raise AssertionError(f"{PROGRAM} does not start: {said[-500:]}")
                 time.sleep(0.02)
 
     def freeze(self) -> None:

@@ -480,7 +480,7 @@ class DurabilityTests(SynchronousTestCase):
     def test_replica_that_goes(self) -> None:
         """With a replica durable writes succeed; without it they are impossible, or ambiguous."""
         primary = self.enterContext(RedisServer("--repl-diskless-sync-delay", "0"))
-        replica = self.enterContext(RedisServer("--replicaof", f"127.0.0.1 {primary.port}"))
+        replica = self.enterContext(RedisServer("--replicaof", "127.0.0.1", str(primary.port)))
         running = self.enterContext(service(primary.url))
         eventually(lambda: "state=online" in primary.cli("info", "replication"))
         for number in range(20):
