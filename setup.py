@@ -58,6 +58,7 @@ setup(
         "attrs>=23.1",
         "hiredis>=3.0",
         "idna>=3.0",
+        "shtab>=1.9.3,<2",
     ],
     extras_require={
         "test": [

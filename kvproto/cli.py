@@ -7,18 +7,20 @@ operator types has to answer at once.  ``kvtls passwd`` alone needs no service.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kvproto.base.escape import printable
 from kvproto.ops.client import NoServiceError, call, wait_until_gone
 from kvproto.ops.commands import COMMANDS, CONTROL_SOCKET, LONGEST_WAIT, PROTOCOL
+from kvproto.ops.completion import SHELLS, completion
+from kvproto.ops.layout import has_colours, width_of
 from kvproto.ops.render import render
 
 __all__ = ["FAILED", "NO_SERVICE", "OK", "USAGE", "main"]
@@ -80,6 +82,21 @@ _seconds.__name__ = "number of seconds"
 _count.__name__ = "whole number"
 
 
+def _sentence(summary: str) -> str:
+    """Return a summary as a command's own help begins."""
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
+def _add_json(parser: argparse.ArgumentParser, *, suppress: bool) -> None:
+    """Add ``--json``; arguments as for `_add_global_options`."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS if suppress else False,
+        help="answer as one JSON object",
+    )
+
+
 def _add_global_options(parser: argparse.ArgumentParser, *, suppress: bool) -> None:
     """Add the options that may stand before or after the command.
 
@@ -107,9 +124,7 @@ def _add_global_options(parser: argparse.ArgumentParser, *, suppress: bool) -> N
         default=default(None),
         help=f"its control socket (default: {CONTROL_SOCKET} in the state directory)",
     )
-    parser.add_argument(
-        "--json", action="store_true", default=default(False), help="answer as one JSON object"
-    )
+    _add_json(parser, suppress=suppress)
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -152,7 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
         parsers[name] = commands.add_parser(
             name,
             help=command.summary,
-            description=f"kvtls {name}: {command.summary}.",
+            description=_sentence(command.summary),
             allow_abbrev=False,
         )
         _add_global_options(parsers[name], suppress=True)
@@ -185,71 +200,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_fault(parsers["fault"])
     waiting = commands.add_parser(
-        WAIT, help=WAIT_HELP, description=f"kvtls {WAIT}: {WAIT_HELP}.", allow_abbrev=False
+        WAIT, help=WAIT_HELP, description=_sentence(WAIT_HELP), allow_abbrev=False
     )
     _add_global_options(waiting, suppress=True)
     completing = commands.add_parser(
-        COMPLETION, help=COMPLETION_HELP, description=f"{COMPLETION_HELP}.", allow_abbrev=False
+        COMPLETION, help=COMPLETION_HELP, description=_sentence(COMPLETION_HELP), allow_abbrev=False
     )
-    completing.add_argument("shell", metavar="SHELL", choices=["bash", "zsh", "fish"])
-    _add_local(commands.add_parser(LOCAL, help=LOCAL_HELP, allow_abbrev=False))
+    completing.add_argument("shell", metavar="SHELL", choices=SHELLS)
+    local = commands.add_parser(LOCAL, help=LOCAL_HELP, allow_abbrev=False)
+    _add_json(local, suppress=True)
+    _add_local(local)
     return parser
-
-
-def _options_of(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the long options of a parser."""
-    return sorted(
-        name
-        for action in parser._actions
-        for name in action.option_strings
-        if name.startswith("--")
-    )
-
-
-def _completion(shell: str) -> str:
-    """Return a script that completes commands and options in a shell, made of the parsers."""
-    parser = make_parser()
-    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    helps = {action.dest: action.help or "" for action in commands._choices_actions}
-    options = {name: _options_of(sub) for name, sub in commands.choices.items()}
-    common = _options_of(parser)
-    if shell == "fish":
-        lines = [
-            f"complete -c kvtls -f -n __fish_use_subcommand -a {name} -d {shlex.quote(text)}"
-            for name, text in helps.items()
-        ]
-        lines += [
-            f"complete -c kvtls -n '__fish_seen_subcommand_from {name}' -l {option[2:]}"
-            for name, found in options.items()
-            for option in found
-        ]
-        return "\n".join(lines) + "\n"
-    cases = "".join(
-        f"        {name}) words={shlex.quote(' '.join(found))} ;;\n"
-        for name, found in options.items()
-    )
-    script = (
-        "_kvtls() {\n"
-        f"    local words={shlex.quote(' '.join([*options, *common]))} word\n"
-        '    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do\n'
-        '        case "$word" in\n'
-        f"{cases}"
-        "        esac\n"
-        "    done\n"
-        '    COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))\n'
-        "}\n"
-        "complete -o default -F _kvtls kvtls\n"
-    )
-    if shell == "zsh":
-        return f"autoload -U +X compinit bashcompinit\ncompinit\nbashcompinit\n{script}"
-    return script
 
 
 def _add_local(parser: argparse.ArgumentParser) -> None:
     """Add what ``kvtls passwd`` takes; the password itself is no argument."""
-    parser.description = (
-        f"kvtls {LOCAL}: {LOCAL_HELP}.  The password is asked for, or read from stdin."
-    )
+    parser.description = f"{_sentence(LOCAL_HELP)}  The password is asked for, or read from stdin."
     parser.add_argument("--users", metavar="FILE", type=Path, required=True, help="the users file")
     parser.add_argument(
         "--bucket",
@@ -332,19 +298,20 @@ def _not_ready(answer: dict[str, Any]) -> str | None:
     return None if service["ready"] else str(service["reason"])
 
 
-def _change_password(options: argparse.Namespace) -> int:
+def _change_password(options: argparse.Namespace) -> dict[str, Any]:
     """Change a users file; the one command that works without a service."""
     from kvproto.errors import ConfigError
     from kvproto.passwd import change_password
 
     try:
-        sys.stdout.write(change_password(options))
+        return {"protocol": PROTOCOL, "ok": True, **change_password(options)}
     except ConfigError as error:
-        sys.stderr.write(f"kvtls: {error}\n")
-        return FAILED
-    except (KeyboardInterrupt, EOFError):
-        return INTERRUPTED
-    return OK
+        return _failure("failed", str(error))
+
+
+def _failure(code: str, message: str) -> dict[str, Any]:
+    """Return an answer that tells of a failure, as a service would."""
+    return {"protocol": PROTOCOL, "ok": False, "error": {"code": code, "message": message}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -360,50 +327,94 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: Wrong usage, ``--help`` or ``--version``.
     """
     parser = make_parser()
-    options = parser.parse_args(arguments)
-    if options.command == LOCAL:
-        return _change_password(options)
-    if options.command == COMPLETION:
-        sys.stdout.write(_completion(options.shell))
-        return OK
-    if options.state_dir is not None and options.control is not None:
-        # One before and one after the command: argparse sees no conflict.
-        parser.error("argument --control: not allowed with argument --state-dir")
     try:
-        answer = _wait_until_ready(options) if options.command == WAIT else _ask(options)
+        options = parser.parse_args(arguments)
+        if options.command == COMPLETION and options.json:
+            parser.error(f"{COMPLETION} prints a script, which has no JSON")
+        if getattr(options, "state_dir", None) and getattr(options, "control", None):
+            # One before and one after the command: argparse sees no conflict.
+            parser.error("argument --control: not allowed with argument --state-dir")
+    except BrokenPipeError:
+        _give_up(sys.stdout)
+        return OK
+    except SystemExit:
+        _write(sys.stdout, "")
+        raise
+    if options.command == COMPLETION:
+        return OK if _write(sys.stdout, completion(parser, options.shell)) else FAILED
+    try:
+        status, text, stream = _outcome(options)
+    except (KeyboardInterrupt, EOFError):
+        return INTERRUPTED
+    return status if _write(stream, text) else FAILED
+
+
+def _outcome(options: argparse.Namespace) -> tuple[int, str, TextIO]:
+    """Carry a command out.
+
+    Returns:
+        The exit status, what is to be printed, and where to: text and JSON go to stdout,
+        complaints in text to stderr.
+    """
+    reason = None
+    try:
+        if options.command == LOCAL:
+            answer = _change_password(options)
+        elif options.command == WAIT:
+            answer = _wait_until_ready(options)
+        else:
+            answer = _ask(options)
         status = OK if answer["ok"] else FAILED
-        if options.command == WAIT or getattr(options, "ready", False):
+        asks_only = options.command == WAIT or getattr(options, "ready", False)
+        if asks_only:
             reason = _not_ready(answer)
             status = OK if reason is None else FAILED
-            if not options.json:
-                if reason is not None:
-                    sys.stderr.write(f"kvtls: not ready: {printable(reason)}\n")
-                return status
     except NoServiceError as error:
-        answer = {
-            "protocol": PROTOCOL,
-            "ok": False,
-            "error": {"code": "no-service", "message": str(error)},
-        }
-        status = NO_SERVICE
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    try:
-        _show(options, answer)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return status
-
-
-def _show(options: argparse.Namespace, answer: dict[str, Any]) -> None:
-    """Print an answer: text and JSON to stdout, complaints in text to stderr."""
+        answer, status, asks_only = _failure("no-service", str(error)), NO_SERVICE, False
     if options.json:
-        print(json.dumps(answer, indent=2))
-    else:
-        stream = sys.stdout if answer["ok"] else sys.stderr
-        stream.write(render(options.command, answer))
+        return status, json.dumps(answer, indent=2) + "\n", sys.stdout
+    if asks_only:
+        text = "" if reason is None else f"kvtls: not ready: {printable(reason)}\n"
+        return status, text, sys.stderr
+    stream = sys.stdout if answer["ok"] else sys.stderr
+    colours = has_colours(stream)
+    try:
+        return status, render(options.command, answer, width_of(stream), colours=colours), stream
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        message = (
+            "the answer is not what this kvtls expects: use the kvtls that came with the service, "
+            f"or --json ({type(error).__name__}: {printable(str(error))})"
+        )
+        return FAILED, render(options.command, _failure("failed", message)), sys.stderr
+
+
+def _write(stream: TextIO | None, text: str) -> bool:
+    """Print text, to the end.
+
+    Returns:
+        Whether that was possible, or nobody wanted it: a reader (head, less) that has seen
+        enough is no fault.
+    """
+    if stream is None:
+        return True  # it was closed before we began
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        _give_up(stream)
+    except OSError as error:
+        _give_up(stream)
+        if stream is not sys.stderr:
+            _write(sys.stderr, f"kvtls: the answer cannot be written: {error.strerror}\n")
+        return False
+    return True
+
+
+def _give_up(stream: TextIO) -> None:
+    """Keep Python from writing at exit what nobody takes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from kvproto.wire.scram import MAX_ITERATIONS, MIN_ITERATIONS, prepare
 __all__ = ["change_password"]
 
 
-def change_password(options: argparse.Namespace) -> str:
+def change_password(options: argparse.Namespace) -> dict[str, str]:
     """Add a user to a users file, change one, or remove one.
 
     Args:
@@ -28,7 +28,7 @@ def change_password(options: argparse.Namespace) -> str:
             ``iterations`` (None for the default).
 
     Returns:
-        What was done, one line.
+        What was done: ``action`` (``added``, ``changed`` or ``removed``), ``user`` and ``file``.
 
     Raises:
         ConfigError: The password, the name or the file cannot be used.
@@ -38,7 +38,7 @@ def change_password(options: argparse.Namespace) -> str:
         with change_users(path) as users:
             if users.pop(name, None) is None:
                 raise ConfigError("NAME", f"there is no user {name!r} in {path}")
-        return f"removed {name} from {path}\n"
+        return {"action": "removed", "user": name, "file": str(path)}
     iterations = options.iterations or DEFAULT_ITERATIONS
     if not MIN_ITERATIONS <= iterations <= MAX_ITERATIONS:
         raise ConfigError("--iterations", f"must be {MIN_ITERATIONS} to {MAX_ITERATIONS}")
@@ -53,7 +53,8 @@ def change_password(options: argparse.Namespace) -> str:
         old = users.get(name)
         buckets = tuple(options.bucket) if options.bucket else (old.buckets if old else None)
         users[name] = UserRecord(hashes, buckets)
-    return f"{'added' if old is None else 'changed'} {name} in {path}\n"
+    action = "added" if old is None else "changed"
+    return {"action": action, "user": name, "file": str(path)}
 
 
 def _password(stdin: TextIO) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from kvproto import cli
 from kvproto.config import Config
 from kvproto.ops.client import NoServiceError
 from kvproto.ops.commands import COMMANDS, CONTROL_SOCKET
+from kvproto.ops.completion import SHELLS
 from tests.ops.material import status, verdict
 
 GOOD = {"protocol": 1, "ok": True}
@@ -118,8 +120,6 @@ class OptionTests(CommandTestCase):
 
     def test_help(self) -> None:
         """Every command is in the help, which fits 80 columns."""
-        import os
-
         self.patch(os, "environ", {**os.environ, "COLUMNS": "80"})
         self.assertEqual(self.assertRaises(SystemExit, cli.main, ["--help"]).code, 0)
         text = self.out.getvalue()
@@ -214,30 +214,28 @@ class AnswerTests(CommandTestCase):
         self.assertEqual(cli.main(["wait", "--timeout", "0.01"]), cli.NO_SERVICE)
 
     def test_completion(self) -> None:
-        """Bash completes commands, and after one its options; fish has the same words."""
-        self.assertEqual(cli.main(["completion", "bash"]), cli.OK)
-        script = self.out.getvalue()
+        """Every shell gets a script, which has no JSON; what it does is seen in the shells."""
+        for shell in SHELLS:
+            self.out.truncate(0)
+            self.assertEqual(cli.main(["completion", shell]), cli.OK)
+            for name in COMMANDS:
+                self.assertIn(name, self.out.getvalue())
+        self.assertIn("no JSON", self.usage_error("--json", "completion", "bash"))
 
-        def completed(*words: str) -> set[str]:
-            quoted = " ".join(f"'{word}'" for word in words)
-            asked = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}"
-            done = subprocess.run(
-                ["bash", "-c", f"{script}\n{asked}; _kvtls; echo ${{COMPREPLY[@]}}"],
-                capture_output=True,
-                text=True,
-                timeout=30,
-                check=True,
-            )
-            return set(done.stdout.split())
-
-        self.assertEqual(completed("kvtls", "re"), {"reload", "restart", "restore"})
-        self.assertEqual(completed("kvtls", "status", "--re"), {"--ready"})
-        self.assertIn("--state-dir", completed("kvtls", "--json", "reload", "--"))
-        self.assertEqual(cli.main(["completion", "zsh"]), cli.OK)
-        self.out.truncate(0)
-        self.assertEqual(cli.main(["completion", "fish"]), cli.OK)
-        for name in COMMANDS:
-            self.assertIn(f" -a {name} ", self.out.getvalue())
+    def test_strange_answers(self) -> None:
+        """What another version may answer becomes a sentence, whatever is missing or odd."""
+        for command, answer in (
+            (["status"], GOOD),
+            (["status"], {**GOOD, **status(), "listeners": None}),
+            (["connections"], {**GOOD, "total": 1, "shown": 1, "connections": [{}]}),
+            (["address"], {**GOOD, "address": 7}),
+        ):
+            self.answer = answer
+            self.err.truncate(0)
+            self.err.seek(0)
+            self.assertEqual(cli.main(command), cli.FAILED)
+            self.assertIn("use the kvtls that came with", self.err.getvalue())
+            self.assertEqual(self.err.getvalue().count("\n"), 1)
 
     def test_backup_and_restore(self) -> None:
         """The file's path is made absolute; what came of it is said, failures with a status."""
@@ -313,18 +311,62 @@ class StartTests(SynchronousTestCase):
         )
         self.assertEqual(done.stdout, "[]\n")
 
-    def test_reader_that_has_enough(self) -> None:
-        """``kvtls ... | head`` ends quietly."""
+    def run_with(self, code: str, *arguments: str, **options: Any) -> tuple[int, bytes]:
+        """Run the command in a process of its own, with an answer of 1 MB.
+
+        Returns:
+            Its exit status, and what it complained of.
+        """
         script = (
             "import sys, kvproto.cli as cli\n"
             "cli.call = lambda *_: {'ok': True, 'text': 'x' * 1_000_000}\n"
-            "sys.exit(cli.main(['--json', 'status']))"
+            f"{code}\n"
+            "sys.exit(cli.main(sys.argv[1:]))"
         )
-        with subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.close()
-            self.assertEqual(process.stderr.read(), b"")
-            self.assertEqual(process.wait(60), 0)
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+            **options,
+        )
+        return done.returncode, done.stderr
+
+    def test_reader_that_has_enough(self) -> None:
+        """``kvtls ... | head`` ends quietly, with the status that it has anyway."""
+        for arguments in (
+            ("--json", "status"),
+            ("completion", "bash"),
+            ("--help",),
+            ("status", "--help"),
+            ("--version",),
+        ):
+            for before in ("", "sys.stdout.reconfigure(write_through=True)"):
+                reader, writer = os.pipe()
+                os.close(reader)
+                self.addCleanup(os.close, writer)
+                found = self.run_with(before, *arguments, stdout=writer)
+                self.assertEqual(found, (0, b""), arguments)
+
+    def test_no_stdout(self) -> None:
+        """Where stdout was closed before, nobody wants the answer: the status is the same."""
+        closed = {"preexec_fn": lambda: os.close(1)}
+        self.assertEqual(self.run_with("", "--json", "status", **closed), (0, b""))
+
+    def test_full_disk(self) -> None:
+        """An answer that cannot be written is told of in a sentence, and is a failure."""
+        with open("/dev/full", "wb") as full:
+            status, said = self.run_with("", "--json", "status", stdout=full)
+        self.assertEqual(status, cli.FAILED)
+        self.assertEqual(said, b"kvtls: the answer cannot be written: No space left on device\n")
+
+    def test_other_alphabets(self) -> None:
+        """A name that the terminal's alphabet does not have is spelled out."""
+        status, said = self.run_with(
+            "cli.call = lambda *_: {'ok': True, 'bucket': 'b\\u00fccher\\u2603'}",
+            "flush",
+            "b",
+            env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+            stdout=subprocess.DEVNULL,
+        )
+        self.assertEqual((status, said), (0, b""))

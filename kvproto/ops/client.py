@@ -112,9 +112,13 @@ def _parse(path: Path, line: bytes) -> dict[str, Any]:
         raise NoServiceError(
             path, f"the service at {path} hung up without an answer: it may be stopping"
         )
+    if line.startswith(b'{"protocol":') and not line.endswith(b"\n"):
+        raise NoServiceError(
+            path, f"the service at {path} hung up in the middle of its answer: it may have ended"
+        )
     try:
         answer = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or "ok" not in answer:
         raise NoServiceError(path, f"what listens at {path} is no kvtls service")

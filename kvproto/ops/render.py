@@ -1,21 +1,17 @@
-"""Answers of the control socket as lines for people, at most 80 columns wide.
+"""Answers of the control socket as text for people.
 
-Pure functions from the documented values to text.  What comes from outside (user names,
-reasons) is shown with its control characters spelled out, so that no peer can write to an
-operator's terminal.
+Pure functions from the documented values to pieces, which `kvproto.ops.layout` lays out.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kvproto.base.escape import printable
+from kvproto.ops.layout import WIDTH, Field, Piece, Row, Style, Table, Text, lay_out
 
-__all__ = ["WIDTH", "render", "span"]
-
-WIDTH = 80
+__all__ = ["many", "render", "span", "user"]
 
 LABELS = {"deadline_expired": "timed out"}
 """Names of counters that do not fit."""
@@ -26,18 +22,22 @@ BARE_ERROR = frozenset({"protocol", "id", "ok", "error"})
 Answer = Mapping[str, Any]
 
 
-def render(command: str, answer: Answer) -> str:
+def render(command: str, answer: Answer, width: int = WIDTH, *, colours: bool = False) -> str:
     """Return an answer as text, newline at the end.
 
     Args:
         command: What was asked.
         answer: What was answered; it may tell of a failure, in the words of the command.
+        width: Columns.
+        colours: Whether to say by colours what matters.
     """
     error = answer.get("error")
     if error is not None and set(answer) <= BARE_ERROR:
+        # One line, however long: it is the one that ends in logs of scripts.
         return f"kvtls: {command}: {printable(error['message'])}\n"
-    lines = [_started(command)] if answer.get("started") else _RENDERERS[command](answer)
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    started = answer.get("started")
+    pieces = [Text(_started(command))] if started else _RENDERERS[command](answer)
+    return "\n".join(lay_out(pieces, width, colours=colours)) + "\n"
 
 
 def _started(command: str) -> str:
@@ -45,14 +45,6 @@ def _started(command: str) -> str:
 
 
 # --- pieces ---------------------------------------------------------------------------------
-
-
-def _shortened(text: str, width: int) -> str:
-    """Shorten text to a width, in its middle: both ends of an address tell something."""
-    if len(text) <= width:
-        return text
-    front = (width - 2) // 2
-    return f"{text[:front]}..{text[front + 2 - width :]}"
 
 
 def span(seconds: float | None) -> str:
@@ -81,52 +73,7 @@ def _moment(text: str | None) -> str:
     return "-" if text is None else text[:16].replace("T", " ")
 
 
-def _field(label: str, value: object) -> list[str]:
-    """Return ``label  value``, wrapped under the value, which begins in column 15.
-
-    A SHA-256 fits on the line.
-    """
-    start = f"  {printable(label):<12} "
-    return textwrap.wrap(
-        printable(str(value)),
-        WIDTH,
-        initial_indent=start,
-        subsequent_indent=" " * 15,
-        break_on_hyphens=False,
-    ) or [start]
-
-
-def _table(
-    head: Sequence[str], rows: Iterable[Sequence[object]], least: Mapping[str, int]
-) -> list[str]:
-    """Return a table that fits.
-
-    Args:
-        head: Names of the columns; one that starts with ``>`` is aligned to the right.
-        rows: Cells.
-        least: Columns that may be made narrower, and how narrow.
-    """
-    cells = [
-        [name.lstrip(">") for name in head],
-        *([printable(str(cell)) for cell in row] for row in rows),
-    ]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    spare = {i: widths[i] - least[name] for i, name in enumerate(head) if name in least}
-    for _ in range(sum(widths) + len(widths) - 1 - WIDTH):
-        widest = max(spare, key=spare.__getitem__)
-        widths[widest] -= 1
-        spare[widest] -= 1
-    sides = [">" if name.startswith(">") else "<" for name in head]
-    return [
-        " ".join(
-            f"{_shortened(cell, width):{side}{width}}"
-            for cell, width, side in zip(row, widths, sides, strict=True)
-        )
-        for row in cells
-    ]
-
-
-def _many(number: int, what: str) -> str:
+def many(number: int, what: str) -> str:
     """Return ``1 CA``, ``2 CAs``."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
@@ -139,65 +86,76 @@ def _counts(counts: Mapping[str, int]) -> str:
 # --- commands -------------------------------------------------------------------------------
 
 
-def _status(answer: Answer) -> list[str]:
+def _status(answer: Answer) -> list[Piece]:
     """Show the service from the outside in."""
     service = answer["service"]
-    lines = textwrap.wrap(
-        f"kvtls {service['version']} is {service['state']}: pid {service['pid']}, "
-        f"up {span(service['uptime_s'])}, mode {service['mode']}",
-        WIDTH,
-    )
+    pieces: list[Piece] = [
+        Text(
+            f"kvtls {service['version']} is {service['state']}: pid {service['pid']}, "
+            f"up {span(service['uptime_s'])}, mode {service['mode']}",
+            Style.GOOD if service["ready"] else Style.HEAD,
+        )
+    ]
     if not service["ready"]:
-        lines += textwrap.wrap(printable(f"CLIENTS ARE NOT SERVED: {service['reason']}"), WIDTH)
-    lines.append("")
-    lines += _generation(answer["generation"])
-    lines += ["", "listeners"]
-    lines += _listeners(answer["listeners"])
+        pieces.append(Text(f"CLIENTS ARE NOT SERVED: {service['reason']}", Style.BAD))
+    pieces += [Text(), *_generation(answer["generation"])]
+    pieces += [Text(), Text("listeners", Style.HEAD), _listeners(answer["listeners"])]
     if "nodes" in answer:
-        lines += ["", *_nodes(answer["nodes"])]
+        pieces += [Text(), *_nodes(answer["nodes"])]
     if answer["buckets"]:
-        lines += ["", "store", *_store(answer)]
-    lines += ["", "connections", *_limits(answer)]
-    lines += ["", "since the start", *_counters(answer["counters"])]
-    return lines
+        pieces += [Text(), Text("store", Style.HEAD), *_store(answer)]
+    pieces += [Text(), Text("connections", Style.HEAD), *_limits(answer)]
+    return [*pieces, Text(), Text("since the start", Style.HEAD), *_counters(answer["counters"])]
 
 
-def _generation(generation: Answer | None) -> list[str]:
+def _generation(generation: Answer | None) -> list[Piece]:
     """Show what certificate is served, and whether that is what should be."""
     if generation is None:
-        return ["no certificate is served"]
+        return [Text("no certificate is served", Style.BAD)]
     left = generation["expires_in_s"]
     expiry = f"{span(left)} left" if left > 0 else "EXPIRED"
-    lines = [f"generation {generation['number']}, since {_moment(generation['since'])} UTC"]
-    lines += _field("sha256", generation["fingerprint_sha256"])
-    lines += _field(
-        "valid",
-        f"{_moment(generation['not_before'])} to {_moment(generation['not_after'])} UTC, {expiry}",
-    )
-    lines += _field("names", ", ".join(generation["names"]) or "-")
-    lines += _field(
-        "clients",
-        f"{_many(generation['client_cas'], 'CA')}, {_many(generation['crls'], 'CRL')}"
-        if generation["client_cas"]
-        else "no certificate asked for",
-    )
-    lines += _field(
-        "disk",
-        "DIFFERS from what is served: 'kvtls reload --wait' says why or serves it"
-        if generation["disk_differs"]
-        else "same as served",
-    )
+    differs = generation["disk_differs"]
+    pieces: list[Piece] = [
+        Text(
+            f"generation {generation['number']}, since {_moment(generation['since'])} UTC",
+            Style.HEAD,
+        ),
+        Field("sha256", generation["fingerprint_sha256"]),
+        Field(
+            "valid",
+            f"{_moment(generation['not_before'])} to {_moment(generation['not_after'])} UTC, "
+            f"{expiry}",
+            Style.PLAIN if left > 0 else Style.BAD,
+        ),
+        Field("names", ", ".join(generation["names"]) or "-"),
+        Field(
+            "clients",
+            f"{many(generation['client_cas'], 'CA')}, {many(generation['crls'], 'CRL')}"
+            if generation["client_cas"]
+            else "no certificate asked for",
+        ),
+        Field(
+            "disk",
+            "DIFFERS from what is served: 'kvtls reload --wait' says why or serves it"
+            if differs
+            else "same as served",
+            Style.WARN if differs else Style.PLAIN,
+        ),
+    ]
     if generation["rollback_to"] is not None:
-        lines += _field("rollback", f"to the credentials of generation {generation['rollback_to']}")
-    for warning in generation["warnings"]:
-        lines += _field("warning", warning)
+        pieces.append(
+            Field("rollback", f"to the credentials of generation {generation['rollback_to']}")
+        )
+    pieces += [Field("warning", warning, Style.WARN) for warning in generation["warnings"]]
     verdict = generation["last_verdict"]
     if verdict is not None:
-        lines += _field(
-            "last change",
-            f"{verdict['action']} at {_moment(verdict['at'])} UTC: {_outcome_of(verdict)}",
-        )
-    return lines
+        said = f"{verdict['action']} at {_moment(verdict['at'])} UTC: {_outcome_of(verdict)}"
+        pieces.append(Field("last change", said, _style_of(verdict)))
+    return pieces
+
+
+def _style_of(verdict: Answer) -> Style:
+    return Style.PLAIN if verdict["ok"] else Style.BAD
 
 
 def _outcome_of(verdict: Answer) -> str:
@@ -209,173 +167,193 @@ def _outcome_of(verdict: Answer) -> str:
     return f"generation {verdict['generation']} serves"
 
 
-def _listeners(listeners: Sequence[Answer]) -> list[str]:
+def _listeners(listeners: Sequence[Answer]) -> Table:
     """Show the listeners, with what is wrong below each."""
-    rows = [
-        (
+    rows = []
+    for listener in listeners:
+        again, note = listener["retry_in_s"], ""
+        if listener["error"]:
+            when = "" if again is None else f"; attempt {listener['attempts'] + 1} in {span(again)}"
+            note = f"{listener['error']}{when}"
+        cells = (
             listener["name"],
             listener["address"],
-            "retrying" if listener["retry_in_s"] is not None else listener["state"],
+            listener["state"] if again is None else "retrying",
             listener["on_rotate"],
             sum(listener["connections"].values()),
         )
-        for listener in listeners
-    ]
-    table = _table(
-        ("NAME", "ADDRESS", "STATE", "ON ROTATE", ">CONNS"), rows, {"NAME": 8, "ADDRESS": 21}
-    )
-    lines = table[:1]
-    for listener, row in zip(listeners, table[1:], strict=True):
-        lines.append(row)
-        if listener["error"]:
-            again = listener["retry_in_s"]
-            when = "" if again is None else f"; attempt {listener['attempts'] + 1} in {span(again)}"
-            lines += textwrap.wrap(
-                printable(f"{listener['error']}{when}"),
-                WIDTH,
-                initial_indent="    ",
-                subsequent_indent="    ",
-            )
-    return lines
+        rows.append(Row(cells, Style.BAD if note else Style.PLAIN, note))
+    head = ("NAME", "ADDRESS", "STATE", "ON ROTATE", ">CONNS")
+    return Table(head, rows, {"NAME": 8, "ADDRESS": 21})
 
 
-def _store(answer: Answer) -> list[str]:
+def _store(answer: Answer) -> list[Piece]:
     """Show where values live, and how full each bucket is."""
-    lines = []
+    pieces: list[Piece] = []
     store = answer["store"]
     if store is not None and store.get("url"):
-        state = "" if store.get("ready", True) else f", NOT READY: {store.get('reason', '')}"
-        lines += _field("values in", f"{store['url']}{state}")
+        ready = store.get("ready", True)
+        state = "" if ready else f", NOT READY: {store.get('reason', '')}"
+        pieces.append(
+            Field("values in", f"{store['url']}{state}", Style.PLAIN if ready else Style.BAD)
+        )
     rows = [
-        (
-            bucket["name"],
-            "unknown" if bucket["items"] is None else bucket["items"],
-            _mebibytes(bucket["bytes"]),
-            _mebibytes(bucket["limit_bytes"]),
-            bucket["evictions"],
+        Row(
+            (
+                bucket["name"],
+                "unknown" if bucket["items"] is None else bucket["items"],
+                _mebibytes(bucket["bytes"]),
+                _mebibytes(bucket["limit_bytes"]),
+                bucket["evictions"],
+            )
         )
         for bucket in answer["buckets"]
     ]
     head = ("BUCKET", ">ITEMS", ">MiB", ">OF MiB", ">EVICTED")
-    return lines + _table(head, rows, {"BUCKET": 8})
+    return [*pieces, Table(head, rows, {"BUCKET": 8})]
 
 
 def _mebibytes(number: int | None) -> str:
     return "-" if number is None else f"{number / 2**20:.1f}"
 
 
-def _nodes(nodes: Answer) -> list[str]:
+def _nodes(nodes: Answer) -> list[Piece]:
     """Show the node part: its certificate, epmd, links, and who is called in vain."""
-    lines = [f"node {printable(nodes['name'])}"]
     generation = nodes["generation"]
-    lines += _field(
-        "certificate",
-        f"generation {generation['number']}, {span(generation['expires_in_s'])} left"
-        + (", files DIFFER" if generation["disk_differs"] else ""),
-    )
-    lines += _field("processes", ", ".join(nodes["processes"]))
+    differs = generation["disk_differs"]
+    pieces: list[Piece] = [
+        Text(f"node {nodes['name']}", Style.HEAD),
+        Field(
+            "certificate",
+            f"generation {generation['number']}, {span(generation['expires_in_s'])} left"
+            + (", files DIFFER" if differs else ""),
+            Style.WARN if differs else Style.PLAIN,
+        ),
+        Field("processes", ", ".join(nodes["processes"])),
+    ]
     epmd = nodes["epmd"]
     if epmd is not None:
-        said = (
-            f"knows {epmd['name']} on port {epmd['port']}"
+        pieces.append(
+            Field("epmd", f"knows {epmd['name']} on port {epmd['port']}")
             if epmd["registered"]
-            else f"NOT REGISTERED {epmd['problem']}"
+            else Field("epmd", f"NOT REGISTERED {epmd['problem']}", Style.BAD)
         )
-        lines += _field("epmd", said)
     if not nodes["last_restart"]["ok"]:
-        lines += _field("missing", ", ".join(nodes["last_restart"]["missing"]) or "a listener")
+        missing = ", ".join(nodes["last_restart"]["missing"]) or "a listener"
+        pieces.append(Field("missing", missing, Style.BAD))
     rows = [
-        (link["node"] or "-", link["direction"], link["state"], link["generation"],
-         span(link["age_s"]))
+        Row((link["node"] or "-", link["direction"], link["state"], link["generation"],
+             span(link["age_s"])))
         for link in nodes["links"]
     ]  # fmt: skip
     rows += [
-        (connector["node"], "out", connector["state"], "-", "-")
+        Row((connector["node"], "out", connector["state"], "-", "-"), Style.WARN)
         for connector in nodes["connectors"]
         if connector["state"] not in ("linked", "dialling")
     ]
     if rows:
-        lines += _table(("LINK", "WAY", "STATE", ">GEN", ">AGE"), rows, {"LINK": 20})
-    for connector in nodes["connectors"]:
-        if connector["problem"] and connector["state"] != "linked":
-            lines += _field("problem", f"{connector['node']}: {connector['problem']}")
-    return lines
+        pieces.append(Table(("LINK", "WAY", "STATE", ">GEN", ">AGE"), rows, {"LINK": 20}))
+    pieces += [
+        Field("problem", f"{connector['node']}: {connector['problem']}", Style.BAD)
+        for connector in nodes["connectors"]
+        if connector["problem"] and connector["state"] != "linked"
+    ]
+    return pieces
 
 
-def _limits(answer: Answer) -> list[str]:
+def _limits(answer: Answer) -> list[Piece]:
     """Show how much room is left."""
     limits = answer["limits"]
-    lines = []
-    for label in ("connections", "unauthenticated"):
+    pieces: list[Piece] = []
+    for label, name in (("connections", "verified"), ("unauthenticated", "no login")):
         used, limit = limits[label]["used"], limits[label]["limit"]
-        name = "verified" if label == "connections" else "no login"
-        lines += _field(name, f"{used} of {limit or 'any number'}")
+        full = bool(limit) and used >= limit
+        style = Style.WARN if full else Style.PLAIN
+        pieces.append(Field(name, f"{used} of {limit or 'any number'}", style))
     if limits["per_peer"]["limit"]:
-        lines += _field("per address", f"at most {limits['per_peer']['limit']}")
-    lines += _field("by state", _counts(answer["connections"]["by_state"]))
-    return lines
+        pieces.append(Field("per address", f"at most {limits['per_peer']['limit']}"))
+    return [*pieces, Field("by state", _counts(answer["connections"]["by_state"]))]
 
 
-def _counters(counters: Answer) -> list[str]:
+def _counters(counters: Answer) -> list[Piece]:
     """Show the totals."""
-    lines = []
-    for name, value in counters.items():
-        shown = _counts(value) if isinstance(value, Mapping) else value
-        lines += _field(LABELS.get(name, name.replace("_", " ")), shown)
-    return lines
+    return [
+        Field(
+            LABELS.get(name, name.replace("_", " ")),
+            _counts(value) if isinstance(value, Mapping) else value,
+        )
+        for name, value in counters.items()
+    ]
 
 
-def _connections(answer: Answer) -> list[str]:
+def _connections(answer: Answer) -> list[Piece]:
     """Show one line for each connection."""
     rows = [
-        (
-            row["id"],
-            row["peer"],
-            row["listener"],
-            row["generation"],
-            row["state"],
-            span(row["since_s"]),
-            span(row["deadline_in_s"]),
-            row["tls"].removeprefix("TLSv"),
-            "-" if row["user"] is None else row["user"] or "anonymous",
+        Row(
+            (
+                row["id"],
+                row["peer"],
+                row["listener"],
+                row["generation"],
+                row["state"],
+                span(row["since_s"]),
+                span(row["deadline_in_s"]),
+                row["tls"].removeprefix("TLSv"),
+                user(row),
+            )
         )
         for row in answer["connections"]
     ]
     head = (">ID", "PEER", "LISTENER", ">GEN", "STATE", ">SINCE", ">LEFT", ">TLS", "USER")
-    lines = _table(head, rows, {"PEER": 21, "LISTENER": 7, "USER": 8}) if rows else []
+    table = Table(head, rows, {"PEER": 21, "LISTENER": 7, "USER": 8})
     hidden = answer["total"] - answer["shown"]
     more = f", the oldest {answer['shown']} shown (--limit 0 shows all)" if hidden else ""
-    return [*lines, f"{_many(answer['total'], 'connection')}{more}"]
+    total = Text(f"{many(answer['total'], 'connection')}{more}", Style.HEAD)
+    return [table, total] if rows else [total]
 
 
-def _verdict(answer: Answer) -> list[str]:
+def user(row: Answer) -> str:
+    """Return who a connection has logged in as."""
+    return "-" if row["user"] is None else row["user"] or "anonymous"
+
+
+def _verdict(answer: Answer) -> list[Piece]:
     """Show what became of a reload or rollback."""
-    lines = textwrap.wrap(printable(f"{answer['action']}: {_outcome_of(answer)}"), WIDTH)
+    pieces: list[Piece] = [
+        Text(
+            f"{answer['action']}: {_outcome_of(answer)}", Style.GOOD if answer["ok"] else Style.BAD
+        )
+    ]
     if not answer["ok"]:
-        lines += _field("serving", f"generation {answer['generation']}")
-    lines += _field("sha256", answer["fingerprint_sha256"])
-    lines += _field("valid until", f"{_moment(answer['not_after'])} UTC")
-    for warning in answer["warnings"]:
-        lines += _field("warning", warning)
-    for listener in answer["listeners"]:
-        lines += _field(listener["name"], _policy_result(listener["detail"]))
+        pieces.append(Field("serving", f"generation {answer['generation']}"))
+    pieces += [
+        Field("sha256", answer["fingerprint_sha256"]),
+        Field("valid until", f"{_moment(answer['not_after'])} UTC"),
+    ]
+    pieces += [Field("warning", warning, Style.WARN) for warning in answer["warnings"]]
+    pieces += [
+        Field(listener["name"], _policy_result(listener["detail"]))
+        for listener in answer["listeners"]
+    ]
     if "store" in answer:
-        lines += _field("store", answer["store"]["reason"] or "unchanged")
+        pieces.append(
+            Field("store", answer["store"]["reason"] or "unchanged", _style_of(answer["store"]))
+        )
     if "nodes" in answer:
-        lines += _field("nodes", _outcome_of(answer["nodes"]))
+        pieces.append(Field("nodes", _outcome_of(answer["nodes"]), _style_of(answer["nodes"])))
     if "configuration" in answer:
-        lines += _configuration(answer["configuration"])
-    return lines
+        pieces += _configuration(answer["configuration"])
+    return pieces
 
 
-def _configuration(found: Answer) -> list[str]:
+def _configuration(found: Answer) -> list[Piece]:
     """Show what was taken over of the file of ``--config``."""
     if not found["ok"]:
-        return _field("config", f"FAILED, it stays as it is: {found['reason']}")
-    lines = _field("config", f"changed: {', '.join(found['changed']) or 'nothing'}")
+        return [Field("config", f"FAILED, it stays as it is: {found['reason']}", Style.BAD)]
+    pieces: list[Piece] = [Field("config", f"changed: {', '.join(found['changed']) or 'nothing'}")]
     if found["restart"]:
-        lines += _field("restart for", ", ".join(found["restart"]))
-    return lines
+        pieces.append(Field("restart for", ", ".join(found["restart"]), Style.WARN))
+    return pieces
 
 
 def _policy_result(detail: Any) -> str:
@@ -386,34 +364,34 @@ def _policy_result(detail: Any) -> str:
     return "done" if detail in (None, "") else str(detail)
 
 
-def _restart(answer: Answer) -> list[str]:
+def _restart(answer: Answer) -> list[Piece]:
     """Show which listeners are back."""
-    lines = []
-    for listener in answer["listeners"]:
-        lines += _field(
-            listener["name"], "restarted" if listener["ok"] else f"FAILED: {listener['reason']}"
-        )
-    return lines
-
-
-def _drain(answer: Answer) -> list[str]:
-    """Show how many connections went in peace."""
-    ended = _many(answer["drained"], "connection")
     return [
-        f"drained: {ended} ended in peace, {answer['aborted']} cut off",
-        "'kvtls restart all' takes connections again, 'kvtls stop' ends the process",
+        Field(listener["name"], "restarted")
+        if listener["ok"]
+        else Field(listener["name"], f"FAILED: {listener['reason']}", Style.BAD)
+        for listener in answer["listeners"]
     ]
 
 
-def _config(answer: Answer) -> list[str]:
+def _drain(answer: Answer) -> list[Piece]:
+    """Show how many connections went in peace."""
+    ended = many(answer["drained"], "connection")
+    return [
+        Text(f"drained: {ended} ended in peace, {answer['aborted']} cut off"),
+        Text("'kvtls restart all' takes connections again, 'kvtls stop' ends the process"),
+    ]
+
+
+def _config(answer: Answer) -> list[Piece]:
     """Show each option on a line; what is not set is left out."""
     rows = [
-        (row["name"], ", ".join(map(_option_value, many)), _source(row))
+        Row((row["name"], ", ".join(map(_option_value, values)), _source(row)))
         for row in answer["options"]
-        if (many := row["value"] if isinstance(row["value"], list) else [row["value"]])
-        and many != [None]
+        if (values := row["value"] if isinstance(row["value"], list) else [row["value"]])
+        and values != [None]
     ]
-    return _table(("OPTION", "VALUE", "FROM"), rows, {"VALUE": 20, "FROM": 16})
+    return [Table(("OPTION", "VALUE", "FROM"), rows, {"VALUE": 20, "FROM": 16})]
 
 
 def _source(row: Answer) -> str:
@@ -429,44 +407,52 @@ def _option_value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _flush(answer: Answer) -> list[str]:
+def _flush(answer: Answer) -> list[Piece]:
     """Return a line on what is empty now."""
-    return [f"bucket {printable(answer['bucket'])} is empty"]
+    return [Text(f"bucket {answer['bucket']} is empty", whole=True)]
 
 
-def _backup(answer: Answer) -> list[str]:
+def _backup(answer: Answer) -> list[Piece]:
     """Return a line on what has been written."""
-    return [f"{answer['documents']} documents are in {printable(answer['file'])}"]
+    return [Text(f"{answer['documents']} documents are in {answer['file']}", whole=True)]
 
 
-def _restore(answer: Answer) -> list[str]:
+def _restore(answer: Answer) -> list[Piece]:
     """Return a line on what has been stored."""
-    lines = [f"{answer['documents']} documents are back from {printable(answer['file'])}"]
-    return lines + ([printable(answer["reason"])] if answer.get("reason") else [])
+    pieces: list[Piece] = [
+        Text(f"{answer['documents']} documents are back from {answer['file']}", whole=True)
+    ]
+    return pieces + ([Text(answer["reason"], Style.BAD)] if answer.get("reason") else [])
 
 
-def _seed(answer: Answer) -> list[str]:
+def _seed(answer: Answer) -> list[Piece]:
     """Return a line on what has been stored."""
-    return [f"{answer['documents']} documents of {printable(answer['file'])} are stored"]
+    return [Text(f"{answer['documents']} documents of {answer['file']} are stored", whole=True)]
 
 
-def _fault(answer: Answer) -> list[str]:
+def _fault(answer: Answer) -> list[Piece]:
     """Return a line on what was arranged."""
-    return [f"{printable(answer['kind'])}: arranged"]
+    return [Text(f"{answer['kind']}: arranged")]
 
 
-def _address(answer: Answer) -> list[str]:
-    """Show an address alone, for use in a script."""
-    return [printable(answer["address"])]
+def _address(answer: Answer) -> list[Piece]:
+    """Show an address alone, for use in a script: a Unix socket's may be long."""
+    return [Text(answer["address"], whole=True)]
 
 
-def _stop(answer: Answer) -> list[str]:
+def _stop(answer: Answer) -> list[Piece]:
     """Show what is going to end, or has."""
     known = {True: "has ended", False: "is still there; it may yet end", None: "is stopping"}
-    return [f"process {answer['pid']} {known[answer.get('gone')]}"]
+    return [Text(f"process {answer['pid']} {known[answer.get('gone')]}")]
 
 
-_RENDERERS: dict[str, Callable[[Answer], list[str]]] = {
+def _passwd(answer: Answer) -> list[Piece]:
+    """Return a line on what became of a user."""
+    where = "from" if answer["action"] == "removed" else "in"
+    return [Text(f"{answer['action']} {answer['user']} {where} {answer['file']}", whole=True)]
+
+
+_RENDERERS: dict[str, Callable[[Answer], list[Piece]]] = {
     "status": _status,
     "connections": _connections,
     "reload": _verdict,
@@ -481,4 +467,5 @@ _RENDERERS: dict[str, Callable[[Answer], list[str]]] = {
     "fault": _fault,
     "address": _address,
     "stop": _stop,
+    "passwd": _passwd,
 }

@@ -312,6 +312,8 @@ class SilentServiceTests(SynchronousTestCase):
             (b"", "hung up"),
             (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no kvtls service"),
             (b"[]\n", "no kvtls service"),
+            (b"[" * 100_000, "no kvtls service"),
+            (b'{"protocol":1,"ok":true,"pid":1', "in the middle of its answer"),
             (b'{"protocol":2,"ok":true}\n', "another version"),
         ):
             self.answer_with(answer)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.ops.render import WIDTH, render, span
+from kvproto.ops.layout import WIDTH
+from kvproto.ops.render import render, span
 from kvproto.ops.status import connections_report
 from tests.examples import examples
 from tests.ops.material import NOW, generation, listener, row, status, verdict
