@@ -65,8 +65,10 @@ class Part:
         ports = self.server.ports
         management = ports.management if call.secured else ports.plain_management
         services = ["kv", *(["n1ql"] if management else [])]
+        hostname = f"{call.host}:{management}"
         return {
-            "hostname": f"{call.host}:{management}",
+            "hostname": hostname,
+            "configuredHostname": hostname,
             "status": "healthy",
             "clusterMembership": "active",
             "recoveryType": "none",

@@ -28,5 +28,6 @@ FEATURES: dict[int, str] = {
     Feature.VATTR: "sub-document lookups know $document",
     Feature.CREATE_AS_DELETED: "sub-document mutations can make tombstones",
     Feature.DOCUMENT_MACROS: "macros can be $document's",
+    Feature.SUBDOC_REPLICA_READ: "lookups know that flag, and answer as what is no replica does",
 }
 """Each feature that may be enabled, and why that is true."""

@@ -51,8 +51,13 @@ _CAPABILITIES = (
     "nodesExt",
     "xattr",
     "preserve_expiry",
+    "tombstonedUserXAttrs",
+    "subdoc.DocumentMacroSupport",
+    "subdoc.ReplicaRead",
 )
-
+"""What clients look for before they ask for it; ``subdoc.ReplicaRead`` says that lookups may be
+asked of replicas too, wherever there are any.  No ``subdoc.ReviveDocument``: transactions take it
+for the command 0xd3 (replace the body with an attribute)."""
 
 _SERVICES = frozenset({"kv", "kvSSL", "mgmt", "mgmtSSL", "n1ql", "n1qlSSL"})
 

@@ -191,7 +191,8 @@ class IStore(Interface):
         Args:
             key: Which document.  Missing: NOT_FOUND.
             specs: 1 to 16, those about extended attributes first.
-            doc_flags: `DocFlag` bits; only ACCESS_DELETED.
+            doc_flags: `DocFlag` bits that mean something to a lookup.  REPLICA_READ asks for what
+                a store never is: NOT_A_REPLICA.
 
         Returns:
             Each path's result; or a status for the whole request, which was not well formed.

@@ -116,39 +116,55 @@ _CREATING = frozenset({
 _ROOT_ALLOWED = frozenset({
     PathOp.GET_COUNT, PathOp.ARRAY_PUSH_LAST, PathOp.ARRAY_PUSH_FIRST, PathOp.ARRAY_ADD_UNIQUE,
 }) | _WHOLE  # fmt: skip
-_DOC_FLAGS = 0x1F
 _XATTR, _CREATE_PARENTS = int(PathFlag.XATTR), int(PathFlag.CREATE_PARENTS)
 _EXPAND_MACROS = int(PathFlag.EXPAND_MACROS)
+_EXPANDING = _CREATING - {PathOp.ARRAY_ADD_UNIQUE, PathOp.COUNTER} | {
+    PathOp.REPLACE, PathOp.ARRAY_INSERT,
+}  # fmt: skip
 # Plain numbers: the complement of an IntFlag has only the bits that the flag knows.
 _PATH_FLAGS: dict[int, int] = {
     op: int(
-        PathFlag.XATTR
+        (0 if op in _WHOLE else PathFlag.XATTR)
         | (PathFlag.CREATE_PARENTS if op in _CREATING else 0)
-        | (PathFlag.EXPAND_MACROS if op in _MUTATIONS else 0)
+        | (PathFlag.EXPAND_MACROS if op in _EXPANDING else 0)
     )
     for op in PathOp
 }
+_OF_DELETED = int(DocFlag.ACCESS_DELETED | DocFlag.REVIVE)
+_MAKING = int(DocFlag.MKDOC | DocFlag.ADD)
+_DOC_FLAGS: dict[int, int] = {
+    **dict.fromkeys(_LOOKUPS, _OF_DELETED | int(DocFlag.REPLICA_READ)),
+    **dict.fromkeys(_CREATING, _OF_DELETED | _MAKING | int(DocFlag.CREATE_AS_DELETED)),
+    PathOp.SET_DOC: _MAKING,
+    PathOp.DELETE_DOC: _OF_DELETED,
+    PathOp.REMOVE: _OF_DELETED,
+    PathOp.REPLACE: _OF_DELETED | int(DocFlag.ADD),
+    PathOp.ARRAY_INSERT: _OF_DELETED | int(DocFlag.ADD | DocFlag.CREATE_AS_DELETED),
+}
+"""Flags that each operation may come with; kv_engine ``daemon/subdocument_traits.h``."""
 
 
 def check_lookup(specs: Sequence[LookupSpec], doc_flags: int = 0) -> PathStatus:
     """Return whether a lookup is well formed: SUCCESS, or the status to refuse it with."""
-    if doc_flags & ~int(DocFlag.ACCESS_DELETED):
+    if doc_flags & DocFlag.REVIVE and not doc_flags & DocFlag.ACCESS_DELETED:
         return PathStatus.INVALID
-    return _check_all(specs, _LOOKUPS)
+    status = _check_all(specs, _LOOKUPS, doc_flags)
+    if status is PathStatus.SUCCESS and doc_flags & DocFlag.REPLICA_READ:
+        return PathStatus.NOT_A_REPLICA  # every partition is active where it is
+    return status
 
 
 def check_mutation(specs: Sequence[MutationSpec], doc_flags: int = 0, cas: int = 0) -> PathStatus:
     """Return whether a mutation is well formed: SUCCESS, or the status to refuse it with."""
     flags = doc_flags
     if (
-        flags & ~_DOC_FLAGS
-        or (flags & DocFlag.ADD and (flags & DocFlag.MKDOC or cas))
+        (flags & DocFlag.ADD and (flags & DocFlag.MKDOC or cas))
         or (flags & DocFlag.CREATE_AS_DELETED and not flags & (DocFlag.ADD | DocFlag.MKDOC))
         or (flags & DocFlag.REVIVE and not flags & DocFlag.ACCESS_DELETED)
         or (flags & DocFlag.REVIVE and flags & DocFlag.CREATE_AS_DELETED)
     ):
         return PathStatus.INVALID
-    status = _check_all(specs, _MUTATIONS)
+    status = _check_all(specs, _MUTATIONS, flags)
     if status is not PathStatus.SUCCESS:
         return status
     body = [spec for spec in specs if not spec.flags & _XATTR]
@@ -180,7 +196,7 @@ def stays_deleted(base: Document | None, specs: Sequence[MutationSpec], doc_flag
 
 
 def _check_all(
-    specs: Sequence[LookupSpec] | Sequence[MutationSpec], known: frozenset[PathOp]
+    specs: Sequence[LookupSpec] | Sequence[MutationSpec], known: frozenset[PathOp], doc_flags: int
 ) -> PathStatus:
     if not 0 < len(specs) <= MAX_SPECS:
         return PathStatus.BAD_COMBINATION
@@ -188,7 +204,7 @@ def _check_all(
     for spec in specs:
         if spec.op not in known:
             return PathStatus.BAD_COMBINATION
-        status = _check_path(spec)
+        status = _check_path(spec, doc_flags)
         if status is not PathStatus.SUCCESS:
             return status
         if not spec.flags & _XATTR:
@@ -198,12 +214,12 @@ def _check_all(
     return PathStatus.SUCCESS
 
 
-def _check_path(spec: LookupSpec | MutationSpec) -> PathStatus:
+def _check_path(spec: LookupSpec | MutationSpec, doc_flags: int) -> PathStatus:
     if len(spec.path) > MAX_PATH_BYTES:
         return PathStatus.INVALID
-    if spec.op in _WHOLE and (spec.flags or spec.path):
+    if spec.op in _WHOLE and spec.path:
         return PathStatus.INVALID
-    if spec.flags & ~_PATH_FLAGS[spec.op]:
+    if spec.flags & ~_PATH_FLAGS[spec.op] or doc_flags & ~_DOC_FLAGS[spec.op]:
         return PathStatus.INVALID
     if spec.flags & _XATTR:
         return PathStatus.SUCCESS if _xattr_name(spec.path) else PathStatus.XATTR_INVALID

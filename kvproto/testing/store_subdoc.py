@@ -159,6 +159,7 @@ class SubdocContract(StoreCase):
             ([get("a", 1)], 0, PathStatus.INVALID),
             ([get("a", 0x10)], 0, PathStatus.INVALID),
             ([get("a")], DocFlag.MKDOC, PathStatus.INVALID),
+            ([get("a")], DocFlag.REPLICA_READ, PathStatus.NOT_A_REPLICA),
             ([get("a"), get("x", XATTR)], 0, PathStatus.XATTRS_NOT_FIRST),
         ):
             answer = self.ask(self.store.lookup_in(KEY, lookups, flags))
@@ -218,7 +219,6 @@ class SubdocContract(StoreCase):
             for spec, value in (
                 (upsert("a.b", "1"), b'{"a":{"b":1}}'),
                 (MutationSpec(PathOp.ARRAY_PUSH_LAST, 0, b"", b"1"), b"[1]"),
-                (MutationSpec(PathOp.ARRAY_INSERT, 0, b"[0]", b"1"), b"[1]"),
                 (MutationSpec(PathOp.ARRAY_PUSH_LAST, 0, b"a", b"1"), b'{"a":[1]}'),
                 (MutationSpec(PathOp.SET_DOC, 0, b"", b"plain"), b"plain"),
                 (upsert("x", "1", XATTR), b"{}"),
@@ -227,8 +227,11 @@ class SubdocContract(StoreCase):
                 assert made is not None
                 self.assertEqual((self.value(), made.flags, made.expiry), (value, 0, 1700000011))
                 self.done(self.store.delete(KEY))
+        self.mutated(MutationSpec(PathOp.ARRAY_INSERT, 0, b"[0]", b"1"), doc_flags=DocFlag.ADD)
+        self.assertEqual(self.value(), b"[1]")
+        self.done(self.store.delete(KEY))
         failed = self.ask(
-            self.store.mutate_in(KEY, [MutationSpec(PathOp.REMOVE, 0, b"a")], DocFlag.MKDOC)
+            self.store.mutate_in(KEY, [MutationSpec(PathOp.REPLACE, 0, b"a", b"1")], DocFlag.ADD)
         )
         self.assertEqual(failed.results, [(0, PathStatus.NOT_FOUND, b"")])
         self.assertIsNone(self.value())
@@ -381,9 +384,7 @@ class SubdocContract(StoreCase):
         changed = self.mutated(one, doc_flags=access, cas=made.cas)
         self.assertIs(changed.status, PathStatus.SUCCESS_DELETED)
         self.assertIsNone(self.value())
-        self.mutated(
-            MutationSpec(PathOp.SET_DOC, 0, b"", b'{"b":1}'), doc_flags=access | DocFlag.REVIVE
-        )
+        self.mutated(upsert("b", "1"), doc_flags=access | DocFlag.REVIVE)
         self.assertEqual((self.value(), self.look("x", XATTR)), (b'{"b":1}', 2))
         self.assertIs(self.ask(ask(KEY, [one], access | DocFlag.REVIVE)), PathStatus.NOT_DELETED)
 

@@ -69,6 +69,7 @@ class DocFlag(IntFlag):
     ACCESS_DELETED = 0x04
     CREATE_AS_DELETED = 0x08
     REVIVE = 0x10
+    REPLICA_READ = 0x20
 
 
 class PathStatus(IntEnum):
@@ -76,6 +77,7 @@ class PathStatus(IntEnum):
 
     SUCCESS = Status.SUCCESS
     INVALID = Status.INVALID
+    NOT_A_REPLICA = Status.NOT_MY_VBUCKET
     TEMPORARY_FAILURE = Status.TEMPORARY_FAILURE
     XATTR_INVALID = Status.XATTR_INVALID
     NOT_FOUND = Status.SUBDOC_PATH_NOT_FOUND

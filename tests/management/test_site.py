@@ -129,6 +129,7 @@ class PathTests(SiteCase):
         _, cluster = self.get("/pools/default")
         node = cluster["nodes"][0]
         self.assertEqual((node["status"], node["hostname"]), ("healthy", "kv.example:18091"))
+        self.assertEqual(node["configuredHostname"], "kv.example:18091")
         self.assertEqual(node["services"], ["kv", "n1ql"])
         _, services = self.get("/pools/default/nodeServices")
         self.assertEqual(

@@ -97,7 +97,7 @@ class HelloTests(SynchronousTestCase):
         )
         response = Link().call(Opcode.HELLO, key=b'{"a":"python/4.6.3"}', value=asked)
         expected = bytes.fromhex(
-            "0003 0006 0007 0008 000b 0010 000f 0011 0015 0012 0017 0014 000e 0004"
+            "0003 0006 0007 0008 000b 0010 000f 0011 0015 0012 0017 0014 001c 000e 0004"
         )
         self.assertEqual(response.value, expected)
 
@@ -249,6 +249,13 @@ class PartialDocumentTests(SynchronousTestCase):
         status, results = self.lookup(LookupSpec(exists, 0, b"nope"), LookupSpec(get, 0, b"l[-1]"))
         self.assertEqual(status, Status.SUBDOC_MULTI_PATH_FAILURE)
         self.assertEqual(results, [(Status.SUBDOC_PATH_NOT_FOUND, b""), (0, b"2")])
+
+    def test_replica(self) -> None:
+        """A lookup that wants a replica is told that it is not here, as by any active partition."""
+        specs = [LookupSpec(Opcode.SUBDOC_GET, 0, b"n")]
+        extras, value = subdoc.encode_lookup(subdoc.Lookup(specs, int(DocFlag.REPLICA_READ)))
+        response = self.link.call(Opcode.SUBDOC_MULTI_LOOKUP, key=K, extras=extras, value=value)
+        self.assertEqual((response.status, response.value), (Status.NOT_MY_VBUCKET, b""))
 
     def test_whole_with_expiry(self) -> None:
         """The SDK's get with expiry: two virtual attributes and the document."""
