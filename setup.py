@@ -84,6 +84,7 @@ setup(
             "repoze.sphinx.autointerface>=1.1",
             "sphinxcontrib-towncrier>=0.5.0a0",
         ],
+        "mutation": ["mutmut>=3.8,<4"],
         "bench": ["matplotlib>=3.8", "pyperf>=2.7"],
     },
     # "" -> "." makes an editable install a plain .pth line, so twistd finds twisted/plugins.
