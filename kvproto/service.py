@@ -567,7 +567,7 @@ class KVTLSService(MultiService):
             return
         self._announced = True
         for text in self._unreadable():
-            log.warn("{text}", text=text)
+            log.warn("after --uid: {text}", text=text)
         self.control.state = ServiceState.READY
         log.info("kvtls ready on {addresses}", addresses=", ".join(addresses))
         self._systemd.ready()

@@ -185,7 +185,13 @@ def _observer(config: Config, twistd: Any) -> Any:
     if twistd is None or twistd.get("syslog") or twistd.get("logger"):
         return None
     daemon = not (twistd.get("nodaemon") or twistd.get("debug"))
-    return observer_for(config.log_format, config.log_level, twistd.get("logfile"), daemon=daemon)
+    return observer_for(
+        config.log_format,
+        config.log_level,
+        twistd.get("logfile"),
+        daemon=daemon,
+        rooms=config.log_levels,
+    )
 
 
 def _owner(options: Options) -> FutureUser | None:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from twisted.python.failure import Failure
+
 from kvproto.base.log import Log
 
 __all__ = ["WINDOW", "LimitedLog", "report_left_out"]
@@ -70,6 +72,23 @@ class LimitedLog:
         if self._may(format, peer):
             self._log.warn(format, peer=peer, **fields)
 
+    def failure(
+        self, format: str, failure: Failure | None = None, *, peer: str, **fields: Any
+    ) -> None:
+        """Log a fault of ours that a peer has come across, unless there were too many like it.
+
+        Faults are told apart by where they were raised as well: one does not hide another.
+
+        Args:
+            format: As for `info`.
+            failure: The current exception's when None.
+            peer: As for `info`, ``""`` where it is not known.
+            fields: As for `info`.
+        """
+        failure = Failure() if failure is None else failure
+        if self._may(f"{format} ({_place_of(failure)})", peer):
+            self._log.failure(format, failure, peer=peer, **fields)
+
     def _may(self, kind: str, peer: str) -> bool:
         now = self._now()
         window = self._windows.get(kind)
@@ -100,6 +119,12 @@ class LimitedLog:
                 seconds=WINDOW,
                 kind=kind,
             )
+
+
+def _place_of(failure: Failure) -> str:
+    """Return the kind of an exception, and in which function it was raised."""
+    name = getattr(failure.type, "__name__", "")
+    return f"{name} in {failure.frames[-1][0]}" if failure.frames else name
 
 
 def report_left_out() -> None:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from enum import Enum
 from typing import TypeVar
 
-from kvproto.config.values import MIB, NODE_NAME, Collection, NodeAddress, User, UserBuckets
+from kvproto.config.values import (
+    MIB,
+    NODE_NAME,
+    ROOMS,
+    Collection,
+    LogLevel,
+    NodeAddress,
+    RoomLevel,
+    User,
+    UserBuckets,
+)
 from kvproto.errors import ConfigError
 
 __all__ = [
@@ -16,6 +27,7 @@ __all__ = [
     "parse_epmd",
     "parse_node_address",
     "parse_peer",
+    "parse_room_level",
     "parse_seconds",
     "parse_size",
     "parse_user",
@@ -107,6 +119,23 @@ def parse_user(text: str) -> User:
     if not name or not colon or not password:
         raise ConfigError("--user", "must be NAME:PASSWORD, neither of them empty")
     return User(name, password)
+
+
+def parse_room_level(text: str) -> RoomLevel:
+    """Turn ``"ROOM:LEVEL"`` into these two.
+
+    Raises:
+        ConfigError: There is no such room, or no such level.
+    """
+    option = "--log-levels"
+    room, colon, level = text.partition(":")
+    if not colon:
+        raise ConfigError(option, f"{text!r} should be ROOM:LEVEL, for example tls:debug")
+    if room not in ROOMS:
+        near = difflib.get_close_matches(room, ROOMS, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(option, f"{room!r} is no room, there are {', '.join(ROOMS)}{meant}")
+    return RoomLevel(room, parse_choice(option, LogLevel, level))
 
 
 def parse_user_buckets(text: str) -> UserBuckets:

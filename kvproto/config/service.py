@@ -20,6 +20,7 @@ from kvproto.config.values import (
     LogLevel,
     Mode,
     OnRotate,
+    RoomLevel,
     User,
     UserBuckets,
     endpoint_is_local,
@@ -110,6 +111,7 @@ class Config:
         management: Endpoint description for Couchbase's management REST; None for none.
         log_format: What lines of the log look like, where the process is ours.
         log_level: The least important lines that are logged.
+        log_levels: The same for single rooms.
         nodes: How to take part in an Erlang cluster; None: not at all.
     """
 
@@ -158,6 +160,7 @@ class Config:
     management: str | None = None
     log_format: LogFormat = LogFormat.TEXT
     log_level: LogLevel = LogLevel.INFO
+    log_levels: tuple[RoomLevel, ...] = ()
     nodes: NodeConfig | None = None
 
     def __post_init__(self) -> None:
@@ -168,6 +171,10 @@ class Config:
         self._check_buckets()
         self._check_nodes()
         self._check_store()
+        rooms = [one.room for one in self.log_levels]
+        for room in rooms:
+            if rooms.count(room) > 1:
+                raise ConfigError("--log-levels", f"{room!r} is given twice")
         for option, value in (
             ("--handshake-timeout", self.handshake_timeout),
             ("--close-timeout", self.close_timeout),

@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_STATE_DIR",
     "MIB",
     "NODE_NAME",
+    "ROOMS",
     "ClientAuth",
     "Collection",
     "LogFormat",
@@ -21,6 +22,7 @@ __all__ = [
     "Mode",
     "NodeAddress",
     "OnRotate",
+    "RoomLevel",
     "User",
     "UserBuckets",
     "endpoint_is_local",
@@ -92,6 +94,29 @@ class LogLevel(enum.Enum):
     INFO = "info"
     WARN = "warn"
     ERROR = "error"
+
+
+ROOMS = (
+    *("base", "dataplane", "dist", "listeners", "management", "nodes", "ops", "server"),
+    *("service", "store", "tls", "upstream"),
+)
+"""Parts of the service that log; `kvproto.tls.shell` is of the room ``tls``."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomLevel:
+    """The least important lines of one room that are logged.
+
+    Attributes:
+        room: One of `ROOMS`.
+        level: The level.
+    """
+
+    room: str
+    level: LogLevel
+
+    def __str__(self) -> str:
+        return f"{self.room}:{self.level.value}"
 
 
 @dataclass(frozen=True, slots=True)

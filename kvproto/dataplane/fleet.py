@@ -5,7 +5,6 @@ What goes to which server is `kvproto.upstream`'s business.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -201,7 +200,7 @@ class FleetStores(Service):
         endpoint = self._endpoint(FleetServer(*where))
         self._asking = asking = ask_for_servers(endpoint, self._reactor, self._options.timeout)
         asking.addCallbacks(self._discovered, self._not_discovered)
-        asking.addErrback(partial(_report, "the fleet's configuration could not be used"))
+        asking.addErrback(_report)
 
     def _discovered(self, found: tuple[int, tuple[FleetServer, ...]]) -> None:
         version, servers = found
@@ -216,9 +215,10 @@ class FleetStores(Service):
             return
         if not failure.check(KVProtoError, OSError, Exception):
             return
-        problem = f"the fleet's servers are not known: {failure.getErrorMessage()}"
+        reason = failure.getErrorMessage()
+        problem = f"the fleet's servers are not known: {reason}"
         if problem != self._problem:
-            log.warn("{problem}", problem=problem)
+            log.warn("the fleet's servers are not known: {reason}", reason=reason)
         self._ask_again(problem)
 
     def _ask_again(self, problem: str) -> None:
@@ -233,5 +233,5 @@ class FleetStores(Service):
         self._discover()
 
 
-def _report(what: str, failure: Failure) -> None:
-    log.failure("{what}", failure=failure, what=what)
+def _report(failure: Failure) -> None:
+    log.failure("the fleet's configuration could not be used", failure=failure)

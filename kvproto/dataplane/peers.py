@@ -107,12 +107,15 @@ class PeerWatch(Service):
         self._calls[peer] = self._reactor.callLater(INTERVAL_S, self._look, peer)
         if there != self._there[peer]:
             self._there[peer] = there
-            log.info(
-                "peer {host}:{port} {word}",
-                host=peer[0],
-                port=peer[1],
-                word="answers" if there else "does not answer: clients are no longer told of it",
-            )
+            host, port = peer
+            if there:
+                log.info("peer {host}:{port} answers", host=host, port=port)
+            else:
+                log.info(
+                    "peer {host}:{port} does not answer: clients are no longer told of it",
+                    host=host,
+                    port=port,
+                )
             self._tell()
 
     def _tell(self) -> None:

@@ -28,6 +28,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import make_logger
 from kvproto.dist.backlog import Backlog
 from kvproto.dist.framing import TICK, FrameDecoder, frame
@@ -44,6 +45,7 @@ from kvproto.errors import RemoteProtocolError
 from kvproto.interfaces import IDrainable, ISecuredTransport
 
 log = make_logger()
+peer_log = LimitedLog(log)
 
 __all__ = ["LinkState", "NodeLink"]
 
@@ -248,7 +250,7 @@ class NodeLink(Protocol):
             try:
                 answer = admit(self.name, self._connection)
             except Exception:
-                log.failure("admission of node {node} failed", node=self.name)
+                peer_log.failure("admission of node {peer} failed", peer=self.name)
                 answer = False
         if isinstance(answer, Deferred):
             self._admission = answer
@@ -266,11 +268,11 @@ class NodeLink(Protocol):
 
     def _admission_failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            log.failure("admission of node {node} failed", failure, node=self.name)
+            peer_log.failure("admission of node {peer} failed", failure, peer=self.name)
         self._admitted(False)
 
     def _report(self, failure: Failure) -> None:
-        log.failure("link with {node} failed", failure, node=self.name)
+        peer_log.failure("link with {peer} failed", failure, peer=self.name)
         self.abort("internal error")
 
     def _decide(self, admitted: bool) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IReactorTime
 
+from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import make_logger
 from kvproto.dist.errors import NodeDownError, RemoteCallError
 from kvproto.dist.flags import OURS
@@ -29,6 +30,7 @@ from kvproto.dist.terms import Atom, Pid, Reference, Term
 from kvproto.errors import UpstreamError
 
 log = make_logger()
+peer_log = LimitedLog(log)
 
 __all__ = ["Admit", "Dialling", "Node", "NodeEvent", "NodeSettings"]
 
@@ -321,9 +323,9 @@ class Node:
 
     def _notify_watchers(self, event: NodeEvent) -> None:
         if event.up:
-            log.info("node {node} is up", node=event.name)
+            peer_log.info("node {peer} is up", peer=event.name)
         else:
-            log.info("node {node} is down: {reason}", node=event.name, reason=event.reason)
+            peer_log.info("node {peer} is down: {reason}", peer=event.name, reason=event.reason)
         for watcher in list(self._watchers):
             try:
                 watcher(event)

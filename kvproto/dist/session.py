@@ -18,6 +18,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import make_logger
 from kvproto.dist import control
 from kvproto.dist.control import Control, Op, decode_control
@@ -35,6 +36,7 @@ from kvproto.dist.terms import Atom, ImproperList, Pid, Port, Reference, Term
 from kvproto.errors import LocalProtocolError
 
 log = make_logger()
+peer_log = LimitedLog(log)
 
 __all__ = ["HANDLED", "Session", "SessionHost", "SessionLimits"]
 
@@ -148,10 +150,10 @@ class Session:
 
     def _on_oversized(self, process: Process, head: Term) -> None:
         """Drop a message that is larger than we read; one who waits for an answer is told."""
-        log.warn(
-            "a message from {node} to process {process} was dropped: it is nested too deep, or "
+        peer_log.warn(
+            "a message from {peer} to process {process} was dropped: it is nested too deep, or "
             "has too many elements",
-            node=self.peer.name,
+            peer=self.peer.name,
             process=process.name,
         )
         caller = _caller_of(head)
@@ -168,11 +170,11 @@ class Session:
                 result.addErrback(self._report, process)
 
     def _report(self, failure: Failure, process: Process) -> None:
-        log.failure(
-            "process {process} failed on a message from {node}",
+        peer_log.failure(
+            "process {process} failed on a message from {peer}",
             failure,
             process=process.name,
-            node=self.peer.name,
+            peer=self.peer.name,
         )
 
     def _on_answer(self, term: Term, oversized: bool) -> None:

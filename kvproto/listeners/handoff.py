@@ -228,7 +228,7 @@ class Handoff(VerifiedConnection, Protocol):
         """Fire the event of a claim that has failed: there will be no owner."""
         self._claim = None
         if self.entry.state is State.OFFERED:
-            log.failure(
+            peer_log.failure(
                 CONNECTION + ": the controller failed to take it",
                 failure=failure,
                 **self.entry.log_fields(),
@@ -438,9 +438,10 @@ class Handoff(VerifiedConnection, Protocol):
 
     def _report(self, failure: Failure) -> None:
         """Log a failure of somebody else's code."""
-        log.failure(
-            CONNECTION + ": {log_failure.value}",
+        peer_log.failure(
+            CONNECTION + ": {reason}",
             failure=failure,
+            reason=failure.getErrorMessage(),
             **self.entry.log_fields(),
         )
 

@@ -28,6 +28,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import make_logger
 
 try:
@@ -40,6 +41,7 @@ except ImportError:  # not Linux
 __all__ = ["COHORT", "TURN", "VISITS", "Hub", "hub_for"]
 
 log = make_logger()
+peer_log = LimitedLog(log)
 
 TURN: Final = 96
 """Events of one look at who is ready.  As many mean that there are more."""
@@ -212,7 +214,7 @@ class Hub:
                     why = member.doWrite()
             except BaseException:
                 why = sys.exc_info()[1]
-                log.failure("a connection's protocol failed")
+                peer_log.failure("a connection's protocol failed", peer="")
             if why is not None:
                 self._end(member, why, bool(reads))
 
@@ -228,7 +230,7 @@ class Hub:
             self._remove(member, EPOLLIN | EPOLLOUT)
             member.connectionLost(reason)
         except BaseException:
-            log.failure("a connection's protocol failed at its end")
+            peer_log.failure("a connection's protocol failed at its end", peer="")
 
     def connectionLost(self, reason: Failure) -> None:
         """End all connections: the reactor ends."""
@@ -236,7 +238,7 @@ class Hub:
             try:
                 member.connectionLost(reason)
             except BaseException:
-                log.failure("a connection's protocol failed at its end")
+                peer_log.failure("a connection's protocol failed at its end", peer="")
 
 
 def hub_for(reactor: Any) -> Any:

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import CONNECTION, make_logger
 from kvproto.config import OnRotate
 from kvproto.listeners.entry import Entry
@@ -25,6 +26,7 @@ from kvproto.listeners.states import LIVE_STATES, Event, State
 __all__ = ["Terms", "Verify", "apply", "disconnect", "drain", "objection", "recheck"]
 
 log = make_logger()
+peer_log = LimitedLog(log)
 
 Verify = Callable[[tuple[bytes, ...]], str | None]
 """Maps a peer's chain to why it is not trusted (any more), None when it is."""
@@ -112,7 +114,7 @@ async def recheck(ledger: Ledger, entries: Iterable[Entry], verify: Verify) -> i
         reason = objection(verify, entry) if entry.state in _VERIFIED else ""
         if reason:
             ended.append(entry)
-            log.info(
+            peer_log.info(
                 CONNECTION + " is ended: {reason}",
                 **entry.log_fields(),
                 reason=reason,
@@ -128,7 +130,7 @@ def objection(verify: Verify, entry: Entry) -> str:
         chain = entry.accepted.peer_chain
         return (verify(chain) or "") if chain else ""
     except Exception:
-        log.failure(
+        peer_log.failure(
             CONNECTION + ": its peer could not be verified again",
             **entry.log_fields(),
         )

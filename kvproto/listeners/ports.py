@@ -35,6 +35,7 @@ from twisted.internet.posixbase import PosixReactorBase
 from twisted.python.failure import Failure
 
 from kvproto.base.addresses import describe_peer
+from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import make_logger
 from kvproto.listeners.hub import hub_for
 from kvproto.listeners.transport import DirectServer, server_transport, unix_server_transport
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 log = make_logger()
+peer_log = LimitedLog(log)
 
 BACKLOG = 1024
 """Connections that may wait to be accepted: room for the time a restart takes.
@@ -160,7 +162,7 @@ class _Accepting(_PortBase):
                 transport.came_from(peer)
             protocol.makeConnection(transport)
         except Exception:
-            log.failure("a connection from {address} could not be set up", address=address)
+            peer_log.failure("a connection from {peer} could not be set up", peer=str(address))
             if transport is None:
                 accepted.close()
             else:

@@ -165,11 +165,12 @@ class _Root(Resource):
         if isinstance(error, OSError):
             log.error("management: what has changed could not be kept: {reason}", reason=error)
             return errors({"_": f"it could not be kept: {error.strerror}"}, 500).answer
-        log.failure(
+        peer_log.failure(
             "management: {method} {path} could not be answered",
             failure=failure,
             method=request.method.decode("latin-1"),
             path=request.path.decode("latin-1"),
+            peer=describe_peer(request.channel.transport.getPeer()),
         )
         return errors({"_": "internal error; the log of the service says more"}, 500).answer
 

@@ -80,7 +80,10 @@ class ConfigParts:
             config: What the service is started with.
         """
         return [
-            Part(("log-level",), lambda config, _: set_log_level(config.log_level)),
+            Part(
+                ("log-level", "log-levels"),
+                lambda config, _: set_log_level(config.log_level, config.log_levels),
+            ),
             Part(
                 ("cert-user",),
                 lambda _, identify: setattr(self.server, "identify", identify),

@@ -16,13 +16,16 @@ from typing import Any
 
 from twisted.web.resource import Resource
 
+from kvproto.base.addresses import describe_peer
 from kvproto.base.http import BoundedSite
+from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import make_logger
 from kvproto.ops.page import PAGE_POLICY, render_page
 
 __all__ = ["StatusSite", "with_interface"]
 
 log = make_logger()
+peer_log = LimitedLog(log)
 
 _TCP = re.compile(r"tcp[46]?:")
 
@@ -98,8 +101,10 @@ class _Root(Resource):
                     (404, TEXT, b"not found\n") if answer is None else answer(request)
                 )
             except Exception:
-                log.failure(
-                    "HTTP: {path} could not be answered", path=request.path.decode("latin-1")
+                peer_log.failure(
+                    "HTTP: {path} could not be answered",
+                    path=request.path.decode("latin-1"),
+                    peer=describe_peer(request.getClientAddress()),
                 )
                 code, kind, body = 500, TEXT, b"internal error; the log of the service says more\n"
         request.setResponseCode(code)

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from twisted.logger import (
 from txaio import tx
 from zope.interface import implementer
 
-from kvproto.config import LogFormat
+from kvproto.config import LogFormat, RoomLevel
 from kvproto.config import LogLevel as Level
 
 __all__ = ["FIELDS", "LineObserver", "LogFile", "json_line", "observer_for", "reopen_logs"]
@@ -185,13 +185,19 @@ class LineObserver:
         self.set_level(level)
         _observers.add(self)
 
-    def set_level(self, level: Level) -> None:
-        """Write events of this level and above from now on."""
+    def set_level(self, level: Level, rooms: Iterable[RoomLevel] = ()) -> None:
+        """Write events of this level and above from now on, of some rooms those of another."""
         self._least = _THRESHOLDS[level]
+        self._rooms = {one.room: _THRESHOLDS[one.level] for one in rooms}
+
+    def _least_of(self, event: LogEvent) -> Any:
+        package, _, rest = str(event.get("log_namespace") or "").partition(".")
+        room = rest.partition(".")[0] if package == "kvproto" else ""
+        return self._rooms.get(room, self._least)
 
     def __call__(self, event: LogEvent) -> None:
         """Write one event."""
-        if _level_of(event) < self._least:
+        if _level_of(event) < (self._least_of(event) if self._rooms else self._least):
             return
         try:
             line = self._line(event)
@@ -206,15 +212,27 @@ class LineObserver:
 _observers: weakref.WeakSet[LineObserver] = weakref.WeakSet()
 
 
-def set_log_level(level: Level) -> None:
-    """Log events of this level and above from now on, in the whole process."""
-    tx.set_global_log_level(level.value)
+def set_log_level(level: Level, rooms: Collection[RoomLevel] = ()) -> None:
+    """Log events of this level and above from now on, in the whole process.
+
+    Args:
+        level: Of everything but these rooms.
+        rooms: What is logged of single ones.
+    """
+    # Loggers make events of what anybody wants; observers write what is wanted of each room.
+    least = min([level, *(one.level for one in rooms)], key=[*Level].index)
+    tx.set_global_log_level(least.value)
     for observer in list(_observers):
-        observer.set_level(level)
+        observer.set_level(level, rooms)
 
 
 def observer_for(
-    form: LogFormat, level: Level, logfile: str | None, *, daemon: bool
+    form: LogFormat,
+    level: Level,
+    logfile: str | None,
+    *,
+    daemon: bool,
+    rooms: Collection[RoomLevel] = (),
 ) -> LineObserver:
     """Return the observer for what ``twistd`` was told.
 
@@ -223,8 +241,8 @@ def observer_for(
         level: The least important level that is written.
         logfile: ``--logfile``; ``"-"`` for stdout, none for the usual place.
         daemon: Whether the process leaves its terminal.
+        rooms: The least important level of single rooms.
     """
-    set_log_level(level)
     stream: Any
     if logfile == "-" or (not logfile and not daemon):
         if daemon:
@@ -236,7 +254,9 @@ def observer_for(
         line = json_line
     else:
         line = journal_line if _is_journal(stream) else text_line
-    return LineObserver(stream, line, level)
+    observer = LineObserver(stream, line, level)
+    set_log_level(level, rooms)
+    return observer
 
 
 def _is_journal(stream: Any) -> bool:

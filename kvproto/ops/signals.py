@@ -131,7 +131,7 @@ class SignalService(Service):
         if self._stopping:
             log.info("SIGHUP: the service is stopping, nothing is read again")
             return
-        log.info("SIGHUP: reading the credentials again")
+        log.info("SIGHUP: reading credentials, users and configuration again")
         maybeDeferred(self._on_reload).addErrback(_report)
 
     def _reopen(self) -> None:

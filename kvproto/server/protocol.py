@@ -462,9 +462,10 @@ class KVServerProtocol(TwistedProtocol):
 
     def _report(self, failure: Failure) -> None:
         if self._connection is None:
-            log.failure("a request could not be served", failure=failure)
+            peer = describe_peer(self.transport.getPeer())
+            peer_log.failure("a request of {peer} could not be served", failure, peer=peer)
             return
-        log.failure(
+        peer_log.failure(
             CONNECTION + ": a request could not be served",
             failure=failure,
             **self._connection.log_fields(),

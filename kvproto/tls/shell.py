@@ -289,7 +289,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             connection = create(self)
         except Exception:
             failure = Failure()
-            log.failure("no TLS connection could be made for {peer}", peer=self._peer_name())
+            peer_log.failure("no TLS connection could be made for {peer}", peer=self._peer_name())
             return failure
         # Absent in older pyOpenSSL; then OpenSSL's own default, to refuse clients, holds.
         set_options = getattr(connection, "set_options", None)
@@ -500,7 +500,10 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
                 elif event is Event.FAILED:
                     self._reason = self._reason or explain_failure(self._machine, self.stage)
         except Exception:
-            log.failure("the application failed while it was given its last data")
+            peer_log.failure(
+                "the application failed while it was given the last data of {peer}",
+                peer=self._peer_name(),
+            )
         finally:
             self._reading = False
 

@@ -90,7 +90,7 @@ class EpochKeeper:
         try:
             found = None if raw is None else Epochs.decode(raw)
         except UpstreamError as error:
-            log.warn("{error}", error=error)
+            log.warn("the record of epochs in the engine cannot be read: {reason}", reason=error)
             return
         if self.record is None or (found is not None and found.version > self.record.version):
             if found is not None and raw is not None:

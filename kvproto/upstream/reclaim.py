@@ -91,7 +91,9 @@ class Reclaimer:
             for server in serving(self._engine):
                 await self._go_through(server)
         except UpstreamError as error:
-            log.warn("old documents stay in the engine until the next flush: {e}", e=error)
+            log.warn(
+                "old documents stay in the engine until the next flush: {reason}", reason=error
+            )
 
     async def make_room(self) -> bool:
         """Remove some documents, of any epoch; return whether there were any."""

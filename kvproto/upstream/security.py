@@ -145,7 +145,9 @@ class EngineSecrets:
             try:
                 self._use()
             except ConfigError as error:
-                log.warn("the engine's files cannot be used, the old ones stay: {e}", e=error)
+                log.warn(
+                    "the engine's files cannot be used, the old ones stay: {reason}", reason=error
+                )
             except Exception:
                 log.failure("the engine's files cannot be used, the old ones stay")
             else:

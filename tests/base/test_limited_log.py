@@ -54,6 +54,35 @@ class LimitedLogTests(SynchronousTestCase):
             ["handshake of [2001:db8::1]:5 failed: expired", "login of 192.0.2.1:9 failed"],
         )
 
+    def test_faults(self) -> None:
+        """Tracebacks are limited as well, each fault by itself."""
+
+        def one() -> None:
+            raise ZeroDivisionError
+
+        def other() -> None:
+            raise ZeroDivisionError
+
+        told: list[str] = []
+        self.patch(self.log, "failure", lambda format, failure, **_: told.append(str(failure.type)))
+        for fault in (one, other):
+            for port in range(3 * LINES_OF_ONE):
+                try:
+                    fault()
+                except ZeroDivisionError:
+                    self.limited.failure("{peer} found it", peer=f"192.0.2.1:{port}")
+        self.assertEqual(len(told), 2 * LINES_OF_ONE)
+        self.now += WINDOW
+        self.limited.report()
+        self.assertEqual(
+            self.log.lines,
+            [
+                f"{2 * LINES_OF_ONE} more lines were left out in 10 s, of the kind: "
+                f"{{peer}} found it (ZeroDivisionError in {name})"
+                for name in ("one", "other")
+            ],
+        )
+
     def test_flood_of_many(self) -> None:
         """Many addresses together are bounded as well."""
         for number in range(10 * LINES):

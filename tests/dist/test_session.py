@@ -8,6 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.base.limited_log import LimitedLog
 from kvproto.dist import (
     Atom,
     Caller,
@@ -25,6 +26,7 @@ from kvproto.dist import (
     SessionLimits,
     control,
     encode,
+    session,
 )
 from kvproto.dist.control import Control, Op, decode_control
 from kvproto.dist.etf import MAX_DEPTH
@@ -349,6 +351,8 @@ class MessagesTests(SessionCase):
 
     def test_failure_is_logged(self) -> None:
         """A process that fails on a message is logged, and lives on."""
+        # Other tests have provoked such lines as well.
+        self.patch(session, "peer_log", LimitedLog(session.log))
         self.server.answer = ZeroDivisionError()
         self.say(6, CALLER, Atom(""), Atom("kvtls"), message=1)
         later = Deferred[None]()

@@ -102,6 +102,9 @@ PROBES: dict[str, tuple[str, Probe, object]] = {
         "drain",
     ),
     "drain-window": ("drain-window = 7", lambda service: service._config.drain_window, 7.0),
+    "log-levels": (
+        'log-levels = ["tls:debug"]', lambda service: tx.get_global_log_level(), "debug"
+    ),
     "log-level": ('log-level = "warn"', lambda service: tx.get_global_log_level(), "warn"),
 }  # fmt: skip
 """Lines of the file by the option that they change, what to look at then, and what is there."""

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from txaio import tx
 
-from kvproto.config import LogFormat
+from kvproto.config import LogFormat, RoomLevel
 from kvproto.config import LogLevel as Level
 from kvproto.ops import logs
 from kvproto.ops.logs import LineObserver, LogFile, json_line, observer_for, reopen_logs
@@ -88,6 +88,35 @@ class ObserverTests(SynchronousTestCase):
         logs.set_log_level(Level.DEBUG)
         observer(event(log_level=LogLevel.debug))
         self.assertEqual(out.getvalue(), "warn\ncritical\ndebug\n")
+
+    def test_rooms(self) -> None:
+        """A room can have a level of its own, above or below that of the others."""
+        self.addCleanup(tx.set_global_log_level, tx.get_global_log_level())
+        out = io.StringIO()
+        observer = LineObserver(out, lambda found: found["log_namespace"], Level.INFO)
+        rooms = (RoomLevel("tls", Level.DEBUG), RoomLevel("dataplane", Level.ERROR))
+        logs.set_log_level(Level.INFO, rooms)
+        for name in (
+            "kvproto.tls.shell",
+            "kvproto.service",
+            "kvproto.dataplane.peers",
+            "other.tls",
+        ):
+            for level in (LogLevel.debug, LogLevel.warn, LogLevel.critical):
+                observer(event(log_namespace=name, log_level=level))
+        lines = out.getvalue().splitlines()
+        self.assertEqual(
+            lines,
+            ["kvproto.tls.shell"] * 3
+            + ["kvproto.service"] * 2
+            + ["kvproto.dataplane.peers"]
+            + ["other.tls"] * 2,
+        )
+        self.assertEqual(tx.get_global_log_level(), "debug")
+        logs.set_log_level(Level.WARN)
+        observer(event(log_namespace="kvproto.tls.shell", log_level=LogLevel.info))
+        self.assertEqual(len(out.getvalue().splitlines()), len(lines))
+        self.assertEqual(tx.get_global_log_level(), "warn")
 
     def test_text(self) -> None:
         """Text is Twisted's classic form, without what moves a cursor."""

@@ -262,7 +262,7 @@ class Journal:
             if not self.fault.startswith("sync"):
                 await self.synced()
         except StoreUnavailable as error:
-            log.warn("{reason}", reason=str(error))
+            log.warn("not everything could be saved at the end: {reason}", reason=str(error))
         if self._active is not None:
             path, at = self._active.path, self.at
             end = end_record(self._active.number)
@@ -271,7 +271,9 @@ class Journal:
             try:
                 await self._in_thread(self._disk.seal, path, at, end)
             except OSError as error:
-                log.warn("{path}: {reason}", path=str(path), reason=error.strerror)
+                log.warn(
+                    "{path} could not be closed: {reason}", path=str(path), reason=error.strerror
+                )
         for spare in self._spares:
             self._close(spare)
             await self._in_thread(self._disk.remove, spare.path)
@@ -363,7 +365,11 @@ class Journal:
     def _not_prepared(self, failure: Failure) -> None:
         self._preparing = None
         if not failure.check(OSError):
-            log.failure("{directory}", failure=failure, directory=str(self._directory))
+            log.failure(
+                "{directory}: no file could be prepared",
+                failure=failure,
+                directory=str(self._directory),
+            )
         reason = getattr(failure.value, "strerror", None) or failure.getErrorMessage()
         if not self.fault:
             self.fault = f"{self._directory}: {reason}"
