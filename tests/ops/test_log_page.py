@@ -81,8 +81,8 @@ class LimitTests(SynchronousTestCase):
             room: Any = importlib.import_module(line.module)
             self.assertIsInstance(room.peer_log, LimitedLog, line.module)
             for peers, most in (
-                ([f"192.0.2.1:{port}" for port in range(3 * LINES)], LINES_OF_ONE),
-                ([f"198.51.100.{host % 256}:{host}" for host in range(3 * LINES)], LINES),
+                ([f"192.0.2.1:{port}" for port in range(2 * LINES_OF_ONE)], LINES_OF_ONE),
+                ([f"198.51.100.{host % 256}:{host}" for host in range(LINES + 20)], LINES),
             ):
                 self.assertEqual(self.provoke(room, line, peers), most, line)
 
