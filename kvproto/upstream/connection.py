@@ -270,6 +270,10 @@ class EngineConnection(Protocol):
         self._marks.append((self._clock.seconds(), self._written))
         if self._timer is None:
             self._timer = self._clock.callLater(self._timeout, self._look_at_oldest)
+        self._transmit(data)
+
+    def _transmit(self, data: bytes) -> None:
+        """Write whole commands, in whatever words the engine understands."""
         self.transport.write(data)
 
     def _note_answers(self) -> None:

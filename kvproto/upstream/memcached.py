@@ -1,4 +1,4 @@
-"""One connection to a memcached server, in its binary protocol.
+"""One connection to a memcached server, in its binary protocol or in meta commands.
 
 `MemcachedConnection` is an `EngineConnection` that reads frames instead of RESP: batches, order,
 deadlines and ends are the same, and the theory is there.  memcached answers in order as well, so
@@ -6,6 +6,12 @@ the queue decides whose reply it is; besides that each request carries an opaque
 reply with another one ends the connection rather than reach somebody else.
 
 Only opcodes that memcached knows may be sent: one that it does not know is answered late or never.
+
+Which protocol it is, the server decides.  A greeting is a NOOP; a server that speaks text alone
+sees a line of one byte that it does not know, says ``ERROR``, and is then asked whether it knows
+meta commands (``mn``; ``version`` is answered by all, and so ends the question).  If it does,
+frames and replies are translated from then on (`kvproto.wire.meta_frames`), and nobody but this
+connection needs to know.  Nothing but a greeting may be sent before its answer.
 
 Source: memcached ``doc/protocol-binary.xml``, ``proto_bin.c``.
 """
@@ -16,9 +22,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from kvproto.base.log import make_logger
+from kvproto.errors import RemoteProtocolError
 from kvproto.upstream.connection import Call, EngineConnection
 from kvproto.wire.constants import HEADER_SIZE, Magic, Opcode
-from kvproto.wire.encoding import HEADER
+from kvproto.wire.encoding import HEADER, simple_reply
+from kvproto.wire.meta_frames import MetaTranslation
 
 __all__ = ["FrameCall", "MemcachedConnection", "greeting"]
 
@@ -102,20 +110,41 @@ def greeting() -> list[FrameCall]:
     return [FrameCall(data, _ignore, 0)]
 
 
+def _shown(line: bytes) -> str:
+    """Return the beginning of a line as a log may show it."""
+    return repr(line[:40].decode("ascii", "backslashreplace"))
+
+
 def _ignore(reply: Any, call: Call) -> None:
     """Take the answer to a greeting; a link puts its own function in place of this."""
 
 
+_ASK_FOR_META = b"\r\nmn\r\nversion\r\n"
+"""Ends the line that a text server takes the rest of our greeting for, and asks."""
+
+_LONGEST_ANSWER = 4096
+"""Bytes of a text server's answer to a greeting."""
+
+
 class MemcachedConnection(EngineConnection):
-    """A pipelined connection to a memcached server; see `EngineConnection`."""
+    """A pipelined connection to a memcached server; see `EngineConnection`.
+
+    Attributes:
+        text: Whether the server speaks text alone, and is asked in meta commands.
+        touched: What is to be flushed when a read is through.
+    """
 
     _held: list[bytes]
     touched: dict[_Flushed, None]
+    _translation: MetaTranslation | None = None
+    _as_frames: Callable[[bytes], bytes] | None
 
     def connectionMade(self) -> None:
         """Take the transport."""
         self._held = []
         self.touched = {}
+        self._heard = b""
+        self._as_frames = self._recognise
         self._held_size = 0
         self._needed = HEADER_SIZE
         super().connectionMade()
@@ -124,6 +153,14 @@ class MemcachedConnection(EngineConnection):
         """Give each reply to its request."""
         if not self._open:
             return
+        if self._as_frames is not None:
+            try:
+                data = self._as_frames(data)
+            except RemoteProtocolError as error:
+                self._end("protocol", error.reason)
+                return
+            if not data:
+                return
         held = self._held
         if held:
             held.append(data)
@@ -154,6 +191,43 @@ class MemcachedConnection(EngineConnection):
         self._note_answers()
         if self._closing and not self._pending:
             self._end("disconnected", "not needed any more")
+
+    @property
+    def text(self) -> bool:
+        """Whether the server speaks text alone."""
+        return self._translation is not None
+
+    def _transmit(self, data: bytes) -> None:
+        translation = self._translation
+        self.transport.write(data if translation is None else translation.requests(data))
+
+    def _recognise(self, data: bytes) -> bytes:
+        """Find out which protocol the server speaks; return the reply to our greeting once it is.
+
+        Raises:
+            RemoteProtocolError: None that is of use.
+        """
+        if not self._heard and data[0] == _RESPONSE:
+            self._as_frames = None
+            return data
+        before, self._heard = self._heard, self._heard + data
+        first, *lines = self._heard.split(b"\r\n")
+        wrong = not self._heard.startswith((b"E", b"C")) or len(self._heard) > _LONGEST_ANSWER
+        if wrong or (lines and not first.startswith((b"ERROR", b"CLIENT_ERROR"))):
+            raise RemoteProtocolError(f"it does not speak memcached's protocol: {_shown(first)}")
+        if lines and b"\r\n" not in before:
+            self.transport.write(_ASK_FOR_META)
+        if lines[-1:] != [b""] or not (version := lines[-2:-1] or [b""])[0].startswith(b"VERSION "):
+            return b""
+        if b"MN" not in lines:
+            raise RemoteProtocolError(
+                "it speaks neither the binary protocol nor meta commands: start it with -B auto, "
+                f"or have a newer one than {_shown(version[0])}"
+            )
+        self._translation = MetaTranslation()
+        self._as_frames = self._translation.replies
+        self._heard = b""
+        return simple_reply(Opcode.NOOP, 0, 0)
 
     def _take_replies(self, data: bytes, end: int) -> int:
         """Give replies to requests as long as there are whole ones; return where that ends."""

@@ -507,6 +507,12 @@ class OperationTests(FleetCase):
         self.assertEqual(found, b"VALUE k 0 2\r\n99\r\nEND\r\n")
 
 
+class TextServersTests(OperationTests):
+    """The same on servers that refuse the binary protocol."""
+
+    arguments = ("-B", "ascii")
+
+
 class SmallServersTests(FleetCase):
     """Servers that take less than the service does."""
 
