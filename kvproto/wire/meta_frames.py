@@ -5,7 +5,7 @@ line (with a value behind it, where it has one), and since a server answers in o
 line that is not answered says what an answer means.  Each line carries the frame's opaque as well,
 and an answer that gives back another one is an error.
 
-What cannot be told in a line (a key of more than 187 bytes that needs base64, an opcode that is not
+What cannot be told in a line (a key of more than 186 bytes that needs base64, an opcode that is not
 a document's) becomes ``mn``: its answer comes in its turn, and is a refusal.
 
 Source: memcached ``doc/protocol.txt``, ``proto_text.c`` of 1.6.18, ``proto_bin.c``.
@@ -172,9 +172,9 @@ class MetaTranslation:
 
 
 def _size(line: bytes) -> int:
-    words = line.split(b" ", 2)
-    if not words[1].isdigit() or not 0 <= (size := int(words[1])) <= MAX_VALUE:
-        raise RemoteProtocolError("a value of no size")
+    size = _number(line.split(b" ", 2)[1], 8)
+    if size > MAX_VALUE:
+        raise RemoteProtocolError("a value of more than a gibibyte")
     return size
 
 
@@ -290,9 +290,8 @@ def _frame(asked: _Request, line: bytes, value: bytes) -> bytes:
     """Return the frame of one answer."""
     opcode, opaque = asked.opcode, asked.opaque
     code, *flags = line.split(b" ")
-    if code not in _CODES.get(opcode, _CODES_OF_OTHERS):
-        status = _error(line, opcode)
-        return error_reply(opcode, asked.refusal or status, opaque)
+    if code not in (_CODES[opcode] if not asked.refusal else _CODES_OF_NOOP):
+        return error_reply(opcode, _error(line, opcode), opaque)
     if asked.refusal:
         return error_reply(opcode, asked.refusal, opaque)
     found = {flag[:1]: flag[1:] for flag in flags[code == b"VA" :]}
@@ -305,12 +304,9 @@ def _frame(asked: _Request, line: bytes, value: bytes) -> bytes:
             # memcached names what is not there.
             return encode_response(opcode, Status.NOT_FOUND, key=asked.key, opaque=opaque)
         return error_reply(opcode, _MISSES[code], opaque)
-    try:
-        cas, client_flags = (int(found.get(name, b"0")) for name in (b"c", b"f"))
-        if opcode in _COUNTS:
-            return counter_reply(opcode, opaque, cas, int(value))
-    except ValueError:
-        raise RemoteProtocolError("a number that is none") from None
+    cas, client_flags = _number(found.get(b"c", b"0"), 8), _number(found.get(b"f", b"0"), 4)
+    if opcode in _COUNTS:
+        return counter_reply(opcode, opaque, cas, _number(value.rstrip(b" "), 8))
     if code != b"VA":
         return simple_reply(opcode, 0, opaque, cas)
     if opcode == Opcode.GETK:
@@ -325,6 +321,14 @@ def _frame(asked: _Request, line: bytes, value: bytes) -> bytes:
     return get_reply(opcode, 0, opaque, cas, client_flags, value)
 
 
+def _number(digits: bytes, size: int) -> int:
+    """Read a number that has room in so many bytes."""
+    if not digits.isdigit() or (number := int(digits[:20])) >= 1 << 8 * size:
+        raise RemoteProtocolError("a number that is none")
+    return number
+
+
+_CODES_OF_NOOP = frozenset({b"MN"})
 _COUNTS = frozenset({Opcode.INCREMENT, Opcode.DECREMENT})
 _READ_CODES = frozenset({b"VA", b"EN"})
 _CODES: dict[int, frozenset[bytes]] = {
@@ -337,8 +341,8 @@ _CODES: dict[int, frozenset[bytes]] = {
     **dict.fromkeys(_COUNTS, frozenset({b"VA", b"NF", b"NS", b"EX"})),
     Opcode.FLUSH: frozenset({b"OK"}),
     Opcode.STAT: frozenset({b"END", b"RESET"}),
+    Opcode.NOOP: _CODES_OF_NOOP,
 }
-_CODES_OF_OTHERS = frozenset({b"MN"})
 """The codes that may answer a request; whatever else comes is an error, or makes no sense."""
 
 

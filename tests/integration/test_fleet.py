@@ -14,13 +14,14 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from kvproto.config import Config, Mode
 from kvproto.dataplane import make_server, make_stores
 from kvproto.dataplane.fleet import FleetStores
-from kvproto.errors import ConfigError
+from kvproto.errors import ConfigError, StoreUnavailable
 from kvproto.server import KVServerProtocol
 from kvproto.upstream.discovery import parse_cluster
 from kvproto.upstream.ring import FleetServer, make_ring
@@ -513,6 +514,29 @@ class TextServersTests(OperationTests):
     arguments = ("-B", "ascii")
 
 
+class MixedServersTests(FleetCase):
+    """A fleet of which one server refuses the binary protocol."""
+
+    def add_server(self, port: int = 0) -> Memcached:
+        self.arguments = ("-B", "auto" if self.memcached else "ascii")
+        return super().add_server(port)
+
+    async def test_both(self) -> None:
+        """Clients do not see which server a key is on."""
+        keys = [self.keys_of(server)[0] for server in self.memcached]
+        text, binary = await self.connect(), await self.connect()
+        for key in keys:
+            (reply,) = await binary.call(store(key, key))
+            self.assertEqual(reply.status, 0)
+        found = await text.say(b"get %b\r\n" % b" ".join(keys), b"END\r\n")
+        self.assertEqual(found.count(b"VALUE "), 3)
+        asked = [encode_request(Opcode.GETK, key=key) for key in (*keys, *keys)]
+        replies = await binary.call(*asked)
+        self.assertEqual(
+            [(one.key, one.value) for one in replies], [(key, key) for key in keys] * 2
+        )
+
+
 class SmallServersTests(FleetCase):
     """Servers that take less than the service does."""
 
@@ -643,6 +667,28 @@ class FailureTests(FleetCase):
         await self.wait(lambda: self.stores.fleet.servers[0].up)
         self.assertEqual(await client.say(b"get %b\r\n" % key, b"\r\n"), b"END\r\n")
 
+    async def test_useless(self) -> None:
+        """A server that speaks neither protocol is said to, at once, and asked for nothing."""
+
+        class Old(LineReceiver):
+            def lineReceived(self, line: bytes) -> None:
+                self.sendLine(b"VERSION 1.2\r" if line == b"version\r" else b"ERROR\r")
+
+            delimiter = b"\n"
+
+        factory = Factory.forProtocol(Old)
+        factory.noisy = False
+        old = reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(old.stopListening)
+        store = f"memcached://127.0.0.1:{old.getHost().port}?connect-timeout=600"
+        stores = make_stores(Config(mode=Mode.MEMCACHED, store=store), reactor)
+        stores.startService()
+        self.addCleanup(stores.stopService)
+        await self.wait(lambda: "start it with -B auto" in (stores.ready() or ""))
+        asked = stores.store("default").get(b"k")
+        failure = await self.assertFailure(asked, StoreUnavailable)
+        self.assertIn("neither the binary protocol nor meta commands", str(failure))
+
     async def test_started_without_servers(self) -> None:
         """A service whose fleet is away says so, and serves when it is there."""
         port = free_port()
@@ -653,6 +699,12 @@ class FailureTests(FleetCase):
         await self.wait(lambda: "refused" in (stores.ready() or ""))
         self.add_server(port)
         await self.wait(lambda: stores.ready() is None)
+
+
+class TextFailureTests(FailureTests):
+    """The same with servers that refuse the binary protocol."""
+
+    arguments = ("-B", "ascii")
 
 
 class IdleTests(FleetCase):

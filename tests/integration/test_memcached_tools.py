@@ -59,12 +59,13 @@ class MemccapableTests(ToolCase):
                 self.both_protocols(tunnel.port)
 
     def test_fleet(self) -> None:
-        """The same in front of three servers."""
-        with (
-            KvtlsProcess(*self.in_front_of_a_fleet()) as service,
-            Stunnel(service) as tunnel,
-        ):
-            self.both_protocols(tunnel.port)
+        """The same in front of three servers, whichever protocol they speak."""
+        for arguments in ((), ("-B", "ascii")):
+            with (
+                KvtlsProcess(*self.in_front_of_a_fleet(*arguments)) as service,
+                Stunnel(service) as tunnel,
+            ):
+                self.both_protocols(tunnel.port)
 
     def both_protocols(self, port: int) -> None:
         for protocol, tests in (("-b", 27), ("-a", 20)):
@@ -86,11 +87,12 @@ class ToolTests(ToolCase):
 
     def test_fleet(self) -> None:
         """The same in front of three servers, but for memcdump: nobody lists a fleet's keys."""
-        with (
-            KvtlsProcess(*self.in_front_of_a_fleet()) as service,
-            Stunnel(service) as tunnel,
-        ):
-            self.tools(tunnel.port)
+        for arguments in ((), ("-B", "ascii")):
+            with (
+                KvtlsProcess(*self.in_front_of_a_fleet(*arguments)) as service,
+                Stunnel(service) as tunnel,
+            ):
+                self.tools(tunnel.port)
 
     def tools(self, port: int) -> str:
         """Run the tools; return the name of a document that is left."""
