@@ -685,7 +685,7 @@ class FailureTests(FleetCase):
         stores.startService()
         self.addCleanup(stores.stopService)
         await self.wait(lambda: "start it with -B auto" in (stores.ready() or ""))
-        asked = stores.store("default").get(b"k")
+        asked: Any = stores.store("default").get(b"k")
         failure = await self.assertFailure(asked, StoreUnavailable)
         self.assertIn("neither the binary protocol nor meta commands", str(failure))
 
