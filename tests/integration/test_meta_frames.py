@@ -78,8 +78,7 @@ class SameAnswersTests(SynchronousTestCase):
     def essence(self, reply: Any) -> tuple[Any, ...]:
         """Return what must be the same: all but the CAS itself and the words of an error."""
         extras = b"" if reply.opcode == Opcode.TOUCH else reply.extras
-        # A counter that grows shorter keeps its length in some cases, padded.
-        value = reply.value.rstrip(b" ") if not reply.status else b""
+        value = reply.value if not reply.status else b""
         return reply.opcode, reply.opaque, reply.status, reply.key, extras, value, bool(reply.cas)
 
     def test_random_requests(self) -> None:
@@ -109,6 +108,11 @@ class SameAnswersTests(SynchronousTestCase):
             case = f"{opcode!r} {key[:20]!r} {cas} {asked}: {wanted} {found}"
             self.assertEqual(self.essence(found), self.essence(wanted), case[:800])
             seen.add((opcode, cas, wanted.status))
+            if opcode in COUNTING and not wanted.status:
+                # Whether a counter that has become shorter is padded depends on who looks at it
+                # meanwhile, memcached's own threads included.
+                for one in frames, lines:
+                    one.ask(Opcode.SET, key, "none", extras=extras[:8], value=b"7")
         self.assertGreaterEqual(
             {status for _, _, status in seen},
             {0, Status.NOT_FOUND, Status.EXISTS, Status.NOT_STORED, Status.NOT_A_NUMBER},

@@ -435,7 +435,7 @@ class ConnectionTests(SynchronousTestCase):
     def test_wrong(self) -> None:
         """What is no reply, or somebody else's, ends the connection."""
         for data in (
-            b"ERROR\r\n" * 10,
+            b"HTTP/1.1 400 Bad Request\r\n",
             encode_response(0, opaque=7),
             b"\x81" + b"\xff" * 23,
             encode_response(0, opaque=1) * 2,
