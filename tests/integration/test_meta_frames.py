@@ -112,7 +112,7 @@ class SameAnswersTests(SynchronousTestCase):
                 # Whether a counter that has become shorter is padded depends on who looks at it
                 # meanwhile, memcached's own threads included.
                 for one in frames, lines:
-                    one.ask(Opcode.SET, key, "none", extras=extras[:8], value=b"7")
+                    one.ask(Opcode.SET, key, "none", extras=bytes(8), value=b"7")
         self.assertGreaterEqual(
             {status for _, _, status in seen},
             {0, Status.NOT_FOUND, Status.EXISTS, Status.NOT_STORED, Status.NOT_A_NUMBER},
