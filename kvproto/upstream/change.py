@@ -3,7 +3,7 @@
 `Changer` takes a `Change`, an operation with its rule and arguments, through these steps until
 nobody has come in between:
 
-1. The document is read, and with it the engine's time, which new CAS are made of.
+1. The document is read.
 2. The rule decides (`kvproto.store.rules`).  If nothing is to be changed its answer is the answer.
 3. A script replaces the document if its header is still the one that was read.  If it is not,
    the reply is what is there now, and the rule decides again.
@@ -50,7 +50,6 @@ log = make_logger()
 MOST_LOSSES = 100
 """How often somebody may come in between before a change is given up as not performed."""
 
-_TIME = command(b"TIME")
 _MOST_WAIT_S = 10.0
 
 
@@ -71,7 +70,6 @@ class Change:
         slot: Of the name.
         raw: What is there, as far as is known; None for nothing.
         sure: Whether that was read for this change.
-        micros: The engine's time.
         floor: The CAS of what is there.
         decision: What the rule said last.
         made: What is to be there; empty for nothing.
@@ -81,8 +79,8 @@ class Change:
     """
 
     __slots__ = (
-        "args", "decision", "durable", "floor", "key", "losses", "made", "micros", "name", "prefix",
-        "raw", "replicas", "rule", "slot", "sure", "tombstones", "tries", "waiting",
+        "args", "decision", "durable", "floor", "key", "losses", "made", "name", "prefix", "raw",
+        "replicas", "rule", "slot", "sure", "tombstones", "tries", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -103,7 +101,7 @@ class Change:
         self.slot = 0
         self.raw: bytes | None = None
         self.sure = False
-        self.micros = self.floor = 0
+        self.floor = 0
         self.decision: Decision[Any] | None = None
         self.made = b""
         self.losses = 0
@@ -114,7 +112,6 @@ class Change:
 class ChangedStore(Protocol):
     """What a `Changer` uses of the store whose documents it changes."""
 
-    locks: bool
     limits: Limits
     statistics: Statistics
     keeper: EpochKeeper
@@ -166,9 +163,9 @@ class Changer:
     def _stamp(self, change: Change, document: Document) -> None:
         """Give a document the numbers that it will have if it is stored, unless it has them."""
         if not document.cas:
-            document.cas = self._next_cas(change)
+            document.cas = self._store.next_cas(change.floor)
         if not document.seqno:
-            document.seqno = self._next_cas(change)
+            document.seqno = self._store.next_cas(change.floor)
 
     # the steps
 
@@ -206,9 +203,6 @@ class Changer:
     def _read(self, change: Change) -> None:
         if not self._locate(change, self._read):
             return
-        if self._store.locks and change.rule is not subdoc_rules.lookup_in:
-            change.micros = 0
-            self._send(change, _TIME, self._told_time)
         self._send(change, command(b"GET", change.name), self._was_read)
 
     def _send(self, change: Change, data: bytes, answered: Any, *, write: bool = False) -> None:
@@ -216,10 +210,6 @@ class Changer:
         call.epoch = change.prefix
         call.rider = self._store.keeper
         self._engine.send(call)
-
-    def _told_time(self, reply: Any, call: Call) -> None:
-        if isinstance(reply, list):
-            call.context.micros = _micros(reply)
 
     def _was_read(self, reply: Any, call: Call) -> None:
         change: Change = call.context
@@ -299,7 +289,7 @@ class Changer:
             return None
         if document is not None:
             if effect is Effect.LOCK:
-                document.cas = self._next_cas(change)
+                document.cas = self._store.next_cas(change.floor)
             elif effect is not Effect.UNLOCK and effect is not Effect.MARK:
                 self._stamp(change, document)
         remains = effect is not Effect.REMOVE and (
@@ -309,31 +299,24 @@ class Changer:
             return encode(document)
         return None if change.raw is None else b""
 
-    def _next_cas(self, change: Change) -> int:
-        """Return the CAS of a document in work: the engine's time, or one more than it has."""
-        if self._store.locks:
-            micros = change.micros or int(self._store.now() * 1e6)
-            return max(micros * 1000, change.floor + 1)
-        return self._store.next_cas(change.floor)
-
     def _was_replaced(self, reply: Any, call: Call) -> None:
         change: Change = call.context
         if call.epoch is not self._store.prefix_of(change.key):
             self._read(change)
         elif reply == 1:
             self._done(change)
-        elif isinstance(reply, list):
+        elif reply is None or reply.__class__ is bytes:
             self._lost(change, reply)
         else:
             self._settle(reply, call)
 
-    def _lost(self, change: Change, reply: list[Any]) -> None:
+    def _lost(self, change: Change, raw: bytes | None) -> None:
         change.losses += 1
         if change.losses > MOST_LOSSES:
             error = StoreUnavailable("too many others change this document at the same time")
             self._end(change, Failure(error))
             return
-        change.raw, change.micros, change.sure = reply[0], _micros(reply[1]), True
+        change.raw, change.sure = raw, True
         self._decide(change)
 
     def _done(self, change: Change) -> None:
@@ -385,7 +368,7 @@ class Changer:
             self._start(following)
             return
         following.prefix, following.name, following.slot = change.prefix, change.name, change.slot
-        following.raw, following.micros = change.raw, change.micros
+        following.raw = change.raw
         self._decide(following)
 
     # durability
@@ -457,8 +440,3 @@ class Changer:
         else:
             text = f"{where}: WAIT: {reply}"
         self._end(change, Failure(OutcomeUnknown(text)))
-
-
-def _micros(time: Any) -> int:
-    seconds, micros = time
-    return int(seconds) * 1_000_000 + int(micros)

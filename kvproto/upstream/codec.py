@@ -27,14 +27,11 @@ from kvproto.errors import UpstreamError
 from kvproto.store import Document
 from kvproto.store.document import ALL_MARKS, MARK_BITS
 
-__all__ = ["HEADER", "PLAIN", "decode", "encode", "header_of"]
+__all__ = ["HEADER", "decode", "encode", "header_of"]
 
 HEADER = Struct(">BQQIBIBQBIQ")
 """The header: version, CAS, locked until, length of attributes, tombstone, flags, datatype, expiry,
 marks, read at, sequence number."""
-
-PLAIN = Struct(">QIBIBQBI")
-"""The part of it between CAS and sequence number."""
 
 _VERSION = 1
 _SIZE = HEADER.size

@@ -132,7 +132,8 @@ class EpochKeeper:
         name = self._name(tag)
         time = engine.ask(command(b"TIME"), slot)
         raw = await engine.ask(command(b"GET", name), slot)
-        micros = _micros(await time)
+        seconds, rest = await time
+        micros = int(seconds) * 1_000_000 + int(rest)
         for _ in range(_MOST_LOSSES):
             record = None if raw is None else Epochs.decode(raw)
             if self.record is not None and (record is None or record.version < self.record.version):
@@ -145,7 +146,7 @@ class EpochKeeper:
             reply = await engine.ask(data, slot, write=True)
             if reply == 1:
                 break
-            raw, micros = reply[0], _micros(reply[1])
+            raw = reply
         else:
             raise StoreUnavailable("too many processes flush the bucket at once")
         copies = [
@@ -156,8 +157,3 @@ class EpochKeeper:
         await all_ended(copies)
         if self.record is None or made.version > self.record.version:
             self._adopt(made, encoded)
-
-
-def _micros(time: Any) -> int:
-    seconds, micros = time
-    return int(seconds) * 1_000_000 + int(micros)

@@ -5,8 +5,7 @@ engine that has lost it (a restart, a failover) says NOSCRIPT, and then it is se
 
 A document begins with a header (`kvproto.upstream.codec`): its version, 8 bytes of CAS, 8 of the
 moment until which it is locked, 4 of the length of its attributes, one that says whether it is a
-tombstone, and more.  A CAS is the engine's time in nanoseconds, or one more than the document had;
-Lua's numbers are doubles, so it is handled as two halves of 32 bits.
+tombstone, and more.  Lua's numbers are doubles, so a CAS is handled as two halves of 32 bits.
 
 Source: Redis documentation, "Scripting with Lua"; Lua ``struct`` library as Redis contains it.
 """
@@ -27,64 +26,59 @@ class Script:
     Attributes:
         text: The same.
         digest: By which the engine knows it.
-        two: A call with a key and two arguments, to be filled in by ``%``: the length of each,
-            and it.
+        start: How a call with one key begins, behind the number of its words.
     """
 
     def __init__(self, text: bytes) -> None:
         self.text = text
         self.digest = sha1(text, usedforsecurity=False).hexdigest().encode()
-        self._tail = b"\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % self.digest
-        self.two = b"*6%b$%%d\r\n%%b\r\n$%%d\r\n%%b\r\n$%%d\r\n%%b\r\n" % self._tail
+        self.start = b"\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % self.digest
 
     def call(self, key: bytes, *arguments: bytes) -> bytes:
         """Encode a call with one key."""
-        parts = [b"*%d%b$%d\r\n%b\r\n" % (len(arguments) + 4, self._tail, len(key), key)]
+        parts = [b"*%d%b$%d\r\n%b\r\n" % (len(arguments) + 4, self.start, len(key), key)]
         parts += [b"$%d\r\n%b\r\n" % (len(part), part) for part in arguments]
         return b"".join(parts)
 
 
 SET_PLAIN = Script(
     b"""\
-local call, key = redis.call, KEYS[1]
-local old = call('GETRANGE', key, 0, 21)
-local t = call('TIME')
-local now = t[1] * 1000000 + t[2]
-local low = (now % 4294967296) * 1000
-local high = math.floor(now / 4294967296) * 1000 + math.floor(low / 4294967296)
-low = low % 4294967296
+local key, document = KEYS[1], ARGV[1]
+local old = redis.call('GETRANGE', key, 0, 21)
+local answer = 1
 if old ~= '' then
   if string.byte(old) ~= 1 or string.sub(old, 10) ~= '@' then
-    return call('GET', key)
+    return redis.call('GET', key)
   end
   local h, l = struct.unpack('>I4I4', old, 2)
+  local high, low = struct.unpack('>I4I4', document, 2)
   if h > high or (h == high and l >= low) then
-    high, low = h, l + 1
-    if low == 4294967296 then high, low = h + 1, 0 end
+    l = l + 1
+    if l == 4294967296 then h, l = h + 1, 0 end
+    answer = struct.pack('>I4I4', h, l)
+    document = '\\1' .. answer .. string.sub(document, 10, 40) .. answer .. string.sub(document, 49)
   end
 end
-local cas = struct.pack('>I4I4', high, low)
-local document = '\\1' .. cas .. ARGV[1] .. cas .. ARGV[2]
-if ARGV[3] then
-  call('SET', key, document, 'PXAT', ARGV[3])
+if ARGV[2] then
+  redis.call('SET', key, document, 'PXAT', ARGV[2])
 else
-  call('SET', key, document)
+  redis.call('SET', key, document)
 end
-return cas
+return answer
 """.replace(b"@", rb"\0" * 13)
 )
-"""Set a document unless it is locked, has attributes, or is a tombstone.
+"""Set a document unless there is one that is locked, has attributes, or is a tombstone.
 
-Arguments: the header from behind the CAS up to the sequence number, what comes behind it, and
-perhaps unix time in milliseconds when it expires.  Returns the 8 bytes of its CAS, which is its
-sequence number too; or what is there.
+Arguments: the document, and perhaps unix time in milliseconds when it expires.  Returns 1; or the 8
+bytes of the CAS, and sequence number, that the document was given in place of its own, since what
+was there had a larger one; or what is there.
 """
 
 REPLACE_IF = Script(
     b"""\
 local old = redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] == 0 and 0 or #ARGV[1] - 1)
 if old ~= ARGV[1] then
-  return {redis.call('GET', KEYS[1]), redis.call('TIME')}
+  return redis.call('GET', KEYS[1])
 end
 if ARGV[2] == '' then
   redis.call('UNLINK', KEYS[1])
@@ -99,7 +93,7 @@ return 1
 """Replace a document if it still begins with this header.
 
 Arguments: the header, empty where nothing must be; the new document, empty to remove it; perhaps
-unix time in milliseconds when it expires.  Returns 1; or what is there and the engine's time.
+unix time in milliseconds when it expires.  Returns 1; or what is there.
 """
 
 SET_NEWER = Script(

@@ -35,7 +35,7 @@ from kvproto.store.operations import Operations
 from kvproto.store.rules import DEFAULT_MAX_VALUE, Limits, Rule
 from kvproto.store.statistics import Statistics
 from kvproto.upstream.change import Change, Changer
-from kvproto.upstream.codec import HEADER, PLAIN, decode
+from kvproto.upstream.codec import HEADER, decode
 from kvproto.upstream.connection import Call
 from kvproto.upstream.engine import Engine, EngineFullError, error_of
 from kvproto.upstream.epochs import Epochs, bucket_prefix, document_prefix
@@ -53,9 +53,16 @@ log = make_logger()
 _MAX_WAITING = 10_000
 _COUNTED_EXACTLY = 100_000
 _CAS_SIZE = 8
-_SET = SET_PLAIN.two
+_HEAD_SIZE = HEADER.size
 _new = object.__new__
-from_bytes = int.from_bytes
+_pack = HEADER.pack
+
+# A SET: the length of its key, the key, the length of the document, its header, its value; and the
+# same with a moment when it expires, of 13 digits until the year 2286.
+_SCRIPT = b"*5%b$%%d\r\n%%b\r\n$%%d\r\n%%b%%b\r\n" % SET_PLAIN.start
+_SCRIPT_EXPIRING = b"*6%b$%%d\r\n%%b\r\n$%%d\r\n%%b%%b\r\n$%%d\r\n%%b\r\n" % SET_PLAIN.start
+_PLAIN = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b%b\r\n"
+_PLAIN_EXPIRING = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b%b\r\n$4\r\nPXAT\r\n$%d\r\n%b\r\n"
 
 
 @implementer(IStore, IListableStore)
@@ -92,7 +99,9 @@ class EngineStore(Operations):
         self._engine = engine
         self._bucket = bucket.encode()
         self.now = now
-        self.locks = locks
+        self._set_plain, self._set_expiring = (
+            (_SCRIPT, _SCRIPT_EXPIRING) if locks else (_PLAIN, _PLAIN_EXPIRING)
+        )
         self._ahead = ahead
         self.limit_values(max_value, max_item)
         self.statistics = Statistics()
@@ -108,7 +117,8 @@ class EngineStore(Operations):
         self._loading: Deferred[None] | None = None
         self._waiting: deque[Deferred[None]] = deque()
         # Several processes may make a CAS in the same microsecond; these digits tell them apart.
-        self._cas = secrets.randbelow(1000)
+        self._digits = secrets.randbelow(1000)
+        self._cas = 0
         self._changer = Changer(self, engine)
 
     def limit_values(self, max_value: int, max_item: int | None = None) -> None:
@@ -226,34 +236,20 @@ class EngineStore(Operations):
                 self.when_loaded(waiting, self._set_again, key, document)
                 return
             prefix, name = located
-        expires_at = document.expires_at
+        # The script makes it larger than that of what is there, if it must.
+        document.cas = document.seqno = cas = self.next_cas(0)
+        value, expires_at = document.value, document.expires_at
         micros = round(expires_at * 1e6) if expires_at else 0
-        if self.locks:
-            head = PLAIN.pack(0, 0, 0, document.flags, document.datatype & 0xFF, micros, 0, 0)
-            value = document.value
-            if micros:
-                data = SET_PLAIN.call(name, head, value, self.expiry(expires_at))
-            else:
-                data = _SET % (len(name), name, len(head), head, len(value), value)
-            call = Call(data, self._set_by_script, True)
+        head = _pack(1, cas, 0, 0, 0, document.flags, document.datatype & 0xFF, micros, 0, 0, cas)
+        size = _HEAD_SIZE + len(value)
+        if micros:
+            moment = self.expiry(expires_at)
+            data = self._set_expiring % (
+                len(name), name, size, head, value, len(moment), moment,
+            )  # fmt: skip
         else:
-            document.cas = document.seqno = cas = self.next_cas(0)
-            value = document.value
-            data = b"%b%b" % (
-                HEADER.pack(
-                    1, cas, 0, 0, 0, document.flags, document.datatype & 0xFF, micros, 0, 0, cas
-                ),
-                value,
-            )
-            if micros:
-                encoded = command(b"SET", name, data, b"PXAT", self.expiry(expires_at))
-            else:
-                encoded = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
-                    len(name), name, len(data), data,
-                )  # fmt: skip
-            call = Call(encoded, self._was_set, True)
-        call.context = key, document
-        call.slot = self._slot(name)
+            data = self._set_plain % (len(name), name, size, head, value)
+        call = Call(data, self._was_set, True, (key, document), self._slot(name))
         call.deferred = waiting
         call.epoch = prefix
         call.rider = self.keeper
@@ -264,43 +260,33 @@ class EngineStore(Operations):
         self._set(key, document, waiting)
         return waiting
 
-    def _set_by_script(self, reply: Any, call: Call) -> None:
-        if reply.__class__ is bytes and len(reply) == _CAS_SIZE:
-            key, document = call.context
-            if call.epoch is self._prefix and key.__class__ is bytes:
-                document.cas = document.seqno = from_bytes(reply, "big")
-                statistics = self.statistics
-                statistics.cmd_set += 1
-                statistics.total_items += 1
-                call.deferred.callback(document)
-                return
-            document.cas = document.seqno = from_bytes(reply, "big")
-            self._was_set(b"OK", call)
-        elif reply.__class__ is bytes:
-            # It is locked, or has attributes that must be kept: the usual way.
-            key, document = call.context
-            expiry: Any = document.expires_at  # a moment is an expiry as well
-            super().set(
-                key, document.value, document.flags, expiry, datatype=document.datatype
-            ).chainDeferred(call.deferred)
-        else:
-            self._was_set(reply, call)
-
     def _was_set(self, reply: Any, call: Call) -> None:
         key, document = call.context
         if call.epoch is not (
             self._prefix if key.__class__ is bytes else self._prefixes.get(key[0])
         ):
             self._set(key, document, call.deferred)
-        elif reply == b"OK":
-            statistics = self.statistics
-            statistics.cmd_set += 1
-            statistics.total_items += 1
-            call.deferred.callback(document)
-        else:
+            return
+        if reply == 1 or reply == b"OK":  # noqa: PLR1714 - bytes and a number
+            pass
+        elif reply.__class__ is not bytes:
             failure = self._engine.settle(reply, call)
             if failure is not None:
                 self.fail(call.deferred, failure, call)
+            return
+        elif len(reply) == _CAS_SIZE:
+            document.cas = document.seqno = int.from_bytes(reply)
+        else:
+            # It is locked, or has attributes that must be kept: the usual way.
+            expiry: Any = document.expires_at  # a moment is an expiry as well
+            super().set(
+                key, document.value, document.flags, expiry, datatype=document.datatype
+            ).chainDeferred(call.deferred)
+            return
+        statistics = self.statistics
+        statistics.cmd_set += 1
+        statistics.total_items += 1
+        call.deferred.callback(document)
 
     # -- all the others -------------------------------------------------------
 
@@ -504,18 +490,16 @@ class EngineStore(Operations):
     # -- numbers --------------------------------------------------------------
 
     def next_cas(self, floor: int) -> int:
-        """Return a CAS that is larger than all that this process made, and than ``floor``.
+        """Return a CAS that is larger than ``floor``, and is no other's.
 
-        It is the time in microseconds, and three digits that this process does not share, so the
-        same is hardly ever made by two processes.
+        It is the time in nanoseconds, the last three digits of which are the same for all that this
+        process makes, so two processes hardly ever make the same one.
         """
-        own = self._cas % 1000
-        cas = int((self.now() + self._ahead) * 1e6) * 1000 + own
-        least = max(self._cas, floor)
-        if cas <= least:
-            cas = (least // 1000 + 1) * 1000 + own
+        cas = int((self.now() + self._ahead) * 1e6) * 1000 + self._digits
+        if cas <= self._cas:
+            cas = self._cas + 1000
         self._cas = cas
-        return cas
+        return cas if cas > floor else floor + 1
 
     def expiry(self, expires_at: float) -> bytes:
         """Return when the engine is to forget a document: unix time in milliseconds."""

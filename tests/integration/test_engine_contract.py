@@ -12,9 +12,9 @@ from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.store import IStore
+from kvproto.store import Document, IStore
 from kvproto.testing.store import StoreContract
-from kvproto.testing.store_case import START
+from kvproto.testing.store_case import KEY, START
 from kvproto.testing.store_meta import MetaContract
 from kvproto.testing.store_subdoc import SubdocContract
 from kvproto.upstream import Engine, EngineStore, make_engine, parse_options
@@ -35,16 +35,43 @@ class EngineContract(StoreContract, SubdocContract, MetaContract):
         raise NotImplementedError
 
     def make_store(self, now: Callable[[], float]) -> IStore:
+        EngineContract.made += 1
+        return self.same_store(now, 0.0)
+
+    def same_store(self, now: Callable[[], float], ahead: float) -> EngineStore:
+        """Make a store for the bucket that was made last, by a service with a clock of its own."""
         if self.engine is None:
             self.engine = make_engine(parse_options(self.url()), reactor)
             self.engine.start()
             self.addCleanup(self.stop, self.engine)
-        EngineContract.made += 1
         # The test's clock stands in the past; the engine must not forget what still lives there.
+        ahead += time.time() - START
         bucket = f"{os.getpid()}.{self.made}"
-        store = EngineStore(self.engine, bucket, now, locks=self.locks, ahead=time.time() - START)
+        store = EngineStore(self.engine, bucket, now, locks=self.locks, ahead=ahead)
         self.addCleanup(store.stop)
         return store
+
+    def test_clocks_that_differ(self) -> None:
+        """What a service with a slow clock stores has a larger CAS than what it replaces."""
+        if not self.locks:
+            raise SkipTest("in memcached's mode a SET looks at nothing that is there")
+        slow = self.same_store(self.clock.seconds, -100.0)
+        was = self.ask(self.store.set(KEY, b"fast")).cas
+        for expiry, attempt in ((0, b"1"), (1000, b"2"), (0, b"3")):
+            stored = self.ask(slow.set(KEY, attempt, 7, expiry))
+            found = self.ask(self.store.get(KEY))
+            self.assertEqual(found, stored)
+            self.assertEqual((found.value, found.flags, found.seqno), (attempt, 7, found.cas))
+            self.assertEqual(bool(found.expires_at), bool(expiry))
+            self.assertEqual(found.cas, was + 1)
+            was = found.cas
+        for cas in (0x7FFFFFFF_FFFFFFFF, 0x7FFFFFFF_FFFFFFFE):
+            self.assertIsNone(self.ask(slow.put_back(KEY, Document(b"v", cas=cas))))
+            self.assertEqual(self.ask(slow.set(KEY, b"3")).cas, cas + 1)
+            was = cas + 1
+        changed = self.ask(slow.append(KEY, b"x"))
+        self.assertGreater(changed.cas, was)
+        self.assertEqual(self.ask(self.store.get(KEY)).value, b"3x")
 
     def stop(self, engine: Engine) -> None:
         engine.stop()

@@ -114,7 +114,7 @@ class FakeEngine(Engine):
             return 1
         if words[1] == REPLACE_IF.digest:
             if (old or b"")[: len(arguments[0]) or 1] != arguments[0]:
-                return [old, self._time()]
+                return old
             if arguments[1]:
                 content[key] = arguments[1]
             else:
@@ -123,10 +123,9 @@ class FakeEngine(Engine):
         assert words[1] == SET_PLAIN.digest
         if old is not None and (old[0] != 1 or any(old[9:22])):
             return old
-        seconds, micros = self._time()
-        cas = (int(seconds) * 1_000_000 + int(micros)) * 1000
-        if old is not None:
-            cas = max(cas, int.from_bytes(old[1:9]) + 1)
-        packed = cas.to_bytes(8)
-        content[key] = b"\1" + packed + arguments[0] + packed + arguments[1]
+        if old is None or old[1:9] < arguments[0][1:9]:
+            content[key] = arguments[0]
+            return 1
+        packed = (int.from_bytes(old[1:9]) + 1).to_bytes(8)
+        content[key] = b"\1" + packed + arguments[0][9:40] + packed + arguments[0][48:]
         return packed
