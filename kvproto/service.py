@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from twisted.application.internet import TimerService
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
@@ -211,15 +212,28 @@ class KVTLSService(MultiService):
             self._own_process(signals)
         self._control_socket = ControlSocket(self.control, config.state_directory, self._reactor)
         self._control_socket.check_path()
-        self._listening: list[Any] = [*self.acceptors]
-        if self.nodes is not None:
-            self._listening.append(self.nodes)
-        for service in (self._ages, self._control_socket, self.rotation, *self._listening):
+        self._listening: list[Any] = [*self.acceptors, *filter(None, [self.nodes])]
+        self._seconds = self._equip_server(faults)
+        services: list[Any] = [self._seconds, self._ages, self._control_socket, self.rotation]
+        for service in services + self._listening:
             service.setServiceParent(self)
         self._http = self._http_service()
         self._management = self._management_service()
         self._history.setServiceParent(self)
         self._watch = self._file_watch()
+
+    def _equip_server(self, faults: FaultPlan | None) -> TimerService:
+        """Give the sessions what only the service has; return what looks at the clock for them."""
+        if self._config.enable_shutdown:
+            self.server.shutdown = self._shut_down
+        if faults is not None:
+            self.server.advance = faults.advance
+        self.server.listening = lambda: [
+            acceptor.host for acceptor in self.acceptors if acceptor.host is not None
+        ]
+        seconds = TimerService(1.0, self.server.tick)
+        seconds.clock = self._reactor
+        return seconds
 
     def _file_watch(self) -> FileWatch | None:
         """Make what looks at the credential files, unless the operator wants no watching."""
@@ -589,6 +603,10 @@ class KVTLSService(MultiService):
     def _end_process(self) -> None:
         self._reactor.callLater(0, self._reactor.stop)
 
+    def _shut_down(self) -> None:
+        log.info("a client has ended the service: shutdown")
+        self._end_process()
+
     def _end_at_once(self) -> None:
         for entry in self.ledger.entries():
             entry.accepted.fire(Event.PROCESS_STOPPING, "the process was told to stop twice")
@@ -613,6 +631,7 @@ class KVTLSService(MultiService):
         await DeferredList([maybeDeferred(service.stopService) for service in self._listening])
         await maybeDeferred(self.stores.stopService)
         self._history.stopService()
+        self._seconds.stopService()
         if self._http is not None:
             await maybeDeferred(self._http.stopService)
         await maybeDeferred(self.rotation.stopService)

@@ -14,6 +14,7 @@ import atexit
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def config_of(options: argparse.Namespace, directory: Path) -> Config:
         evict=not options.M,
         max_connections=int(options.c or 1024),
         requests_per_event=int(options.R or 0),
+        enable_shutdown=options.A,
         idle_timeout=float(tuned.get("idle_timeout", 0)),
     )
 
@@ -88,6 +90,18 @@ def start_fleet(options: argparse.Namespace) -> str:
     return f"memcached://{server.name}"
 
 
+def movable_clock() -> Callable[[float], None]:
+    """Return what moves the reactor's clock on, as ``debugtime`` does in a build for debugging."""
+    seconds, ahead = reactor.seconds, 0.0
+
+    def advance(by: float) -> None:
+        nonlocal ahead
+        ahead += by
+
+    reactor.seconds = lambda: seconds() + ahead
+    return advance
+
+
 def main() -> None:
     """Serve until it is killed."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -96,22 +110,31 @@ def main() -> None:
     parser.add_argument("-o", action="append", default=[])
     parser.add_argument("-Y", default="")
     parser.add_argument("--fleet", action="store_true")
-    for switch in "hFAMCdLSvDZW":
+    # No -S: as a memcached that was built without SASL.
+    for switch in "hFAMCdLvDZW":
         parser.add_argument(f"-{switch}", action="store_true")
-    options, _ = parser.parse_known_args()
+    options, unknown = parser.parse_known_args()
+    if "-S" in unknown:
+        sys.exit("This server is not built with SASL support.")
     if options.h:
         sys.stdout.write(HELP)
         return
     with tempfile.TemporaryDirectory(prefix="kvtls-as-memcached-") as directory:
         try:
+            advance = movable_clock()
             config = config_of(options, Path(directory))
             if options.fleet:
                 config = replace(config, store=start_fleet(options))
             service = KVTLSService(config)
         except ConfigError as error:
             sys.exit(f"Failed to start: {error}")
-        if options.W:
-            service.server.settings = replace(service.server.settings, watchers=frozenset())
+        settings = service.server.settings
+        service.server.settings = replace(
+            settings,
+            watchers=frozenset() if options.W else settings.watchers,
+            lru_threads="no_lru_maintainer" not in ",".join(options.o),
+        )
+        service.server.advance = advance
         service.startService()
         # A shell that starts it in the background has it ignore this.
         signal.signal(signal.SIGINT, lambda *_: reactor.callFromThread(reactor.stop))

@@ -256,6 +256,8 @@ OPTIONS: dict[str, Option] = {
                reload=Reload.AT_ONCE),
         Option("no-flush", "allow_flush", FLAG, "refuse FLUSH, in memcached mode too",
                value=False, unset=None, reload=Reload.AT_ONCE),
+        Option("enable-shutdown", "enable_shutdown", FLAG,
+               "let clients end the service by the text command 'shutdown', as memcached's -A"),
         Option("watcher", "watchers", NAME,
                "user that may watch what all clients of its bucket ask for (repeatable; default: "
                "where there are no users, clients on this machine)", repeatable=True,

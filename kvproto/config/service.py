@@ -76,6 +76,7 @@ class Config:
         watchers: Users that may watch what others ask for; none: where there are no users, clients
             on this machine.
         allow_flush: Whether FLUSH works; None: only in memcached mode.
+        enable_shutdown: Whether clients may end the service by the text command ``shutdown``.
         memory_limit: Bytes all buckets together may hold, keys and overhead counted; each
             has the same share.
         evict: Whether a full store drops what was least recently used (or
@@ -135,6 +136,7 @@ class Config:
     peers: tuple[tuple[str, int], ...] = ()
     watchers: tuple[str, ...] = ()
     allow_flush: bool | None = None
+    enable_shutdown: bool = False
     memory_limit: int = 64 * MIB
     evict: bool = True
     max_value: int | None = None

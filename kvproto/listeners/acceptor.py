@@ -451,6 +451,11 @@ class AcceptorService(Service):
         return self._state
 
     @property
+    def host(self) -> Any:
+        """The `IAddress` that it listens on, None as long as it does not."""
+        return self._binding.host
+
+    @property
     def address(self) -> str:
         """Where it listens, ``""`` as long as it does not."""
         return self._binding.address

@@ -137,6 +137,11 @@ class Binding:
         return isinstance(self._endpoint, AdoptedStreamServerEndpoint)
 
     @property
+    def host(self) -> Any:
+        """The `IAddress` of the listening socket, None as long as there is none."""
+        return None if self._port is None else self._port.getHost()
+
+    @property
     def address(self) -> str:
         """Where it listens, ``""`` as long as it does not."""
         return "" if self._port is None else describe_address(self._port.getHost())

@@ -26,6 +26,7 @@ class Counters:
         bytes_written: Bytes of replies.
         conn_yields: Times that a connection let others have their turn.
         idle_kicks: Connections that were closed because they asked nothing.
+        recently: Unix time in seconds when somebody looked last, 0 where nobody does.
         unmeasured: Reads to answer in place up to the next that is timed, itself included.
     """
 
@@ -40,4 +41,5 @@ class Counters:
     bytes_written: int = 0
     conn_yields: int = 0
     idle_kicks: int = 0
+    recently: float = 0.0
     unmeasured: int = MEASURED_READS

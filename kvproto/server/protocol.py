@@ -65,6 +65,8 @@ class KVServerProtocol(TwistedProtocol):
     Attributes:
         session: What was asked and is to be answered; None until the first byte has come, which
             says which protocol it is.
+        last_read: When it was last read from, in unix seconds, to the second; 0 where nobody looks
+            at the clock.
     """
 
     transport: Any
@@ -83,6 +85,7 @@ class KVServerProtocol(TwistedProtocol):
         self._answered = False
         self._held = 0  # bytes, as the budget knows it
         self._counters = server.counters
+        self.last_read = 0.0
         self.session: Session | None = None
         self._server = server
         self._connection = connection
@@ -112,6 +115,7 @@ class KVServerProtocol(TwistedProtocol):
     def connectionMade(self) -> None:
         """Take the connection; know the peer now if somebody has verified it already."""
         self._connected = True
+        self.last_read = self._counters.recently
         self._counters.curr_connections += 1
         self._counters.total_connections += 1
         self._peer.number = self._server.connected(self, getattr(self._connection, "id", 0))
@@ -126,7 +130,9 @@ class KVServerProtocol(TwistedProtocol):
             self._answered = False
             self._attend()
             return
-        self._counters.bytes_read += len(data)
+        counters = self._counters
+        counters.bytes_read += len(data)
+        self.last_read = counters.recently
         out: list[bytes] = []
         try:
             settled = self._receive(data, out)
@@ -163,6 +169,7 @@ class KVServerProtocol(TwistedProtocol):
             self._written = written
         counters.bytes_read += size
         counters.bytes_written += written
+        self.last_read = counters.recently
         if settled and not self._held:
             return size
         self._answered = True

@@ -74,6 +74,11 @@ class KVServer:
         turn: At whose end connections send the replies that they have waited for.
         ports: What clients are told about other ports; `name_ports` changes it.
         connections: Those that are open, with their numbers.
+        advance: Moves the clock of all stores on by so many seconds, for tests; None where nobody
+            may.
+        shutdown: Begins to end the service, at a client's word; None where clients may not.
+        listening: Returns the addresses of the sockets that clients can connect to; whoever listens
+            puts itself here.
         watch: Who watches, and what.
         hashing: Where passwords are hashed that its users bring; where they are checked when None.
     """
@@ -99,6 +104,9 @@ class KVServer:
         self.prefixes: Prefixes | None = None
         self.last_prefixes = Prefixes()
         self.connections: dict[Any, int] = {}
+        self.listening: Callable[[], Sequence[Any]] = tuple
+        self.advance: Callable[[float], None] | None = None
+        self.shutdown: Callable[[], None] | None = None
         self._last_number = 0
         self.requests = RequestCounts()
         self.times = self.requests.times
@@ -171,6 +179,10 @@ class KVServer:
         if self.watch.wanted & Stream.CONNEVENTS:
             peer = connection.transport.getPeer()
             self.watch.tell(Stream.CONNEVENTS, conn_close(peer, number, reason))
+
+    def tick(self) -> None:
+        """Look at the clock, about once a second, so that no request has to."""
+        self.counters.recently = self.now()
 
     def may_watch(self, peer: Peer) -> bool:
         """Return whether a peer may watch what all others ask for."""

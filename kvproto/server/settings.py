@@ -44,6 +44,8 @@ class ServerSettings:
         idle_timeout: What ``stats settings`` says, in seconds; the listener enforces it.
         memory_limit: What ``stats settings`` says, in bytes; the store enforces it.
         evict: What ``stats settings`` says; the store does it.
+        lru_threads: Whether ``stats`` has the names of what memcached's LRU crawler and maintainer
+            do, which is always 0 here; a memcached that was started without them has none.
         version: What VERSION answers.
         watchers: Users that may ``watch``; None: where there are no users, whoever comes from this
             machine.
@@ -62,6 +64,7 @@ class ServerSettings:
     idle_timeout: float = 0.0
     memory_limit: int = 64 * 1024 * 1024
     evict: bool = True
+    lru_threads: bool = True
     version: str = MEMCACHED_VERSION
     watchers: frozenset[str] | None = None
     advertised_port: int = 0

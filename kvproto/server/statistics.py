@@ -54,6 +54,9 @@ class Report:
 
 UNKNOWN = Report(line=b"ERROR", wrong=True)
 
+_LISTENER_NUMBERS = range(2**32 - 1, 2**31, -1)
+"""Of listening sockets in ``stats conns``: down from here, as connections count up from 1."""
+
 NOT_RESET = frozenset({"bytes", "curr_items", "limit_maxbytes"})
 """What tells the present state and so stays over ``stats reset``."""
 
@@ -80,16 +83,23 @@ _NEVER = dict.fromkeys(
         "hash_power_level", "hash_bytes", "hash_is_expanding", "slab_reassign_rescues",
         "slab_reassign_chunk_rescues", "slab_reassign_inline_reclaim", "slab_reassign_busy_items",
         "slab_reassign_busy_deletes", "slab_reassign_busy_nomem", "slab_reassign_running",
-        "slabs_moved", "lru_crawler_running", "lru_crawler_starts", "lru_maintainer_juggles",
-        "malloc_fails", "log_worker_dropped", "unexpected_napi_ids", "round_robin_fallback",
-        "slab_global_page_pool", "expired_unfetched", "evicted_unfetched",
-        "evicted_active", "crawler_reclaimed", "crawler_items_checked", "lrutail_reflocked",
+        "slabs_moved", "malloc_fails", "log_worker_dropped", "unexpected_napi_ids",
+        "round_robin_fallback", "slab_global_page_pool", "expired_unfetched", "evicted_unfetched",
+        "crawler_reclaimed", "crawler_items_checked", "lrutail_reflocked",
+    ),
+    0,
+)  # fmt: skip
+"""What never happens here; a store that counts it says so itself."""
+
+_OF_LRU_THREADS = dict.fromkeys(
+    (
+        "lru_crawler_running", "lru_crawler_starts", "lru_maintainer_juggles", "evicted_active",
         "moves_to_cold", "moves_to_warm", "moves_within_lru", "direct_reclaims",
         "lru_bumps_dropped",
     ),
     0,
 )  # fmt: skip
-"""What never happens here; a store that counts it says so itself."""
+"""What memcached says only where it has a crawler of its LRU and a maintainer."""
 
 
 def _counted(server: KVServer, of_store: dict[str, Value]) -> dict[str, Value]:
@@ -104,7 +114,8 @@ def _counted(server: KVServer, of_store: dict[str, Value]) -> dict[str, Value]:
         "total_connections": counters.total_connections,
         "rejected_connections": counters.rejected_connections,
         "conn_yields": counters.conn_yields,
-        "idle_kicks": counters.idle_kicks,
+        # As memcached, which says this only where connections can be idle for too long.
+        **({"idle_kicks": counters.idle_kicks} if server.settings.idle_timeout else {}),
         "log_worker_written": server.watch.written,
         "log_watcher_skipped": server.watch.skipped,
         "log_watcher_sent": server.watch.sent,
@@ -127,8 +138,6 @@ def _general(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Rep
             "time": int(now),
             "version": settings.version,
             "libevent": "none",
-            "kvproto_version": __version__,
-            "kvproto_compiled": "yes" if COMPILED else "no",
             "pointer_size": 64,
             "rusage_user": f"{usage.ru_utime:.6f}",
             "rusage_system": f"{usage.ru_stime:.6f}",
@@ -139,6 +148,7 @@ def _general(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Rep
             "log_watchers": len(server.watch.watchers),
             "slab_reassign_last_busy_status": "none",
             **_NEVER,
+            **(_OF_LRU_THREADS if settings.lru_threads else {}),
             **{name: server.since_reset(store, name, value) for name, value in counted.items()},
         }
     )
@@ -147,9 +157,9 @@ def _general(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Rep
 def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
     settings = server.settings
     login = "no" if server.anonymous else "yes"
-    hosts = [connection.transport.getHost() for connection in server.connections]
+    hosts = server.listening()
     inter = sorted({host.host for host in hosts if hasattr(host, "host")})
-    sockets = sorted({printable(str(host.name)) for host in hosts if hasattr(host, "name")})
+    sockets = sorted(_path(host) for host in hosts if hasattr(host, "name"))
     return Report(
         {
             "maxbytes": settings.memory_limit,
@@ -162,7 +172,7 @@ def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Repor
             "evictions": "on" if settings.evict else "off",
             "domain_socket": ",".join(sockets) or "NULL",
             "umask": 700,
-            "shutdown_command": "no",
+            "shutdown_command": "no" if server.shutdown is None else "yes",
             "growth_factor": "1.25",
             "chunk_size": 48,
             "num_threads": 1,
@@ -208,6 +218,8 @@ def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Repor
             "num_napi_ids": 0,
             "memory_file": "(null)",
             "client_flags_size": 4,
+            "kvproto_version": __version__,
+            "kvproto_compiled": "yes" if COMPILED else "no",
         }
     )
 
@@ -251,17 +263,29 @@ def _sizes(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Any:
 
 
 def _conns(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
-    """Tell of each connection that is open; all of them are between two commands."""
+    """Tell of each listening socket, and of each connection that is open."""
     told: dict[str, Value] = {}
+    for number, address in zip(_LISTENER_NUMBERS, server.listening(), strict=False):
+        told |= {
+            f"{number}:addr": _address(address),
+            f"{number}:state": "conn_listening",
+            f"{number}:secs_since_last_cmd": 0,
+        }
+    now = server.now()
     for connection, number in server.connections.items():
         transport = connection.transport
         told |= {
             f"{number}:addr": _address(transport.getPeer()),
             f"{number}:listen_addr": _address(transport.getHost()),
             f"{number}:state": _state(connection),
-            f"{number}:secs_since_last_cmd": 0,
+            f"{number}:secs_since_last_cmd": _seconds_since(connection.last_read, now),
         }
     return Report(told)
+
+
+def _seconds_since(moment: float, now: float) -> int:
+    """Return how long ago a moment was, 0 where nobody has looked at the clock."""
+    return max(0, int(now - moment)) if moment else 0
 
 
 def _state(connection: Any) -> str:
@@ -275,8 +299,13 @@ def _address(address: Any) -> str:
     """Return an address as memcached writes it."""
     host = getattr(address, "host", None)
     if host is None:
-        return f"unix:{printable(str(getattr(address, 'name', None) or ''))}"
+        return f"unix:{_path(address)}"
     return f"tcp6:[{host}]:{address.port}" if ":" in host else f"tcp:{host}:{address.port}"
+
+
+def _path(address: Any) -> str:
+    """Return the path of a Unix socket, an empty one for a client's."""
+    return printable(os.fsdecode(getattr(address, "name", None) or b""))
 
 
 def _detail(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:

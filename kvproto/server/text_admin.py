@@ -1,4 +1,4 @@
-"""``slabs``, ``lru``, ``lru_crawler`` and ``cache_memlimit``: memcached's commands about itself.
+"""``slabs``, ``lru``, ``lru_crawler``, ``shutdown``: memcached's commands about itself.
 
 There are no slabs, no segmented LRU and no crawler here, so what steers them is read as strictly as
 memcached reads it, answered as by a memcached that has nothing to do, and changes nothing: scripts
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvproto.server import inventory
-from kvproto.server.replies import Reply
+from kvproto.server.replies import Hangup, Reply
 from kvproto.wire import text as wire
 
 __all__ = ["ADMIN_HANDLERS"]
@@ -24,6 +24,7 @@ MEMORY_TOO_SMALL = b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m\r\n"
 MEMORY_IN_BYTES = b"MEMLIMIT_ADJUST_FAILED input value is megabytes not bytes\r\n"
 MEMORY_FIXED = b"MEMLIMIT_ADJUST_FAILED out of bounds or unable to adjust\r\n"
 # The words of a memcached that was started without ``-A``.
+BAD_SHUTDOWN = wire.client_error(b"invalid shutdown mode")
 NO_SHUTDOWN = b"SERVER_ERROR: shutdown not enabled\r\n"
 
 _LEAST_MEGABYTES = 8
@@ -53,7 +54,24 @@ def _cache_memlimit(session: Any, args: tuple[bytes, ...]) -> Reply:
 
 
 def _shutdown(session: Any, args: tuple[bytes, ...]) -> Reply:
-    return NO_SHUTDOWN
+    """End the service, where the operator lets clients do so; always gracefully."""
+    end = session.server.shutdown
+    if end is None:
+        return NO_SHUTDOWN
+    if args not in {(), (b"graceful",)}:
+        return BAD_SHUTDOWN
+    end()
+    return Hangup()
+
+
+def _debugtime(session: Any, args: tuple[bytes, ...]) -> Reply:
+    """Move the clock on, as a memcached that was built for debugging does, in whole seconds."""
+    advance = session.server.advance
+    seconds = wire.number(args[0], 0, 2**31 - 1) if args else None
+    if advance is None or seconds is None:
+        return wire.ERROR
+    advance(seconds)
+    return wire.OK
 
 
 def _slabs(session: Any, args: tuple[bytes, ...]) -> Reply:
@@ -150,6 +168,7 @@ def _handler(serve: Callable[[Any, tuple[bytes, ...]], Reply]) -> Callable[[Any,
 
 ADMIN_HANDLERS = {
     "cache_memlimit": _handler(_cache_memlimit),
+    "debugtime": _handler(_debugtime),
     "lru": _handler(_lru),
     "lru_crawler": _handler(_lru_crawler),
     "shutdown": _handler(_shutdown),

@@ -331,8 +331,8 @@ class MemoryStore(Operations):
                     statistics.too_large += 1
                     return Refusal.TOO_BIG
                 self._stamp(document)
-            if effect is Effect.STORE:
-                assert document is not None
+            if document is not None:
+                # What has expired already is there until somebody looks for it: it counts then.
                 refusal = self.table.put(key, document, old, now)
             elif old is not None:
                 self.table.remove(key, old)

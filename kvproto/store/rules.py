@@ -92,8 +92,8 @@ class Effect(Enum):
         " attributes; it gets a CAS and a sequence number"
     )
     REMOVE = (
-        "what is there goes and nothing is kept; the document, if there is one, is only for the"
-        " answer; a sequence number is used, and a CAS if there is a document"
+        "what is there goes; the document, if there is one, has expired already, so that nothing"
+        " has to be kept of it; a sequence number is used, and a CAS if there is a document"
     )
     LOCK = "the document takes the place of the one that is there; it gets a CAS, nothing else"
     MARK = "the document takes the place of the one that is there; only its marks are other ones"
@@ -176,7 +176,7 @@ def check(old: Document | None, cas: int, counts: Counts) -> tuple[Refusal | Non
 
 
 def storing(document: Document, now: float, counts: Counts) -> Changed:
-    """Store a document, unless it has expired already; then nothing remains."""
+    """Store a document, unless it has expired already; then nothing remains to be seen."""
     if document.expires_at and document.expires_at <= now:
         return Decision(document, Effect.REMOVE, document, counts)
     return Decision(document, Effect.STORE, document, counts)

@@ -23,7 +23,7 @@ class ClassCounts:
         evicted_nonzero: Those of them that would have expired.
         evicted_time: Seconds since the last of them was used.
         evicted_unfetched: Those that nobody had read, as far as that is noted.
-        reclaimed: Documents that had expired.
+        reclaimed: Documents whose memory was given back, as they had expired or been flushed.
         expired_unfetched: Those of them that nobody had read, as far as that is noted.
     """
 
@@ -84,7 +84,7 @@ class Statistics:
         counts.evicted_time = max(0, int(now) - (accessed_at(document) or int(now)))
 
     def expired(self, key: Key, document: Document, *, unfetched: bool) -> None:
-        """Count a document that has expired, and was removed for that."""
+        """Count a document that had expired, or had been flushed, and whose memory is free now."""
         self.reclaimed += 1
         self.expired_unfetched += unfetched
         counts = self.of_class(key, document)

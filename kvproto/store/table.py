@@ -169,9 +169,15 @@ class DocumentTable:
         for table in self.garbage:
             document = table.pop(key, None)
             if document is not None:
-                self.used -= footprint(key, document)
                 self._statistics.get_flushed += not document.deleted
+                self._give_back(key, document)
         self._forget_emptied()
+
+    def _give_back(self, key: Key, document: Document) -> None:
+        """Account for a flushed document, or a tombstone, whose memory is free now."""
+        self.used -= footprint(key, document)
+        if not document.deleted:
+            self._statistics.expired(key, document, unfetched=self._unfetched(document))
 
     def _forget_emptied(self) -> None:
         self.garbage = [table for table in self.garbage if table]
@@ -331,7 +337,7 @@ class DocumentTable:
         """Reclaim one dead document, or look at one that may be; False when there is none."""
         if self.garbage:
             table = self.garbage[-1]
-            self.used -= footprint(*table.popitem())
+            self._give_back(*table.popitem())
             if not table:
                 self._forget_emptied()
         elif self.sweeping:

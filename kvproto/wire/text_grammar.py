@@ -297,7 +297,7 @@ def _parse_administration(
 
 _Parse = Callable[[str, list[bytes], int], TextCommand | TextRefusal]
 
-ADMINISTRATION = ("cache_memlimit", "lru", "lru_crawler", "shutdown", "slabs")
+ADMINISTRATION = ("cache_memlimit", "debugtime", "lru", "lru_crawler", "shutdown", "slabs")
 """Commands about the server as a whole, with memcached's names."""
 
 SIMPLE: dict[bytes, tuple[str, _Parse]] = {

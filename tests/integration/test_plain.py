@@ -17,7 +17,7 @@ from kvproto.ops.client import call
 from kvproto.ops.commands import CONTROL_SOCKET
 from kvproto.testing.certificates import root_authority
 from tests.integration.live import CredentialDirectory, new_server_identity
-from tests.integration.service import KvtlsProcess, run_each
+from tests.integration.service import PATIENCE, KvtlsProcess, run_each
 
 
 class PlainTests(SynchronousTestCase):
@@ -71,6 +71,39 @@ class PlainTests(SynchronousTestCase):
             client.connect(str(path))
             client.sendall(b"flush_all\r\n")
             self.assertRegex(client.recv(100), rb"^(CLIENT_ERROR|SERVER_ERROR|ERROR)")
+
+    def test_shutdown_and_rows(self) -> None:
+        """``stats conns`` shows the sockets, and ``--enable-shutdown`` lets a client end it all."""
+        path = self.directory / "plain"
+        with (
+            KvtlsProcess("--plain", f"unix:{path}", "--enable-shutdown") as service,
+            socket.socket(socket.AF_UNIX) as client,
+        ):
+            client.settimeout(PATIENCE)
+            client.connect(str(path))
+            replies = client.makefile("rb")
+            client.sendall(b"stats conns\r\n")
+            rows = b"".join(iter(replies.readline, b"END\r\n")).decode()
+            self.assertIn(f":addr tcp:127.0.0.1:{service.port}\r\n", rows)
+            self.assertIn(f":addr unix:{path}\r\n", rows)
+            self.assertIn(f":listen_addr unix:{path}\r\n", rows)
+            self.assertEqual(rows.count(":state conn_listening\r\n"), 2)
+            client.sendall(b"shutdown\r\n")
+            self.assertEqual(replies.read(), b"")
+            self.assertEqual(service.process.wait(PATIENCE), 0)
+
+    def test_debugtime(self) -> None:
+        """With ``--faults`` a client moves the clock, as with a memcached for debugging."""
+        path = self.directory / "plain"
+        with (
+            KvtlsProcess("--plain", f"unix:{path}", "--faults"),
+            socket.socket(socket.AF_UNIX) as client,
+        ):
+            client.settimeout(PATIENCE)
+            client.connect(str(path))
+            client.sendall(b"set k 0 100 1\r\nx\r\nget k\r\ndebugtime 101\r\nget k\r\n")
+            expected = b"STORED\r\nVALUE k 0 1\r\nx\r\nEND\r\nOK\r\nEND\r\n"
+            self.assertEqual(client.recv(len(expected), socket.MSG_WAITALL), expected)
 
     def test_config_command(self) -> None:
         """``kvtls config`` shows where values come from."""

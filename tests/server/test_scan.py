@@ -490,6 +490,6 @@ class ChoiceTests(SynchronousTestCase):
 
     def test_statistics(self) -> None:
         """Operators can see which it is."""
-        answers = Link().responses(encode_request(Opcode.STAT))
+        answers = Link().responses(encode_request(Opcode.STAT, key=b"settings"))
         found = {answer.key: answer.value for answer in answers}
         self.assertEqual(found[b"kvproto_compiled"], b"yes" if scan.COMPILED else b"no")

@@ -60,6 +60,9 @@ ANSWERS = {
     b"lru_crawler metadump": b"ERROR",
     b"lru_crawler metadump x": b"BADCLASS invalid class id",
     b"shutdown": b"SERVER_ERROR: shutdown not enabled",
+    b"shutdown foo": b"SERVER_ERROR: shutdown not enabled",
+    b"debugtime": b"ERROR",
+    b"debugtime 3": b"ERROR",
     b"cache_memlimit 1": b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m",
     b"cache_memlimit x": b"ERROR",
     b"cache_memlimit": b"ERROR",
@@ -78,3 +81,52 @@ class AnswerTests(SynchronousTestCase):
             if b" " in line:
                 self.assertEqual(link.ask(line + b" noreply\r\nmn\r\n"), b"MN\r\n", line)
         self.assertEqual(link.ask(b"get k\r\n"), b"VALUE k 0 1\r\nx\r\nEND\r\n")
+
+
+class ShutdownTests(SynchronousTestCase):
+    """``shutdown``, where the operator lets clients end the service."""
+
+    def setUp(self) -> None:
+        self.link = Link(mode=Mode.MEMCACHED)
+        self.ended = 0
+        self.link.server.shutdown = self.end
+
+    def end(self) -> None:
+        self.ended += 1
+
+    def test_ends(self) -> None:
+        """With and without ``graceful`` it ends, once what came before is answered."""
+        self.assertIn(b"STAT shutdown_command yes\r\n", self.link.ask(b"stats settings\r\n"))
+        self.assertEqual(self.link.ask(b"get k\r\nshutdown\r\nget k\r\n"), b"END\r\n")
+        self.assertTrue(self.link.transport.closed)
+        other = Link(self.link.server)
+        self.assertEqual(other.ask(b"shutdown graceful\r\n"), b"")
+        self.assertTrue(other.transport.closed)
+        self.assertEqual(self.ended, 2)
+
+    def test_other_words(self) -> None:
+        """Anything else is wrong, and ends nothing."""
+        for line in (b"shutdown foo\r\n", b"shutdown graceful now\r\n"):
+            self.assertEqual(self.link.ask(line), b"CLIENT_ERROR invalid shutdown mode\r\n")
+        self.assertEqual(self.ended, 0)
+
+    def test_strangers(self) -> None:
+        """Who has not logged in may not."""
+        stranger = Link(users={"alice": "secret"})
+        stranger.server.shutdown = self.end
+        self.assertEqual(stranger.ask(b"shutdown\r\n"), b"CLIENT_ERROR unauthenticated\r\n")
+        self.assertEqual(self.ended, 0)
+
+
+class DebugTimeTests(SynchronousTestCase):
+    """``debugtime``, where the clock may be moved."""
+
+    def test_moves(self) -> None:
+        """By whole seconds, and never back."""
+        link = Link(mode=Mode.MEMCACHED)
+        moved: list[float] = []
+        link.server.advance = moved.append
+        self.assertEqual(link.ask(b"debugtime 3\r\ndebugtime 0\r\n"), b"OK\r\nOK\r\n")
+        for line in (b"debugtime\r\n", b"debugtime -1\r\n", b"debugtime p\r\n"):
+            self.assertEqual(link.ask(line), b"ERROR\r\n")
+        self.assertEqual(moved, [3, 0])
