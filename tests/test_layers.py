@@ -33,7 +33,6 @@ FLOORS = {
     "base": -1,
     "config": 0,
     "interfaces": 0,
-    "compiled": 0,
     "openssl": 0,
     "errors": -2,
 }

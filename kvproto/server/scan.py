@@ -14,7 +14,7 @@ Elsewhere every request takes the dialect's own way; what it answers is the same
 
 from __future__ import annotations
 
-from kvproto.compiled import compiled
+from kvproto.base.compiled import compiled
 
 __all__ = ["COMPILED", "scan_binary", "scan_text"]
 

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from OpenSSL import SSL
 
-from kvproto.compiled import compiled
+from kvproto.base.compiled import compiled
 from kvproto.tls._openssl import Engine
 from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE
 from kvproto.tls.shortcut import Answer, Shortcut

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
 
+from kvproto.base.compiled import compiled
 from kvproto.base.log import make_logger
-from kvproto.compiled import compiled
 from kvproto.upstream.connection import Call
 from kvproto.upstream.link import Link
 from kvproto.upstream.memcached import FrameCall, MemcachedConnection

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
-from kvproto.compiled import PURE_PYTHON
+from kvproto.base.compiled import PURE_PYTHON
 from kvproto.testing.contexts import TLS12, TLS13, client_context, server_context
 from kvproto.tls import _handles
 from kvproto.tls._handles import CffiEngine, NativeEngine, engine_for
