@@ -16,12 +16,33 @@ from typing import Any, Final
 
 from twisted.internet.base import ReactorBase
 
+from kvproto.base.compiled import compiled
+
 __all__ = ["WALL_CLOCK_CHECK", "keep_monotonic"]
 
 WALL_CLOCK_CHECK: Final = 30.0
 """Seconds after which a wait for a time of day looks at the clock on the wall again."""
 
 _WALL: Final = ReactorBase.seconds
+
+
+class PythonClock:
+    """The system's monotonic clock, with another beginning.
+
+    Args:
+        ahead: Seconds that it is ahead.
+    """
+
+    def __init__(self, ahead: float) -> None:
+        self._ahead = ahead
+
+    def seconds(self) -> float:
+        """Return what it shows."""
+        return time.monotonic() + self._ahead
+
+
+_compiled = compiled("kvproto.base._clock")
+MonotonicClock = _compiled.MonotonicClock if _compiled else PythonClock
 
 
 def keep_monotonic(reactor: Any) -> bool:
@@ -40,16 +61,9 @@ def keep_monotonic(reactor: Any) -> bool:
     """
     if not isinstance(reactor, ReactorBase):
         return False
-    if getattr(reactor.seconds, "is_monotonic", False):
+    if isinstance(getattr(reactor.seconds, "__self__", None), MonotonicClock):
         return True
     if reactor.seconds != _WALL:
         return False
-    monotonic = time.monotonic
-    ahead = reactor.seconds() - monotonic()
-
-    def seconds() -> float:
-        return monotonic() + ahead
-
-    seconds.is_monotonic = True  # type: ignore[attr-defined]
-    reactor.seconds = seconds
+    reactor.seconds = MonotonicClock(reactor.seconds() - time.monotonic()).seconds
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,7 @@ class MonotonicTests(SynchronousTestCase):
         self.times = Times()
         self.patch(clock, "time", self.times)
         self.patch(clock, "_WALL", self.times.time)
+        self.patch(clock, "MonotonicClock", clock.PythonClock)
         self.loop: Any = Loop()
         self.loop.seconds = self.times.time
         self.called: list[str] = []
@@ -106,10 +108,32 @@ class MonotonicTests(SynchronousTestCase):
         keep_monotonic(self.loop)
         seconds: Callable[[], float] = self.loop.seconds
         self.assertTrue(keep_monotonic(self.loop))
-        self.assertIs(self.loop.seconds, seconds)
+        self.assertEqual(self.loop.seconds, seconds)
 
     def test_others(self) -> None:
         """What has a clock of its own, or is no reactor of Twisted's, is left alone."""
         self.loop.seconds = lambda: 0.0
         for reactor in (self.loop, Clock(), object()):
             self.assertFalse(keep_monotonic(reactor))
+
+
+class TwinTests(SynchronousTestCase):
+    """The clock in Python, and the compiled one where there is one."""
+
+    def test_ahead(self) -> None:
+        """Each shows the system's monotonic clock and what it is ahead of it."""
+        for kind in (clock.PythonClock, clock.MonotonicClock):
+            for ahead in (0.0, 1_795_000_000.0, -5.5):
+                seconds = kind(ahead).seconds
+                before, shown, after = time.monotonic(), seconds(), time.monotonic()
+                self.assertTrue(before + ahead <= shown <= after + ahead, kind)
+                self.assertLessEqual(shown, seconds())
+
+    def test_reactor(self) -> None:
+        """A reactor takes whichever there is, once."""
+        loop: Any = Loop()
+        self.assertTrue(keep_monotonic(loop))
+        self.assertIsInstance(loop.seconds.__self__, clock.MonotonicClock)
+        kept = loop.seconds
+        self.assertTrue(keep_monotonic(loop))
+        self.assertEqual(loop.seconds, kept)
