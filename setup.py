@@ -33,12 +33,16 @@ def long_description():
 pure = os.environ.get("KVPROTO_PURE_PYTHON") == "1"
 compiled = [
     Extension(name, [f"{name.replace('.', '/')}.pyx"], optional=True)
-    for name in ("kvproto.server._scan", "kvproto.tls._native", "kvproto.upstream._pipe")
+    for name in (
+        "kvproto.base._clock",
+        "kvproto.server._scan",
+        "kvproto.tls._native",
+        "kvproto.upstream._pipe",
+    )
 ]
 
 setup(
     name="kvproto",
-    version="0.1.0",
     description="A key-value data service over TLS for Twisted: twistd kvtls",
     long_description=long_description(),
     long_description_content_type="text/markdown",
