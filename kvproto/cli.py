@@ -18,7 +18,14 @@ from typing import Any, TextIO
 
 from kvproto.base.escape import printable
 from kvproto.ops.client import NoServiceError, call, wait_until_gone
-from kvproto.ops.commands import COMMANDS, CONTROL_SOCKET, LONGEST_WAIT, PROTOCOL
+from kvproto.ops.commands import (
+    COMMANDS,
+    CONTROL_SOCKET,
+    LONGEST_WAIT,
+    PROTOCOL,
+    TOP_LONGEST_MS,
+    TOP_ORDERS,
+)
 from kvproto.ops.completion import SHELLS, completion
 from kvproto.ops.layout import has_colours, width_of
 from kvproto.ops.render import render
@@ -38,6 +45,8 @@ WAIT_SECONDS = 60.0
 
 WAIT_PAUSE = 0.1
 """Seconds between two questions of ``wait``."""
+
+TOP = "top"
 
 COMPLETION = "completion"
 COMPLETION_HELP = "print what completes commands and options in bash, zsh or fish"
@@ -78,6 +87,15 @@ def _count(text: str) -> int:
     return value
 
 
+def _interval(text: str) -> float:
+    """Read for how long ``top`` measures."""
+    value = float(text)
+    if not 0.1 <= value <= TOP_LONGEST_MS / 1000:
+        raise ValueError(text)
+    return value
+
+
+_interval.__name__ = f"number of seconds from 0.1 to {TOP_LONGEST_MS // 1000}"
 _seconds.__name__ = "number of seconds"
 _count.__name__ = "whole number"
 
@@ -150,6 +168,37 @@ def _add_fault(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--times", metavar="N", type=_count, help="how many requests (default: 1)")
 
 
+def _add_top(parser: argparse.ArgumentParser) -> None:
+    """Add what ``top`` takes."""
+    parser.description = (
+        "Show who moves most.  On a terminal until q is typed, and each order's first letter "
+        "sorts; elsewhere once."
+    )
+    parser.add_argument(
+        "--interval",
+        metavar="SECONDS",
+        type=_interval,
+        default=2.0,
+        help="how long is measured (default: 2)",
+    )
+    parser.add_argument(
+        "--sort", choices=TOP_ORDERS, default=TOP_ORDERS[0], help="by what (default: traffic)"
+    )
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=_count,
+        help="how many connections at most, 0 for all (default: what fits, or 20)",
+    )
+    parser.add_argument("--listener", metavar="NAME", help="only of this listener")
+    parser.add_argument(
+        "--count",
+        metavar="N",
+        type=_count,
+        help="print so often, one after the other, 0 without end; with --json one object a line",
+    )
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser."""
     parser = argparse.ArgumentParser(
@@ -199,6 +248,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="create buckets, scopes and collections that are not there",
     )
     _add_fault(parsers["fault"])
+    _add_top(parsers["top"])
     waiting = commands.add_parser(
         WAIT, help=WAIT_HELP, description=_sentence(WAIT_HELP), allow_abbrev=False
     )
@@ -290,6 +340,41 @@ def _wait_until_ready(options: argparse.Namespace) -> dict[str, Any]:
     return answer
 
 
+def _top(options: argparse.Namespace) -> tuple[dict[str, Any], int | None]:
+    """Show who moves most.
+
+    Returns:
+        The last answer; and the exit status where it has been shown.
+    """
+    from kvproto.ops.top import LISTED, can_be_live, live, repeat
+
+    def ask(seconds: float, sort: str, limit: int) -> dict[str, Any]:
+        given = {"milliseconds": round(seconds * 1000), "sort": sort, "limit": limit}
+        if options.listener is not None:
+            given["listener"] = options.listener
+        return call(_control_path(options), TOP, given, options.timeout)
+
+    if options.count is None and not options.json and can_be_live():
+        answer = live(ask, options.interval, options.sort, options.limit)
+        return answer, OK if answer["ok"] else None
+    limit = LISTED if options.limit is None else options.limit
+    if options.count is None:
+        return ask(options.interval, options.sort, limit), None
+
+    def show(answer: dict[str, Any]) -> None:
+        if options.json:
+            text = json.dumps(answer) + "\n"
+        else:
+            text = _text(options, answer, sys.stdout) + "\n"
+        _put(sys.stdout, text)
+
+    try:
+        answer = repeat(lambda: ask(options.interval, options.sort, limit), show, options.count)
+    except OSError as error:
+        return {}, OK if _unread(sys.stdout, error) else FAILED
+    return answer, OK if answer["ok"] else None
+
+
 def _not_ready(answer: dict[str, Any]) -> str | None:
     """Return why clients are not served, None when they are."""
     if not answer["ok"]:
@@ -362,6 +447,10 @@ def _outcome(options: argparse.Namespace) -> tuple[int, str, TextIO]:
             answer = _change_password(options)
         elif options.command == WAIT:
             answer = _wait_until_ready(options)
+        elif options.command == TOP:
+            answer, shown = _top(options)
+            if shown is not None:
+                return shown, "", sys.stdout
         else:
             answer = _ask(options)
         status = OK if answer["ok"] else FAILED
@@ -377,15 +466,27 @@ def _outcome(options: argparse.Namespace) -> tuple[int, str, TextIO]:
         text = "" if reason is None else f"kvtls: not ready: {printable(reason)}\n"
         return status, text, sys.stderr
     stream = sys.stdout if answer["ok"] else sys.stderr
-    colours = has_colours(stream)
     try:
-        return status, render(options.command, answer, width_of(stream), colours=colours), stream
+        return status, _text(options, answer, stream), stream
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         message = (
             "the answer is not what this kvtls expects: use the kvtls that came with the service, "
             f"or --json ({type(error).__name__}: {printable(str(error))})"
         )
         return FAILED, render(options.command, _failure("failed", message)), sys.stderr
+
+
+def _text(options: argparse.Namespace, answer: dict[str, Any], stream: TextIO) -> str:
+    """Return an answer as people read it."""
+    return render(options.command, answer, width_of(stream), colours=has_colours(stream))
+
+
+def _put(stream: TextIO, text: str) -> None:
+    """Print text, to the end."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    stream.write(text)
+    stream.flush()
 
 
 def _write(stream: TextIO | None, text: str) -> bool:
@@ -397,19 +498,21 @@ def _write(stream: TextIO | None, text: str) -> bool:
     """
     if stream is None:
         return True  # it was closed before we began
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
     try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:
-        _give_up(stream)
+        _put(stream, text)
     except OSError as error:
-        _give_up(stream)
-        if stream is not sys.stderr:
-            _write(sys.stderr, f"kvtls: the answer cannot be written: {error.strerror}\n")
-        return False
+        return _unread(stream, error)
     return True
+
+
+def _unread(stream: TextIO, error: OSError) -> bool:
+    """Write nothing more to a stream; return whether its reader has just left."""
+    _give_up(stream)
+    if isinstance(error, BrokenPipeError):
+        return True
+    if stream is not sys.stderr:
+        _write(sys.stderr, f"kvtls: the answer cannot be written: {error.strerror}\n")
+    return False
 
 
 def _give_up(stream: TextIO) -> None:

@@ -63,6 +63,7 @@ from kvproto.ops.service_control import ServiceControl
 from kvproto.ops.signals import SignalService
 from kvproto.ops.status import ServiceState
 from kvproto.ops.systemd import SystemdNotifier
+from kvproto.ops.traffic import Traffic
 from kvproto.server import KVController
 from kvproto.server.faults import FaultPlan
 from kvproto.server.topology import ServicePorts
@@ -172,6 +173,7 @@ class KVTLSService(MultiService):
             self._reactor,
         )
         self.nodes = self._node_service(files, policy)
+        self._traffic = Traffic(self.ledger, self._reactor, self._requests)
         self.control = ServiceControl(
             config,
             self.ledger,
@@ -186,6 +188,7 @@ class KVTLSService(MultiService):
             Backups(self.server.buckets, self._reactor, self._in_thread),
             faults,
             Seeds(self.server, self.administration, self._reactor, self._in_thread),
+            self._traffic,
         )
         parts = ConfigParts(
             self.server,
@@ -214,12 +217,13 @@ class KVTLSService(MultiService):
         self._control_socket.check_path()
         self._listening: list[Any] = [*self.acceptors, *filter(None, [self.nodes])]
         self._seconds = self._equip_server(faults)
-        services: list[Any] = [self._seconds, self._ages, self._control_socket, self.rotation]
-        for service in services + self._listening:
+        for service in (
+            *(self._seconds, self._ages, self._control_socket, self._traffic, self.rotation),
+            *self._listening,
+        ):
             service.setServiceParent(self)
         self._http = self._http_service()
         self._management = self._management_service()
-        self._history.setServiceParent(self)
         self._watch = self._file_watch()
 
     def _equip_server(self, faults: FaultPlan | None) -> TimerService:
@@ -401,6 +405,12 @@ class KVTLSService(MultiService):
             watch_interval=config.watch_interval,
         )
 
+    def _requests(self) -> int:
+        """Return how many requests were served since the start."""
+        counts = [self.server.requests]
+        counts += [bucket.requests for bucket in self.server.buckets.values()]
+        return sum(sum(one.report().values()) for one in counts)
+
     def _http_service(self) -> HTTPService | None:
         """Make what answers health checks, scrapers and browsers, and what it shows."""
         times = self.server.times
@@ -421,16 +431,15 @@ class KVTLSService(MultiService):
             everybody = merged(times.values(), QUICK_SECONDS)
             recent = everybody.minus(seen.pop() if seen else None)
             seen.append(everybody)
-            counts = [self.server.requests]
-            counts += [bucket.requests for bucket in self.server.buckets.values()]
             return {
-                "requests": sum(sum(one.report().values()) for one in counts),
+                "requests": self._requests(),
                 "connections": len(self.ledger),
                 "p50": recent.quantile(0.5),
                 "p99": recent.quantile(0.99),
             }
 
         self._history = History(sample, self._reactor, time.time)
+        self._history.setServiceParent(self)
         if self._config.http is None:
             return None
         site = StatusSite(
@@ -632,6 +641,7 @@ class KVTLSService(MultiService):
         await maybeDeferred(self.stores.stopService)
         self._history.stopService()
         self._seconds.stopService()
+        self._traffic.stopService()
         if self._http is not None:
             await maybeDeferred(self._http.stopService)
         await maybeDeferred(self.rotation.stopService)

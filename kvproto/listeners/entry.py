@@ -27,6 +27,9 @@ class IAccepted(Protocol):
     def progressed(self) -> bool:
         """Return whether the peer has sent more than the beginning of a handshake."""
 
+    def traffic(self) -> tuple[int, int] | None:
+        """Return bytes received and sent so far; None where nobody counts them."""
+
 
 class NullConnection:
     """Takes the place of a connection that is gone, and ignores all events.
@@ -43,6 +46,10 @@ class NullConnection:
     def progressed(self) -> bool:
         """Return True: there is nothing to wait for."""
         return True
+
+    def traffic(self) -> tuple[int, int] | None:
+        """Return None: nothing moves any more."""
+        return None
 
 
 NULL_CONNECTION = NullConnection()

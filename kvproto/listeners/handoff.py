@@ -40,6 +40,7 @@ from kvproto.listeners.expiry import certificate_expiry
 from kvproto.listeners.faults import handshake_fault
 from kvproto.listeners.ledger import Ledger
 from kvproto.listeners.states import LIVE_STATES, PEER_FAULTS, TABLE, Action, Event, State
+from kvproto.listeners.traffic import traffic_of
 from kvproto.listeners.verified import VerifiedConnection
 
 __all__ = ["Handoff", "HandoffFactory"]
@@ -133,6 +134,10 @@ class Handoff(VerifiedConnection, Protocol):
         handle = self.transport.getHandle()
         ask = getattr(handle, "get_state_string", None)
         return ask is not None and ask() != _BEFORE_CLIENT_HELLO
+
+    def traffic(self) -> tuple[int, int] | None:
+        """Return bytes received and sent so far, TLS included; None where nobody counts them."""
+        return traffic_of(self.transport)
 
     def dataReceived(self, data: bytes) -> None:
         """Keep what comes before there is an owner: one read, then no more reading.

@@ -24,6 +24,8 @@ __all__ = [
     "LONGEST_WAIT",
     "MAX_REQUEST",
     "PROTOCOL",
+    "TOP_LONGEST_MS",
+    "TOP_ORDERS",
     "Argument",
     "Command",
     "Request",
@@ -50,6 +52,12 @@ CONNECTIONS_SHOWN = 1000
 """An answer with 10,000 connections has about 4 MB; who wants that asks for it."""
 
 MAX_ID_LENGTH = 200
+
+TOP_ORDERS = ("traffic", "in", "out", "total", "age")
+"""By what ``top`` sorts: bytes a second in both directions or in one, bytes so far, age."""
+
+TOP_LONGEST_MS = 60_000
+"""Milliseconds that ``top`` measures at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,16 @@ COMMANDS: dict[str, Command] = {
             "listener": Argument(str),
             "limit": Argument(int, default=CONNECTIONS_SHOWN),
         },
+    ),
+    "top": Command(
+        "show who moves most: connections by traffic, live on a terminal",
+        {
+            "milliseconds": Argument(int, default=1000),
+            "sort": Argument(str, default="traffic"),
+            "limit": Argument(int, default=20),
+            "listener": Argument(str),
+        },
+        seconds=70.0,
     ),
     "reload": Command(
         "read credentials, users and configuration again; --wait for the verdict",

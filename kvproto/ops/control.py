@@ -49,7 +49,7 @@ CLOSE_SECONDS = 2.0
 MAX_SESSIONS = 32
 """Connections at once; each may hold a long answer."""
 
-ROUTINE = frozenset({"status", "connections", "config", "address"})
+ROUTINE = frozenset({"status", "connections", "config", "address", "top"})
 """Commands that only look: monitoring asks every few seconds, nobody wants that in a log."""
 
 
@@ -282,8 +282,12 @@ def _report_end(outcome: Any, request: Request) -> None:
     if isinstance(outcome, Failure):
         reason = _explain(outcome, request).reason
     elif isinstance(outcome, dict) and outcome.get("ok") is False:
-        reason = str(outcome.get("reason", ""))
+        reason = str(outcome.get("reason") or "it did not succeed")
     else:
+        reason = ""
+    if request.command in ROUTINE:
+        return
+    if not reason:
         log.info("control: {command} done", command=request.command)
         return
     log.warn("control: {command} failed: {reason}", command=request.command, reason=reason)

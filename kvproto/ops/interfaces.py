@@ -38,6 +38,16 @@ class IControl(Interface):
             CommandError: ``unknown-listener``.
         """
 
+    def top(milliseconds: int, sort: str, limit: int, listener: str | None) -> Any:
+        """Measure what connections move; see `kvproto.ops.traffic.Traffic.measure`.
+
+        Returns:
+            A Deferred of the documented answer.
+
+        Raises:
+            CommandError: ``unknown-listener``, ``bad-argument``, ``not-possible``.
+        """
+
     def reload(allow_fewer_names: bool) -> Deferred[dict[str, Any]]:
         """Read the credential files again and serve them if they are good.
 

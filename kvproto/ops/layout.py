@@ -17,7 +17,7 @@ from typing import TextIO
 from kvproto.base.escape import printable
 
 __all__ = ["WIDTH", "Field", "Piece", "Row", "Style", "Table", "Text", "has_colours", "lay_out",
-           "table_lines", "width_of"]  # fmt: skip
+           "styled_lines", "width_of"]  # fmt: skip
 
 WIDTH = 80
 """Columns where nobody knows better: a pipe, a file, a terminal that does not say."""
@@ -127,17 +127,19 @@ def lay_out(pieces: Iterable[Piece], width: int = WIDTH, *, colours: bool = Fals
         width: Columns.
         colours: Whether to say by colours what matters.
     """
-    width = max(width, NARROWEST)
-    lines = [found for piece in pieces for found in _lines(piece, width)]
-    if not colours:
-        return [line.rstrip() for line, _ in lines]
     return [
-        f"\x1b[{style.value}m{line.rstrip()}\x1b[0m" if style.value and line else line.rstrip()
-        for line, style in lines
+        f"\x1b[{style.value}m{line}\x1b[0m" if colours and style.value and line else line
+        for line, style in styled_lines(pieces, width)
     ]
 
 
-def table_lines(table: Table, width: int) -> list[tuple[str, Style]] | None:
+def styled_lines(pieces: Iterable[Piece], width: int) -> list[tuple[str, Style]]:
+    """Return lines, and what each means; arguments as for `lay_out`."""
+    width = max(width, NARROWEST)
+    return [(line.rstrip(), style) for piece in pieces for line, style in _lines(piece, width)]
+
+
+def _table_lines(table: Table, width: int) -> list[tuple[str, Style]] | None:
     """Return the lines of a table, its head first; None where it does not fit."""
     head = list(table.head)
     cells = [
@@ -179,7 +181,7 @@ def _lines(piece: Piece, width: int) -> list[tuple[str, Style]]:
         return [(line, piece.style) for line in wrapped or [""]]
     if isinstance(piece, Field):
         return [(line, piece.style) for line in _labelled(piece.label, piece.value, width)]
-    table = table_lines(piece, width)
+    table = _table_lines(piece, width)
     if table is None:
         return _expanded(piece, width)
     lines = table[:1]

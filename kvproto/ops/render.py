@@ -11,7 +11,7 @@ from typing import Any
 from kvproto.base.escape import printable
 from kvproto.ops.layout import WIDTH, Field, Piece, Row, Style, Table, Text, lay_out
 
-__all__ = ["many", "render", "span", "user"]
+__all__ = ["render", "span", "top_pieces"]
 
 LABELS = {"deadline_expired": "timed out"}
 """Names of counters that do not fit."""
@@ -73,7 +73,7 @@ def _moment(text: str | None) -> str:
     return "-" if text is None else text[:16].replace("T", " ")
 
 
-def many(number: int, what: str) -> str:
+def _many(number: int, what: str) -> str:
     """Return ``1 CA``, ``2 CAs``."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
@@ -130,7 +130,7 @@ def _generation(generation: Answer | None) -> list[Piece]:
         Field("names", ", ".join(generation["names"]) or "-"),
         Field(
             "clients",
-            f"{many(generation['client_cas'], 'CA')}, {many(generation['crls'], 'CRL')}"
+            f"{_many(generation['client_cas'], 'CA')}, {_many(generation['crls'], 'CRL')}"
             if generation["client_cas"]
             else "no certificate asked for",
         ),
@@ -299,7 +299,7 @@ def _connections(answer: Answer) -> list[Piece]:
                 span(row["since_s"]),
                 span(row["deadline_in_s"]),
                 row["tls"].removeprefix("TLSv"),
-                user(row),
+                _user(row),
             )
         )
         for row in answer["connections"]
@@ -308,11 +308,55 @@ def _connections(answer: Answer) -> list[Piece]:
     table = Table(head, rows, {"PEER": 21, "LISTENER": 7, "USER": 8})
     hidden = answer["total"] - answer["shown"]
     more = f", the oldest {answer['shown']} shown (--limit 0 shows all)" if hidden else ""
-    total = Text(f"{many(answer['total'], 'connection')}{more}", Style.HEAD)
+    total = Text(f"{_many(answer['total'], 'connection')}{more}", Style.HEAD)
     return [table, total] if rows else [total]
 
 
-def user(row: Answer) -> str:
+def top_pieces(answer: Answer) -> list[Piece]:
+    """Show what each connection moves, the heaviest first."""
+    rows = [
+        Row(
+            (
+                row["id"],
+                row["peer"],
+                row["listener"],
+                _user(row),
+                span(row["age_s"]),
+                _bytes(row["bytes_in_per_s"]),
+                _bytes(row["bytes_out_per_s"]),
+                _bytes(row["bytes_in"]),
+                _bytes(row["bytes_out"]),
+            )
+        )
+        for row in answer["connections"]
+    ]
+    head = (">ID", "PEER", "LISTENER", "USER", ">AGE", ">IN/s", ">OUT/s", ">IN", ">OUT")
+    table = Table(
+        head, rows, {"PEER": 21, "USER": 8}, dispensable=("LISTENER", "AGE", "IN", "OUT", "ID")
+    )
+    hidden = answer["total"] - answer["shown"]
+    total = Text(
+        f"{_many(answer['total'], 'connection')}{f', {hidden} not shown' if hidden else ''}: "
+        f"{answer['requests_per_s']:,.0f} requests/s, in {_bytes(answer['bytes_in_per_s'])}/s, "
+        f"out {_bytes(answer['bytes_out_per_s'])}/s",
+        Style.HEAD,
+    )
+    return [total, table] if rows else [total]
+
+
+def _bytes(number: int | None) -> str:
+    """Return an amount of bytes in at most five characters."""
+    if number is None:
+        return "-"
+    amount = float(number)
+    for unit in ("", "K", "M", "G", "T"):
+        if amount < 999.5:
+            return f"{amount:.{0 if not unit or amount >= 99.95 else 1}f}{unit}"
+        amount /= 1024
+    return f"{amount:.0f}P"
+
+
+def _user(row: Answer) -> str:
     """Return who a connection has logged in as."""
     return "-" if row["user"] is None else row["user"] or "anonymous"
 
@@ -376,7 +420,7 @@ def _restart(answer: Answer) -> list[Piece]:
 
 def _drain(answer: Answer) -> list[Piece]:
     """Show how many connections went in peace."""
-    ended = many(answer["drained"], "connection")
+    ended = _many(answer["drained"], "connection")
     return [
         Text(f"drained: {ended} ended in peace, {answer['aborted']} cut off"),
         Text("'kvtls restart all' takes connections again, 'kvtls stop' ends the process"),
@@ -455,6 +499,7 @@ def _passwd(answer: Answer) -> list[Piece]:
 _RENDERERS: dict[str, Callable[[Answer], list[Piece]]] = {
     "status": _status,
     "connections": _connections,
+    "top": top_pieces,
     "reload": _verdict,
     "rollback": _verdict,
     "restart": _restart,

@@ -31,6 +31,7 @@ from kvproto.ops.status import (
     status_report,
     verdict_report,
 )
+from kvproto.ops.traffic import Traffic
 from kvproto.server import KVServer
 from kvproto.server.faults import Fault, FaultKind, FaultPlan
 from kvproto.server.topology import ServicePorts
@@ -69,6 +70,7 @@ class ServiceControl:
         stores: Where their values live.
         faults: What shall go wrong with requests; None: nothing may be made to.
         seeds: Stores documents that people have written down.
+        traffic: Measures what connections move.
 
     Attributes:
         state: Where the process is in its life; the service moves it.
@@ -91,6 +93,7 @@ class ServiceControl:
         backups: Backups | None = None,
         faults: FaultPlan | None = None,
         seeds: Seeds | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self.state = ServiceState.STARTING
         self._config = config
@@ -107,6 +110,7 @@ class ServiceControl:
         self._backups = backups
         self._faults = faults
         self._seeds = seeds
+        self._traffic = traffic
         self._numbers: dict[str, dict[str, Any]] = {}
         self._started = clock.seconds()
         self.nodes: NodeControl | None = None
@@ -211,6 +215,14 @@ class ServiceControl:
             total=len(self._ledger.entries(listener)),
             limit=limit,
         )
+
+    def top(self, milliseconds: int, sort: str, limit: int, listener: str | None) -> Any:
+        """Measure what connections move."""
+        if listener is not None:
+            self._named(listener)
+        if self._traffic is None:
+            raise CommandError("not-possible", "this service does not measure traffic")
+        return self._traffic.measure(milliseconds, sort, limit, listener)
 
     def flush(self, bucket: str) -> Any:
         """Remove every document of a bucket."""

@@ -196,6 +196,9 @@ class FakeControl:
         rows = [row(number) for number in range(1, 4)]
         return connections_report(rows, NOW, total=3, limit=limit)
 
+    def top(self, milliseconds: int, sort: str, limit: int, listener: str | None) -> Any:
+        return self._slow("top", sort=sort, limit=limit)
+
     def reload(self, allow_fewer_names: bool) -> Any:
         return self._slow("reload", allow_fewer_names=allow_fewer_names)
 
