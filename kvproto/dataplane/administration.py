@@ -23,7 +23,7 @@ from kvproto.dataplane.interfaces import IGrowingStores, IStores
 from kvproto.dataplane.keyspaces import need_collection, need_name, need_scope
 from kvproto.dataplane.users_reload import UsersReload
 from kvproto.errors import CommandError, ConfigError
-from kvproto.server import Bucket, KVServer, Manifest
+from kvproto.server import Bucket, CollectionSettings, KVServer, Manifest
 from kvproto.store import IListableStore
 from kvproto.wire.collections import DEFAULT
 
@@ -60,6 +60,8 @@ class BucketSettings:
         replicas: As asked for, kept to be shown.
         kind: ``membase`` or ``ephemeral``.
         created: Whether it was created over REST.
+        max_ttl: Seconds after which documents expire at the latest, where their collection has
+            no other limit; 0 for never.
         shown: Other settings, by their names in REST; kept to be shown.
         indexes: Names of primary indexes, by ``SCOPE.COLLECTION``.
     """
@@ -69,8 +71,14 @@ class BucketSettings:
     replicas: int = 0
     kind: str = "membase"
     created: bool = False
+    max_ttl: int = 0
     shown: dict[str, Any] = field(default_factory=dict)
     indexes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether Couchbase would keep histories of collections in it."""
+        return self.shown.get("storageBackend") == "magma"
 
 
 class Administration:
@@ -175,8 +183,19 @@ class Administration:
         await stores.add(name, share)
         bucket = Bucket(name, stores.store(name), manifest)
         self._adopt_ids(bucket)
-        self.settings[name] = settings
+        self._take_settings(bucket, settings)
         self._server.add_bucket(bucket)
+
+    def _take_settings(self, bucket: Bucket, settings: BucketSettings) -> None:
+        """Have a bucket have these settings, and its documents expire accordingly."""
+        self.settings[bucket.name] = settings
+        bucket.history = settings.keeps_history
+        self._limit_ttl(bucket)
+
+    def _limit_ttl(self, bucket: Bucket) -> None:
+        if self.can_grow:
+            store: Any = bucket.store
+            store.limit_ttl(self.settings[bucket.name].max_ttl, bucket.manifest.max_ttls())
 
     def change_bucket(self, name: str, values: Mapping[str, Any]) -> Deferred[None]:
         """Change settings of a bucket.
@@ -186,14 +205,16 @@ class Administration:
             values: By attributes of `BucketSettings`; what they show is added to what was shown.
 
         Returns:
-            A Deferred that fails with `CommandError`: ``unknown-bucket``.
+            A Deferred that fails with `CommandError`: ``unknown-bucket``, ``not-possible``.
         """
 
         async def work() -> None:
-            self._bucket(name)
-            settings = self.settings[name]
+            bucket, settings = self._bucket(name), self.settings[name]
+            if values.get("max_ttl", settings.max_ttl) != settings.max_ttl:
+                self._need_growing()
             shown = settings.shown | values.get("shown", {})
-            self.settings[name] = replace(settings, **{**values, "shown": shown})
+            self._take_settings(bucket, replace(settings, **{**values, "shown": shown}))
+            self._server.topology_changed()
             await self._keep()
 
         return self._job(work())
@@ -264,8 +285,23 @@ class Administration:
 
         return self._job(work())
 
-    def create_collection(self, bucket: str, scope: str, name: str) -> Deferred[int]:
-        """Create a collection; as `create_scope`, and fails with ``unknown-scope`` as well."""
+    def create_collection(
+        self,
+        bucket: str,
+        scope: str,
+        name: str,
+        max_ttl: int | None = None,
+        history: bool | None = None,
+    ) -> Deferred[int]:
+        """Create a collection; as `create_scope`, and fails with ``unknown-scope`` as well.
+
+        Args:
+            bucket: Where.
+            scope: Where in it.
+            name: How it is called.
+            max_ttl: See `CollectionSettings`; None for 0.
+            history: The same; None for what its bucket has as default.
+        """
 
         async def work() -> int:
             manifest = self._bucket(bucket).manifest
@@ -278,10 +314,49 @@ class Administration:
                 )
             if len(manifest.collections) >= MAX_COLLECTIONS:
                 raise CommandError("limit", "Maximum number of collections has been reached")
-            manifest.create_collection(scope, name)
+            default = self.settings[bucket].shown.get("historyRetentionCollectionDefault", True)
+            usual = CollectionSettings(history=self.settings[bucket].keeps_history and default)
+            settings = self._collection_settings(bucket, usual, max_ttl, history)
+            manifest.create_collection(scope, name, settings)
             return await self._collections_changed(bucket)
 
         return self._job(work())
+
+    def change_collection(
+        self,
+        bucket: str,
+        scope: str,
+        name: str,
+        max_ttl: int | None = None,
+        history: bool | None = None,
+    ) -> Deferred[int]:
+        """Change settings of a collection; as `create_collection`, None leaving what there is.
+
+        It fails with ``unknown-collection`` as well.
+        """
+
+        async def work() -> int:
+            manifest = self._bucket(bucket).manifest
+            need_collection(manifest, scope, name)
+            before = manifest.settings(scope, name)
+            settings = self._collection_settings(bucket, before, max_ttl, history)
+            if settings == before:
+                return manifest.uid
+            self._need_growing()
+            manifest.change_collection(scope, name, settings)
+            return await self._collections_changed(bucket)
+
+        return self._job(work())
+
+    def _collection_settings(
+        self, bucket: str, usual: CollectionSettings, max_ttl: int | None, history: bool | None
+    ) -> CollectionSettings:
+        if history is not None and not self.settings[bucket].keeps_history:
+            raise CommandError("no-history", "History Retention can only be used with magma")
+        return CollectionSettings(
+            usual.max_ttl if max_ttl is None else max_ttl,
+            usual.history if history is None else history,
+        )
 
     def drop_scope(self, bucket: str, scope: str) -> Deferred[int]:
         """Drop a scope with its collections and their documents; as `create_scope`."""
@@ -317,6 +392,7 @@ class Administration:
     async def _collections_changed(self, bucket: str) -> int:
         served = self._server.buckets[bucket]
         self._adopt_ids(served, served.manifest.known_ids)
+        self._limit_ttl(served)
         there = {".".join(path) for path in served.manifest.collections}
         indexes = self.settings[bucket].indexes
         for gone in [path for path in indexes if path not in there]:
@@ -456,7 +532,7 @@ class Administration:
                 await self._serve_bucket(name, settings, Manifest(), count)
             elif not settings.created:
                 settings.flush |= self._config.flush_allowed
-                self.settings[name] = settings
+                self._take_settings(self._server.buckets[name], settings)
             manifest = self._server.buckets[name].manifest
             for scope in row["scopes"]:
                 if scope not in manifest.scopes:
@@ -464,7 +540,12 @@ class Administration:
             for scope, collection in row["collections"]:
                 if (scope, collection) not in manifest.collections:
                     manifest.create_collection(scope, collection, fresh=False)
+            for path, settings_row in row.get("collection_settings", {}).items():
+                at = path.partition(".")
+                if (at[0], at[2]) in manifest.collections:
+                    manifest.change_collection(at[0], at[2], CollectionSettings(**settings_row))
             self._adopt_ids(self._server.buckets[name], manifest.known_ids)
+            self._limit_ttl(self._server.buckets[name])
             manifest.uid = max(manifest.uid, row["uid"])
         self.users.restore(kept.get("users", {}))
         self._server.topology_changed()
@@ -480,6 +561,7 @@ class Administration:
                     "settings": asdict(settings),
                     "scopes": self._server.buckets[name].manifest.scopes,
                     "collections": self._server.buckets[name].manifest.collections,
+                    "collection_settings": self._server.buckets[name].manifest.all_settings(),
                     "uid": self._server.buckets[name].manifest.uid,
                 }
                 for name, settings in self.settings.items()

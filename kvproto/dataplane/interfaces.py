@@ -71,8 +71,8 @@ class IKeepingStores(IStores):
 class IGrowingStores(IStores):
     """Stores that can have more buckets, and fewer, while they serve.
 
-    Their stores have methods ``limit_memory`` and ``release`` as `kvproto.store.MemoryStore` has
-    them.
+    Their stores have methods ``limit_memory``, ``limit_ttl`` and ``release`` as
+    `kvproto.store.MemoryStore` has them.
     """
 
     def add(bucket: str, memory_limit: int) -> Deferred[None]:

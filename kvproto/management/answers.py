@@ -83,7 +83,7 @@ def errors(found: Mapping[str, str], code: int = 400) -> Refused:
     return Refused(ok({"errors": found}, code))
 
 
-_FIELD = {"bad-name": "name", "bad-password": "password"}
+_FIELD = {"bad-name": "name", "bad-password": "password", "no-history": "history"}
 
 _STATUS = {"unknown-scope": 404, "unknown-collection": 404}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ from kvproto.config import valid_bucket_name
 from kvproto.dataplane import BucketSettings
 from kvproto.errors import CommandError
 from kvproto.management.answers import Answer, Call, errors, ok
+from kvproto.management.collections import MAX_TTL, is_ttl
 from kvproto.management.part import Part
 from kvproto.server import Bucket
 
@@ -35,10 +37,21 @@ _CHOICES = {
 """Settings that change nothing here, and are shown as they were set; the first is the default."""
 
 _REFUSED = {
-    "maxTTL": ("0", "kvproto has no expiry of a whole bucket: give documents their own"),
     "durabilityMinLevel": ("none", "kvproto has no minimum durability: ask for it with each write"),
 }
 """Settings that would mean something: their one value, and why no other."""
+
+_HISTORY_DEFAULT = "historyRetentionCollectionDefault"
+
+_NO_HISTORY: dict[str, int | bool] = {
+    _HISTORY_DEFAULT: True,
+    "historyRetentionBytes": 0,
+    "historyRetentionSeconds": 0,
+}
+"""What only buckets with the backend magma have, and what it is unless it was set."""
+
+_LONGEST_NUMBER = 20
+"""Digits of one that may still have 64 bits."""
 
 _MOST_REPLICAS = 3
 
@@ -92,9 +105,10 @@ class Buckets(Part):
             "replicaIndex": False,
             "numVBuckets": len(config["vBucketServerMap"]["vBucketMap"]),
             "quota": {"ram": settings.ram_quota << 20, "rawRAM": settings.ram_quota << 20},
-            "maxTTL": 0,
+            "maxTTL": settings.max_ttl,
             "durabilityMinLevel": "none",
             **{name: choices[0] for name, choices in _CHOICES.items()},
+            **(_NO_HISTORY if settings.keeps_history else {}),
             **settings.shown,
             "controllers": controllers if self.administration.may_flush(bucket.name) else {},
             "bucketCapabilities": config["bucketCapabilities"],
@@ -105,7 +119,7 @@ class Buckets(Part):
     async def _create(self, call: Call) -> Answer:
         self.administrator(call, "buckets!create")
         name = call.form.get("name", "")
-        found, values = _settings(call.form, new=True)
+        found, values = _settings(call.form, BucketSettings(), new=True)
         if not name:
             found["name"] = "Bucket name needs to be specified"
         elif not valid_bucket_name(name):
@@ -125,7 +139,8 @@ class Buckets(Part):
     async def _change(self, call: Call) -> Answer:
         bucket = self.bucket(call)
         self.administrator(call, f"bucket[{bucket.name}].settings!write")
-        found, values = _settings(call.form, new=False)
+        settings = self.administration.settings[bucket.name]
+        found, values = _settings(call.form, settings, new=False)
         if found:
             raise errors(found)
         await self.administration.change_bucket(bucket.name, values)
@@ -148,11 +163,14 @@ class Buckets(Part):
         return Answer()
 
 
-def _settings(form: Mapping[str, str], *, new: bool) -> tuple[dict[str, str], dict[str, Any]]:
+def _settings(
+    form: Mapping[str, str], before: BucketSettings, *, new: bool
+) -> tuple[dict[str, str], dict[str, Any]]:
     """Read settings of a bucket.
 
     Args:
         form: What was sent.
+        before: What it has.
         new: Whether the bucket is to be created.
 
     Returns:
@@ -189,6 +207,12 @@ def _settings(form: Mapping[str, str], *, new: bool) -> tuple[dict[str, str], di
             found["bucketType"] = "invalid bucket type: kvproto has couchbase and ephemeral"
         else:
             values["kind"] = _KINDS[kind]
+    max_ttl = form.get("maxTTL")
+    if max_ttl is not None:
+        if not is_ttl(max_ttl, 0):
+            found["maxTTL"] = f"Max TTL must be an integer between 0 and {MAX_TTL}"
+        else:
+            values["max_ttl"] = int(max_ttl)
     for name, (only, why) in _REFUSED.items():
         if form.get(name, only) != only:
             found[name] = why
@@ -199,7 +223,28 @@ def _settings(form: Mapping[str, str], *, new: bool) -> tuple[dict[str, str], di
                 found[name] = f"{name} must be one of {', '.join(choices)}"
             else:
                 shown[name] = form[name]
+    _read_history(form, replace(before, shown=before.shown | shown).keeps_history, found, shown)
     return found, values | {"shown": shown}
+
+
+def _read_history(
+    form: Mapping[str, str], possible: bool, found: dict[str, str], shown: dict[str, Any]
+) -> None:
+    """Read what a bucket whose backend is magma has of history: remembered, and none is kept."""
+    for name in _NO_HISTORY:
+        text = form.get(name)
+        if text is None:
+            continue
+        if not possible:
+            found[name] = "History Retention can only be used with magma"
+        elif name == _HISTORY_DEFAULT:
+            shown[name] = text == "true"
+            if text not in {"true", "false"}:
+                found[name] = f"{name} must be true or false"
+        elif not (text.isascii() and text.isdecimal() and len(text) < _LONGEST_NUMBER):
+            found[name] = f"{name} must be a non-negative integer"
+        else:
+            shown[name] = int(text)
 
 
 def _is_number(text: str) -> bool:

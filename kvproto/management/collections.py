@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +14,11 @@ from kvproto.management.part import Part
 
 __all__ = ["Collections"]
 
-_NO_EXPIRY = frozenset({"", "0", "-1"})
+MAX_TTL = 2**31 - 1
+"""Seconds."""
+
+NO_TTL = -1
+"""In place of a number of seconds: none, whatever the bucket has."""
 
 
 class Collections(Part):
@@ -36,7 +41,7 @@ class Collections(Part):
         )
 
     def _list(self, call: Call) -> Answer:
-        return Answer(body=self.bucket(call).manifest.to_json())
+        return ok(self.bucket(call).manifest.describe())
 
     def _scope(self, call: Call) -> dict[str, Any]:
         manifest = self.bucket(call).manifest
@@ -57,12 +62,11 @@ class Collections(Part):
     def _get_collection(self, call: Call) -> Answer:
         return ok(self._collection(call))
 
-    def _change_collection(self, call: Call) -> Answer:
-        """Take what changes nothing; there is nothing that could be changed."""
+    async def _change_collection(self, call: Call) -> Answer:
         bucket = self.managed(call, "collections!write")
-        self._collection(call)
-        _refuse_settings(call)
-        return ok({"uid": f"{bucket.manifest.uid:x}"})
+        scope, name = call.words["scope"], call.words["name"]
+        change = self.administration.change_collection
+        return await _changed(change(bucket.name, scope, name, *_settings(call)))
 
     async def _create_scope(self, call: Call) -> Answer:
         bucket = self.managed(call, "collections!write")
@@ -75,9 +79,9 @@ class Collections(Part):
 
     async def _create_collection(self, call: Call) -> Answer:
         bucket = self.managed(call, "collections!write")
-        _refuse_settings(call)
         scope, name = call.words["scope"], call.form.get("name", "")
-        return await _changed(self.administration.create_collection(bucket.name, scope, name))
+        create = self.administration.create_collection
+        return await _changed(create(bucket.name, scope, name, *_settings(call)))
 
     async def _drop_collection(self, call: Call) -> Answer:
         bucket = self.managed(call, "collections!write")
@@ -90,15 +94,25 @@ def _named(rows: Iterable[dict[str, Any]], name: str) -> dict[str, Any]:
     return next(row for row in rows if row["name"] == name)
 
 
-def _refuse_settings(call: Call) -> None:
-    """Refuse settings that would promise what does not happen."""
+def _settings(call: Call) -> tuple[int | None, bool | None]:
+    """Read ``maxTTL`` and ``history``, None where they are not given."""
+    max_ttl, history = call.form.get("maxTTL"), call.form.get("history")
     found = {}
-    if call.form.get("maxTTL", "") not in _NO_EXPIRY:
-        found["maxTTL"] = "kvproto has no expiry of a whole collection: give documents their own"
-    if call.form.get("history", "false") != "false":
-        found["history"] = "kvproto keeps no history of documents"
+    if max_ttl is not None and not is_ttl(max_ttl, NO_TTL):
+        found["maxTTL"] = f"The value must be in range from {NO_TTL} to {MAX_TTL}"
+    if history not in {None, "true", "false"}:
+        found["history"] = "The value must be one of the following: [true,false]"
     if found:
         raise errors(found)
+    return None if max_ttl is None else int(max_ttl), None if history is None else history == "true"
+
+
+def is_ttl(text: str, smallest: int) -> bool:
+    """Return whether a text is a number of seconds that documents may live at most."""
+    return bool(_NUMBER.match(text)) and smallest <= int(text) <= MAX_TTL
+
+
+_NUMBER = re.compile(r"-?[0-9]{1,10}\Z", re.ASCII)
 
 
 async def _changed(change: Deferred[int]) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvproto.server.buckets import Bucket, Manifest
+from kvproto.server.buckets import Bucket, CollectionSettings, Manifest
 from kvproto.server.controller import KVController, KVServerFactory
 from kvproto.server.counters import Counters
 from kvproto.server.passwords import (
@@ -18,6 +18,7 @@ from kvproto.server.users import UserTable, Verifier
 __all__ = [
     "DEFAULT_ITERATIONS",
     "Bucket",
+    "CollectionSettings",
     "Counters",
     "HashVerifier",
     "Identify",

@@ -9,7 +9,8 @@ Source: Couchbase kv_engine ``docs/Collections.md``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
 
@@ -20,7 +21,7 @@ from kvproto.store import IGroupingStore, IImmediateStore, IStore, Key
 from kvproto.wire.collections import DEFAULT, split_key, split_path
 from kvproto.wire.constants import Status
 
-__all__ = ["Bucket", "Manifest"]
+__all__ = ["Bucket", "CollectionSettings", "Manifest"]
 
 _FIRST_ID = 8
 """Ids below are Couchbase's own: never in a manifest, and no client may name one in a key."""
@@ -30,6 +31,23 @@ _DEFAULT_ID = 0
 MAX_NAMED_KEY = 246
 """Longest key in a named collection, in bytes, its id not counted (kv_engine
 ``MaxCollectionsLogicalKeyLen``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSettings:
+    """What a collection has beside its documents.
+
+    Attributes:
+        max_ttl: Seconds after which its documents expire at the latest; 0: the bucket decides;
+            -1: they need not.
+        history: Whether a history of its documents was asked for; none is kept.
+    """
+
+    max_ttl: int = 0
+    history: bool = False
+
+
+_PLAIN = CollectionSettings()
 
 
 class Manifest:
@@ -49,13 +67,14 @@ class Manifest:
         ConfigError: A name cannot be one, or is there twice.
     """
 
-    __slots__ = ("_collections", "_known", "_scopes", "ids", "uid")
+    __slots__ = ("_collections", "_known", "_scopes", "_settings", "ids", "uid")
 
     def __init__(self, collections: Iterable[tuple[str, str]] = ()) -> None:
         self.uid = 1
         self._known: dict[str, int] = {}
         self._scopes: dict[str, int] = {DEFAULT: _DEFAULT_ID}
         self._collections: dict[tuple[str, str], int] = {(DEFAULT, DEFAULT): _DEFAULT_ID}
+        self._settings: dict[tuple[str, str], CollectionSettings] = {}
         for scope, name in collections:
             self._add(scope, name)
         self.adopt({})
@@ -128,23 +147,58 @@ class Manifest:
         self._scopes[scope] = self._known[scope]
         self.uid += 1
 
-    def create_collection(self, scope: str, name: str, *, fresh: bool = True) -> None:
+    def create_collection(
+        self,
+        scope: str,
+        name: str,
+        settings: CollectionSettings = _PLAIN,
+        *,
+        fresh: bool = True,
+    ) -> None:
         """Add a collection that is not there to a scope that is.
 
         Args:
             scope: Name of the scope.
             name: Its own, one that `is_name` allows.
+            settings: What it has beside its documents.
             fresh: Whether it is another one than what had this name before, and so empty.
         """
+        self._settings[scope, name] = settings
         path = f"{scope}.{name}"
         if fresh or path not in self._known:
             self._known[path] = _free_id(self._known, scopes=False)
         self._collections[scope, name] = self._known[path]
         self._changed()
 
+    def settings(self, scope: str, name: str) -> CollectionSettings:
+        """Return the settings of a collection."""
+        return self._settings.get((scope, name), _PLAIN)
+
+    def change_collection(self, scope: str, name: str, settings: CollectionSettings) -> None:
+        """Let a collection that is there have these settings."""
+        self._settings[scope, name] = settings
+        self._changed()
+
+    def all_settings(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of collections that have any, by ``SCOPE.NAME``, as JSON says it."""
+        return {
+            f"{scope}.{name}": asdict(settings)
+            for (scope, name), settings in self._settings.items()
+            if settings != _PLAIN
+        }
+
+    def max_ttls(self) -> dict[int, int]:
+        """Return the ``max_ttl`` of collections that have their own, by id; 0 for none at all."""
+        return {
+            self._collections[path]: max(0, settings.max_ttl)
+            for path, settings in self._settings.items()
+            if settings.max_ttl
+        }
+
     def drop_collection(self, scope: str, name: str) -> int:
         """Take out a collection, and return the id that it had."""
         number = self._collections.pop((scope, name))
+        self._settings.pop((scope, name), None)
         self._changed()
         return number
 
@@ -153,6 +207,8 @@ class Manifest:
         del self._scopes[scope]
         mine = [path for path in self._collections if path[0] == scope]
         numbers = [self._collections.pop(path) for path in mine]
+        for path in mine:
+            self._settings.pop(path, None)
         self._changed()
         return numbers
 
@@ -190,20 +246,34 @@ class Manifest:
         return self._collections[scope, name]
 
     def to_json(self) -> bytes:
-        """Return it as clients get it."""
-        return json.dumps(self.describe()).encode()
+        """Return it as clients get it over KV: only settings that are set."""
+        return json.dumps(self._describe(_set_only)).encode()
 
     def describe(self) -> dict[str, Any]:
-        """Return it as clients get it, in values that JSON can say."""
+        """Return it as the REST shows it, in values that JSON can say."""
+        return self._describe(_all_settings)
+
+    def _describe(self, shown: Callable[[CollectionSettings], dict[str, Any]]) -> dict[str, Any]:
         # One pass over each: there may be a thousand of both.
-        found: dict[str, list[dict[str, str]]] = {scope: [] for scope in self._scopes}
+        found: dict[str, list[dict[str, Any]]] = {scope: [] for scope in self._scopes}
         for (scope, name), collection in self._collections.items():
-            found[scope].append({"name": name, "uid": f"{collection:x}"})
+            settings = self._settings.get((scope, name), _PLAIN)
+            found[scope].append({"name": name, "uid": f"{collection:x}", **shown(settings)})
         scopes = [
             {"name": scope, "uid": f"{number:x}", "collections": found[scope]}
             for scope, number in self._scopes.items()
         ]
         return {"uid": f"{self.uid:x}", "scopes": scopes}
+
+
+def _all_settings(settings: CollectionSettings) -> dict[str, Any]:
+    return {"maxTTL": settings.max_ttl, "history": settings.history}
+
+
+def _set_only(settings: CollectionSettings) -> dict[str, Any]:
+    # To KV -1 is "none at all", which a limit of 0 seconds says there.
+    shown: dict[str, Any] = {"maxTTL": max(0, settings.max_ttl)} if settings.max_ttl else {}
+    return shown | ({"history": True} if settings.history else {})
 
 
 def _free_id(ids: Mapping[str, int], *, scopes: bool) -> int:
@@ -227,6 +297,7 @@ class Bucket:
         requests: What was asked for.
         groups: Whether the store is better asked for several things as a group, see
             `kvproto.store.IGroupingStore`.
+        history: Whether clients may ask for histories of collections.
     """
 
     __slots__ = (
@@ -234,6 +305,7 @@ class Bucket:
         "_plain_states",
         "get",
         "groups",
+        "history",
         "manifest",
         "name",
         "plain_get",
@@ -250,6 +322,7 @@ class Bucket:
         self._divide = getattr(type(store), "for_connection", None)
         self.requests = RequestCounts(store)
         self.groups: bool = IGroupingStore.implementedBy(type(store)) and store.groups
+        self.history = False
         immediate = IImmediateStore.implementedBy(type(store))
         self.plain_get = self.get if immediate else None
         self.plain_set = store.set_plainly if immediate else None

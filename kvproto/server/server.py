@@ -224,11 +224,12 @@ class KVServer:
         name = None if bucket is None else bucket.name
         config = self._configs.get((port, name))
         if config is None:
-            part = None
+            part, more = None, tuple[str, ...]()
             if bucket is not None:
                 part = bucket.name, f"{bucket.store.uuid:032x}", bucket.manifest.uid
+                more = ("nonDedupedHistory",) if bucket.history else ()
             services = self.ports.services(port)
-            config = cluster_config(services, self.uuid, self.revision, part, self.peers)
+            config = cluster_config(services, self.uuid, self.revision, part, self.peers, more)
             self._configs[port, name] = config
         return config
 

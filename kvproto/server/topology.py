@@ -100,6 +100,7 @@ def cluster_config(
     revision: int,
     bucket: tuple[str, str, int] | None = None,
     peers: Sequence[tuple[str, int]] = (),
+    capabilities: Sequence[str] = (),
 ) -> bytes:
     """Make the answer to GET_CLUSTER_CONFIG.
 
@@ -115,6 +116,7 @@ def cluster_config(
         bucket: Name, UUID (32 hexadecimal digits) and manifest version; None for the global form.
         peers: Host and port of other servers of the same documents; any of them answers for any
             key, so partitions are dealt out in turn.
+        capabilities: What this bucket can beside what all can.
 
     Raises:
         LocalProtocolError: What came out would harm a client.
@@ -134,6 +136,7 @@ def cluster_config(
     if bucket is not None:
         # Couchbase has the port without TLS here; clients of today do not look at it.
         config |= _bucket_part(services.get("kv", services["kvSSL"]), *bucket, peers)
+        config["bucketCapabilities"] += capabilities
     encoded = json.dumps(config, separators=(",", ":")).encode()
     check_cluster_config(encoded, with_bucket=bucket is not None)
     return encoded

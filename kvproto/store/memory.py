@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
@@ -113,6 +114,7 @@ class MemoryStore(Operations):
         self.table = DocumentTable(now, memory_limit, evict, self.statistics)
         self._max_value = max_value
         self._max_item = max_item
+        self._max_ttl: tuple[int, dict[int, int]] | None = None
         self._set_limit(memory_limit)
         self._seqno = 0
         self._cas = 0
@@ -125,11 +127,28 @@ class MemoryStore(Operations):
         max_item = memory_limit if self._max_item is None else self._max_item
         self._limits = Limits(self._max_value, max_item)
         self._plain_size = min(self._max_value, max_item, memory_limit - ITEM_OVERHEAD)
+        if self._max_ttl is not None:
+            self._plain_size = -1  # nothing is plain where every document expires
 
     def limit_values(self, max_value: int, max_item: int | None, *, evict: bool) -> None:
         """Have other limits from now on; the arguments are those of the class."""
         self._max_value, self._max_item = max_value, max_item
         self.table.evict = evict
+        self._set_limit(self.table.limit)
+
+    def limit_ttl(self, seconds: int, collections: Mapping[int, int]) -> None:
+        """Have documents expire at the latest so long after they were stored or touched.
+
+        Those that are there keep what they have until then, and whenever a client preserves it.
+
+        Args:
+            seconds: How long, in collections that are not named; 0 for no limit.
+            collections: The same by id, where it is another one.
+
+        Source: kv_engine ``Collections::VB::Manifest::processExpiryTime``.
+        """
+        limited = seconds or any(collections.values())
+        self._max_ttl = (seconds, dict(collections)) if limited else None
         self._set_limit(self.table.limit)
 
     def limit_memory(self, memory_limit: int) -> bool:
@@ -306,6 +325,8 @@ class MemoryStore(Operations):
         self, key: Key, old: Document | None, decision: Decision[Answer], now: float
     ) -> Answer | Refusal:
         """Let a decision happen, if there is room for it."""
+        if self._max_ttl is not None and not decision.keeps_expiry:
+            self._shorten(key, old, decision, now)
         keeper = self.keeper
         if keeper is not None:
             keeper.check_room(key, decision)
@@ -313,6 +334,24 @@ class MemoryStore(Operations):
         if keeper is not None and answer is decision.answer:
             keeper.keep(key, old, decision)
         return answer
+
+    def _shorten(self, key: Key, old: Document | None, decision: Decision[Any], now: float) -> None:
+        """Have a document that is stored, or touched, expire no later than it may."""
+        assert self._max_ttl is not None
+        seconds, collections = self._max_ttl
+        seconds = collections.get(key[0] if isinstance(key, tuple) else 0, seconds)
+        end = now + seconds
+        document = decision.document
+        if decision.effect is Effect.NOTHING and decision.answer is old:
+            document = old  # touched with the expiry that it had before there was a limit
+        elif decision.effect is not Effect.STORE:
+            return
+        if not seconds or document is None or 0 < document.expires_at <= end:
+            return
+        if document is old:
+            document = replace(old, cas=0, seqno=0, due=0)
+            decision.answer, decision.effect, decision.document = document, Effect.STORE, document
+        document.expires_at = end
 
     def _do(
         self, key: Key, old: Document | None, decision: Decision[Answer], now: float

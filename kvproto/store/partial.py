@@ -119,7 +119,7 @@ def mutate_in_pieces(
         return Decision(Refusal.TOO_BIG, counts=counts)
     new.value, new.xattrs, new.kind = changes.value, changes.xattrs, changes.kind
     there = None if old is None or old.deleted else old
-    effect = Effect.DELETE
+    effect, keeps = Effect.DELETE, False
     if changes.delete or stays_deleted(base, specs, doc_flags):
         new = tombstone(there, new, now)
     else:
@@ -129,7 +129,7 @@ def mutate_in_pieces(
         effect = storing(new, now, counts).effect
     is_tombstone = new.deleted and not changes.delete
     status = PathStatus.SUCCESS_DELETED if is_tombstone else PathStatus.SUCCESS
-    return Decision(MutationResult(status, new, changes.results), effect, new, counts)
+    return Decision(MutationResult(status, new, changes.results), effect, new, counts, keeps)
 
 
 def lookup_in(*args: Any) -> Decision[LookupResult | PathStatus | Refusal]:

@@ -112,12 +112,15 @@ class Decision(Generic[Answer]):
         effect: What becomes of the key.
         document: The document that the effect is about.
         counts: Which statistics grow by one, whether or not the store has room for the document.
+        keeps_expiry: Whether the document has the expiry of the one before because the client
+            wants it so; then no limit of the store holds for it.
     """
 
     answer: Answer
     effect: Effect = Effect.NOTHING
     document: Document | None = None
     counts: Counts = ()
+    keeps_expiry: bool = False
 
 
 Rule: TypeAlias = Callable[..., Decision[Answer]]
@@ -237,7 +240,9 @@ def set_(
             return Decision(refusal, counts=counts)
     keeps = preserve_expiry and old is not None
     expires_at = old.expires_at if keeps and old else deadline(expiry, now)
-    return storing(_successor(old, value, flags, expires_at, datatype), now, counts)
+    decision = storing(_successor(old, value, flags, expires_at, datatype), now, counts)
+    decision.keeps_expiry = keeps
+    return decision
 
 
 def add(

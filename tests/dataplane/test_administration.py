@@ -77,12 +77,14 @@ class KeptTests(SynchronousTestCase):
         """Buckets, collections, documents, users and indexes are there again."""
         service = self.start()
         made = service.administration
-        self.done(made.create_bucket("made", BucketSettings(flush=True, ram_quota=100)))
+        magma = {"storageBackend": "magma"}
+        settings = BucketSettings(flush=True, ram_quota=100, max_ttl=200, shown=magma)
+        self.done(made.create_bucket("made", settings))
         for bucket in ("made", "default"):
             self.done(made.create_scope(bucket, "s"))
             self.done(made.create_scope(bucket, "empty"))
             self.done(made.create_collection(bucket, "s", "gone"))
-            self.done(made.create_collection(bucket, "s", "c"))
+            self.done(made.create_collection(bucket, "s", "c", 100))
             self.done(made.drop_collection(bucket, "s", "gone"))
             store = service.server.buckets[bucket].store
             manifest = service.server.buckets[bucket].manifest
@@ -103,6 +105,14 @@ class KeptTests(SynchronousTestCase):
             self.assertEqual([*there.manifest.collections][1:], [("s", "c")])
             document: Any = there.store.get((there.manifest.collection_id("s", "c"), b"k"))
             self.assertEqual(document.value, name.encode())
+            self.assertEqual(document.expires_at, START + 100)
+            found = there.manifest.settings("s", "c")
+            self.assertEqual((found.max_ttl, found.history), (100, name == "made"))
+            self.assertEqual(there.history, name == "made")
+            again: Any = there.store.set((there.manifest.collection_id("s", "c"), b"new"), b"")
+            self.assertEqual(again.expires_at, self.clock.seconds() + 100)
+        plain: Any = service.server.buckets["made"].store.set(b"k", b"")
+        self.assertEqual(plain.expires_at, self.clock.seconds() + 200)
         made = service.administration
         self.assertTrue(made.may_flush("made"))
         self.assertEqual(made.settings["made"].indexes, {"s.c": "#primary"})

@@ -9,6 +9,7 @@ from kvproto.store import MemoryStore, Refusal
 from tests.management.support import SiteCase
 
 ALL = "/pools/default/buckets"
+TTL = {"maxTTL": "60"}
 
 
 class BucketTests(SiteCase):
@@ -91,7 +92,10 @@ class BucketTests(SiteCase):
             ("replicaNumber", "4", "replicaNumber"),
             ("flushEnabled", "yes", "flushEnabled"),
             ("evictionPolicy", "none", "evictionPolicy"),
-            ("maxTTL", "5", "maxTTL"),
+            ("maxTTL", "-1", "maxTTL"),
+            ("maxTTL", "2147483648", "maxTTL"),
+            ("maxTTL", "x", "maxTTL"),
+            ("historyRetentionSeconds", "5", "historyRetentionSeconds"),
             ("durabilityMinLevel", "majority", "durabilityMinLevel"),
         ):
             code, body = self.create_bucket(**{field: value})
@@ -103,6 +107,49 @@ class BucketTests(SiteCase):
         self.assertEqual((code, {*body["errors"]}), (400, {"name", "ramQuota"}))
         self.assertEqual([*self.server.buckets], ["default"])
         self.assertFalse(self.administration.settings["default"].flush)
+
+    def test_max_ttl(self) -> None:
+        """Documents of a bucket, and of its collections that have no other limit, expire."""
+        self.assertEqual(self.create_bucket(maxTTL="60")[0], 202)
+        self.assertEqual(self.get(f"{ALL}/made")[1]["maxTTL"], 60)
+        scopes = f"{ALL}/made/scopes"
+        for name, max_ttl in (("usual", "0"), ("own", "5"), ("none", "-1")):
+            self.post(f"{scopes}/_default/collections", name=name, maxTTL=max_ttl)
+        bucket = self.server.buckets["made"]
+        found = {}
+        for scope, name in bucket.manifest.collections:
+            number = bucket.manifest.collection_id(scope, name)
+            document: Any = bucket.store.set((number, b"k") if number else b"k", b"v")
+            found[name] = document.expires_at and document.expires_at - self.clock.seconds()
+        self.assertEqual(found, {"_default": 60, "usual": 60, "own": 5, "none": 0})
+        self.assertEqual(self.post(f"{ALL}/made", maxTTL="0")[0], 200)
+        document = bucket.store.set(b"k", b"v")
+        self.assertEqual(document.expires_at, 0.0)
+        self.assertEqual(self.get(f"{ALL}/made")[1]["maxTTL"], 0)
+
+    def test_history(self) -> None:
+        """With the backend magma there are settings, and a capability, that are only shown."""
+        self.create_bucket(storageBackend="magma", historyRetentionSeconds="86400")
+        self.create_bucket("other")
+        shown, other = self.get(f"{ALL}/made")[1], self.get(f"{ALL}/other")[1]
+        self.assertEqual(shown["historyRetentionSeconds"], 86400)
+        self.assertEqual(shown["historyRetentionBytes"], 0)
+        self.assertIs(shown["historyRetentionCollectionDefault"], True)
+        self.assertIn("nonDedupedHistory", shown["bucketCapabilities"])
+        self.assertNotIn("nonDedupedHistory", other["bucketCapabilities"])
+        self.assertNotIn("historyRetentionSeconds", other)
+        change = {"historyRetentionCollectionDefault": "false", "historyRetentionBytes": "9"}
+        self.assertEqual(self.post(f"{ALL}/made", change)[0], 200)
+        shown = self.get(f"{ALL}/made")[1]
+        self.assertIs(shown["historyRetentionCollectionDefault"], False)
+        for name, value in (
+            ("historyRetentionCollectionDefault", "1"),
+            ("historyRetentionBytes", "-1"),
+            ("historyRetentionSeconds", ""),
+        ):
+            code, body = self.post(f"{ALL}/made", {name: value})
+            self.assertEqual((code, [*body["errors"]]), (400, [name]))
+        self.assertEqual(self.get(f"{ALL}/made")[1], shown)
 
     def test_just_validate(self) -> None:
         """Who only wants to know whether it could be created gets no bucket."""
@@ -220,7 +267,10 @@ class EngineTests(SiteCase):
             self.create_bucket(),
             self.ask("DELETE", f"{ALL}/default"),
             self.post(f"{ALL}/default/scopes", name="s"),
+            self.post(f"{ALL}/default", maxTTL="60"),
+            self.ask("PATCH", f"{ALL}/default/scopes/_default/collections/_default", TTL),
         ):
             self.assertEqual(code, 400)
             self.assertIn("use --bucket and --collection", body["errors"]["_"])
+        self.assertEqual(self.post(f"{ALL}/default", maxTTL="0", flushEnabled="1")[0], 200)
         self.assertEqual(self.get(f"{ALL}/default")[0], 200)

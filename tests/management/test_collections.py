@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from kvproto.dataplane import administration
 from kvproto.errors import RemoteProtocolError
 from tests.management.support import SiteCase
 
 SCOPES = "/pools/default/buckets/default/scopes"
+ALL_ON = {"maxTTL": 0, "history": True}
 
 
 class CollectionTests(SiteCase):
@@ -72,8 +76,11 @@ class CollectionTests(SiteCase):
                 code, body = self.post(path, name=name)
                 self.assertEqual(code, 400, name)
                 self.assertIn(words, body["errors"]["name"])
-        code, body = self.post(there, name="d", maxTTL="60")
-        self.assertEqual((code, [*body["errors"]]), (400, ["maxTTL"]))
+        for max_ttl in ("-2", "2147483648", "x", "", "1.5", "٣"):
+            code, body = self.post(there, name="d", maxTTL=max_ttl)
+            self.assertEqual((code, [*body["errors"]]), (400, ["maxTTL"]), max_ttl)
+        code, body = self.post(there, name="d", history="1")
+        self.assertEqual((code, [*body["errors"]]), (400, ["history"]))
         for path in ("/pools/default/buckets/x/scopes", "/pools/default/buckets/x/scopes/s"):
             code, _ = (
                 self.post(path, name="s") if path.endswith("scopes") else self.ask("DELETE", path)
@@ -81,7 +88,7 @@ class CollectionTests(SiteCase):
             self.assertEqual(code, 404)
 
     def test_one(self) -> None:
-        """A scope, its collections, and one of these can be asked for; settings are refused."""
+        """A scope, its collections, and one of these can be asked for."""
         self.post(SCOPES, name="s")
         self.post(f"{SCOPES}/s/collections", name="c")
         one = f"{SCOPES}/s/collections/c"
@@ -94,9 +101,62 @@ class CollectionTests(SiteCase):
             self.assertEqual(code, 404)
             self.assertIn("is not found", body["errors"]["_"])
         self.assertEqual(self.ask("PATCH", one, {"maxTTL": "0"}), (200, {"uid": "3"}))
-        for form in ({"maxTTL": "9"}, {"history": "true"}):
-            code, body = self.ask("PATCH", one, form)
-            self.assertEqual((code, [*body["errors"]]), (400, [*form]))
+        for path in (f"{SCOPES}/x/collections/c", f"{SCOPES}/s/collections/x"):
+            self.assertEqual(self.ask("PATCH", path, {"maxTTL": "9"})[0], 404)
+
+    def test_max_ttl(self) -> None:
+        """Given when a collection is created or changed; shown by the REST and over KV."""
+        bucket = self.server.buckets["default"]
+        there = f"{SCOPES}/_default/collections"
+        self.post(there, name="c", maxTTL="5")
+        self.assertEqual(self.get(f"{there}/c")[1]["maxTTL"], 5)
+        key = bucket.manifest.collection_id("_default", "c"), b"k"
+
+        def stored() -> tuple[float, object]:
+            document: Any = bucket.store.set(key, b"v")
+            rows = json.loads(bucket.manifest.to_json())["scopes"][0]["collections"]
+            return document.expires_at and document.expires_at - self.clock.seconds(), rows[1]
+
+        named = {"name": "c", "uid": "8"}
+        self.assertEqual(stored(), (5, named | {"maxTTL": 5}))
+        uid = bucket.manifest.uid
+        for given, kept, told in (
+            ("60", 60, {"maxTTL": 60}), ("-1", 0, {"maxTTL": 0}), ("0", 0, {}),
+        ):  # fmt: skip
+            uid += 1
+            answer = self.ask("PATCH", f"{there}/c", {"maxTTL": given})
+            self.assertEqual(answer, (200, {"uid": f"{uid:x}"}))
+            self.assertEqual(self.get(f"{there}/c")[1]["maxTTL"], int(given))
+            self.assertEqual(stored(), (kept, named | told))
+        self.ask("PATCH", f"{there}/c", {"maxTTL": "7"})
+        self.ask("DELETE", f"{there}/c")
+        self.post(there, name="c")
+        self.assertEqual(self.get(f"{there}/c")[1]["maxTTL"], 0)
+        self.assertEqual(bucket.manifest.max_ttls(), {})
+
+    def test_history(self) -> None:
+        """Remembered where the backend is magma, refused elsewhere."""
+        there = f"{SCOPES}/_default/collections"
+        self.post(there, name="c")
+        for answer in (
+            self.post(there, name="d", history="true"),
+            self.post(there, name="d", history="false"),
+            self.ask("PATCH", f"{there}/c", {"history": "true"}),
+        ):
+            words = {"history": "History Retention can only be used with magma"}
+            self.assertEqual(answer, (400, {"errors": words}))
+        self.assertIs(self.get(f"{there}/c")[1]["history"], False)
+        self.create_bucket(storageBackend="magma")
+        there = "/pools/default/buckets/made/scopes/_default/collections"
+        manifest = self.server.buckets["made"].manifest
+        self.post(there, name="usual")
+        self.post(there, name="c", history="false")
+        self.assertIs(self.get(f"{there}/usual")[1]["history"], True)
+        self.assertIs(self.get(f"{there}/c")[1]["history"], False)
+        rows = json.loads(manifest.to_json())["scopes"][0]["collections"]
+        self.assertEqual([row.get("history") for row in rows], [None, True, None])
+        self.assertEqual(self.ask("PATCH", f"{there}/c", {"history": "true"})[0], 200)
+        self.assertEqual(self.get(f"{there}/c")[1], {"name": "c", "uid": "9"} | ALL_ON)
 
     def test_limits(self) -> None:
         """There are numbers that nobody gets beyond."""

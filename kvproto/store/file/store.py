@@ -8,7 +8,7 @@ journal is asked for room: a write that cannot be kept does not happen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,10 @@ class FileStore(Operations):
     def limit_values(self, max_value: int, max_item: int | None, *, evict: bool) -> None:
         """Have other limits from now on; see `MemoryStore.limit_values`."""
         self._memory.limit_values(max_value, max_item, evict=evict)
+
+    def limit_ttl(self, seconds: int, collections: Mapping[int, int]) -> None:
+        """Have documents expire; see `MemoryStore.limit_ttl`."""
+        self._memory.limit_ttl(seconds, collections)
 
     def release(self) -> bool:
         """Give back some memory after `close`; see `MemoryStore.release`."""

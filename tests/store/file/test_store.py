@@ -194,6 +194,23 @@ class RestartTests(FileCase):
         assert stays is not None
         self.assertEqual(stays.expires_at, START + 1000)
 
+    def test_limited(self) -> None:
+        """An expiry that was given because all documents expire is kept like one of a client."""
+        store = self.open()
+        store.limit_ttl(60, {8: 5})
+        for key in (b"set", b"touched", (8, b"named")):
+            store.set(key, b"v")
+        self.clock.advance(1)
+        store.touch(b"touched", 0)
+        store = self.again(store)
+        self.clock.advance(4)
+        self.assertIsNone(store.get((8, b"named")))
+        self.clock.advance(55)
+        self.assertIsNone(store.get(b"set"))
+        self.assertEqual(self.value_in(store, b"touched"), b"v")
+        self.clock.advance(1)
+        self.assertIsNone(store.get(b"touched"))
+
     def test_flush_and_drop_last(self) -> None:
         """What was flushed, or in a dropped collection, does not come back."""
         store = self.open()
