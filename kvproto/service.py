@@ -140,11 +140,11 @@ class KVTLSService(MultiService):
         if owner is not None:
             owner.check_installation()
             owner.make_directory(config.state_directory)
+        faults = self._plan_faults()
         with self._acting_as_owner():
-            files = _credential_files(config, time.time())
+            files = _credential_files(config, self._now())
         policy = _server_policy(config)
-        self.rotation = Rotation(files, policy, self._reactor, self._in_thread)
-        faults = FaultPlan(self._reactor, self._reactor.seconds) if config.faults else None
+        self.rotation = Rotation(files, policy, self._reactor, self._in_thread, now=self._now)
         self.stores = make_stores(
             config, self._reactor if faults is None else faults.moved_clock(), self._in_thread
         )
@@ -160,6 +160,7 @@ class KVTLSService(MultiService):
             self._reactor,
             self._fitted_limits(config),
             timeouts(config),
+            self._now,
         )
         self.acceptors = [self._acceptor(number) for number in range(len(config.listen))]
         for acceptor in self.acceptors:
@@ -226,12 +227,19 @@ class KVTLSService(MultiService):
         self._management = self._management_service()
         self._watch = self._file_watch()
 
+    def _plan_faults(self) -> FaultPlan | None:
+        """Return what `--faults` can let go wrong, and have the time of day told by it."""
+        faults = FaultPlan(self._reactor, self._reactor.seconds) if self._config.faults else None
+        self._now = time.time if faults is None else faults.wall
+        return faults
+
     def _equip_server(self, faults: FaultPlan | None) -> TimerService:
         """Give the sessions what only the service has; return what looks at the clock for them."""
         if self._config.enable_shutdown:
             self.server.shutdown = self._shut_down
         if faults is not None:
             self.server.advance = faults.advance
+            faults.moved = self.ledger.time_moved
         self.server.listening = lambda: [
             acceptor.host for acceptor in self.acceptors if acceptor.host is not None
         ]
@@ -379,7 +387,7 @@ class KVTLSService(MultiService):
             return acceptor.retire(
                 self._config.on_rotate,
                 new.number,
-                verify=lambda chain: new.verify_peer(chain, time.time()),
+                verify=lambda chain: new.verify_peer(chain, self._now()),
                 window=self._config.drain_window,
             )
 

@@ -301,6 +301,12 @@ class Ledger:
         left = max(0.0, when - self.now())
         self._deadlines.set(entry, self.clock.seconds() + min(left, WALL_CLOCK_CHECK))
 
+    def time_moved(self) -> None:
+        """Look at once whose certificate has ended, after the time of day was moved."""
+        for entry in list(self._entries.values()):
+            if entry.state is State.OWNED and entry.expires is not None:
+                self.ends_at(entry, entry.expires)
+
     def _expire(self, entry: Entry) -> None:
         """Fire the event of a deadline that has come."""
         if entry.state is State.OWNED and entry.expires is not None:

@@ -109,6 +109,7 @@ class ServiceControl:
         self._stores = stores
         self._backups = backups
         self._faults = faults
+        self._now = time.time if faults is None else faults.wall
         self._seeds = seeds
         self._traffic = traffic
         self._numbers: dict[str, dict[str, Any]] = {}
@@ -117,7 +118,7 @@ class ServiceControl:
         self._open = {acceptor.name: acceptor.startService for acceptor in acceptors}
         self._close: list[Callable[[], Any]] = [acceptor.stopService for acceptor in acceptors]
         if nodes is not None:
-            self.nodes = NodeControl(nodes, time.time, self.status, self._reload_data)
+            self.nodes = NodeControl(nodes, self._now, self.status, self._reload_data)
             self._acceptors.append(nodes.acceptor)
             self._open[nodes.acceptor.name] = nodes.open
             self._close.append(nodes.close)
@@ -126,7 +127,7 @@ class ServiceControl:
 
     def status(self) -> dict[str, Any]:
         """Return the documented status."""
-        now = time.time()
+        now = self._now()
         # Ages go by the clock that nobody sets; what is shown as a time of day by the wall's.
         started = now - (self._clock.seconds() - self._started)
         rotation = self._rotation
@@ -211,7 +212,7 @@ class ServiceControl:
             self._named(listener)
         return connections_report(
             self._ledger.snapshot(listener),
-            time.time(),
+            self._now(),
             total=len(self._ledger.entries(listener)),
             limit=limit,
         )

@@ -7,6 +7,7 @@ serve a request; they have no scan, so that every request passes them.  A servic
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -98,6 +99,9 @@ class FaultPlan:
     Args:
         clock: For delays.
         now: Unix time in seconds, as nobody has moved it.
+
+    Attributes:
+        moved: Called after the time has been moved, for those who wait for a time of day.
     """
 
     def __init__(self, clock: IReactorTime, now: Callable[[], float]) -> None:
@@ -105,6 +109,7 @@ class FaultPlan:
         self._now = now
         self._ahead = 0.0
         self._faults: list[Fault] = []
+        self.moved: Callable[[], None] = lambda: None
 
     def now(self) -> float:
         """Return Unix time in seconds, as far as it was moved."""
@@ -115,8 +120,13 @@ class FaultPlan:
         return MovedClock(self.clock, self.now)
 
     def advance(self, seconds: float) -> None:
-        """Let so much time have passed for expiry and locks; there is no way back."""
+        """Let so much time have passed for whatever ends at a time of day; there is no way back."""
         self._ahead += seconds
+        self.moved()
+
+    def wall(self) -> float:
+        """Return what the clock on the wall shows, as far as it was moved, in Unix seconds."""
+        return time.time() + self._ahead
 
     def add(self, fault: Fault) -> None:
         """Let something go wrong; of several faults that concern a request the first one does.

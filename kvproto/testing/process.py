@@ -272,7 +272,7 @@ class KVTLSProcess:
         self._fault("silence", operation, times)
 
     def advance(self, seconds: float) -> None:
-        """Let so much time have passed for expiry and for locks."""
+        """Let so much time have passed, for expiry, locks and certificates."""
         self.command("fault", kind="advance", milliseconds=round(seconds * 1000))
 
     def _fault(

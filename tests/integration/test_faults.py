@@ -6,14 +6,22 @@ The table of ``docs/howto/ci.md`` is held to what happens here.
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.testing import KVTLSProcess, ProcessError
+from kvproto.testing.certificates import Authority
+from kvproto.wire.binary import encode_request
+from kvproto.wire.constants import Opcode
 from tests.integration.sdk import ROOT, SDKTestCase
-from tests.integration.service import run_kvtls
+from tests.integration.service import PATIENCE, run_kvtls
+
+NOOP = encode_request(Opcode.NOOP)
 
 SECONDS = 0.6
 
@@ -88,6 +96,50 @@ class StatusTests(SDKTestCase):
         items.upsert("e", 1, UpsertOptions(expiry=timedelta(seconds=1000)))
         self.process.advance(1001)
         self.assertFalse(items.exists("e").exists)
+
+
+class CertificateTests(SynchronousTestCase):
+    """What ``advance`` does to certificates."""
+
+    def test_client(self) -> None:
+        """A connection ends with its certificate; a new one is ended after its handshake."""
+        authority = Authority.root()
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        ca = directory / "client-ca.pem"
+        ca.write_bytes(authority.certificate_pem)
+        pem = directory / "client.pem"
+        client = authority.issue("client")
+        pem.write_bytes(client.chain_pem + client.key_pem)
+        with KVTLSProcess("--client-ca", str(ca)) as service:
+
+            def connect() -> ssl.SSLSocket:
+                context = ssl.create_default_context(cafile=service.ca_file)
+                context.load_cert_chain(pem)
+                address = (service.host, service.port)
+                raw = self.enterContext(socket.create_connection(address, PATIENCE))
+                return context.wrap_socket(raw, server_hostname=service.host)
+
+            first = connect()
+            first.sendall(NOOP)
+            self.assertEqual(len(first.recv(24)), 24)
+            service.advance(29 * 86400)
+            first.sendall(NOOP)
+            self.assertEqual(len(first.recv(24)), 24)
+            service.advance(2 * 86400)
+            self.assertEqual(first.recv(24), b"")
+            self.assertEqual(connect().recv(24), b"")
+
+    def test_service(self) -> None:
+        """The status counts from the time that was moved, and a reload judges by it."""
+        with KVTLSProcess() as service:
+            before = service.command("status")["generation"]["expires_in_s"]
+            service.advance(40 * 86400)
+            after = service.command("status")["generation"]["expires_in_s"]
+            self.assertTrue(0 <= before - after - 40 * 86400 <= PATIENCE, (before, after))
+            with self.assertRaises(ProcessError) as caught:
+                service.rotate()
+            self.assertIn("expired", str(caught.exception))
 
 
 class OptionTests(SynchronousTestCase):

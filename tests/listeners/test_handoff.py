@@ -374,6 +374,21 @@ class EndTests(SynchronousTestCase):
             self.assertIs(handoff.state, State.CLOSING)
             self.assertAlmostEqual(bench.clock.seconds(), ends, delta=30)
 
+    def test_time_moved(self) -> None:
+        """Whoever moves the time of day on purpose says so, and need not wait for a look."""
+        bench = Bench()
+        offsets = [0]
+        bench.ledger.now = partial(self.wall, bench, offsets)
+        bench.factory.expires = lambda chain: 3600.0
+        handoff, transport = bench.connect()
+        transport.chain = (b"a certificate",)
+        handoff.handshakeCompleted()
+        for offset, state in ((3599, State.OWNED), (3600, State.CLOSING)):
+            offsets[0] = offset
+            bench.ledger.time_moved()
+            bench.clock.advance(0)
+            self.assertIs(handoff.state, state)
+
     def test_expired_certificate(self) -> None:
         """The connection ends when the peer's certificate does."""
         bench = Bench()
