@@ -12,7 +12,7 @@ from struct import Struct
 from struct import error as struct_error
 
 from kvproto.errors import LocalProtocolError
-from kvproto.wire.constants import ERROR_TEXT, error_text
+from kvproto.wire.constants import error_text
 from kvproto.wire.frames import Request, Response
 
 __all__ = [
@@ -172,8 +172,6 @@ _pack_mutation = Struct(">BBHBBHIIQQQ").pack
 _pack_counter = Struct(">BBHBBHIIQQ").pack
 _pack_counter_token = Struct(">BBHBBHIIQQQQ").pack
 
-_ERROR_TEXT: dict[int, bytes] = {int(status): text for status, text in ERROR_TEXT.items()}
-
 
 def get_head(
     opcode: int, datatype: int, opaque: int, cas: int, flags: int, value_size: int
@@ -222,5 +220,5 @@ def counter_reply(
 
 def error_reply(opcode: int, status: int, opaque: int, cas: int = 0) -> bytes:
     """Encode an error for a client that did not say HELLO: its body is a text, never empty."""
-    text = _ERROR_TEXT.get(status) or error_text(status)
+    text = error_text(status)
     return _pack_header(0x81, opcode, 0, 0, 0, status, len(text), opaque, cas) + text

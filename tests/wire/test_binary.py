@@ -322,6 +322,12 @@ class EncodeTests(SynchronousTestCase):
         head = response_head(0, extras=b"1234", key=b"k", value_size=5, framing=b"\x02\0\x01")
         self.assertEqual(head + b"value", whole)
 
+    def test_head_of_nothing(self):
+        """What is not given is not there: a head alone is a response without a body."""
+        self.assertEqual(response_head(0x0A), encode_response(0x0A))
+        self.assertEqual(response_head(0x0A), bytes((0x81, 0x0A, *bytes(22))))
+        self.assertEqual(simple_reply(0x0A, 0, 0), response_head(0x0A))
+
     def test_every_error_has_a_text(self):
         """No error reply to a classic client is empty: its test suite would take it for success."""
         for status in range(1, 0x100):

@@ -65,8 +65,10 @@ class KeyTests(SynchronousTestCase):
         """The key itself has 1 to 250 bytes, however long its prefix is."""
         for prefix in (b"\x00", b"\xff\xff\xff\xff\x0f"):
             self.assertEqual(split_key(prefix + b"k" * 250)[1], b"k" * 250)
-            self.assertRaises(RemoteProtocolError, split_key, prefix + b"k" * 251)
-            self.assertRaises(RemoteProtocolError, split_key, prefix)
+            for wire in (prefix + b"k" * 251, prefix):
+                with self.assertRaises(RemoteProtocolError) as caught:
+                    split_key(wire)
+                self.assertEqual(caught.exception.status, Status.INVALID)
 
     def test_own_mistakes(self):
         """Ids beyond 32 bits are the caller's fault."""

@@ -46,6 +46,7 @@ class TableTests(SynchronousTestCase):
         )
         self.assertEqual(error_text(Status.AUTH_ERROR), b"Auth failure.")
         self.assertEqual(error_text(Status.UNKNOWN_COMMAND), b"Unknown command")
+        self.assertEqual(error_text(0x7F), b"Error 0x7f")
         self.assertTrue(all(ERROR_TEXT.values()))
 
     def test_magics_that_begin_a_binary_connection(self):

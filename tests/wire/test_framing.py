@@ -57,6 +57,17 @@ class RequestFramingTests(SynchronousTestCase):
             decode_request_framing(b"\x4f\x01" + b"u" * 16), RequestFraming(impersonate=b"u" * 16)
         )
 
+    def test_bounds_of_what_is_sent(self):
+        """The least and the greatest that fits is sent, as is the first id that is escaped."""
+        for framing, wire in (
+            (RequestFraming(stream_id=0), b"\x22\x00\x00"),
+            (RequestFraming(stream_id=0xFFFF), b"\x22\xff\xff"),
+            (RequestFraming(durability=Durability(0)), b"\x11\x00"),
+            (RequestFraming(durability=Durability(0xFF)), b"\x11\xff"),
+        ):
+            self.assertEqual(encode_request_framing(framing), wire)
+        self.assertEqual(encode_objects([(14, b"x"), (15, b"x")]), b"\xe1x\xf1\x00x")
+
     def test_malformed(self):
         """What is cut short, of a wrong length, reserved or repeated is "invalid"."""
         for wire in (
@@ -160,3 +171,5 @@ class ResponseFramingTests(SynchronousTestCase):
             decode_response_framing(b"\x12\x00\x03\x22\x00\x04\x32\x00\x00\x91x\xf0\x01"),
             ResponseFraming(read_units=3, write_units=4, throttled_us=0),
         )
+        # An object of another length than these have does not hide what follows it.
+        self.assertEqual(decode_response_framing(b"\x91x\x12\x00\x03").read_units, 3)

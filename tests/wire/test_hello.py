@@ -38,6 +38,8 @@ class FeatureTests(SynchronousTestCase):
     def test_out_of_range(self):
         """Numbers beyond 16 bits are the caller's fault."""
         self.assertRaises(LocalProtocolError, encode_features, [0x10000])
+        self.assertRaises(LocalProtocolError, encode_features, [-1])
+        self.assertEqual(encode_features([0, 0xFFFF]), b"\0\0\xff\xff")
 
     def test_clustermap_needs_duplex(self):
         """A client that cannot be asked anything is not promised notifications."""

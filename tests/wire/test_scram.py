@@ -280,6 +280,8 @@ class PrepareTests(SynchronousTestCase):
             ("\N{FEMININE ORDINAL INDICATOR}", b"a"),
             ("\N{ROMAN NUMERAL NINE}", b"IX"),
             ("a\N{NO-BREAK SPACE}b", b"a b"),
+            # A space that Unicode's own compatibility mapping leaves as it is.
+            ("a\N{OGHAM SPACE MARK}b", b"a b"),
             ("\N{ARABIC LETTER ALEF}1\N{ARABIC LETTER ALEF}", "\u06271\u0627".encode()),
         ):
             self.assertEqual(prepare(text), prepared)
@@ -288,6 +290,11 @@ class PrepareTests(SynchronousTestCase):
         """Control characters, mixed directions, surrogates and unassigned letters are refused."""
         for text in ("\x07", "\u06271", "\u0627a\u0627", "\ud800", "\ufffd", "\u0221"):
             self.assertRaises(LocalProtocolError, prepare, text)
+
+    def test_longest(self):
+        """1,024 characters are prepared, more are not."""
+        self.assertEqual(prepare("a" * 1024), b"a" * 1024)
+        self.assertRaises(LocalProtocolError, prepare, "a" * 1025)
 
 
 class PropertyTests(SynchronousTestCase):

@@ -153,6 +153,17 @@ class MutationTests(SynchronousTestCase):
         self.assertEqual(decode_mutation_results(wire), results)
         self.assertEqual(decode_mutation_results(b""), [])
 
+    def test_several_results(self):
+        """Results follow each other with nothing between them; an empty one has its head alone."""
+        results = [PathResult(0, 0, b"1"), PathResult(2, 0, b""), PathResult(3, 0, b"-5")]
+        wire = bytes.fromhex("00 0000 00000001 31  02 0000 00000000  03 0000 00000002 2d35")
+        self.assertEqual(encode_mutation_results(results), wire)
+        self.assertEqual(decode_mutation_results(wire), results)
+        wire += b"\x04\x00\xc9"
+        self.assertEqual(
+            pairs(decode_mutation_results(wire))[2:], [(3, 0), (4, Status.SUBDOC_PATH_EXISTS)]
+        )
+
     def test_failure(self):
         """A failed mutation tells the first spec that failed, in three bytes."""
         wire = encode_mutation_failure(2, Status.SUBDOC_PATH_EXISTS)
