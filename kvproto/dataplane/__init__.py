@@ -9,6 +9,7 @@ from __future__ import annotations
 from kvproto.dataplane.administration import Administration, BucketSettings
 from kvproto.dataplane.backup import Backups
 from kvproto.dataplane.compose import identifier, make_server, make_users, server_settings
+from kvproto.dataplane.created_users import CreatedGroup, CreatedUser, Given
 from kvproto.dataplane.keyspaces import need_collection, need_scope
 from kvproto.dataplane.peers import PeerWatch
 from kvproto.dataplane.seed import Seeds
@@ -19,6 +20,9 @@ __all__ = [
     "Administration",
     "Backups",
     "BucketSettings",
+    "CreatedGroup",
+    "CreatedUser",
+    "Given",
     "IStores",
     "PeerWatch",
     "Seeds",

@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from kvproto.base.log import make_logger
 from kvproto.base.serial import Serial
 from kvproto.config import Config, valid_bucket_name
-from kvproto.dataplane.created_users import CreatedUsers
+from kvproto.dataplane.created_users import CreatedGroup, CreatedUser, CreatedUsers
 from kvproto.dataplane.interfaces import IGrowingStores, IStores
 from kvproto.dataplane.keyspaces import need_collection, need_name, need_scope
 from kvproto.dataplane.users_reload import UsersReload
@@ -460,42 +460,76 @@ class Administration:
 
     # -- users ------------------------------------------------------------------------
 
-    def put_user(
-        self,
-        name: str,
-        password: str | None,
-        roles: tuple[str, ...],
-        buckets: tuple[str, ...] | None,
-        display: str,
-    ) -> Deferred[None]:
+    def put_user(self, name: str, password: str | None, user: CreatedUser) -> Deferred[None]:
         """Create a user, or change one that was created.
 
         Args:
             name: Who.
             password: None leaves the one that there is.
-            roles: Kept to be shown.
-            buckets: That it may use; None for all.
-            display: How people call it.
+            user: What it is to be; of its password's hashes nothing is read.
 
         Returns:
             A Deferred that fails with `CommandError`: ``exists`` for a user of the options,
-            ``bad-password``, ``limit``.
+            ``bad-password``, ``unknown-group``, ``limit``.
         """
 
         async def work() -> None:
-            new = await self.users.put(name, password, roles, buckets, display)
+            _log_user(name, new=await self.users.put(name, password, user))
             await self._keep()
-            log.info("user {user} was {what}", user=name, what="created" if new else "changed")
 
         return self._job(work())
 
-    def drop_user(self, name: str) -> Deferred[None]:
+    def put_external_user(self, name: str, user: CreatedUser) -> Deferred[None]:
+        """Create an external user, or change one; as `put_user`."""
+
+        async def work() -> None:
+            _log_user(name, new=self.users.put_external(name, user))
+            await self._keep()
+
+        return self._job(work())
+
+    def change_password(self, name: str, password: str) -> Deferred[None]:
+        """Give a user that was created another password.
+
+        Returns:
+            A Deferred that fails with `CommandError`: ``exists`` for a user of the options,
+            ``unknown-user``, ``bad-password``.
+        """
+
+        async def work() -> None:
+            await self.users.change_password(name, password)
+            await self._keep()
+            log.info("user {user} has another password", user=name)
+
+        return self._job(work())
+
+    def drop_user(self, name: str, *, external: bool = False) -> Deferred[None]:
         """Drop a user that was created; fails with `CommandError`: ``unknown-user``, ``exists``."""
 
         async def work() -> None:
-            self.users.drop(name)
+            self.users.drop(name, external=external)
             await self._keep()
             log.info("user {user} was dropped", user=name)
+
+        return self._job(work())
+
+    def put_group(self, name: str, group: CreatedGroup) -> Deferred[None]:
+        """Create a group, or change one; fails with `CommandError`: ``limit``."""
+
+        async def work() -> None:
+            new = self.users.put_group(name, group)
+            await self._keep()
+            log.info("group {group} was {what}", group=name, what=_done(new=new))
+
+        return self._job(work())
+
+    def drop_group(self, name: str) -> Deferred[None]:
+        """Drop a group; its members lose what it gave; fails with ``unknown-group``."""
+
+        async def work() -> None:
+            self.users.drop_group(name)
+            await self._keep()
+            log.info("group {group} was dropped", group=name)
 
         return self._job(work())
 
@@ -547,7 +581,7 @@ class Administration:
             self._adopt_ids(self._server.buckets[name], manifest.known_ids)
             self._limit_ttl(self._server.buckets[name])
             manifest.uid = max(manifest.uid, row["uid"])
-        self.users.restore(kept.get("users", {}))
+        self.users.restore(kept)
         self._server.topology_changed()
 
     def _keep(self) -> Deferred[None]:
@@ -568,7 +602,7 @@ class Administration:
             },
         }
         users = self.users.describe()
-        kept: Deferred[None] = stores.keep(lambda: described | {"users": users()})
+        kept: Deferred[None] = stores.keep(lambda: described | users())
         return kept
 
     # -- helpers ----------------------------------------------------------------------
@@ -589,3 +623,11 @@ class Administration:
                 f"{self._stores.description} serves the buckets and collections of its options "
                 "only: use --bucket and --collection",
             )
+
+
+def _log_user(name: str, *, new: bool) -> None:
+    log.info("user {user} was {what}", user=name, what=_done(new=new))
+
+
+def _done(*, new: bool) -> str:
+    return "created" if new else "changed"

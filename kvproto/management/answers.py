@@ -44,7 +44,8 @@ class Call:
         kind: Its content type, without parameters.
         host: Name that the client has dialled, without a port.
         secured: Whether it came by TLS.
-        rights: What its user may do.
+        user: Who sent it, ``""`` for nobody in particular.
+        rights: What that user may do.
     """
 
     words: dict[str, str]
@@ -53,6 +54,7 @@ class Call:
     kind: str
     host: str
     secured: bool
+    user: str
     rights: Rights
 
 
@@ -83,7 +85,12 @@ def errors(found: Mapping[str, str], code: int = 400) -> Refused:
     return Refused(ok({"errors": found}, code))
 
 
-_FIELD = {"bad-name": "name", "bad-password": "password", "no-history": "history"}
+_FIELD = {
+    "bad-name": "name",
+    "bad-password": "password",
+    "no-history": "history",
+    "unknown-group": "groups",
+}
 
 _STATUS = {"unknown-scope": 404, "unknown-collection": 404}
 

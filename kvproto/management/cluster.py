@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kvproto import __version__
+from kvproto.dataplane import CreatedUser, Given
 from kvproto.management.answers import Answer, Call, errors, ok
 from kvproto.management.part import VERSION, Part
 from kvproto.management.users import SHORTEST_PASSWORD, TOO_SHORT
@@ -21,6 +22,8 @@ __all__ = ["Cluster"]
 _SERVICES = frozenset({"kv", "n1ql", "index"})
 """What a set-up may ask for: KV; queries, of which some are answered; indexes, which are only
 promised.  Others are not there."""
+
+_ADMIN = Given(("admin",), None)
 
 _KNOWN = _SERVICES | {"fts", "cbas", "eventing", "backup"}
 
@@ -117,5 +120,5 @@ class Cluster(Part):
         if found:
             raise errors(found)
         if name not in self.administration.users.listed:
-            await self.administration.put_user(name, password, ("admin",), None, "")
+            await self.administration.put_user(name, password, CreatedUser(_ADMIN))
         return ok({"newBaseUri": f"http://{call.host}:{self.server.ports.plain_management}/"})

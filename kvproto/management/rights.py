@@ -10,77 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
-__all__ = ["Rights", "Role", "RoleError", "parse_roles", "rights_of"]
+from kvproto.management.roles import ADMINISTRATORS, MANAGERS, OF_BUCKETS, OF_CLUSTER
 
-_ADMINISTRATORS = frozenset({"admin"})
-
-_CLUSTER = _ADMINISTRATORS | {
-    "ro_admin",
-    "security_admin",
-    "security_admin_local",
-    "security_admin_external",
-    "user_admin_local",
-    "user_admin_external",
-    "cluster_admin",
-    "eventing_admin",
-    "backup_admin",
-    "views_admin",
-    "replication_admin",
-    "external_stats_reader",
-    "query_system_catalog",
-    "query_external_access",
-    "query_manage_global_functions",
-    "query_execute_global_functions",
-    "query_manage_global_external_functions",
-    "query_execute_global_external_functions",
-    "query_manage_system_catalog",
-    "analytics_admin",
-    "analytics_reader",
-}
-
-_MANAGERS = frozenset({"bucket_admin", "scope_admin"})
-
-_OF_BUCKETS = _MANAGERS | {
-    "bucket_full_access",
-    "data_reader",
-    "data_writer",
-    "data_dcp_reader",
-    "data_backup",
-    "data_monitoring",
-    "views_admin",
-    "views_reader",
-    "replication_target",
-    "fts_admin",
-    "fts_searcher",
-    "query_select",
-    "query_update",
-    "query_insert",
-    "query_delete",
-    "query_manage_index",
-    "query_manage_functions",
-    "query_execute_functions",
-    "query_manage_external_functions",
-    "query_execute_external_functions",
-    "query_use_sequential_scans",
-    "query_use_sequences",
-    "query_manage_sequences",
-    "analytics_manager",
-    "analytics_select",
-    "mobile_sync_gateway",
-    "sync_gateway_configurator",
-    "sync_gateway_app",
-    "sync_gateway_app_ro",
-    "sync_gateway_replicator",
-    "sync_gateway_dev_ops",
-    "eventing_manage_functions",
-}
+__all__ = ["Rights", "Role", "RoleError", "given_roles", "parse_roles", "rights_of"]
 
 _ROLE = re.compile(r"([a-z_]{1,60})(?:\[([^\[\],]{1,602})\])?\Z")
 """A bucket, a scope and a collection have at most 100, 251 and 251 characters."""
 
 MAX_ROLES = 200
-"""Of one user."""
+"""Of one user, or of one group."""
 
 
 class RoleError(ValueError):
@@ -116,7 +56,6 @@ class Role:
         if self.bucket and self.bucket != "*":
             shown["scope_name"] = self.scope or "*"
             shown["collection_name"] = self.collection or "*"
-        shown["origins"] = [{"type": "user"}]
         return shown
 
 
@@ -139,7 +78,7 @@ def parse_roles(text: str, buckets: Iterable[str] | None = None) -> tuple[Role, 
         parts = ((match and match[2]) or "").split(":")
         sound = match is not None and len(parts) <= 3
         if match is not None and sound:
-            sound = match[1] in (_OF_BUCKETS if match[2] else _CLUSTER)
+            sound = match[1] in (OF_BUCKETS if match[2] else OF_CLUSTER)
             sound = sound and (not match[2] or there is None or parts[0] in there)
         if match is None or not sound:
             wrong.append(word)
@@ -149,6 +88,12 @@ def parse_roles(text: str, buckets: Iterable[str] | None = None) -> tuple[Role, 
     if wrong:
         raise RoleError(wrong)
     return tuple(roles)
+
+
+@lru_cache(maxsize=1000)
+def given_roles(roles: tuple[str, ...]) -> tuple[Role, ...]:
+    """Return roles that have been given already; their buckets need not be there any more."""
+    return parse_roles(",".join(roles))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +122,12 @@ class Rights:
 def rights_of(roles: Iterable[Role]) -> Rights:
     """Return what roles allow."""
     roles = list(roles)
-    if any(role.name in _ADMINISTRATORS for role in roles):
+    if any(role.name in ADMINISTRATORS for role in roles):
         return Rights()
     return Rights(
         administrator=False,
         buckets=_buckets(role.bucket for role in roles if role.bucket),
-        managed=_buckets(role.bucket for role in roles if role.name in _MANAGERS),
+        managed=_buckets(role.bucket for role in roles if role.name in MANAGERS),
     )
 
 

@@ -28,8 +28,9 @@ from kvproto.management.answers import Answer, Call, Refused, errors, ok, refuse
 from kvproto.management.buckets import Buckets
 from kvproto.management.cluster import Cluster
 from kvproto.management.collections import Collections
+from kvproto.management.groups import Groups
 from kvproto.management.query import Query
-from kvproto.management.rights import Rights, parse_roles, rights_of
+from kvproto.management.rights import Rights, given_roles, rights_of
 from kvproto.management.users import Users
 from kvproto.server import KVServer
 from kvproto.server.server import Peer
@@ -77,7 +78,8 @@ class _Root(Resource):
         self._server = server
         self._administration = administration
         parts = [
-            part(server, administration) for part in (Cluster, Buckets, Collections, Users, Query)
+            part(server, administration)
+            for part in (Cluster, Buckets, Collections, Users, Groups, Query)
         ]
         self._routes = [_route(*route) for part in parts for route in part.routes()]
 
@@ -92,13 +94,13 @@ class _Root(Resource):
         return NOT_DONE_YET
 
     async def _answer(self, request: Any) -> Answer:
-        rights = await self._login(request)
-        if rights is None:
+        user = await self._login(request)
+        if user is None:
             return _UNAUTHORIZED
         method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
         # As Couchbase has it, a slash at the end does not matter; some SDKs send one.
         path = path.rstrip("/") or "/"
-        call = _call(request, method, rights)
+        call = _call(request, method, user, self._rights(user))
         for wanted, pattern, handler in self._routes:
             match = pattern.fullmatch(path)
             if match is not None and wanted == ("GET" if method == "HEAD" else method):
@@ -113,8 +115,8 @@ class _Root(Resource):
             404,
         )
 
-    async def _login(self, request: Any) -> Rights | None:
-        """Return what the sender may do; None without a login."""
+    async def _login(self, request: Any) -> str | None:
+        """Return who the sender is; None without a login."""
         peer = Peer(self._server)
         transport = request.channel.transport
         secured = ISecuredTransport.providedBy(transport)
@@ -136,14 +138,16 @@ class _Root(Resource):
         if peer.user is None or (self._server.users and not peer.user):
             # Whoever may work without a login may not therefore administer.
             return None
-        return self._rights(peer.user)
+        return peer.user
 
     def _rights(self, user: str) -> Rights:
         if not user:
             return Rights()
-        created = self._administration.users.get(user)
+        users = self._administration.users
+        created = users.get(user)
         if created is not None:
-            return rights_of(parse_roles(",".join(created.roles)))
+            sources = users.given(created)
+            return rights_of(role for _, given in sources for role in given_roles(given.roles))
         buckets = self._server.users.buckets_of(user)
         if buckets is None:
             return Rights()
@@ -192,7 +196,7 @@ def _credentials(given: str) -> tuple[str, bytes]:
         return "", b""
 
 
-def _call(request: Any, method: str, rights: Rights) -> Call:
+def _call(request: Any, method: str, user: str, rights: Rights) -> Call:
     host = request.getHeader("host") or ""
     host = host if re.fullmatch(r"[\w.:\[\]-]{1,255}", host, re.ASCII) else "127.0.0.1"
     if not host.endswith("]"):
@@ -203,7 +207,7 @@ def _call(request: Any, method: str, rights: Rights) -> Call:
     # curl's --data has this type unless told otherwise; some clients send a form without any.
     if method != "GET" and kind in {"application/x-www-form-urlencoded", ""}:
         form |= _fields(body)
-    return Call({}, form, body, kind, host, request.isSecure(), rights)
+    return Call({}, form, body, kind, host, request.isSecure(), user, rights)
 
 
 def _fields(text: bytes) -> dict[str, str]:

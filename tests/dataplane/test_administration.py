@@ -14,6 +14,9 @@ from kvproto.config import Collection, Config, User
 from kvproto.dataplane import (
     Administration,
     BucketSettings,
+    CreatedGroup,
+    CreatedUser,
+    Given,
     UsersReload,
     make_server,
     make_stores,
@@ -77,6 +80,9 @@ class KeptTests(SynchronousTestCase):
         """Buckets, collections, documents, users and indexes are there again."""
         service = self.start()
         made = service.administration
+        readers = Given(("data_reader[made]",), ("made",))
+        self.done(made.put_group("readers", CreatedGroup(readers, "may read", "cn=x")))
+        bob_to_be = CreatedUser(Given((), ()), "Bob", ("readers",))
         magma = {"storageBackend": "magma"}
         settings = BucketSettings(flush=True, ram_quota=100, max_ttl=200, shown=magma)
         self.done(made.create_bucket("made", settings))
@@ -90,7 +96,9 @@ class KeptTests(SynchronousTestCase):
             manifest = service.server.buckets[bucket].manifest
             store.set((manifest.collection_id("s", "c"), b"k"), bucket.encode())
         self.done(made.create_index("made", "s", "c", "#primary"))
-        self.done(made.put_user("bob", "swordfish", ("data_reader[made]",), ("made",), "Bob"))
+        self.done(made.put_user("bob", "swordfish", bob_to_be))
+        eve = CreatedUser(Given(("admin",), None), "Eve")
+        self.done(made.put_external_user("eve", eve))
         ids = {name: b.manifest.known_ids for name, b in service.server.buckets.items()}
         uids = {name: b.manifest.uid for name, b in service.server.buckets.items()}
         self.stop(service)
@@ -119,7 +127,11 @@ class KeptTests(SynchronousTestCase):
         self.assertTrue(self.logs_in(service, "bob", b"swordfish"))
         bob = made.users.get("bob")
         assert bob is not None
-        self.assertEqual(bob.name, "Bob")
+        self.assertEqual((bob.name, bob.groups), ("Bob", ("readers",)))
+        self.assertTrue(service.server.users.may_use("bob", "made"))
+        self.assertFalse(service.server.users.may_use("bob", "default"))
+        self.assertEqual(made.users.groups["readers"].ldap_group, "cn=x")
+        self.assertEqual(made.users.external["eve"].given, Given(("admin",), None))
         # What is new is not mistaken for what was dropped.
         self.done(made.create_collection("made", "s", "gone"))
         gone = service.server.buckets["made"].manifest.collection_id("s", "gone")
@@ -156,7 +168,7 @@ class KeptTests(SynchronousTestCase):
         self.done(made.create_bucket("made", BucketSettings()))
         self.done(made.create_scope("made", "s"))
         self.done(made.create_collection("made", "s", "c"))
-        self.done(made.put_user("bob", "swordfish", ("admin",), None, ""))
+        self.done(made.put_user("bob", "swordfish", CreatedUser(Given(("admin",), None))))
         self.stop(service)
         service = self.start(
             buckets=("default", "made"),

@@ -110,7 +110,7 @@ class PathTests(SiteCase):
         for path in (
             "/pools//default",
             "/pools/default/tasks",
-            "/settings/rbac/groups",
+            "/settings/rbac/profiles",
             "/ui",
             "/%2e",
         ):
