@@ -82,7 +82,7 @@ class MemoryStore(Operations):
         max_value: Bytes of one value, above which a write is TOO_BIG.
         uuid: Name of the history of sequence numbers; random when None.
         count_cas: Whether a CAS is a count from 1, as memcached's, in place of the time: there are
-            clients of memcached that have 32 bits for it.
+            clients of memcached that have 32 bits for it.  A touch keeps it then.
         later: Calls a function in a later turn of the event loop, e.g. ``partial(
             reactor.callLater, 0)``: what takes long is then done in pieces and answered by a
             Deferred; when None, everything is answered at once, however long it takes.
@@ -118,7 +118,7 @@ class MemoryStore(Operations):
         self._set_limit(memory_limit)
         self._seqno = 0
         self._cas = 0
-        self._count_cas = count_cas
+        self._count_cas = self.touch_keeps_cas = count_cas
         self._cas_until = self._clock_behind()
         self.keeper: Keeper | None = None
 

@@ -23,9 +23,11 @@ class Operations:
 
     Attributes:
         uuid: Name of the history of sequence numbers.
+        touch_keeps_cas: Whether a document that gets another expiry keeps its CAS.
     """
 
     uuid: int
+    touch_keeps_cas = False
 
     def _apply(self, key: Key, rule: Rule[Any], *args: Any) -> Any:
         """Apply a rule to a document; return its answer, a refusal, or a Deferred of these."""
@@ -105,11 +107,11 @@ class Operations:
 
     def touch(self, key: Key, expiry: int) -> Any:
         """Give a document another expiry; see `IStore.touch`."""
-        return self._apply(key, rules.touch, expiry)
+        return self._apply(key, rules.touch, expiry, self.touch_keeps_cas)
 
     def get_and_touch(self, key: Key, expiry: int) -> Any:
         """Do as `touch`, counted as a read too; see `IStore.get_and_touch`."""
-        return self._apply(key, rules.get_and_touch, expiry)
+        return self._apply(key, rules.get_and_touch, expiry, self.touch_keeps_cas)
 
     def get_and_lock(self, key: Key, seconds: int) -> Any:
         """Lock a document; see `IStore.get_and_lock`."""

@@ -385,34 +385,45 @@ def get(old: Document | None, now: float) -> Decision[Document | None]:
     return Decision(old, counts=("get_misses",) if old is None else ("get_hits",))
 
 
-def touch(old: Document | None, now: float, expiry: int) -> Changed:
-    """Give a document another expiry; see `IStore.touch`."""
+def touch(old: Document | None, now: float, expiry: int, keeps_cas: bool = False) -> Changed:
+    """Give a document another expiry; see `IStore.touch`.
+
+    Args:
+        old: What is there.
+        now: Unix time in seconds.
+        expiry: The other expiry.
+        keeps_cas: Whether the CAS stays, as memcached has it; with Couchbase it is a new one.
+    """
     if old is None:
         return Decision(Refusal.NOT_FOUND, counts=("cmd_touch", "touch_misses"))
     if old.locked_until:
         return Decision(Refusal.LOCKED, counts=("cmd_touch",))
     counts = ("cmd_touch", "touch_hits")
     expires_at = deadline(expiry, now)
+    # Where somebody wants to know which documents are read, this is a read.
+    marks = marks_at(old.marks | Mark.FETCHED, now) if old.marks else 0
     if expires_at == old.expires_at:
-        return Decision(old, counts=counts)
+        if not marks:
+            return Decision(old, counts=counts)
+        marked = _copy(old, old.locked_until)
+        marked.marks = marks
+        return Decision(marked, Effect.MARK, marked, counts)
     made = _successor(old, old.value, old.flags, expires_at, old.datatype)
-    made.marks = old.marks
+    made.marks = marks
+    if keeps_cas:
+        made.cas = old.cas
     return storing(made, now, counts)
 
 
-def get_and_touch(old: Document | None, now: float, expiry: int) -> Changed:
+def get_and_touch(
+    old: Document | None, now: float, expiry: int, keeps_cas: bool = False
+) -> Changed:
     """Do as `touch`, counted as a read too; see `IStore.get_and_touch`."""
-    decision = touch(old, now, expiry)
+    decision = touch(old, now, expiry, keeps_cas)
     if old is None:
         decision.counts += ("get_misses",)
     elif decision.answer is not Refusal.LOCKED:
         decision.counts += ("get_hits",)
-        if old.marks:
-            # Somebody wants to know which documents are read.
-            if decision.document is None:
-                decision.answer = decision.document = _copy(old, old.locked_until)
-                decision.effect = Effect.MARK
-            decision.document.marks = marks_at(old.marks | Mark.FETCHED, now)
     return decision
 
 

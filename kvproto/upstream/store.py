@@ -73,7 +73,8 @@ class EngineStore(Operations):
         engine: Where its documents are.
         bucket: Its name.
         now: Returns unix time in seconds.
-        locks: Whether documents can be locked; if not, a plain SET is one SET.
+        locks: Whether documents can be locked, as in Couchbase; if not, a plain SET is one SET, and
+            a touch keeps the CAS, as in memcached.
         max_value: Bytes of one value, above which a write is TOO_BIG.
         max_item: Bytes of one key and value together, above which a write is TOO_BIG.
         ahead: Seconds that the engine's clock is ahead of ``now``; for tests.
@@ -102,6 +103,7 @@ class EngineStore(Operations):
         self._set_plain, self._set_expiring = (
             (_SCRIPT, _SCRIPT_EXPIRING) if locks else (_PLAIN, _PLAIN_EXPIRING)
         )
+        self.touch_keeps_cas = not locks
         self._ahead = ahead
         self.limit_values(max_value, max_item)
         self.statistics = Statistics()
@@ -529,6 +531,7 @@ class DurableStore(Operations):
         self._store = store
         self._timeout = store._engine.options.timeout if timeout is None else timeout
         self.uuid = store.uuid
+        self.touch_keeps_cas = store.touch_keeps_cas
 
     def _apply(self, key: Key, rule: Rule[Any], *args: Any) -> Any:
         return self._store._changer.begin(Change(key, rule, args, durable=self._timeout))

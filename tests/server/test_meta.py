@@ -216,7 +216,8 @@ class ReadTests(SynchronousTestCase):
 
     def test_fetched(self) -> None:
         """Whether and when a value was read, by any command."""
-        for reading in (b"mg a v\r\n", b"get a\r\n", b"gets a\r\n", b"gat 0 a\r\n"):
+        touches = (b"gat 0 a\r\n", b"gat 90 a\r\n", b"touch a 0\r\n", b"touch a 90\r\n")
+        for reading in (b"mg a v\r\n", b"get a\r\n", b"gets a\r\n", *touches):
             one = link()
             one.ask(b"ms a 1\r\nx\r\n")
             one.time += 10

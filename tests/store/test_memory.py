@@ -90,6 +90,16 @@ class CountedCasTests(SynchronousTestCase):
         for key, document in store.table.items.items():
             self.assertEqual((accessed_at(document), document.marks & ALL_MARKS), (now, 0), key)
 
+    def test_touch(self) -> None:
+        """A touch keeps it, as in memcached, so that a client's gets and cas are not disturbed."""
+        store = MemoryStore(lambda: 1_700_000_000.0, count_cas=True)
+        store.set(b"a", b"1")
+        for touch in (store.touch, store.get_and_touch):
+            for expiry in (60, 60, 0):
+                self.assertEqual(touch(b"a", expiry).cas, 1)
+                found = store.table.items[b"a"]
+                self.assertEqual(found.expiry, expiry and 1_700_000_060)
+
     def test_counted(self) -> None:
         """It begins at 1, grows with each mutation, and goes on from where a history stopped."""
         store = MemoryStore(lambda: 1_700_000_000.0, count_cas=True)
