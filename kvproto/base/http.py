@@ -1,12 +1,15 @@
 """HTTP servers for untrusted clients: Twisted's own, with bounds on all that a client can hold.
 
 So many connections, each for so long: one that is idle, or dribbles its request, is closed; so is
-one whose body is longer than the site reads.  What is served is the business of who makes the
-`BoundedSite`.
+one whose body is longer than the site reads.  Where there is no room for one more, the one that has
+waited longest for its next request goes, so that silent ones keep nobody out.  Requests that were
+sent at once are served one in each turn of the event loop.  What is served is the business of who
+makes the `BoundedSite`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -59,16 +62,40 @@ class BoundedChannel(HTTPChannel):
     requestFactory = BoundedRequest
     transport: Any
     _deadline: IDelayedCall | None = None
+    _next_turn: IDelayedCall | None = None
+    _first_of_turn = True
 
     def connectionMade(self) -> None:
-        """Take a place, or go."""
+        """Take a place; somebody else may have to go, or who comes where all are served."""
         site = self.factory
-        site.channels.add(self)
         super().connectionMade()
-        if len(site.channels) > site.max_connections:
-            self.forceAbortClient()
-        else:
-            self._expect_request()
+        if len(site.channels) >= site.max_connections:
+            gone = next(iter(site.waiting), self)
+            site.forget(gone)
+            gone.forceAbortClient()
+            if gone is self:
+                return
+        site.channels.add(self)
+        self._expect_request()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what the peer sends."""
+        self._first_of_turn = True
+        super().dataReceived(data)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Refuse a header that is too long."""
+        self.refuse(b"431 Request Header Fields Too Large")
+
+    def timeoutConnection(self) -> None:
+        """Close a connection that is idle; Twisted would log a line each time."""
+        self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
+        self.loseConnection()
+
+    def forceAbortClient(self) -> None:
+        """Cut the connection."""
+        self._abortingCall = None
+        self.transport.abortConnection()
 
     def refuse(self, status: bytes) -> None:
         """Answer with nothing but a status, and close.
@@ -80,6 +107,7 @@ class BoundedChannel(HTTPChannel):
         self.loseConnection()
 
     def _expect_request(self) -> None:
+        self.factory.waiting[self] = None
         self._deadline = self.callLater(REQUEST_SECONDS, self._too_slow)
 
     def _too_slow(self) -> None:
@@ -87,6 +115,7 @@ class BoundedChannel(HTTPChannel):
         self.forceAbortClient()
 
     def _stop_deadline(self) -> None:
+        self.factory.waiting.pop(self, None)
         deadline, self._deadline = self._deadline, None
         if deadline is not None:
             deadline.cancel()
@@ -97,14 +126,25 @@ class BoundedChannel(HTTPChannel):
         super().allContentReceived()
 
     def requestDone(self, request: Any) -> None:
-        """Begin to wait for the next request."""
+        """Begin to wait for the next request; one that is there already waits for its turn."""
+        if self._first_of_turn:
+            self._first_of_turn = False
+            self._go_on(request)
+        else:
+            self._next_turn = self.callLater(0, partial(self._go_on, request))
+
+    def _go_on(self, request: Any) -> None:
+        self._next_turn = None
         self._expect_request()
         super().requestDone(request)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Give the place back."""
         self._stop_deadline()
-        self.factory.channels.discard(self)
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
+        self.factory.forget(self)
         super().connectionLost(reason)
 
 
@@ -119,6 +159,7 @@ class BoundedSite(Site):
 
     Attributes:
         channels: The connections that are open.
+        waiting: Those of them that wait for a request, the one that has waited longest first.
     """
 
     def __init__(
@@ -134,11 +175,17 @@ class BoundedSite(Site):
         self.max_body = max_body
         self.max_connections = max_connections
         self.channels: set[BoundedChannel] = set()
+        self.waiting: dict[BoundedChannel, None] = {}
         self.displayTracebacks = False
         self.noisy = False
 
     def log(self, request: Any) -> None:
         """Leave no line: somebody asks every few seconds."""
+
+    def forget(self, channel: BoundedChannel) -> None:
+        """Give a connection's place back."""
+        self.channels.discard(channel)
+        self.waiting.pop(channel, None)
 
     def close(self) -> None:
         """End every connection."""

@@ -12,7 +12,7 @@ command ``kvtls`` imports it, and has to start fast.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "Request",
     "encode",
     "encode_error",
+    "encode_pieces",
     "encode_request",
     "parse_request",
 ]
@@ -58,6 +59,9 @@ TOP_ORDERS = ("traffic", "in", "out", "total", "age")
 
 TOP_LONGEST_MS = 60_000
 """Milliseconds that ``top`` measures at most."""
+
+PIECE = 200
+"""Members of a long list that are worked on without a pause: a millisecond or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +314,25 @@ def encode(id_: str | int | None, result: Mapping[str, Any]) -> bytes:
     value["ok"] = True
     value.update(result)
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def encode_pieces(id_: str | int | None, result: Mapping[str, Any]) -> Iterator[bytes]:
+    """Yield what `encode` returns, one long list in it a piece at a time.
+
+    Raises:
+        TypeError, ValueError: As `encode`; later pieces may raise them too.
+    """
+    long = next((k for k, v in result.items() if isinstance(v, list) and len(v) > PIECE), None)
+    if long is None:
+        yield encode(id_, result)
+        return
+    rows = result[long]
+    rest = encode(id_, {name: value for name, value in result.items() if name != long})
+    yield rest.removesuffix(b"}\n") + b",%b:[" % json.dumps(long).encode("ascii")
+    for at in range(0, len(rows), PIECE):
+        piece = json.dumps(rows[at : at + PIECE], allow_nan=False, separators=(",", ":"))
+        yield (b"," if at else b"") + piece[1:-1].encode("ascii")
+    yield b"]}\n"
 
 
 def encode_error(error: CommandError, id_: str | int | None = None) -> bytes:

@@ -12,8 +12,9 @@ is then told to the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
@@ -29,6 +30,7 @@ from kvproto.ops.commands import (
     Request,
     encode,
     encode_error,
+    encode_pieces,
     parse_request,
 )
 from kvproto.ops.interfaces import IControl
@@ -71,6 +73,8 @@ class ControlProtocol(Protocol):
         self._buffer = bytearray()
         self._running: Deferred[Any] | None = None
         self._timer: IDelayedCall | None = None
+        self._pieces: Iterator[bytes] | None = None
+        self._next_piece: IDelayedCall | None = None
         self._working = False
         self._unread = False
         self._closing = False
@@ -105,6 +109,7 @@ class ControlProtocol(Protocol):
         self.factory.sessions.discard(self)
         self._closing = True
         self._running = None
+        self._drop_pieces()
         self._buffer.clear()
         self._cancel_timer()
         self.factory.left()
@@ -120,7 +125,9 @@ class ControlProtocol(Protocol):
     def resumeProducing(self) -> None:
         """Note that the client has read its answer."""
         self._unread = False
-        if self._running is None and not self._closing:
+        if self._pieces is not None:
+            self._send_later()
+        elif self._running is None and not self._closing:
             self._wait(IDLE_SECONDS, self.close)
             self._work()
 
@@ -135,7 +142,7 @@ class ControlProtocol(Protocol):
             return  # an answer that came at once: the loop below goes on
         self._working = True
         try:
-            while not (self._closing or self._unread or self._running is not None):
+            while not (self._closing or self._unread or self._busy):
                 end = self._buffer.find(b"\n")
                 if end < 0:
                     return
@@ -145,6 +152,11 @@ class ControlProtocol(Protocol):
                     self._begin(line)
         finally:
             self._working = False
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a command runs, or is being answered."""
+        return self._running is not None or self._pieces is not None
 
     def _begin(self, line: bytes) -> None:
         """Carry out one request, or say why not."""
@@ -184,8 +196,46 @@ class ControlProtocol(Protocol):
         if isinstance(outcome, Failure):
             self._write(_refusal(outcome, request))
         else:
-            self._write(_answer(request, outcome))
+            self._send(_answer(request, outcome))
         self._work()
+
+    def _send(self, pieces: Iterator[bytes]) -> None:
+        """Send an answer; a long one in pieces, one in each turn, as fast as it is read."""
+        first = next(pieces)
+        second = next(pieces, None)
+        self._write(first)
+        if second is not None:
+            self._pieces = chain([second], pieces)
+            self._send_later()
+
+    def _send_later(self) -> None:
+        self._wait(UNREAD_SECONDS, self.abort)
+        if not self._unread and self._next_piece is None:
+            self._next_piece = self.factory.clock.callLater(0, self._send_on)
+
+    def _send_on(self) -> None:
+        self._next_piece = None
+        assert self._pieces is not None, "no call without pieces"
+        try:
+            piece = next(self._pieces, None)
+        except (TypeError, ValueError):
+            log.failure("control: a long answer is no JSON")
+            self.abort()
+            return
+        if piece is None:
+            self._pieces = None
+            self._wait(IDLE_SECONDS, self.close)
+            self._work()
+            return
+        self._write(piece)
+        self._send_later()
+
+    def _drop_pieces(self) -> None:
+        """Send nothing more of an answer."""
+        self._pieces = None
+        if self._next_piece is not None:
+            self._next_piece.cancel()
+            self._next_piece = None
 
     def _timed_out(self, request: Request) -> None:
         """Answer that the time is over; what the command began may still come to an end."""
@@ -211,6 +261,9 @@ class ControlProtocol(Protocol):
         """End the connection once what was answered is sent, or has no hope of that."""
         if self._closing:
             return
+        if self._pieces is not None:
+            self.abort()
+            return
         self._closing = True
         self._running = None
         self._wait(CLOSE_SECONDS, self.abort)
@@ -221,6 +274,7 @@ class ControlProtocol(Protocol):
         """End the connection now."""
         self._closing = True
         self._running = None
+        self._drop_pieces()
         self._cancel_timer()
         self.transport.abortConnection()  # type: ignore[union-attr]
 
@@ -241,18 +295,19 @@ class ControlProtocol(Protocol):
             timer.cancel()
 
 
-def _answer(request: Request, result: Any) -> bytes:
-    """Encode what a command returned."""
+def _answer(request: Request, result: Any) -> Iterator[bytes]:
+    """Encode what a command returned, in pieces."""
     try:
         answer = dict(result)
         if answer.get("ok") is False and "error" not in answer:
             # One place for scripts to look at, whatever went wrong.
             reason = answer.get("reason") or f"{request.command} did not succeed"
             answer["error"] = {"code": "failed", "message": reason}
-        return encode(request.id, answer)
+        pieces = encode_pieces(request.id, answer)
+        return chain([next(pieces)], pieces)
     except (TypeError, ValueError):
         log.failure("control: the answer to {command} is no JSON", command=request.command)
-        return encode_error(_internal(request), request.id)
+        return iter([encode_error(_internal(request), request.id)])
 
 
 def _refusal(failure: Failure, request: Request) -> bytes:

@@ -95,7 +95,9 @@ class _Root(Resource):
             request.setHeader(b"Allow", b"GET, HEAD")
             code, kind, body = 405, TEXT, b"only GET and HEAD\n"
         else:
-            answer = self._paths.get(request.path)
+            # Who asks a proxy names the server as well, and must be understood (RFC 9112, 3.2.2).
+            path = re.sub(rb"^https?://[^/?]*", b"", request.path) or b"/"
+            answer = self._paths.get(path)
             try:
                 code, kind, body = (
                     (404, TEXT, b"not found\n") if answer is None else answer(request)

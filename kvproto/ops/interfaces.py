@@ -27,7 +27,7 @@ class IControl(Interface):
     def status() -> dict[str, Any]:
         """Return `kvproto.ops.status.status_report`."""
 
-    def connections(listener: str | None, limit: int) -> dict[str, Any]:
+    def connections(listener: str | None, limit: int) -> Any:
         """Return `kvproto.ops.status.connections_report`.
 
         Args:

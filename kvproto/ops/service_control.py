@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from kvproto import __version__
@@ -21,12 +23,13 @@ from kvproto.config.settings import Settings, describe
 from kvproto.dataplane import Backups, IStores, Seeds
 from kvproto.errors import CommandError, ConfigError
 from kvproto.listeners import AcceptorService, Ledger
+from kvproto.ops.commands import PIECE
 from kvproto.ops.interfaces import IControl
 from kvproto.ops.nodes import INodes, NodeControl, combined
 from kvproto.ops.status import (
     ServiceFacts,
     ServiceState,
-    connections_report,
+    connection_report,
     generation_report,
     status_report,
     verdict_report,
@@ -206,16 +209,22 @@ class ServiceControl:
         policy = self._config.on_rotate if secured else OnRotate.KEEP
         return {**acceptor.status(), "on_rotate": policy.value}
 
-    def connections(self, listener: str | None, limit: int) -> dict[str, Any]:
-        """Return the documented list of connections, oldest first."""
+    def connections(self, listener: str | None, limit: int) -> Deferred[dict[str, Any]]:
+        """Return a Deferred of the documented list of connections, oldest first."""
         if listener is not None:
             self._named(listener)
-        return connections_report(
-            self._ledger.snapshot(listener),
-            self._now(),
-            total=len(self._ledger.entries(listener)),
-            limit=limit,
-        )
+        return Deferred.fromCoroutine(self._list_connections(listener, limit))
+
+    async def _list_connections(self, listener: str | None, limit: int) -> dict[str, Any]:
+        """List connections, so many in a turn; who leaves meanwhile may not be there."""
+        total = len(self._ledger.entries(listener))
+        rows = islice(self._ledger.snapshot(listener), limit or None)
+        shown: list[dict[str, Any]] = []
+        while piece := [connection_report(row, self._now()) for row in islice(rows, PIECE)]:
+            shown += piece
+            if len(piece) == PIECE:
+                await deferLater(self._clock, 0)
+        return {"total": total, "shown": len(shown), "connections": shown}
 
     def top(self, milliseconds: int, sort: str, limit: int, listener: str | None) -> Any:
         """Measure what connections move."""

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ServiceFacts",
     "ServiceState",
+    "connection_report",
     "connections_report",
     "generation_report",
     "status_report",
@@ -234,16 +236,12 @@ def connections_report(
         total: How many there are.
         limit: How many to list at most, 0 for all.
     """
-    shown: list[dict[str, Any]] = []
-    for row in rows:
-        if limit and len(shown) == limit:
-            break
-        shown.append(_connection(row, now))
+    shown = [connection_report(row, now) for row in islice(rows, limit or None)]
     return {"total": total, "shown": len(shown), "connections": shown}
 
 
-def _connection(row: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """Return one connection, from its line in the ledger."""
+def connection_report(row: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """Return one connection as ``connections`` lists it, from its line in the ledger."""
     deadline_in = row["deadline_in_s"]
     return {
         "id": row["id"],

@@ -98,6 +98,14 @@ class ListenerMachine(RuleBasedStateMachine):
         assert len(counted) == status["verified"]
 
     @invariant()
+    def counts_are_those_of_the_entries(self) -> None:
+        counted: dict[str, int] = dict.fromkeys(Ledger.states(), 0)
+        for entry in self.ledger.entries():
+            counted[entry.state.value] += 1
+        assert self.ledger.counts() == counted
+        assert self.ledger.counts_by_listener().total() == len(self.ledger)
+
+    @invariant()
     def owners_are_told_at_most_once(self) -> None:
         assert all(len(owner.lost) <= 1 for owner in self.owners)
 

@@ -191,11 +191,11 @@ class BoundTests(SiteCase):
             self.assertIn("cannot be read", body["errors"]["_"])
 
     def test_connections(self) -> None:
-        """So many at once."""
-        for _ in range(MAX_CONNECTIONS):
-            self.connect()
+        """So many at once; who has waited longest for a request makes room for the next."""
+        first = [self.connect() for _ in range(MAX_CONNECTIONS)]
         _, late = self.connect()
-        self.assertTrue(late.disconnected)
+        self.assertFalse(late.disconnected)
+        self.assertEqual([there.disconnected for _, there in first[:2]], [True, False])
 
     def test_silence(self) -> None:
         """A connection that does not end its request is closed."""

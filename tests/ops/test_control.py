@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
@@ -24,6 +25,7 @@ from kvproto.ops.control import (
 )
 from kvproto.ops.interfaces import IControl
 from tests.ops.material import FakeControl, verdict
+from tests.turns import one_turn
 
 STATUS = b'{"command":"status"}\n'
 RELOAD = b'{"command":"reload","arguments":{"wait":true}}\n'
@@ -139,6 +141,75 @@ class ControlTests(SynchronousTestCase):
             self.control.reply = reply
             self.assertEqual(self.ask(RELOAD)["error"]["code"], "internal")
         self.assertEqual(len(self.flushLoggedErrors(TypeError, ValueError)), 4)
+
+    # long answers
+
+    def test_pieces(self) -> None:
+        """A long answer goes out in pieces, one a turn; the next request waits for its end."""
+        self.many(10_000)
+        self.protocol.dataReceived(RELOAD + STATUS)
+        sent = [len(self.wire.value())]
+        while self.wire.value().count(b"\n") < 2:
+            one_turn(self.clock)
+            sent.append(len(self.wire.value()))
+        pieces = [later - earlier for earlier, later in pairwise([0, *sent])]
+        self.assertLess(max(pieces), sent[-1] / 40)
+        first, second = self.answers()
+        self.assertEqual([row["id"] for row in first["rows"]], list(range(10_000)))
+        self.assertEqual((first["ok"], first["total"]), (True, 10_000))
+        self.assertEqual(second["service"]["pid"], 4242)
+        self.lose()
+
+    def many(self, count: int) -> None:
+        rows = [{"id": number, "text": "x" * 20} for number in range(count)]
+        self.control.reply = {"ok": True, "rows": rows, "total": count}
+
+    def test_pieces_unread(self) -> None:
+        """A client that does not read gets no more; once it does, the rest comes."""
+        self.many(1000)
+        self.protocol.dataReceived(RELOAD)
+        self.protocol.pauseProducing()
+        self.clock.advance(0)
+        held = len(self.wire.value())
+        self.clock.pump([1.0] * int(UNREAD_SECONDS - 2))
+        self.assertEqual(len(self.wire.value()), held)
+        self.protocol.resumeProducing()
+        self.clock.pump([0.0] * 10)
+        (answer,) = self.answers()
+        self.assertEqual(len(answer["rows"]), 1000)
+        self.lose()
+
+    def test_pieces_never_read(self) -> None:
+        """A client that never reads the rest is dropped, with all that waits for it."""
+        self.many(1000)
+        self.protocol.dataReceived(RELOAD)
+        self.protocol.pauseProducing()
+        self.clock.pump([1.0] * int(UNREAD_SECONDS + 2))
+        self.assertTrue(self.wire.aborted)
+        self.lose()
+
+    def test_pieces_and_gone(self) -> None:
+        """A client that leaves in the middle, or a service that ends, leaves nothing behind."""
+        self.many(1000)
+        self.protocol.dataReceived(RELOAD)
+        self.lose()
+        self.setUp()
+        self.many(1000)
+        self.protocol.dataReceived(RELOAD)
+        self.protocol.close()
+        self.assertTrue(self.wire.aborted)
+        self.lose()
+
+    def test_pieces_no_json(self) -> None:
+        """What turns out late to be no JSON is logged; nobody takes half of it for an answer."""
+        self.many(1000)
+        self.control.reply["rows"][900] = {"x": object()}
+        self.protocol.dataReceived(RELOAD)
+        self.clock.pump([0.0] * 10)
+        self.assertTrue(self.wire.aborted)
+        self.assertNotIn(b"\n", self.wire.value())
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+        self.lose()
 
     # waiting
 

@@ -8,12 +8,17 @@ import re
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.base.http import IDLE_SECONDS, MAX_CONNECTIONS, REQUEST_SECONDS
 from kvproto.listeners import Ledger
+from kvproto.listeners.entry import NULL_CONNECTION
 from kvproto.ops.history import INTERVAL, SAMPLES, History
 from kvproto.ops.http import StatusSite, with_interface
 from kvproto.ops.metrics import ServiceCollector, exposition
@@ -22,6 +27,7 @@ from kvproto.server import Bucket, KVServer
 from kvproto.store import MemoryStore
 from tests.ops.material import generation, served_generation, status, verdict
 from tests.sites import answer_of, connect_to
+from tests.turns import one_turn
 
 FAMILIES = {
     "kvtls_build_info": ("gauge", {"version"}),
@@ -174,14 +180,95 @@ class PathTests(SiteCase):
 class BoundTests(SiteCase):
     """Nobody can hold it up."""
 
+    LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+
     def test_connections(self) -> None:
-        """So many at once; the next one is cut, and those that were there are served on."""
+        """So many at once; who has waited longest for a request makes room for the next."""
         first = [self.connect() for _ in range(MAX_CONNECTIONS)]
-        _, late = self.connect()
-        self.assertTrue(late.disconnecting or late.disconnected)
-        protocol, transport = first[0]
-        protocol.dataReceived(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        first[0][0].dataReceived(self.LIVEZ)
+        late, transport = self.connect()
+        late.dataReceived(self.LIVEZ)
         self.assertIn(b"200 OK", transport.value())
+        self.assertEqual(
+            [there.disconnected for _, there in first],
+            [False, True, *[False] * (MAX_CONNECTIONS - 2)],
+        )
+        self.assertEqual(len(self.site.channels), MAX_CONNECTIONS)
+        # Its end is told later, and takes nobody's place.
+        first[1][0].connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(len(self.site.channels), MAX_CONNECTIONS)
+
+    def test_silent_flood(self) -> None:
+        """However many come and say nothing, who asks at once is answered, and nothing is left."""
+        silent = [self.connect() for _ in range(10 * MAX_CONNECTIONS)]
+        self.assertEqual(self.get("/livez")[0], 200)
+        with capturedLogs() as events:
+            self.clock.pump([1.0] * 120)
+        self.assertEqual(events, [])
+        for protocol, transport in silent:
+            self.assertTrue(transport.disconnected or transport.disconnecting)
+            protocol.connectionLost(Failure(ConnectionLost()))
+
+    def test_all_are_served(self) -> None:
+        """Where every connection is being answered there is no room for one more."""
+        first = [self.connect() for _ in range(MAX_CONNECTIONS)]
+        self.site.waiting.clear()
+        _, late = self.connect()
+        self.assertTrue(late.disconnected)
+        self.assertFalse(any(transport.disconnected for _, transport in first))
+
+    def test_pipelined(self) -> None:
+        """Requests that come at once are answered in order, few in a turn of the event loop."""
+        protocol, transport = self.connect()
+        count = 2000
+        ask = b"GET /livez?%d HTTP/1.1\r\nHost: x\r\n\r\n"
+        protocol.dataReceived(b"".join(ask % number for number in range(count)))
+        turns = 0
+        seen = transport.value().count(b"200 OK")
+        self.assertLessEqual(seen, 2)
+        while seen < count:
+            one_turn(self.clock)
+            now = transport.value().count(b"200 OK")
+            self.assertLessEqual(now - seen, 2)
+            self.assertGreater(now, seen)
+            seen, turns = now, turns + 1
+        self.assertGreaterEqual(turns, count // 2 - 1)
+
+    def test_pipelined_and_gone(self) -> None:
+        """A client that asks much and leaves has nothing answered any more, and leaves no timer."""
+        protocol, transport = self.connect()
+        protocol.dataReceived(self.LIVEZ * 100)
+        protocol.connectionLost(Failure(ConnectionLost()))
+        before = transport.value()
+        self.clock.pump([1.0] * 100)
+        self.assertEqual(transport.value(), before)
+        self.assertEqual([c for c in self.clock.getDelayedCalls() if c.active()], self.site_timers)
+
+    def test_wrong_requests(self) -> None:
+        """What is no request, or too long a one, is answered so and ends the connection."""
+        for request, code in (
+            (b"GET /livez\r\n\r\n", 400),
+            (b"GET /livez HTTP/9.9\r\n\r\n", 400),
+            (b"\x16\x03\x01\x00\x05hello\r\n\r\n", 400),
+            (b"GET /livez HTTP/1.1\r\nX: " + b"a" * 20000, 431),
+            (b"GET /livez HTTP/1.1\r\n" + b"X: a\r\n" * 600 + b"\r\n", 400),
+            (b"GET /livez HTTP/1.1\r\n" + (b"X: " + b"a" * 1000 + b"\r\n") * 20, 400),
+            (b"GET /livez HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        ):
+            protocol, transport = self.connect()
+            protocol.dataReceived(request)
+            self.assertEqual(transport.value().split(b" ")[1], b"%d" % code, request[:60])
+            self.assertTrue(transport.disconnecting or transport.disconnected, request[:60])
+
+    def test_old_clients(self) -> None:
+        """HTTP/1.0 is answered and closed; a request that names the server is understood."""
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"GET /livez HTTP/1.0\r\n\r\n")
+        self.assertTrue(transport.value().startswith(b"HTTP/1.0 200 OK\r\n"))
+        self.assertTrue(transport.disconnecting)
+        self.assertEqual(self.get("http://kv.example:9207/readyz")[0], 200)
+        self.assertEqual(self.get("http://kv.example:9207/x")[0], 404)
+        self.assertEqual(self.get("http://kv.example:9207")[0], 200)
 
     def test_silence(self) -> None:
         """A connection that does not end its request is closed, and no timer is left."""
@@ -291,6 +378,29 @@ class MetricsTests(SiteCase):
         _, headers, body = self.get("/metrics", accept)
         self.assertIn("application/openmetrics-text", headers["content-type"])
         self.assertTrue(body.endswith(b"# EOF\n"))
+
+
+class _Unlisted(dict[Any, Any]):
+    """Entries that nobody may go through."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("a scrape goes through all connections")
+
+    keys = values = items = __iter__
+
+
+class ManyConnectionsTests(SiteCase):
+    """What a scrape costs the event loop: `benchmarks/scrape.py` has the figures."""
+
+    def test_nobody_is_looked_at(self) -> None:
+        """A scrape goes through no list of connections, so that their number is no matter."""
+        for number in range(3):
+            self.ledger.admit("data", IPv4Address("TCP", "192.0.2.1", number), NULL_CONNECTION)
+        self.patch(self.ledger, "_entries", _Unlisted(self.ledger._entries))
+        code, _, body = self.get("/metrics")
+        self.assertEqual(code, 200)
+        self.assertIn(b'kvtls_connections{listener="data",state="handshaking"} 3.0', body)
+        self.assertRaises(AssertionError, self.ledger.entries)
 
 
 class PageTests(SiteCase):
