@@ -199,6 +199,7 @@ class ServerTests(SynchronousTestCase):
         """A nonce that would break the messages is the caller's fault."""
         for nonce in (b"", b"a,b", b"a b", b"\x7f", "ä".encode()):
             self.assertRaises(LocalProtocolError, ServerExchange, "sha1", nonce)
+        ServerExchange("sha1", bytes(set(range(0x21, 0x7F)) - {0x2C}))
 
 
 class DecoyTests(SynchronousTestCase):
@@ -242,6 +243,7 @@ class ClientTests(SynchronousTestCase):
             b"r=xyz123,s=QUFB,i=4096",
             b"r=abc1,s=,i=4096",
             b"r=abc1,s=Q,i=4096",
+            b"r=abc1,s=QU!FB,i=4096",
             b"r=abc1,s=QUFB",
             b"r=abc1,s=QUFB,i=0",
             b"r=abc1,s=QUFB,i=x",
@@ -252,6 +254,7 @@ class ClientTests(SynchronousTestCase):
         ):
             self.assertRaises(RemoteProtocolError, self.begun().challenged, message)
         self.assertEqual(self.begun().challenged(b"r=abc1,s=QUFB,i=4096,t=x"), (b"AAA", 4096))
+        self.assertEqual(self.begun().challenged(b"r=abc1,s=QUFB,i=1000000"), (b"AAA", 1000000))
 
     def test_server_must_prove_itself(self):
         """A server that does not know the user is found out, whatever it answers."""

@@ -35,6 +35,105 @@ class GoldenTests(SynchronousTestCase):
         self.assertEqual(Answering().answer([byte.to_bytes() for byte in b"".join(sound)]), once)
 
 
+class EdgeTests(SynchronousTestCase):
+    """The longest key, the least and the greatest number, and who wants no answer."""
+
+    def read(self, line: bytes, **options: int) -> object:
+        """Return the one thing that a line is."""
+        (item,) = TextDecoder(**options).feed(line + b"\r\n")
+        return item
+
+    def test_no_answer_wanted(self):
+        """``noreply`` is the last word, behind the zero that old clients send, too."""
+        self.assertEqual(self.read(b"delete k"), TextCommand("delete", b"k"))
+        self.assertEqual(self.read(b"delete k 0"), TextCommand("delete", b"k"))
+        for line in (b"delete k noreply", b"delete k 0 noreply"):
+            self.assertEqual(self.read(line), TextCommand("delete", b"k", noreply=True))
+        self.assertEqual(self.read(b"flush_all noreply"), TextCommand("flush_all", noreply=True))
+
+    def test_longest_key(self):
+        """Each command takes a key of the longest length, and refuses one byte more."""
+        for verb, rest in (
+            (b"get", b""),
+            (b"delete", b""),
+            (b"incr", b" 1"),
+            (b"touch", b" 1"),
+        ):
+            found = TextDecoder(max_key=3).feed(verb + b" kkk" + rest + b"\r\n")[0]
+            assert isinstance(found, TextCommand), found
+            self.assertEqual(found.key, b"kkk")
+            self.assertEqual(
+                TextDecoder(max_key=3).feed(verb + b" kkkk" + rest + b"\r\n"),
+                [TextRefusal(b"CLIENT_ERROR bad command line format\r\n", verb.decode())],
+            )
+        for line in (b"set %b 0 0 1\r\nx", b"ms %b 1\r\nx"):
+            stored = self.read(line % b"kkk", max_key=3)
+            assert isinstance(stored, TextCommand | MetaCommand), stored
+            self.assertEqual((stored.key, stored.value), (b"kkk", b"x"))
+            self.assertIsInstance(self.read(line % b"kkkk", max_key=3), TextRefusal)
+
+    def test_numbers(self):
+        """A delta may be zero; a flush's delay has 31 bits, and what is negative is at once."""
+        found = self.read(b"incr k 0")
+        assert isinstance(found, TextCommand), found
+        self.assertEqual(found.delta, 0)
+        for delay, expiry in ((b"0", 0), (b"-2147483648", 0), (b"2147483647", 2147483647)):
+            self.assertEqual(
+                self.read(b"flush_all " + delay), TextCommand("flush_all", expiry=expiry)
+            )
+        self.assertEqual(self.read(b"flush_all"), TextCommand("flush_all", expiry=0))
+        for delay in (b"2147483648", b"-2147483649", b"soon"):
+            self.assertIsInstance(self.read(b"flush_all " + delay), TextRefusal)
+
+    def test_numbers_written_long(self):
+        """Sixty-four digits are read, whatever they begin with; more are no number."""
+        found = self.read(b"incr k " + b"9".rjust(64, b"0"))
+        assert isinstance(found, TextCommand), found
+        self.assertEqual(found.delta, 9)
+        self.assertIsInstance(self.read(b"incr k " + b"9".rjust(65, b"0")), TextRefusal)
+
+    def test_administration(self):
+        """Commands about the server keep their arguments, the last one may be ``noreply``."""
+        self.assertEqual(
+            self.read(b"cache_memlimit 64"), TextCommand("cache_memlimit", args=(b"64",))
+        )
+        self.assertEqual(
+            self.read(b"cache_memlimit 64 noreply"),
+            TextCommand("cache_memlimit", args=(b"64", b"noreply"), noreply=True),
+        )
+
+    def test_discard(self):
+        """What was held of half a command is forgotten."""
+        for begun in (b"get k", b"set k 0 0 9\r\nabc"):
+            decoder = TextDecoder()
+            self.assertEqual(decoder.feed(begun), [])
+            self.assertTrue(decoder.partial)
+            decoder.discard()
+            self.assertFalse(decoder.partial)
+            self.assertEqual(decoder.buffered, 0)
+
+    def test_refusals_name_their_command(self):
+        """A refusal says whose it is: statistics count by it."""
+        for line, verb in (
+            (b"get", "get"),
+            (b"gat x k", "gat"),
+            (b"get " + b"k" * 251, "get"),
+            (b"set k", "set"),
+            (b"delete", "delete"),
+            (b"delete " + b"k" * 251, "delete"),
+            (b"incr k", "incr"),
+            (b"incr " + b"k" * 251 + b" 1", "incr"),
+            (b"touch k", "touch"),
+            (b"touch " + b"k" * 251 + b" 1", "touch"),
+            (b"verbosity", "verbosity"),
+            (b"set k 0 0 1\r\nxyz", "set"),
+            (b"nonsense", ""),
+        ):
+            found = TextDecoder().feed(line + b"\r\n")[0]
+            assert isinstance(found, TextRefusal), (line, found)
+            self.assertEqual(found.verb, verb, line)
+
+
 class DeviationTests(SynchronousTestCase):
     """Where memcached would change what it was given without a word, or lose a value, we refuse."""
 
@@ -209,6 +308,9 @@ class TextDecoderTests(SynchronousTestCase):
         decoder = TextDecoder(max_line=10)
         self.assertEqual(decoder.feed(b"12345678901"), [])
         self.assertEqual(str(decoder.error), "a line of more than 10 bytes")
+        whole = TextDecoder(max_line=10)
+        self.assertEqual(whole.feed(b"delete 8901\n"), [])
+        self.assertIsNotNone(whole.error)
 
     def test_line_of_exactly_the_limit(self):
         """The limit counts all bytes before the line feed, and is itself allowed."""
@@ -300,6 +402,15 @@ class LongRetrievalTests(SynchronousTestCase):
             expected += [TextCommand(verb, b"dddddddd"), END, TextCommand("version")]
             for parts in cuttings(wire):
                 self.assertEqual(self.decode(parts), (expected, None))
+
+    def test_behind_other_commands(self):
+        """What came before the long line in the same read does not belong to it."""
+        wire = b"mn\r\ndelete x\r\nget " + b"aaa bb c " * 4 + b"d\r\nversion\r\n"
+        expected = [TextCommand("mn"), TextCommand("delete", b"x")]
+        expected += [TextCommand("get", key) for key in (*(b"aaa", b"bb", b"c") * 4, b"d")]
+        expected += [END, TextCommand("version")]
+        for parts in cuttings(wire):
+            self.assertEqual(self.decode(parts), (expected, None))
 
     def test_leading_spaces(self):
         """Memcached allows up to a hundred of them."""
