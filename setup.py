@@ -74,6 +74,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "check-jsonschema>=0.29",
+            "axe-core-python>=0.1,<0.2",
         ],
         "dev": [
             "mypy>=1.15",

@@ -20,7 +20,8 @@ from kvproto.base.addresses import describe_peer
 from kvproto.base.http import BoundedSite
 from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import make_logger
-from kvproto.ops.page import PAGE_POLICY, render_page
+from kvproto.ops.page import render_page
+from kvproto.ops.page_frame import PAGE_POLICY
 
 __all__ = ["StatusSite", "with_interface"]
 

@@ -7,22 +7,29 @@ loads nothing from anywhere, and a policy forbids it to.  All that is shown is e
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from kvproto.base.escape import printable
+from kvproto.ops.curves import curves
+from kvproto.ops.page_frame import framed
 from kvproto.ops.render import span
 
-__all__ = ["PAGE_POLICY", "findings", "render_page"]
+__all__ = ["findings", "render_page"]
 
 SOON = 14 * 86400.0
 """Seconds before the end of the certificate at which it needs attention."""
 
 NEARLY_FULL = 0.9
+
+BAD_ROW = ' class="bad"'
+
+LONG, LONGEST = ' class="long"', 28
+"""Cells with more characters may be broken anywhere."""
+
+NAMED = 3
+"""Servers that do not answer and have a line each; more share one."""
 
 Status = Mapping[str, Any]
 
@@ -57,11 +64,38 @@ def findings(status: Status, not_ready: str) -> list[str]:
         if limit and used >= NEARLY_FULL * limit:
             found.append(f"{used} of {limit} {words} are taken")
     found += [
-        f"Bucket {row['name']} is {row['bytes'] / row['limit_bytes']:.0%} full"
-        for row in status.get("buckets", ())
-        if row["limit_bytes"] and row["bytes"] >= NEARLY_FULL * row["limit_bytes"]
+        f"Bucket {row['name']} is {_fill(row):.0%} full"
+        for row in status["buckets"]
+        if _fill(row) >= NEARLY_FULL
+    ]
+    found += _silent([row for row in _servers_of(status) if not row["up"]])
+    found += [
+        f"Node {row['node']}: {row['problem']}"
+        for row in status.get("nodes", {}).get("connectors", ())
+        if row["problem"] and row["state"] != "linked"
     ]
     return found
+
+
+def _fill(bucket: Status) -> float:
+    """Return which part of a bucket's limit is in use; 0.0 where nobody knows."""
+    if not bucket["limit_bytes"] or bucket["bytes"] is None:
+        return 0.0
+    return float(bucket["bytes"] / bucket["limit_bytes"])
+
+
+def _servers_of(status: Status) -> Sequence[Status]:
+    """Return the servers behind."""
+    rows: Sequence[Status] = (status["store"] or {}).get("servers", ())
+    return rows
+
+
+def _silent(servers: Sequence[Status]) -> list[str]:
+    """Return what is wrong with servers behind; of many, a line for all."""
+    if len(servers) > NAMED:
+        names = ", ".join(row["server"] for row in servers[:NAMED])
+        return [f"{len(servers)} servers behind do not answer: {names} and others"]
+    return [f"Server {row['server']} does not answer: {row['reason']}" for row in servers]
 
 
 def render_page(status: Status, not_ready: str, history: Mapping[str, Any]) -> str:
@@ -73,7 +107,8 @@ def render_page(status: Status, not_ready: str, history: Mapping[str, Any]) -> s
         history: As `kvproto.ops.history.History.report` has it.
     """
     service = status["service"]
-    mood = "bad" if not_ready else "warn" if findings(status, not_ready) else "good"
+    found = findings(status, not_ready)
+    mood = "bad" if not_ready else "warn" if found else "good"
     headline = {
         "good": "All is well",
         "warn": "Serves, and needs attention",
@@ -81,20 +116,57 @@ def render_page(status: Status, not_ready: str, history: Mapping[str, Any]) -> s
     }[mood]
     if service["state"] in {"draining", "drained", "stopping"}:
         headline = f"Not serving clients: {service['state']}"
+    samples = history["samples"]
     parts = [
         f'<p id="state" class="{mood}" role="status"><strong>{_t(headline)}</strong>',
         (
             f"<span>kvtls {_t(service['version'])}, mode {_t(service['mode'])}, up "
             f"{_t(span(service['uptime_s']))}, process {_t(service['pid'])}</span></p>"
         ),
-        _attention(findings(status, not_ready)),
-        _curves(history["samples"]),
+        _facts(status, samples),
+        _attention(found),
+        _section("Last quarter of an hour", curves(samples)),
         _listeners(status),
         _buckets(status),
+        _servers(status),
+        _nodes(status),
         _credentials(status["generation"]),
         _last(status),
     ]
-    return _FRAME.format(style=_STYLE, script=_SCRIPT, main="\n".join(filter(None, parts)))
+    return framed(f"kvtls: {_t(headline)}", "\n".join(filter(None, parts)))
+
+
+def _facts(status: Status, samples: Sequence[Status]) -> str:
+    """Return the few numbers that tell whether something is near its end."""
+    limits, generation = status["limits"]["connections"], status["generation"]
+    used, limit = limits["used"], limits["limit"]
+    rows = [
+        ("Requests a second", f"{samples[-1]['requests_per_s']:,.0f}" if samples else "-", ""),
+        (
+            "Connections",
+            f"{used:,} of {limit:,}" if limit else f"{used:,}",
+            "warn" if limit and used >= NEARLY_FULL * limit else "",
+        ),
+    ]
+    if generation is not None:
+        left = generation["expires_in_s"]
+        mood = "bad" if left <= 0 else "warn" if left < SOON else ""
+        rows.append(("Certificate", "expired" if left <= 0 else f"{span(left)} left", mood))
+    limited = [row for row in status["buckets"] if row["limit_bytes"]]
+    if limited:
+        full = max(map(_fill, limited))
+        rows.append(("Fullest bucket", f"{full:.0%}", "warn" if full >= NEARLY_FULL else ""))
+    servers = _servers_of(status)
+    if servers:
+        up = sum(bool(row["up"]) for row in servers)
+        rows.append(
+            ("Servers behind", f"{up} of {len(servers)} up", "" if up == len(servers) else "bad")
+        )
+    listed = "".join(
+        f'<div class="{mood}"><dt>{_t(name)}</dt><dd>{_t(value)}</dd></div>'
+        for name, value, mood in rows
+    )
+    return f'<dl class="facts" aria-label="In short">{listed}</dl>'
 
 
 def _t(value: object) -> str:
@@ -114,14 +186,33 @@ def _attention(found: Sequence[str]) -> str:
     return _section("Needs attention", f"<ul>{rows}</ul>")
 
 
-def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    cells = "".join(f'<th scope="col">{_t(name)}</th>' for name in head)
+def _table(
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    bad: Callable[[int], object] = lambda number: False,
+) -> str:
+    """Return a table.
+
+    Args:
+        caption: What it is called.
+        head: Names of the columns; one that starts with ``>`` holds numbers.
+        rows: Cells.
+        bad: Called with the number of a row; whether it needs attention.
+    """
+    kinds = [' class="number"' if name.startswith(">") else "" for name in head]
+    cells = "".join(
+        f'<th scope="col"{kind}>{_t(name.lstrip(">"))}</th>'
+        for name, kind in zip(head, kinds, strict=True)
+    )
     body = "".join(
-        "<tr>"
-        f'<th scope="row">{_t(row[0])}</th>'
-        + "".join(f"<td>{_t(cell)}</td>" for cell in row[1:])
+        f'<tr{BAD_ROW if bad(number) else ""}><th scope="row"{_kind(row[0])}>{_t(row[0])}</th>'
+        + "".join(
+            f"<td{kind or _kind(cell)}>{_t(cell)}</td>"
+            for cell, kind in zip(row[1:], kinds[1:], strict=True)
+        )
         + "</tr>"
-        for row in rows
+        for number, row in enumerate(rows)
     )
     return (
         f'<div class="wide" role="group" tabindex="0" aria-label="{_t(caption)}"><table>'
@@ -129,40 +220,14 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object]]) 
     )
 
 
-def _curves(samples: Sequence[Mapping[str, Any]]) -> str:
-    curves = [
-        _curve("Requests a second", [row["requests_per_s"] for row in samples], "{:,.0f}"),
-        _curve("Connections", [row["connections"] for row in samples], "{:,.0f}"),
-        _curve("Median time of a request", [_ms(row["p50"]) for row in samples], "{:.3f} ms"),
-        _curve("99th percentile", [_ms(row["p99"]) for row in samples], "{:.3f} ms"),
-    ]
-    return _section("Last quarter of an hour", f'<div class="curves">{"".join(curves)}</div>')
-
-
-def _ms(seconds: float | None) -> float:
-    return 0.0 if seconds is None or not math.isfinite(seconds) else seconds * 1000
-
-
-def _curve(title: str, values: Sequence[float], shown: str) -> str:
-    """Return one curve with its last value and its highest in words."""
-    if not values:
-        return f"<figure><figcaption>{_t(title)}: no samples yet</figcaption></figure>"
-    top = max(values) or 1.0
-    step = 300 / max(1, len(values) - 1)
-    points = " ".join(
-        f"{number * step:.1f},{58 - 54 * value / top:.1f}" for number, value in enumerate(values)
-    )
-    words = f"{title}: {shown.format(values[-1])}, at most {shown.format(max(values))}"
-    return (
-        f"<figure><figcaption>{_t(words)}</figcaption>"
-        f'<svg viewBox="0 0 300 60" role="img" aria-label="{_t(words)}" '
-        'preserveAspectRatio="none">'
-        f'<polyline points="{points}" fill="none" vector-effect="non-scaling-stroke"/>'
-        "</svg></figure>"
-    )
+def _kind(cell: object) -> str:
+    """Return the class of a cell whose text may be broken anywhere."""
+    return LONG if len(str(cell)) > LONGEST else ""
 
 
 def _listeners(status: Status) -> str:
+    """Return the listeners, those that have trouble first."""
+    found = sorted(status["listeners"], key=lambda row: not row["error"])
     rows = [
         (
             row["name"],
@@ -171,10 +236,12 @@ def _listeners(status: Status) -> str:
             sum(row["connections"].values()),
             row["restarts"],
         )
-        for row in status["listeners"]
+        for row in found
     ]
-    head = ("Listener", "Address", "State", "Connections", "Restarts")
-    return _section("Listeners", _table("Listeners", head, rows))
+    head = ("Listener", "Address", "State", ">Connections", ">Restarts")
+    return _section(
+        "Listeners", _table("Listeners", head, rows, lambda number: found[number]["error"])
+    )
 
 
 def _mebibytes(number: int | None) -> str:
@@ -190,12 +257,54 @@ def _buckets(status: Status) -> str:
             _mebibytes(row["limit_bytes"]),
             f"{row['evictions']:,}",
         )
-        for row in status.get("buckets", ())
+        for row in status["buckets"]
     ]
     if not rows:
         return ""
-    head = ("Bucket", "Documents", "In use", "Limit", "Evicted")
-    return _section("Store", _table("Store", head, rows))
+    head = ("Bucket", ">Documents", ">In use", ">Limit", ">Evicted")
+    full = [_fill(row) >= NEARLY_FULL for row in status["buckets"]]
+    url = "" if _servers_of(status) else (status["store"] or {}).get("url")
+    where = f'<p class="where">Values are in {_t(url)}</p>' if url else ""
+    return _section("Store", where + _table("Store", head, rows, full.__getitem__))
+
+
+def _servers(status: Status) -> str:
+    """Return the servers behind, those that do not answer first."""
+    servers = sorted(_servers_of(status), key=lambda row: bool(row["up"]))
+    rows = [
+        (
+            row["server"],
+            "up" if row["up"] else f"down: {row['reason']}",
+            ", ".join(f"{number:,} {reason}" for reason, number in row["errors"].items()) or "none",
+        )
+        for row in servers
+    ]
+    if not rows:
+        return ""
+    head = ("Server", "State", "Errors so far")
+    return _section(
+        "Servers behind",
+        _table("Servers behind", head, rows, lambda number: not servers[number]["up"]),
+    )
+
+
+def _nodes(status: Status) -> str:
+    """Return the links to other nodes, and the nodes that are called in vain."""
+    nodes = status.get("nodes")
+    if nodes is None:
+        return ""
+    rows = [
+        (row["node"] or "-", row["direction"], row["state"], span(row["age_s"]))
+        for row in nodes["links"]
+    ]
+    linked = len(rows)
+    rows += [
+        (row["node"], "out", row["state"], "-")
+        for row in nodes["connectors"]
+        if row["state"] != "linked"
+    ]
+    head = ("Node", "Way", "State", ">Age")
+    return _section("Node links", _table("Node links", head, rows, lambda number: number >= linked))
 
 
 def _credentials(generation: Status | None) -> str:
@@ -235,96 +344,3 @@ def _last(status: Status) -> str:
     if not rows:
         return ""
     return _section("What happened", _table("What happened", ("What", "Outcome"), rows))
-
-
-_STYLE = """
-:root { color-scheme: light dark; --bg: #fff; --fg: #1b1f24; --line: #c8ced6; --soft: #f3f5f8;
-  --good: #0b6b32; --warn: #7a4a00; --bad: #a3111b; --curve: #0b57a4; }
-@media (prefers-color-scheme: dark) { :root { --bg: #12161b; --fg: #e7ebf0; --line: #3b444f;
-  --soft: #1b2128; --good: #5fd38d; --warn: #f0b85a; --bad: #ff8a8a; --curve: #79b8ff; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 110rem; background: var(--bg); color: var(--fg);
-  font: 1rem/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.1rem; margin: 0 0 .5rem; }
-h2 { font-size: 1rem; margin: 0 0 .5rem; }
-main { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); }
-#state, #gone { grid-column: 1 / -1; margin: 0; padding: .8rem 1rem; border: 2px solid; }
-#state strong { display: block; font-size: 1.8rem; }
-.good { color: var(--good); } .warn { color: var(--warn); } .bad { color: var(--bad); }
-#state span { color: var(--fg); }
-section { background: var(--soft); padding: 1rem; min-width: 0; }
-ul { margin: 0; padding-left: 1.2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.curves { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
-figure { margin: 0; }
-svg { width: 100%; height: 4rem; background: var(--bg); border: 1px solid var(--line); }
-polyline { stroke: var(--curve); stroke-width: 2; }
-@media (min-width: 120rem) { body { font-size: 1.3rem; } }
-"""
-
-_SCRIPT = """
-const gone = document.getElementById("gone");
-let failures = 0;
-async function again() {
-  try {
-    const answer = await fetch(location.pathname,
-      {cache: "no-store", signal: AbortSignal.timeout(4000)});
-    if (!answer.ok) throw new Error(answer.status);
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const held = document.activeElement && document.activeElement.getAttribute("aria-label");
-    document.querySelector("main").replaceChildren(...page.querySelector("main").childNodes);
-    if (held) for (const one of document.querySelectorAll("[tabindex]"))
-      if (one.getAttribute("aria-label") === held) one.focus({preventScroll: true});
-    failures = 0;
-    gone.hidden = true;
-  } catch (error) {
-    failures += 1;
-    if (failures === 1) gone.dataset.since = new Date().toLocaleTimeString();
-    gone.textContent = "Nobody answers since " + gone.dataset.since + ": what stands below is old.";
-    gone.hidden = false;
-  }
-  setTimeout(again, 5000);
-}
-setTimeout(again, 5000);
-"""
-
-_FRAME = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>kvtls status</title>
-<link rel="icon" href="data:,">
-<noscript><meta http-equiv="refresh" content="15"></noscript>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>kvtls status</h1>
-<p id="gone" class="bad" role="alert" hidden></p>
-</header>
-<main>
-{main}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def _hash(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
-
-
-PAGE_POLICY = (
-    f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; "
-    "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
-"""What the page may do: what is in it, and ask for itself again."""

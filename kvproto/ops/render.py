@@ -210,7 +210,27 @@ def _store(answer: Answer) -> list[Piece]:
         for bucket in answer["buckets"]
     ]
     head = ("BUCKET", ">ITEMS", ">MiB", ">OF MiB", ">EVICTED")
-    return [*pieces, Table(head, rows, {"BUCKET": 8})]
+    pieces.append(Table(head, rows, {"BUCKET": 8}))
+    servers = (store or {}).get("servers")
+    return [*pieces, Text(), _servers(servers)] if servers else pieces
+
+
+def _servers(servers: Sequence[Answer]) -> Table:
+    """Show the servers behind, with what is wrong below each."""
+    rows = [
+        Row(
+            (
+                server["server"],
+                "up" if server["up"] else "DOWN",
+                ", ".join(f"{number} {reason}" for reason, number in server["errors"].items())
+                or "none",
+            ),
+            Style.PLAIN if server["up"] else Style.BAD,
+            server["reason"],
+        )
+        for server in servers
+    ]
+    return Table(("SERVER", "STATE", "ERRORS"), rows, {"SERVER": 21, "ERRORS": 12})
 
 
 def _mebibytes(number: int | None) -> str:

@@ -22,7 +22,8 @@ from kvproto.listeners.entry import NULL_CONNECTION
 from kvproto.ops.history import INTERVAL, SAMPLES, History
 from kvproto.ops.http import StatusSite, with_interface
 from kvproto.ops.metrics import ServiceCollector, exposition
-from kvproto.ops.page import PAGE_POLICY, findings, render_page
+from kvproto.ops.page import findings, render_page
+from kvproto.ops.page_frame import PAGE_POLICY
 from kvproto.server import Bucket, KVServer
 from kvproto.store import MemoryStore
 from tests.ops.material import generation, served_generation, status, verdict
