@@ -25,7 +25,14 @@ from kvproto.errors import OutcomeUnknown, StoreUnavailable, UpstreamError
 from kvproto.upstream.connection import Call
 from kvproto.upstream.link import Link
 from kvproto.upstream.options import EngineOptions
-from kvproto.upstream.resp import EngineFailure, Fate, ReplyError, command, failure_of
+from kvproto.upstream.resp import (
+    EngineFailure,
+    Fate,
+    ReplyError,
+    command,
+    failure_of,
+    judge_plainly,
+)
 from kvproto.upstream.scripts import with_text
 from kvproto.upstream.security import EngineSecrets
 from kvproto.upstream.server import Server
@@ -36,6 +43,11 @@ __all__ = ["TAGS", "Engine", "EngineFullError", "SingleEngine", "all_ended", "er
 MOST_TRIES = 10
 """How often a command is sent on to somewhere else.  The last of them are further and further
 apart, so that together they take about as long as an operation may."""
+
+_HELLO = command(b"HELLO")
+_PING = command(b"PING")
+_OLDEST = 6, 2
+_OLDEST_TEXT = "Redis 6.2"
 
 TAGS = 256
 """How many tags there are: a server that has a range of 64 slots has one of them."""
@@ -109,6 +121,10 @@ class Engine:
         """Send a command to where an error reply says; False when that is nowhere."""
         raise NotImplementedError
 
+    def failure_of(self, error: ReplyError) -> EngineFailure:
+        """Return what an error reply means."""
+        return failure_of(error)
+
     # what they share
 
     def start(self) -> None:
@@ -140,7 +156,9 @@ class Engine:
                     return None
                 if self._send_on(reply, call):
                     return None
-            failure = failure_of(reply)
+            failure = self.failure_of(reply)
+            if call.server is not None:
+                call.server.refused(failure, self.clock.seconds())
         elif isinstance(reply, EngineFailure):
             failure = reply
         else:
@@ -268,6 +286,7 @@ class Engine:
                 options.timeout,
                 changed,
                 observe,
+                judge=self._judge,
             )
 
         return Server(name, make_link, options.connections, self._server_changed)
@@ -279,7 +298,29 @@ class Engine:
             commands.append(command(b"AUTH", *self._secrets.login))
         if self.options.database:
             commands.append(command(b"SELECT", b"%d" % self.options.database))
-        return [*commands, command(b"PING")]
+        return [*commands, _HELLO, _PING]
+
+    def _judge(self, data: bytes, reply: Any) -> EngineFailure | None:
+        """Return why a reply to a greeting shows that this server cannot be used."""
+        if data != _HELLO:
+            return judge_plainly(data, reply)
+        if isinstance(reply, ReplyError):
+            failure = failure_of(reply)
+            if "NOPERM" in failure.text:
+                return None  # whoever may not ask is not told
+            if failure.reason == "refused":
+                failure.text = f"it is older than {_OLDEST_TEXT}, or something else: {failure.text}"
+            return failure
+        told = dict(zip(reply[::2], reply[1::2], strict=False))
+        numbers = told.get(b"version", b"").decode("ascii", "replace")
+        parts = tuple(int(part) for part in numbers.split(".")[:2] if part.isdecimal())
+        if len(parts) == 2 and parts < _OLDEST:
+            text = f"its version is {numbers}, and {_OLDEST_TEXT} is the oldest that can be used"
+        elif told.get(b"mode") == b"sentinel":
+            text = "it is a Sentinel, which has no documents: name the server that it watches"
+        else:
+            return None
+        return EngineFailure(Fate.NOT_PERFORMED, "refused", text)
 
     def _server_changed(self, server: Server) -> None:
         self.on_change()
@@ -379,6 +420,13 @@ class SingleEngine(Engine):
     def redirect(self, error: ReplyError, call: Call) -> tuple[Server, bool] | None:
         """Return None: there is nowhere else."""
         return None
+
+    def failure_of(self, error: ReplyError) -> EngineFailure:
+        """Return what an error reply means, and what to do where that is known."""
+        failure = failure_of(error)
+        if failure.reason == "redirected":
+            failure.text += " (it is a server of a cluster: name it as redis+cluster://)"
+        return failure
 
     def _send_on(self, error: ReplyError, call: Call) -> bool:
         if str(error).startswith("READONLY"):

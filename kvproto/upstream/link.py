@@ -43,7 +43,7 @@ from twisted.python.failure import Failure
 from kvproto.base.backoff import Backoff
 from kvproto.base.log import make_logger
 from kvproto.upstream.connection import Call, EngineConnection
-from kvproto.upstream.resp import EngineFailure, Fate, ReplyError, failure_of
+from kvproto.upstream.resp import EngineFailure, Fate, judge_plainly
 
 __all__ = ["Link", "LinkState"]
 
@@ -83,6 +83,8 @@ class Link:
         observe: As for `EngineConnection`.
         backoff: How long to wait between attempts.
         connection: Makes the protocol of a connection.
+        judge: Called with a command of the greeting and the reply to it; returns why they show
+            that the server cannot be used, or None.
 
     Attributes:
         state: Where it is.
@@ -104,8 +106,10 @@ class Link:
         observe: Callable[[float, int], object] = lambda seconds, count: None,
         backoff: Backoff | None = None,
         connection: Callable[..., EngineConnection] = EngineConnection,
+        judge: Callable[[bytes, Any], EngineFailure | None] = judge_plainly,
     ) -> None:
         self._clock = clock
+        self._judge = judge
         self._make_connection = connection
         self._endpoint = endpoint
         self._greeting = greeting
@@ -226,10 +230,8 @@ class Link:
         """Take one answer of a greeting."""
         if call.context is not self._connection or self.state is not LinkState.GREETING:
             return
-        if isinstance(reply, EngineFailure):
-            self._give_up(reply.reason, reply.text)
-        elif isinstance(reply, ReplyError):
-            failure = failure_of(reply)
+        failure = reply if isinstance(reply, EngineFailure) else self._judge(call.data, reply)
+        if failure is not None:
             self._give_up(failure.reason, failure.text)
         else:
             self._greetings -= 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from hiredis import ReplyError
 
@@ -21,6 +22,7 @@ __all__ = [
     "ReplyError",
     "command",
     "failure_of",
+    "judge_plainly",
 ]
 
 
@@ -96,6 +98,8 @@ def failure_of(error: ReplyError) -> EngineFailure:
     if word == "ERR":
         # A script's call that failed, as servers before 7.0 tell it: "... 3: -OOM command ...".
         word = next((w[1:] for w in text.split() if w[0] == "-" and w[1:] in _REASON_OF), word)
+        if "can't run this command" in text:  # NOPERM in a script, before 7.0
+            word = "NOPERM"
         if "exceeds maximum allowed size" in text:
             return EngineFailure(Fate.TOO_BIG, "too-big", text)
         if "max number of clients" in text:
@@ -103,6 +107,11 @@ def failure_of(error: ReplyError) -> EngineFailure:
     reason = _REASON_OF.get(word, "refused")
     fate = Fate.NO_MEMORY if reason == "no-memory" else Fate.NOT_PERFORMED
     return EngineFailure(fate, reason, text)
+
+
+def judge_plainly(data: bytes, reply: Any) -> EngineFailure | None:
+    """Return what a reply to a greeting's command means if it is an error."""
+    return failure_of(reply) if isinstance(reply, ReplyError) else None
 
 
 def command(*parts: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """One engine server: its connections, whether it answers, and what it costs.
 
-Owns the log lines about a server (one when it goes, one when it is back) and what is counted.
+Owns the log lines about a server (one when it goes, one when it is back, one when it refuses
+commands for another reason than before) and what is counted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from kvproto.upstream.resp import EngineFailure
 __all__ = ["Server"]
 
 log = make_logger()
+
+QUIET_S = 60.0
+"""Seconds without a refusal for some reason after which the next one is told again."""
 
 
 class Server:
@@ -53,6 +57,7 @@ class Server:
         self._make_link = make_link
         self._changed = changed
         self._said: str | None = None  # the reason in the last line about its absence
+        self._refused: dict[str, float] = {}  # when it last refused something, by reason
         self._running = False
         self.node = ("", 0)
         self.links = [self._new_link() for _ in range(connections)]
@@ -108,6 +113,23 @@ class Server:
     def count(self, failure: EngineFailure) -> None:
         """Count a command that has failed."""
         self.errors[failure.reason] += 1
+
+    def refused(self, failure: EngineFailure, now: float) -> None:
+        """Tell the operator why it does not do what it is asked, once in a while.
+
+        Args:
+            failure: What an error reply meant.
+            now: Monotonic time in seconds.
+        """
+        last = self._refused.get(failure.reason)
+        self._refused[failure.reason] = now
+        if last is None or now - last > QUIET_S:
+            log.warn(
+                "engine {server} refuses commands: {reason}: {text}",
+                server=self.name,
+                reason=failure.reason,
+                text=failure.text,
+            )
 
     def _link_changed(self, link: Link) -> None:
         if not self._running:

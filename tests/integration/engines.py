@@ -61,15 +61,19 @@ class RedisServer:
         """As ``--store`` takes it."""
         return f"redis://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        """Start it, again if need be, and wait until it answers."""
+    def start(self, *options: str) -> None:
+        """Start it, again if need be, and wait until it listens.
+
+        Args:
+            options: More words for its command line.
+        """
         log = (self.directory / "log").open("ab")
         self.process = subprocess.Popen(
             [
                 self._program,
                 "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.path,
                 "--save", "", "--appendonly", "no", "--dir", str(self.directory),
-                *self._options,
+                *self._options, *options,
             ],
             stdout=log,
             stderr=subprocess.STDOUT,

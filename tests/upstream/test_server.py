@@ -164,3 +164,15 @@ class ServerTests(SynchronousTestCase):
         """Failures are counted by reason."""
         self.server.count(EngineFailure(Fate.UNANSWERED, "timeout", ""))
         self.assertEqual(self.server.errors, {"timeout": 1})
+
+    def test_refusals(self) -> None:
+        """Why commands are refused is told once for each reason, and again after a quiet minute."""
+
+        def refuse(reason: str, now: float) -> int:
+            self.server.refused(EngineFailure(Fate.NOT_PERFORMED, reason, "READONLY no"), now)
+            return len(self.lines())
+
+        told = [refuse("read-only", now) for now in (0.0, 1.0, 60.0, 119.0, 180.0)]
+        self.assertEqual(told, [1, 1, 1, 1, 2])
+        self.assertEqual(refuse("no-disk", 180.0), 3)
+        self.assertEqual(self.lines()[0], "engine h:1 refuses commands: read-only: READONLY no")
