@@ -200,6 +200,7 @@ def take_replies(object run, bytes data, Py_ssize_t begin, Py_ssize_t end):
             slots[place - base] = answer
         at += HEADER_SIZE + <Py_ssize_t>body_size
     run.got = got
+    run.complete = got == count
     return at
 
 

@@ -31,7 +31,7 @@ from kvproto.base.log import make_logger
 from kvproto.errors import OutcomeUnknown, StoreUnavailable
 from kvproto.upstream.connection import Call
 from kvproto.upstream.fleet_options import FleetOptions
-from kvproto.upstream.link import Link, LinkState
+from kvproto.upstream.link import Link
 from kvproto.upstream.memcached import FrameCall, MemcachedConnection, greeting
 from kvproto.upstream.resp import EngineFailure, Fate
 from kvproto.upstream.ring import FleetServer, Ring, make_ring
@@ -366,8 +366,11 @@ class Fleet:
         """Return the connection for ordinary requests; None when there are none now."""
         if index < 0 or self._gutter is not None:
             return None
-        link = self._pool.servers[index].link(lane)
-        return link if link.state is LinkState.READY else None
+        server = self._pool.servers[index]
+        link = server.links[lane % len(server.links)]
+        if link.ready is None:
+            link = server.link(lane)
+        return link if link.ready is not None else None
 
     def again_after(self, tries: int, failure: EngineFailure) -> float | None:
         """Return the seconds after which what was not performed is sent again, None for never."""

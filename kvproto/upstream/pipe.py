@@ -138,13 +138,14 @@ class Run(FrameCall):
         entries: For each its slot, counted from the pipe's first one ever, and the client's opaque
             and opcode.
         got: How many have been answered.
+        complete: Whether all have.
         parts: Frames that are not joined yet.
         tries: How often it has been sent.
     """
 
     several = True
 
-    __slots__ = ("entries", "got", "link", "parts", "pipe", "tries")
+    __slots__ = ("complete", "entries", "got", "link", "parts", "pipe", "tries")
 
     def __init__(self, pipe: Pipe, link: Link, opaque: int) -> None:
         # Not what a single request has besides: there are as many runs as reads.
@@ -156,22 +157,19 @@ class Run(FrameCall):
         self.entries: list[tuple[int, int, int]] = []
         self.parts: list[bytes] = []
         self.got = 0
+        self.complete = False
         self.tries = 0
 
     def send(self) -> None:
         """Send it, or send it again."""
         self.tries += 1
-        self.link.send(self)
+        link = self.link
+        (link.ready or link).send(self)
 
     def take(self, connection: MemcachedConnection, data: bytes, at: int, end: int) -> int:
         """Take replies; see `FrameCall.take`."""
         connection.touched[self.pipe] = None
         return take_replies(self, data, at, end)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all replies have been taken."""
-        return self.got == len(self.entries)
 
     def answered(self, reply: Any, call: Call) -> None:
         """Take the end of the connection; complete replies never come here."""
@@ -248,7 +246,8 @@ class Pipe:
         if kept:
             data = self.tail + data
         runs: dict[int, Run] = {}
-        at = scan_requests(self, data, runs, min(max_body, LARGE_FRAME), MOST_SLOTS)
+        longest = LARGE_FRAME if max_body > LARGE_FRAME else max_body
+        at = scan_requests(self, data, runs, longest, MOST_SLOTS)
         for run in runs.values():
             parts = run.parts
             run.data = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -444,6 +443,7 @@ def take_in_python(run: Run, data: bytes, at: int, end: int) -> int:
         if not pipe.closed:
             pipe.slots[place - pipe.base] = answer
         at = stop
+    run.complete = run.got == count
     return at
 
 

@@ -39,6 +39,8 @@ class FakeServer:
 class FakeLink:
     """A connection that keeps what it is sent."""
 
+    ready = None
+
     def __init__(self) -> None:
         self.server = FakeServer()
         self.sent: list[Run] = []
