@@ -70,6 +70,7 @@ class KVServerProtocol(TwistedProtocol):
     """
 
     transport: Any
+    _write_alone: Callable[[bytes], object]
 
     def __init__(
         self,
@@ -120,6 +121,7 @@ class KVServerProtocol(TwistedProtocol):
         self._counters.total_connections += 1
         self._peer.number = self._server.connected(self, getattr(self._connection, "id", 0))
         self.transport.registerProducer(self, True)
+        self._write_alone = getattr(self.transport, "write_alone", self.transport.write)
         if self._connection is not None:
             self._peer.recognise(tuple(self._connection.peer_chain))
 
@@ -229,11 +231,22 @@ class KVServerProtocol(TwistedProtocol):
 
     # what was forwarded, past the session
 
-    def forwarded(self, replies: list[bytes]) -> None:
-        """Write replies to forwarded requests."""
+    def forwarded(self, replies: list[bytes], last: bool) -> None:
+        """Write replies to forwarded requests.
+
+        Args:
+            replies: One at least.
+            last: Whether no request is under way any more.
+        """
         if self._closed:
             return
-        self._write(replies)
+        size = len(replies[0]) if len(replies) == 1 else sum(map(len, replies))
+        if last and size <= _JOIN_LIMIT:
+            self._written = size
+            self._counters.bytes_written += size
+            self._write_alone(replies[0] if len(replies) == 1 else b"".join(replies))
+        else:
+            self._write(replies)
         if self._paused:
             # They were asked for before it stopped reading, and nobody else may wait for it.
             self._unread_replies += self._written

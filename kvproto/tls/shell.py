@@ -603,6 +603,30 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         if outbox.pieces and (not self._reading or outbox.size > FLUSH_SIZE):
             self._plan_flush()
 
+    def write_alone(self, data: bytes) -> None:
+        """Write what nothing more will follow in this turn of the reactor; see `write`.
+
+        While input goes past us nothing waits before it, and it is sent at once: others that are
+        written need not wait for the turn to end, and the shortcut stays open.
+        """
+        machine = self._machine
+        if (
+            not self._armed
+            or self._reading
+            or self._flushing
+            or not 0 < len(data) <= RECORD_SIZE
+            or not machine.engine.seals
+            or machine.outbox.pieces
+            or machine.waits_for_peer
+        ):
+            self.write(data)
+            return
+        ciphertext = machine.seal(data)
+        if ciphertext:
+            self.transport.write(ciphertext)
+        else:
+            self._flush()
+
     def _plan_flush(self) -> None:
         """Flush now what is much, at the end of the turn what is little."""
         if self._armed:

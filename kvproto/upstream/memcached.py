@@ -76,10 +76,8 @@ class FrameCall(Call):
     several = False
     """Whether it is more than one request: then `take` takes replies until it is ``complete``."""
 
-    @property
-    def complete(self) -> bool:
-        """Whether all replies have been taken."""
-        return True
+    complete: bool = True
+    """Whether all replies have been taken."""
 
     def take(self, connection: MemcachedConnection, data: bytes, at: int, end: int) -> int:
         """Take replies to several requests out of a read.

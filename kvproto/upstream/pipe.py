@@ -110,8 +110,8 @@ _LAST = 0xFFFF_FFFF
 class Outlet(Protocol):
     """The client's connection."""
 
-    def forwarded(self, replies: list[bytes]) -> None:
-        """Write replies."""
+    def forwarded(self, replies: list[bytes], last: bool) -> None:
+        """Write replies; `last` when nothing is under way any more."""
 
     def forwarding_failed(self, reason: str) -> None:
         """Close: a request of unknown fate must not be answered."""
@@ -290,7 +290,7 @@ class Pipe:
             return
         out = take_out(self)
         if out:
-            self._outlet.forwarded(out)
+            self._outlet.forwarded(out, not self.slots)
         if self.slots and isinstance(self.slots[0], _Unknown):
             reason = self.slots[0].reason
             self.close()

@@ -108,8 +108,8 @@ class Shortcuts(SynchronousTestCase):
                 wired.client.write(step)
                 wired.pair.pump()
                 said.append(step.upper())
-            elif step == "write":
-                app.tls.write(b"!")
+            elif step in {"write", "write alone"}:
+                (app.tls.write if step == "write" else app.tls.write_alone)(b"!")
                 extra += 1
             elif step == "pause":
                 app.tls.pauseProducing()
@@ -180,6 +180,51 @@ class OpenTests(Shortcuts):
         self.ask(b"a")
         self.assertEqual(self.app.answered, 0)
         self.assertEqual(self.ask(b"a"), 1)
+
+    def test_written_alone(self) -> None:
+        """What nothing follows is sent at once, and the shortcut stays; all else goes as usual."""
+        tls, received = self.wired.server, self.wired.client_app.received
+        tls.write_alone(b"first ")
+        self.assertTrue(self.open)
+        self.wired.pair.pump()
+        self.expected += b"first "
+        self.assertEqual(bytes(received), self.expected)
+        tls.write(b"one ")
+        tls.write_alone(b"two ")
+        tls.write_alone(b"")
+        self.expected += b"one two "
+        self.ask(b"a")
+        tls.pauseProducing()
+        tls.write_alone(b"paused ")
+        tls.resumeProducing()
+        self.expected += b"paused "
+        self.ask(b"a")
+        long = b"x" * (RECORD + 1)
+        tls.write_alone(long)
+        self.expected += long
+        self.ask(b"a")
+        self.assertEqual(self.ask(b"a"), 1)
+
+    def test_written_alone_while_answered(self) -> None:
+        """It is not sent before the answers to a read that it is written in."""
+        self.app.dataReceived = self.app.tls.write_alone  # type: ignore[method-assign]
+        self.wired.client.write(b"aab")
+        self.wired.flush()
+        self.expected += b"AAb"
+        self.assertEqual(bytes(self.wired.client_app.received), self.expected)
+
+    def test_written_alone_to_who_does_not_read(self) -> None:
+        """A transport that is full is given no more than it takes, and all of it arrives."""
+        tls = self.wired.server
+        self.wired.pair.client.paused = True
+        for _ in range(300):
+            tls.write_alone(b"y" * 4000)
+        self.assertFalse(self.open)
+        self.assertLess(self.wired.pair.server.most_unsent, 300_000)
+        self.wired.pair.client.paused = False
+        self.wired.flush()
+        self.expected += b"y" * 4000 * 300
+        self.ask(b"a")
 
     def test_pieces(self) -> None:
         """Reads that hold no whole record are not for it; the next whole one is."""
@@ -463,7 +508,7 @@ class _Compiled(Shortcuts):
 STEPS = st.lists(
     st.one_of(
         st.text("ab", min_size=1, max_size=20).map(str.encode),
-        st.sampled_from(["write", "pause", "resume", "chunk", "flush"]),
+        st.sampled_from(["write", "write alone", "pause", "resume", "chunk", "flush"]),
     ),
     max_size=25,
 )

@@ -82,9 +82,11 @@ class FakeOutlet:
         self.replies: list[bytes] = []
         self.failures: list[str] = []
         self.ended = 0
+        self.last: list[bool] = []
 
-    def forwarded(self, replies: list[bytes]) -> None:
+    def forwarded(self, replies: list[bytes], last: bool) -> None:
         self.replies += replies
+        self.last.append(last)
 
     def forwarding_failed(self, reason: str) -> None:
         self.failures.append(reason)
