@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import quote_from_bytes
 
-from twisted.internet.defer import Deferred
-
+from kvproto.server.replies import then
 from kvproto.store import Document, Key, Mark, accessed_at
 from kvproto.store.slab_classes import CHUNK_SIZES, PAGE_BYTES, item_size, slab_class
 from kvproto.store.statistics import ClassCounts
 from kvproto.wire.meta import meta_key
 
-__all__ = ["MAX_CLASSES", "after", "cachedump", "dump", "items", "sizes", "slabs"]
+__all__ = ["MAX_CLASSES", "cachedump", "dump", "items", "sizes", "slabs"]
 
 Value: TypeAlias = int | str
 
@@ -65,11 +64,6 @@ class _Listing:
             self.size += len(line)
 
 
-def after(outcome: Any, make: Callable[[Any], Any]) -> Any:
-    """Return what is made of an outcome, or a Deferred of it if the outcome is one."""
-    return outcome.addCallback(make) if isinstance(outcome, Deferred) else make(outcome)
-
-
 def _look_through(store: Any, look: Callable[[Key, Document], None]) -> Any:
     """Call ``look`` for each document; return when that is done, or a Deferred of it."""
     survey = getattr(store, "survey", None)
@@ -87,7 +81,7 @@ def _classes(store: Any, now: float, tell: Callable[[dict[int, _Class]], Any]) -
         used = accessed_at(document) or int(now)
         one.oldest = min(one.oldest or used, used)
 
-    return after(_look_through(store, look), lambda _: tell(dict(sorted(found.items()))))
+    return then(_look_through(store, look), lambda _: tell(dict(sorted(found.items()))))
 
 
 _ITEM_ZEROS = (
@@ -174,7 +168,7 @@ def sizes(store: Any) -> Any:
     def tell(_: None) -> dict[str, Value]:
         return {str(size): number for size, number in sorted(found.items())}
 
-    return after(_look_through(store, look), tell)
+    return then(_look_through(store, look), tell)
 
 
 def cachedump(store: Any, number: int, limit: int, started: float) -> Any:
@@ -195,7 +189,7 @@ def cachedump(store: Any, number: int, limit: int, started: float) -> Any:
             expires = document.expiry or int(started)
             listing.add(b"ITEM %b [%d b; %d s]\r\n" % (key, len(document.value), expires))
 
-    return after(_look_through(store, look), lambda _: listing.lines)
+    return then(_look_through(store, look), lambda _: listing.lines)
 
 
 def dump(store: Any, classes: frozenset[int] | None, now: float, *, for_mg: bool = False) -> Any:
@@ -235,4 +229,4 @@ def dump(store: Any, classes: frozenset[int] | None, now: float, *, for_mg: bool
         )
 
     end = b"EN\r\n" if for_mg else b"END\r\n"
-    return after(_look_through(store, look), lambda _: [*listing.lines, end])
+    return then(_look_through(store, look), lambda _: [*listing.lines, end])

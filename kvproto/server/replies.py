@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
 
 __all__ = ["COPY_LIMIT", "ErrorLine", "Hangup", "LateError", "Reply", "size_of", "then"]
+
+_T = TypeVar("_T")
 
 COPY_LIMIT = 16 * 1024
 """Values up to this size, in bytes, are copied behind their header; a longer one is passed on as a
@@ -65,8 +67,8 @@ def size_of(reply: Reply) -> int:
     return size_of(reply.reply) if isinstance(reply, Hangup) else 0
 
 
-def then(outcome: Any, encode: Callable[..., Reply], *args: Any) -> Reply:
-    """Call ``encode(outcome, *args)``, now or when a Deferred outcome is there."""
+def then(outcome: Any, encode: Callable[..., _T], *args: Any) -> _T | Deferred[_T]:
+    """Return ``encode(outcome, *args)``, or a Deferred of it if the outcome is one."""
     if isinstance(outcome, Deferred):
         return outcome.addCallback(encode, *args)
     return encode(outcome, *args)

@@ -23,6 +23,7 @@ from kvproto import __version__
 from kvproto.base.escape import printable
 from kvproto.server import inventory
 from kvproto.server.prefixes import DELIMITER
+from kvproto.server.replies import then
 from kvproto.server.scan import COMPILED
 from kvproto.server.server import KVServer
 from kvproto.server.watch import BUFFER_BYTES, Watcher
@@ -64,10 +65,7 @@ NOT_RESET = frozenset({"bytes", "curr_items", "limit_maxbytes"})
 def report(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report | Deferred[Report]:
     """Answer ``stats`` with these arguments, from a client whose documents are in this store."""
     if not args:
-        numbers = store.stats()
-        if isinstance(numbers, Deferred):
-            return numbers.addCallback(lambda found: _general(server, store, found))
-        return _general(server, store, numbers)
+        return then(store.stats(), lambda found: _general(server, store, found))
     make = _GROUPS.get(args[0])
     if make is None:
         return UNKNOWN
@@ -225,10 +223,7 @@ def _settings(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Repor
 
 
 def _reset(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report | Deferred[Report]:
-    numbers = store.stats()
-    if isinstance(numbers, Deferred):
-        return numbers.addCallback(lambda found: _reset_from(server, store, found))
-    return _reset_from(server, store, numbers)
+    return then(store.stats(), lambda found: _reset_from(server, store, found))
 
 
 def _reset_from(server: KVServer, store: IStore, of_store: dict[str, Value]) -> Report:
@@ -247,19 +242,15 @@ def _reset_from(server: KVServer, store: IStore, of_store: dict[str, Value]) -> 
 
 
 def _items(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Any:
-    return inventory.after(inventory.items(store, server.now()), Report)
+    return then(inventory.items(store, server.now()), Report)
 
 
 def _slabs(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Any:
-    return inventory.after(
-        store.stats(), lambda counted: inventory.after(inventory.slabs(store, counted), Report)
-    )
+    return then(store.stats(), lambda counted: then(inventory.slabs(store, counted), Report))
 
 
 def _sizes(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Any:
-    return inventory.after(
-        inventory.sizes(store), lambda found: Report({"sizes_status": "enabled"} | found)
-    )
+    return then(inventory.sizes(store), lambda found: Report({"sizes_status": "enabled"} | found))
 
 
 def _conns(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Report:
@@ -329,7 +320,7 @@ def _cachedump(server: KVServer, store: IStore, args: tuple[bytes, ...]) -> Any:
     if number >= inventory.MAX_CLASSES:
         return Report(line=b"CLIENT_ERROR Illegal slab id", wrong=True)
     lines = inventory.cachedump(store, number, limit, server.started)
-    return inventory.after(lines, lambda found: Report(lines=found))
+    return then(lines, lambda found: Report(lines=found))
 
 
 _Group = Callable[[KVServer, IStore, tuple[bytes, ...]], Any]
