@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.testing.certificates import Authority, Identity
+from tests.examples import THOROUGH
 from tests.integration.live import (
     CredentialDirectory,
     HalfHello,
@@ -39,7 +40,8 @@ CLIENT = (ExtendedKeyUsageOID.CLIENT_AUTH,)
 BOTH_VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 UNWATCHED = ("--watch-interval", "0")
 
-THREADS, RELOADS, RESTARTS = 4, 20, 20
+THREADS = 4
+RELOADS = RESTARTS = 20 if THOROUGH else 5
 INTERVAL = 0.25
 
 
@@ -108,7 +110,7 @@ class ConnectLoopTests(LiveCase):
     """Clients that never stop coming."""
 
     def test_reloads_and_restarts(self) -> None:
-        """20 reloads and 20 restarts: nobody is refused or reset, new certificates at once."""
+        """Nobody is refused or reset, and whoever comes next sees the new certificate."""
         service = self.run_service(*UNWATCHED, "--handshake-timeout", "600")
         context = self.files.client()
         verdicts = [(0.0, ask(service, context))]
@@ -132,7 +134,7 @@ class ConnectLoopTests(LiveCase):
         finally:
             crowd.leave()
         self.assertEqual(crowd.faults, [])
-        self.assertGreater(len(crowd.visits), THREADS * (RELOADS + RESTARTS))
+        self.assertGreater(len(crowd.visits), RELOADS + RESTARTS)
         self._check_visits(crowd.visits, verdicts)
         known = {served for _, served in verdicts}
         for half in halves:
