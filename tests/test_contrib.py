@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from kvproto.cli import make_parser
 from kvproto.tap import Options
 from tests.ops.test_http import FAMILIES
 
@@ -72,7 +75,66 @@ class MonitoringTests(SynchronousTestCase):
 
 
 class ContainerTests(SynchronousTestCase):
-    """What hadolint and kubeconform would say, by hand: neither runs here."""
+    """What can be seen without Docker and without a cluster; linters where they are installed."""
+
+    def lint(self, program: str, *arguments: str) -> None:
+        """See that a linter, from the extra ``dev``, finds nothing."""
+        path = Path(sys.executable).with_name(program)
+        if not path.exists():
+            raise SkipTest(f"{program} is not installed: pip install -e .[dev]")
+        done = subprocess.run(
+            [path, *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_hadolint(self) -> None:
+        """Hadolint finds nothing in the Dockerfile."""
+        self.lint("hadolint", str(CONTRIB / "containers" / "Dockerfile"))
+
+    def test_compose_schema(self) -> None:
+        """The compose file is one."""
+        schema = "vendor.compose-spec"
+        path = CONTRIB / "containers" / "compose.yaml"
+        self.lint("check-jsonschema", "--builtin-schema", schema, str(path))
+
+    def test_kubernetes_schema(self) -> None:
+        """Kubernetes knows every field of the manifest."""
+        self.lint("kubernetes-validate", "--strict", str(CONTRIB / "kubernetes" / "kvtls.yaml"))
+
+    def test_commands(self) -> None:
+        """What the containers run, and ask, is what our programs take."""
+        text = re.sub(r"\\\n\s*", " ", read("containers/Dockerfile"))
+        found = {
+            name: json.loads(rest)
+            for name, rest in re.findall(
+                r"^\s*(?:HEALTHCHECK.*)?(ENTRYPOINT|CMD) (.*)$", text, re.M
+            )
+        }
+        self.assertIn("status --ready", " ".join(re.findall(r"HEALTHCHECK.* CMD (.*)$", text, re.M))
+                      .replace('", "', " "))  # fmt: skip
+        path = Path(self.mktemp())
+        path.write_text(read("containers/kvtls.toml"), encoding="utf-8")
+        before, _, ours = " ".join(found["ENTRYPOINT"] + found["CMD"]).partition(" kvtls ")
+        self.assertEqual(before, "twistd -n --pidfile=")
+        options = Options()
+        options.parseOptions(ours.replace("/etc/kvtls/kvtls.toml", str(path)).split())
+        config = options.kvtls_config
+        assert config is not None
+        (compose,) = documents("containers/compose.yaml")
+        service = compose["services"]["kvtls"]
+        grace = int(service["stop_grace_period"].removesuffix("s"))
+        self.assertGreater(grace, config.drain_timeout)
+        mounted = {volume.split(":")[1] for volume in service["volumes"]}
+        for used in (config.certificate, config.private_key):
+            self.assertIn(str(used.parent), mounted)  # type: ignore[union-attr]
+        pod = documents("kubernetes/kvtls.yaml")[1]["spec"]["template"]["spec"]
+        (shell,) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2:]
+        _, _, drain = shell.partition("; kvtls ")
+        asked = make_parser().parse_args(drain.split())
+        self.assertEqual((asked.command, asked.wait), ("drain", True))
+        state = pod["containers"][0]["command"][-1]
+        self.assertEqual(str(asked.state_dir), state)
+        self.assertGreater(pod["terminationGracePeriodSeconds"], 5 + asked.timeout)
 
     def test_dockerfile(self) -> None:
         """No root, pinned base, no caches left, exec form, a health check."""
