@@ -16,6 +16,7 @@ from kvproto.errors import HandoffError
 from kvproto.listeners.proxy import V2_LONGEST, V2_PREFIX, ProxyFactory, parse_header
 from kvproto.listeners.states import State
 from kvproto.testing.scripted import PEER
+from tests.examples import examples
 from tests.listeners.support import Bench, FakeTransport, Owner
 
 V1 = b"PROXY TCP4 203.0.113.5 192.0.2.9 4711 11207\r\n"
@@ -88,6 +89,7 @@ class ParseTests(SynchronousTestCase):
         ):
             self.assertRaises(HandoffError, parse_header, bad)
 
+    @examples(100)
     @given(st.binary(max_size=300))
     def test_any_bytes(self, data: bytes) -> None:
         """No bytes make it do anything but answer or refuse."""
@@ -99,6 +101,7 @@ class ParseTests(SynchronousTestCase):
             if found is not None:
                 self.assertLessEqual(found[0], len(start + data))
 
+    @examples(100)
     @given(st.ip_addresses(), st.data(), st.tuples(*[st.integers(0, 65535)] * 2))
     def test_as_twisted(self, source: Any, data: Any, ports: tuple[int, int]) -> None:
         """Twisted's parsers read the same addresses out of the same headers."""

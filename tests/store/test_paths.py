@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.store.paths import PathRefused, parse_path
 from kvproto.wire.subdoc_terms import PathStatus
+from tests.examples import examples
 
 GOOD: dict[str, tuple[str | int, ...]] = {
     "": (),
@@ -75,6 +76,7 @@ class PathTests(SynchronousTestCase):
     def test_anything(self) -> None:
         """Any bytes are a path or refused, nothing else."""
 
+        @examples(100)
         @given(st.binary(max_size=40) | st.text('a.[]`\\"-10u', max_size=20).map(str.encode))
         def check(path: bytes) -> None:
             try:

@@ -115,6 +115,7 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(len(first), RECORD_SIZE)
         self.assertTrue(all(isinstance(p, memoryview) and p.obj is value for p in others))
 
+    @examples(100)
     @given(st.lists(st.integers(1, 200_000), max_size=12))
     def test_order(self, sizes: list[int]) -> None:
         """Whatever is written comes out, in order, in pieces of bounded size."""
