@@ -7,7 +7,11 @@ from typing import Any
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionDone
-from twisted.internet.interfaces import IStreamServerEndpoint, ISystemHandle
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IStreamServerEndpoint,
+    ISystemHandle,
+)
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -169,11 +173,25 @@ class Owner(Protocol):
         self.lost.append(reason)
 
 
+@implementer(IHalfCloseableProtocol)
+class ToldOwner(Owner):
+    """An owner that is told that its peer has ended its side."""
+
+    told = 0
+
+    def readConnectionLost(self) -> None:
+        self.told += 1
+
+    def writeConnectionLost(self) -> None:
+        raise AssertionError("nobody closes one side")
+
+
 class AnsweringOwner(Owner):
     """An owner that answers in place."""
 
     def answer(self, data: bytes, replies: list[bytes]) -> int:
-        replies.append(data)
+        if data:
+            replies.append(data)
         return len(data)
 
 

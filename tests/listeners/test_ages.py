@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.listeners.ages import LONGEST_PAUSE, SPREAD, AgeLimits
 from kvproto.listeners.states import LIVE_STATES, State
-from tests.listeners.support import Bench
+from tests.listeners.support import AnsweringOwner, Bench
 
 
 class AgeTests(SynchronousTestCase):
@@ -60,6 +60,44 @@ class AgeTests(SynchronousTestCase):
             self.clock.advance(10)
             handoff.dataReceived(b"x")
         self.assertNotIn(handoff.state, LIVE_STATES)
+
+    def test_asked_in_place(self) -> None:
+        """An owner that answers in place is watched there; half a request does not count."""
+        self.bench.factory.watch_idle = True
+        asking, dripping, pipelining = (self.bench.connect()[0] for _ in range(3))
+        for handoff in (asking, dripping, pipelining):
+            self.bench.controller.answer = AnsweringOwner()
+            handoff.handshakeCompleted()
+        _, dripped, piped = self.bench.controller.owners
+        dripped.partial = piped.partial = True
+        self.watch(idle=60.0)
+        for _ in range(12):
+            self.clock.advance(10)
+            for handoff, data, sent in (
+                (asking, b"request", [b"request"]),
+                (dripping, b"", []),
+                (pipelining, b"request and half", [b"request and half"]),
+            ):
+                replies: list[bytes] = []
+                if handoff.answer is not None:
+                    self.assertEqual(handoff.answer(data, replies), len(data))
+                    self.assertEqual(replies, sent)
+        self.assertIs(asking.state, State.OWNED)
+        self.assertIs(pipelining.state, State.OWNED)
+        self.assertNotIn(dripping.state, LIVE_STATES)
+
+    def test_asked_and_nothing_to_say(self) -> None:
+        """A whole request that wants no answer is a request, too."""
+        self.bench.factory.watch_idle = True
+        handoff, _ = self.bench.connect()
+        self.bench.controller.answer = AnsweringOwner()
+        handoff.handshakeCompleted()
+        self.watch(idle=60.0)
+        for _ in range(12):
+            self.clock.advance(10)
+            assert handoff.answer is not None
+            handoff.answer(b"", [])
+        self.assertIs(handoff.state, State.OWNED)
 
     def test_lifetime(self) -> None:
         """An old connection is drained; chance makes its life shorter, by a tenth at most."""

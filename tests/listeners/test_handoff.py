@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListen
 from twisted.logger import ILogObserver, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer, implementer_only
+from zope.interface import implementer_only
 from zope.interface.verify import verifyObject
 
 from kvproto.base.limited_log import LimitedLog
@@ -33,6 +33,7 @@ from tests.listeners.support import (
     DrainableOwner,
     FakeTransport,
     Owner,
+    ToldOwner,
 )
 
 
@@ -714,19 +715,6 @@ class PeerTests(SynchronousTestCase):
 @implementer_only(ITransport)
 class PlainTransport(FakeTransport):
     """A transport without TLS."""
-
-
-@implementer(IHalfCloseableProtocol)
-class ToldOwner(Owner):
-    """An owner that is told that its peer has ended its side."""
-
-    told = 0
-
-    def readConnectionLost(self) -> None:
-        self.told += 1
-
-    def writeConnectionLost(self) -> None:
-        raise AssertionError("nobody closes one side")
 
 
 class PeerEndedTests(SynchronousTestCase):

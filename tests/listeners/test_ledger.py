@@ -236,6 +236,47 @@ class StatusTests(SynchronousTestCase):
         )
         self.assertEqual(list(bench.ledger.snapshot("other")), [])
 
+    def test_time_left_of_a_certificate(self) -> None:
+        """What is told is when the certificate ends, by the clock on the wall, to a millisecond."""
+        bench = Bench()
+        wall = 1.7e9
+        bench.ledger.now = lambda: wall + bench.clock.seconds()
+        bench.factory.expires = lambda chain: wall + 3600.12345
+        handoff, transport = bench.connect()
+        transport.chain = (b"certificate",)
+        (row,) = bench.ledger.snapshot()
+        self.assertEqual(row["deadline_in_s"], 10.0)
+        handoff.handshakeCompleted()
+        bench.clock.advance(1)
+        (row,) = bench.ledger.snapshot()
+        self.assertEqual(row["deadline_in_s"], 3599.123)
+        handoff.fire(Event.DRAIN, "for a test")
+        bench.clock.advance(0.12345)
+        (row,) = bench.ledger.snapshot()
+        self.assertEqual(row["deadline_in_s"], round(bench.timeouts.close - 0.12345, 3))
+
+    def test_certificate_that_has_ended(self) -> None:
+        """A certificate that ends while it is looked at ends its connection at once."""
+        bench = Bench()
+        bench.ledger.now = lambda: 1.7e9
+        bench.factory.expires = lambda chain: 1.7e9 - 1
+        handoff, transport = bench.connect()
+        transport.chain = (b"certificate",)
+        handoff.handshakeCompleted()
+        bench.clock.advance(0)
+        self.assertIsNot(handoff.state, State.OWNED)
+
+    def test_counted_by_listener(self) -> None:
+        """Each listener has its own counts, by state."""
+        bench = Bench()
+        bench.connect()
+        bench.bring_to(State.OWNED)
+        bench.bring_to(State.OWNED)
+        self.assertEqual(
+            +bench.ledger.counts_by_listener(),
+            {("data", "handshaking"): 1, ("data", "owned"): 2},
+        )
+
     def test_steps(self) -> None:
         """Coming is one, being verified another; who goes takes both along."""
         bench = Bench()

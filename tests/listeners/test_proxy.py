@@ -8,6 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.haproxy._v1parser import V1Parser
 from twisted.protocols.haproxy._v2parser import V2Parser
 from twisted.trial.unittest import SynchronousTestCase
@@ -17,7 +19,7 @@ from kvproto.listeners.proxy import V2_LONGEST, V2_PREFIX, ProxyFactory, parse_h
 from kvproto.listeners.states import State
 from kvproto.testing.scripted import PEER
 from tests.examples import examples
-from tests.listeners.support import Bench, FakeTransport, Owner
+from tests.listeners.support import Bench, FakeTransport, Owner, ToldOwner
 
 V1 = b"PROXY TCP4 203.0.113.5 192.0.2.9 4711 11207\r\n"
 V1_IPV6 = b"PROXY TCP6 2001:db8::5 2001:db8::9 4711 11207\r\n"
@@ -172,12 +174,45 @@ class ProxyProtocolTests(SynchronousTestCase):
         bench.clock.advance(bench.timeouts.handshake)
         self.assertTrue(transport.aborted)
 
+    def test_peer_ends_its_side(self) -> None:
+        """Behind the header the end is handed on; before it there is nothing to answer."""
+        bench, protocol, transport = self.connect()
+        protocol.readConnectionLost()
+        self.assertEqual(transport.calls, ["lose"])
+        self.assertEqual(bench.controller.claimed, [])
+
+        bench, protocol, transport = self.connect()
+        owner = ToldOwner()
+        bench.controller.answer = owner
+        protocol.dataReceived(V1 + b"request")
+        protocol.readConnectionLost()
+        self.assertEqual(owner.told, 1)
+        self.assertEqual(transport.calls, [])
+
+    def test_wrapped_cannot_be_told_of_the_end(self) -> None:
+        """A protocol that knows no half-closed connections is closed."""
+        protocol = ProxyFactory(Factory.forProtocol(Protocol)).buildProtocol(PEER)
+        transport = FakeTransport()
+        transport.connect(protocol)
+        protocol.dataReceived(V1)
+        protocol.readConnectionLost()
+        self.assertEqual(transport.calls, ["lose"])
+
+    def test_reason_of_the_end(self) -> None:
+        """Why a connection with a sound header ended is handed on as it is."""
+        bench, protocol, transport = self.connect()
+        protocol.dataReceived(V1)
+        reason = ConnectionDone()
+        transport.lose(reason)
+        (lost,) = bench.controller.owners[0].lost
+        self.assertIs(lost.value, reason)
+
     def test_addresses_of_the_transport(self) -> None:
         """The protocol says the client's addresses once it knows them."""
         bench, protocol, transport = self.connect()
         self.assertEqual(protocol.getPeer(), PEER)
         self.assertEqual(protocol.getHost(), transport.getHost())
-        protocol.dataReceived(V1)
+        protocol.dataReceived(V1.replace(b"192.0.2.9", b"192.0.2.8"))
         self.assertEqual(protocol.getPeer(), CLIENT)
-        self.assertEqual(protocol.getHost(), IPv4Address("TCP", "192.0.2.9", 11207))
+        self.assertEqual(protocol.getHost(), IPv4Address("TCP", "192.0.2.8", 11207))
         self.assertIs(bench.ledger.entries()[0].state, State.OWNED)
