@@ -8,6 +8,25 @@ is going.  All of these, and TRYAGAIN, are said before anything is performed, so
 sent again; the first times at once, then with growing waits, as long as an operation may take.
 While a primary is away its commands are refused as not performed, and another server is asked for
 the map four times a second, until a replica has taken over.
+
+When the map is asked for.  UNKNOWN is before the first map, RESTING with all slots and their
+primaries there, TROUBLED without; the timer's time to the next question is in seconds:
+
+| event                          | STOPPED   | UNKNOWN         | RESTING    | TROUBLED   |
+|--------------------------------|-----------|-----------------|------------|------------|
+| start                          | → UNKNOWN |                 |            |            |
+| the timer's moment             |           | ask, 0.25       | ask, 10    | ask, 0.25  |
+| a server has come or gone      | nothing   | ask now         | 0.05       | 0.05       |
+| MOVED, CLUSTERDOWN, READONLY … | nothing   | ask now         | 0.05       | 0.05       |
+| a command for a slot of nobody | refused   | kept            | 0.05 (1)   | 0.05 (1)   |
+| told a whole map               | nothing   | → RESTING (2)   | used       | → RESTING  |
+| told a map with holes          | nothing   | → TROUBLED (2)  | → TROUBLED | used       |
+| told no slots, or an error     | nothing   | kept is refused | (3)        | (3)        |
+| stop                           | nothing   | → STOPPED (4)   | → STOPPED  | → STOPPED  |
+
+(1) It is refused.  (2) What was kept is sent.  (3) An error leaves the map as it was; a map
+without any slots makes it TROUBLED.  (4) What was kept is refused.  While a question is unanswered
+no other is asked.
 """
 
 from __future__ import annotations
