@@ -53,6 +53,9 @@ _NO_HISTORY: dict[str, int | bool] = {
 _LONGEST_NUMBER = 20
 """Digits of one that may still have 64 bits."""
 
+USUAL_REPLICAS = 1
+"""What a bucket says that it has if it was not said when it was created, as at Couchbase."""
+
 _MOST_REPLICAS = 3
 
 
@@ -102,13 +105,11 @@ class Buckets(Part):
             "nodeLocator": "vbucket",
             "nodes": [self.node(call)],
             "replicaNumber": settings.replicas,
-            "replicaIndex": False,
-            "numVBuckets": len(config["vBucketServerMap"]["vBucketMap"]),
             "quota": {"ram": settings.ram_quota << 20, "rawRAM": settings.ram_quota << 20},
             "maxTTL": settings.max_ttl,
             "durabilityMinLevel": "none",
             **{name: choices[0] for name, choices in _CHOICES.items()},
-            **(_NO_HISTORY if settings.keeps_history else {}),
+            **_defaults(settings),
             **settings.shown,
             "controllers": controllers if self.administration.may_flush(bucket.name) else {},
             "bucketCapabilities": config["bucketCapabilities"],
@@ -129,7 +130,8 @@ class Buckets(Part):
         if call.form.get("just_validate") == "1":
             return ok({"errors": {}})
         try:
-            await self.administration.create_bucket(name, BucketSettings(**values))
+            settings = BucketSettings(**{"replicas": USUAL_REPLICAS, **values})
+            await self.administration.create_bucket(name, settings)
         except CommandError as error:
             if error.code == "exists":
                 raise errors({"name": "Bucket with given name already exists"}) from None
@@ -161,6 +163,15 @@ class Buckets(Part):
                 return ok({"_": error.reason}, 400)
             raise
         return Answer()
+
+
+def _defaults(settings: BucketSettings) -> dict[str, Any]:
+    """Return what a bucket of this kind shows unless it was set."""
+    if settings.keeps_history:
+        return {"evictionPolicy": "fullEviction", **_NO_HISTORY}
+    if settings.kind == "ephemeral":
+        return {"evictionPolicy": "noEviction"}
+    return {"replicaIndex": settings.replicas > 0}
 
 
 def _settings(
@@ -195,6 +206,13 @@ def _settings(
             )
         else:
             values["replicas"] = int(replicas)
+    shown: dict[str, Any] = {}
+    index = form.get("replicaIndex")
+    if index is not None:
+        if index not in {"0", "1"}:
+            found["replicaIndex"] = "replicaIndex can only be 1 or 0"
+        else:
+            shown["replicaIndex"] = index == "1"
     flush = form.get("flushEnabled")
     if flush is not None:
         if flush not in {"0", "1", "true", "false"}:
@@ -216,7 +234,6 @@ def _settings(
     for name, (only, why) in _REFUSED.items():
         if form.get(name, only) != only:
             found[name] = why
-    shown = {}
     for name, choices in _CHOICES.items():
         if name in form:
             if form[name] not in choices:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from kvproto.management.roles import ADMINISTRATORS, MANAGERS, OF_BUCKETS, OF_CLUSTER
+from kvproto.management.roles import ADMINISTRATORS, MANAGERS, OF_BUCKETS, OF_CLUSTER, parameters
 
 __all__ = ["Rights", "Role", "RoleError", "given_roles", "parse_roles", "rights_of"]
 
@@ -52,10 +52,9 @@ class Role:
         """Return it as Couchbase shows it."""
         shown: dict[str, object] = {"role": self.name}
         if self.bucket:
-            shown["bucket_name"] = self.bucket
-        if self.bucket and self.bucket != "*":
-            shown["scope_name"] = self.scope or "*"
-            shown["collection_name"] = self.collection or "*"
+            there = self.bucket, self.scope, self.collection
+            names = parameters(self.name)
+            shown |= {name: part or "*" for name, part in zip(names, there, strict=False)}
         return shown
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ADMINISTRATORS", "MANAGERS", "OF_BUCKETS", "OF_CLUSTER", "describe_roles"]
+__all__ = ["ADMINISTRATORS", "MANAGERS", "OF_BUCKETS", "OF_CLUSTER", "describe_roles", "parameters"]
 
 ADMINISTRATORS = frozenset({"admin"})
 
@@ -97,6 +97,18 @@ _MANAGING = (
 _USING = "May read and write the data of a bucket, in all of its collections."
 
 
+_PARAMETERS = ("bucket_name", "scope_name", "collection_name")
+
+
+def parameters(role: str) -> tuple[str, ...]:
+    """Return what a role is given for, by the names in REST: nothing, a bucket, or more of it."""
+    if role in _OF_COLLECTIONS:
+        return _PARAMETERS
+    if role in _SCOPED:
+        return _PARAMETERS[:2]
+    return _PARAMETERS[:1] if role in _WHOLE_BUCKET else ()
+
+
 def describe_roles() -> list[dict[str, Any]]:
     """Return all roles as Couchbase lists them, with what they mean here."""
     rows = []
@@ -104,10 +116,6 @@ def describe_roles() -> list[dict[str, Any]]:
         meaning = _EVERYTHING if name in ADMINISTRATORS else _LOOKING
         rows.append({"role": name, "name": title, "desc": meaning})
     for name, title in OF_BUCKETS.items():
-        row = {"role": name, "bucket_name": "*"}
-        if name not in _WHOLE_BUCKET:
-            row["scope_name"] = "*"
-        if name in _OF_COLLECTIONS:
-            row["collection_name"] = "*"
+        row = {"role": name, **dict.fromkeys(parameters(name), "*")}
         rows.append(row | {"name": title, "desc": _MANAGING if name in MANAGERS else _USING})
     return rows

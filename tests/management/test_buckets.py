@@ -10,6 +10,7 @@ from tests.management.support import SiteCase
 
 ALL = "/pools/default/buckets"
 TTL = {"maxTTL": "60"}
+REMEMBERED = ("evictionPolicy", "replicaIndex")
 
 
 class BucketTests(SiteCase):
@@ -91,6 +92,7 @@ class BucketTests(SiteCase):
             ("ramQuotaMB", "", "ramQuota"),
             ("replicaNumber", "4", "replicaNumber"),
             ("flushEnabled", "yes", "flushEnabled"),
+            ("replicaIndex", "2", "replicaIndex"),
             ("evictionPolicy", "none", "evictionPolicy"),
             ("maxTTL", "-1", "maxTTL"),
             ("maxTTL", "2147483648", "maxTTL"),
@@ -107,6 +109,24 @@ class BucketTests(SiteCase):
         self.assertEqual((code, {*body["errors"]}), (400, {"name", "ramQuota"}))
         self.assertEqual([*self.server.buckets], ["default"])
         self.assertFalse(self.administration.settings["default"].flush)
+
+    def test_defaults(self) -> None:
+        """What is not said when a bucket is created is as at Couchbase, for each kind."""
+        for number, (form, shown) in enumerate(
+            (
+                ({}, {"evictionPolicy": "valueOnly", "replicaIndex": True}),
+                ({"replicaNumber": "0"}, {"evictionPolicy": "valueOnly", "replicaIndex": False}),
+                ({"replicaIndex": "0"}, {"evictionPolicy": "valueOnly", "replicaIndex": False}),
+                ({"bucketType": "ephemeral"}, {"evictionPolicy": "noEviction"}),
+                ({"storageBackend": "magma"}, {"evictionPolicy": "fullEviction"}),
+            )
+        ):
+            self.create_bucket(f"b{number}", **form)
+            _, found = self.get(f"{ALL}/b{number}")
+            self.assertEqual(found["replicaNumber"], int(form.get("replicaNumber", "1")))
+            self.assertEqual({k: found[k] for k in REMEMBERED if k in found}, shown)
+        _, found = self.get(f"{ALL}/default")
+        self.assertEqual((found["replicaNumber"], found["replicaIndex"]), (0, False))
 
     def test_max_ttl(self) -> None:
         """Documents of a bucket, and of its collections that have no other limit, expire."""

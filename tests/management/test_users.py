@@ -11,6 +11,7 @@ from tests.management.support import LIMITED, SiteCase
 USERS = "/settings/rbac/users/local"
 EXTERNAL = "/settings/rbac/users/external"
 GROUPS = "/settings/rbac/groups"
+PARAMETERS = ("bucket_name", "scope_name", "collection_name")
 
 
 class UserTests(SiteCase):
@@ -216,7 +217,10 @@ class GroupTests(SiteCase):
         self.assertEqual(self.group("g", **made), (200, ""))
         shown = {
             "id": "g",
-            "roles": [{"role": "data_reader", "bucket_name": "*"}, {"role": "admin"}],
+            "roles": [
+                {"role": "data_reader"} | dict.fromkeys(PARAMETERS, "*"),
+                {"role": "admin"},
+            ],
             "ldap_group_ref": "cn=x",
             "description": "d",
         }
@@ -353,6 +357,22 @@ class RoleTests(SiteCase):
                 parse_roles(wrong, ["b"])
         with self.assertRaises(RoleError):
             parse_roles(",".join(["admin"] * 201), [])
+
+    def test_shown(self) -> None:
+        """A role shows what it is given for, as far as it can be given for it."""
+        for text, shown in (
+            ("admin", ()),
+            ("bucket_admin[b]", ("b",)),
+            ("bucket_admin[*]", ("*",)),
+            ("scope_admin[b]", ("b", "*")),
+            ("scope_admin[b:s]", ("b", "s")),
+            ("data_reader[*]", ("*", "*", "*")),
+            ("data_reader[b]", ("b", "*", "*")),
+            ("data_reader[b:s:c]", ("b", "s", "c")),
+        ):
+            [role] = parse_roles(text)
+            row = {"role": role.name, **dict(zip(PARAMETERS, shown, strict=False))}
+            self.assertEqual(role.to_json(), row)
 
     def test_rights(self) -> None:
         """What roles allow."""
