@@ -16,7 +16,15 @@ from typing import Any
 
 from kvproto.server.client import TextClient
 from kvproto.server.replies import COPY_LIMIT, Reply, then
-from kvproto.store import LOCKED_CAS, Document, Mark, MetaRead, MetaWrite, accessed_at
+from kvproto.store import (
+    LOCKED_CAS,
+    Document,
+    Mark,
+    MetaAnswer,
+    MetaRead,
+    MetaWrite,
+    accessed_at,
+)
 from kvproto.store.expiry import deadline
 from kvproto.store.slab_classes import item_size, slab_class
 from kvproto.wire.meta import MetaCommand, meta_key
@@ -36,7 +44,8 @@ _COMMON = frozenset(b"Ok")
 def _mg(session: TextClient, command: MetaCommand) -> Reply:
     session.server.counters.meta_cmds += 1
     store, key = session.store, command.key
-    if session.meta_seen and _RULED.isdisjoint(command.letters):
+    # Where the store answers at once, and nobody watches.
+    if session.meta_seen and session.plain_get is not None and _RULED.isdisjoint(command.letters):
         outcome = store.get(key)
         if outcome is None:
             return _miss(command)
@@ -54,6 +63,8 @@ def _miss(command: MetaCommand) -> bytes:
 
 def _read(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     """Encode what mg found, or made."""
+    if outcome.__class__ is MetaAnswer:
+        return _passed_on(outcome, command)
     if outcome is None:
         return _miss(command)
     if not isinstance(outcome, MetaRead):
@@ -168,6 +179,17 @@ def ttl(expires_at: float, now: float) -> int:
     return max(0, math.ceil(expires_at - now)) if expires_at else -1
 
 
+def _passed_on(answer: MetaAnswer, command: MetaCommand) -> Reply:
+    """Encode what a memcached server has answered, as far as the client wants to hear of it."""
+    code = answer.line[:2]
+    usual = code == b"EN" if command.verb == "mg" else code in {b"HD", b"VA"}
+    if command.quiet and usual:
+        return b""
+    if code != b"VA":
+        return answer.line + b"\r\n"
+    return [answer.line + b"\r\n", answer.value, b"\r\n"]
+
+
 def _ask(session: TextClient, command: MetaCommand) -> Any:
     session.server.counters.meta_cmds += 1
     session.meta_seen = True
@@ -183,6 +205,8 @@ def _ms(session: TextClient, command: MetaCommand) -> Reply:
 
 def _written(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     """Encode what became of ms."""
+    if outcome.__class__ is MetaAnswer:
+        return _passed_on(outcome, command)
     if isinstance(outcome, MetaWrite):
         # memcached gives back what would have been stored.
         unstored = Document(command.value)
@@ -203,6 +227,8 @@ def _md(session: TextClient, command: MetaCommand) -> Reply:
 
 def _removed(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     """Encode what became of md."""
+    if outcome.__class__ is MetaAnswer:
+        return _passed_on(outcome, command)
     if isinstance(outcome, MetaWrite):
         return b"%b%b\r\n" % (outcome.value.encode(), _given_without_document(command))
     if not isinstance(outcome, Document):
@@ -216,6 +242,8 @@ def _ma(session: TextClient, command: MetaCommand) -> Reply:
 
 def _counted(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     """Encode what became of ma."""
+    if outcome.__class__ is MetaAnswer:
+        return _passed_on(outcome, command)
     if isinstance(outcome, MetaWrite):
         return b"%b%b\r\n" % (outcome.value.encode(), _given_without_document(command))
     if not isinstance(outcome, MetaRead):
@@ -238,6 +266,8 @@ def _me(session: TextClient, command: MetaCommand) -> Reply:
 
 def _told(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     """Encode what is known of a document."""
+    if outcome.__class__ is MetaAnswer:
+        return _passed_on(outcome, command)
     if outcome is None:
         return b"EN\r\n"
     if not isinstance(outcome, MetaRead):

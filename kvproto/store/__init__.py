@@ -22,7 +22,7 @@ from kvproto.store.interfaces import (
 )
 from kvproto.store.jsontext import is_json
 from kvproto.store.memory import MemoryStore
-from kvproto.store.meta import MetaRead, MetaWrite
+from kvproto.store.meta import MetaAnswer, MetaRead, MetaWrite
 from kvproto.store.multi import LookupResult, MutationResult
 from kvproto.wire.subdoc_terms import (
     MAX_SPECS,
@@ -52,6 +52,7 @@ __all__ = [
     "LookupSpec",
     "Mark",
     "MemoryStore",
+    "MetaAnswer",
     "MetaRead",
     "MetaWrite",
     "MutationResult",

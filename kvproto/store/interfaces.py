@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from kvproto.store.document import Document, Key, Refusal
-from kvproto.store.meta import MetaRead, MetaWrite
+from kvproto.store.meta import MetaAnswer, MetaRead, MetaWrite
 from kvproto.store.multi import LookupResult, MutationResult
 from kvproto.wire.meta import MetaCommand
 from kvproto.wire.subdoc_terms import LookupSpec, MutationSpec, PathStatus
@@ -28,7 +28,7 @@ __all__ = [
     "Outcome",
 ]
 
-MetaOutcome = MetaRead | Document | MetaWrite | Refusal | None
+MetaOutcome = MetaRead | MetaAnswer | Document | MetaWrite | Refusal | None
 Outcome = Document | Refusal | Deferred[Document | Refusal]
 
 

@@ -19,7 +19,7 @@ from kvproto.store.expiry import deadline
 from kvproto.store.rules import Counts, Decision, Effect, count, counted_marks, storing, tombstone
 from kvproto.wire.meta import MetaCommand
 
-__all__ = ["RULES", "MetaRead", "MetaWrite"]
+__all__ = ["RULES", "MetaAnswer", "MetaRead", "MetaWrite"]
 
 
 class MetaWrite(Enum):
@@ -28,6 +28,19 @@ class MetaWrite(Enum):
     NOT_FOUND = "NF"
     EXISTS = "EX"
     NOT_STORED = "NS"
+
+
+@dataclass(slots=True)
+class MetaAnswer:
+    """What a memcached server has answered, where the command was passed on to it.
+
+    Attributes:
+        line: Its line, without the line end, with the client's opaque.
+        value: The value behind it, of ``VA``.
+    """
+
+    line: bytes
+    value: bytes
 
 
 @dataclass(slots=True)

@@ -32,11 +32,17 @@ from kvproto.errors import OutcomeUnknown, StoreUnavailable
 from kvproto.upstream.connection import Call
 from kvproto.upstream.fleet_options import FleetOptions
 from kvproto.upstream.link import Link
-from kvproto.upstream.memcached import FrameCall, MemcachedConnection, greeting
+from kvproto.upstream.memcached import (
+    FrameCall,
+    MemcachedConnection,
+    MetaConnection,
+    greeting,
+)
 from kvproto.upstream.resp import EngineFailure, Fate
 from kvproto.upstream.ring import FleetServer, Ring, make_ring
 from kvproto.upstream.server import Server
 from kvproto.wire.encoding import HEADER
+from kvproto.wire.meta_frames import META
 
 __all__ = ["LARGE_VALUE", "Fleet", "FleetRequest"]
 
@@ -81,12 +87,13 @@ class FleetRequest:
     Attributes:
         deferred: Fires with the result.
         gutter: Whether it has gone to the gutter.
+        gutter_value: What its value is there, of `META`.
         tries: How often it has been sent.
     """
 
     __slots__ = (
-        "cas", "deferred", "expiry_at", "extras", "gutter", "key", "opcode", "parse", "tries",
-        "value", "write",
+        "cas", "deferred", "expiry_at", "extras", "gutter", "gutter_value", "key", "opcode",
+        "parse", "tries", "value", "write",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +116,7 @@ class FleetRequest:
         self.write = write
         self.expiry_at = expiry_at
         self.gutter = False
+        self.gutter_value = b""
         self.tries = 0
         self.deferred: Deferred[Any] = Deferred()
 
@@ -198,7 +206,9 @@ class Fleet:
     def _make_server(self, server: FleetServer) -> Server:
         options = self.options
 
-        def make_link(changed: Callable[[Link], object], observe: Any) -> Link:
+        def make_link(
+            connection: type[MemcachedConnection], changed: Callable[[Link], object], observe: Any
+        ) -> Link:
             return Link(
                 self._reactor,
                 partial(self._endpoint, server),
@@ -207,10 +217,16 @@ class Fleet:
                 options.timeout,
                 changed,
                 observe,
-                connection=MemcachedConnection,
+                connection=connection,
             )
 
-        return Server(server.name, make_link, options.connections, _ignore)
+        return Server(
+            server.name,
+            partial(make_link, MemcachedConnection),
+            options.connections,
+            _ignore,
+            partial(make_link, MetaConnection),
+        )
 
     def start(self) -> None:
         """Connect to all servers."""
@@ -302,6 +318,8 @@ class Fleet:
     def _use_gutter(self, request: FleetRequest) -> None:
         """Let a request go to the gutter, where nothing may live long."""
         request.gutter = True
+        if request.opcode == META:
+            request.value = request.gutter_value
         at = request.expiry_at
         if at is not None:
             extras = request.extras
@@ -326,7 +344,9 @@ class Fleet:
             call.items = []
         call.server = server
         key = request.key
-        if len(request.value) >= LARGE_VALUE or key in self._large:
+        if request.opcode == META:
+            server.meta_link.send(call)
+        elif len(request.value) >= LARGE_VALUE or key in self._large:
             self.note_large(key)
             server.durable_link.send(call)
         else:

@@ -1,111 +1,93 @@
-"""memcached's meta commands on a fleet: told in the operations that its binary protocol has.
+"""memcached's meta commands on a fleet: passed on as they are.
 
-What that protocol cannot say is refused: how long a document has left, whether and when it was
-read, stale values and who fetches them anew, a CAS of the client's own, emptying.
+The binary protocol cannot say most of what they are for: how long a document has left, whether and
+when it was read, stale values and who fetches them anew, a CAS of the client's own.  So each goes
+over a connection that speaks meta commands (`kvproto.upstream.memcached.MetaConnection`), and the
+server's answer is the client's, but for the opaque, and for what the client wants to be quiet.
+
+Source: memcached 1.6.45, ``doc/protocol.txt``.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from kvproto.errors import NotSupported
-from kvproto.store import DO_NOT_CREATE, LOCKED_CAS, Document, MetaRead, MetaWrite, Refusal
+from kvproto.store import MetaAnswer
+from kvproto.upstream.fleet import FleetRequest
+from kvproto.upstream.memcached import FrameCall
+from kvproto.wire.constants import HEADER_SIZE
 from kvproto.wire.meta import MetaCommand
+from kvproto.wire.meta_frames import META, OPAQUE
 
-__all__ = ["meta"]
+__all__ = ["pass_on"]
 
-_UNSAYABLE = {
-    "mg": frozenset(b"hlutENR"),
-    "ms": frozenset(b"EI"),
-    "md": frozenset(b"EITx"),
-    "ma": frozenset(b"ETt"),
-}
-_UNSAYABLE_OF_EXTENDING = frozenset(b"Ns")
-_WHY = "memcached servers are asked in a protocol that cannot say this"
-_ADDING, _APPENDING, _PREPENDING, _REPLACING, _SETTING = b"EAPRS"
-_DECREMENTING = frozenset(b"D-")
+_B, _N, _O, _Q, _T = b"bNOqT"
+_CHANGING = frozenset(b"NRT")
+"""Flags of mg by which it changes something."""
 
 
-def meta(store: Any, key: bytes, command: MetaCommand) -> Deferred[Any]:
-    """Do a meta command by the other operations of a store; see `IStore.meta`.
+def pass_on(store: Any, key: bytes, command: MetaCommand) -> Deferred[Any]:
+    """Send a meta command to the server that has its key, as it is.
 
-    Raises:
-        NotSupported: They cannot say it.
+    Args:
+        store: The fleet's.
+        key: Of the document.
+        command: The command.
+
+    Returns:
+        A Deferred of a `MetaAnswer`.
     """
-    unsayable = _UNSAYABLE.get(command.verb)
-    if unsayable is None or not unsayable.isdisjoint(command.letters):
-        raise NotSupported(_WHY)
-    answer: Deferred[Any] = _ASK[command.verb](store, key, command)
+    # All answers are waited for; who hears of them is the session's to decide.
+    flags = [flag for flag in command.flags if flag[0] != _Q]
+    own = next((flag for flag in flags if flag[0] == _O), b"")
+    reading = command.verb in {"mg", "me"} and _CHANGING.isdisjoint(command.letters)
+    request = FleetRequest(
+        META,
+        key,
+        partial(_answer, own),
+        value=_tell(key, command, flags),
+        write=not reading,
+    )
+    longest = int(store.fleet.options.gutter_expiry)
+    request.gutter_value = _tell(key, command, _short_lived(command, flags, longest))
+    answer: Deferred[Any] = store.ask(request)
     return answer
 
 
-def _cas(command: MetaCommand) -> int:
-    # 0 would mean "whatever is there"; no document has the other one.
-    return 0 if command.cas is None else command.cas or LOCKED_CAS
+def _tell(key: bytes, command: MetaCommand, flags: list[bytes]) -> bytes:
+    """Return what is sent, with a place for the opaque."""
+    words = [command.verb.encode(), b64encode(key) if _B in command.letters else key]
+    if command.verb == "ms":
+        words.append(b"%d" % len(command.value))
+    words += [OPAQUE[1:] if flag[0] == _O else flag for flag in flags]
+    if command.verb != "me" and _O not in command.letters:
+        words.append(OPAQUE[1:])
+    line = b" ".join(words) + b"\r\n"
+    return line if command.verb != "ms" else b"%b%b\r\n" % (line, command.value)
 
 
-def _mg(store: Any, key: bytes, command: MetaCommand) -> Any:
-    asked = store.get(key) if command.expiry is None else store.get_and_touch(key, command.expiry)
-    return asked.addCallback(_found)
+def _short_lived(command: MetaCommand, flags: list[bytes], longest: int) -> list[bytes]:
+    """Return flags by which nothing lives longer than so many seconds."""
+    bounded = list(flags)
+    for at, flag in enumerate(flags):
+        expiry = {_T: command.expiry, _N: command.vivify}.get(flag[0])
+        # What is below 0 is over at once, in the gutter as well.
+        if expiry is not None and flag[1:2] != b"-" and not 0 < expiry < longest:
+            bounded[at] = b"%c%d" % (flag[0], longest)
+    if command.verb == "ms" and _T not in command.letters:
+        bounded.append(b"T%d" % longest)
+    return bounded
 
 
-def _found(outcome: Any) -> Any:
-    if isinstance(outcome, Document):
-        return MetaRead(outcome, 0.0, 0, 0)
-    return None if outcome is Refusal.NOT_FOUND else outcome
-
-
-def _ms(store: Any, key: bytes, command: MetaCommand) -> Any:
-    mode = command.mode or _SETTING
-    if mode in {_APPENDING, _PREPENDING}:
-        if not _UNSAYABLE_OF_EXTENDING.isdisjoint(command.letters):
-            raise NotSupported(_WHY)
-        extend = store.append if mode == _APPENDING else store.prepend
-        asked = extend(key, command.value, command.cas or 0)
-    else:
-        store_it = {_ADDING: store.add, _REPLACING: store.replace}.get(mode, store.set)
-        cas = 0 if mode == _ADDING else _cas(command)
-        asked = store_it(key, command.value, command.client_flags, command.expiry or 0, cas)
-    return asked.addCallback(_stored, command)
-
-
-def _stored(outcome: Any, command: MetaCommand) -> Any:
-    if isinstance(outcome, Document):
-        return Document(command.value, command.client_flags, outcome.cas)
-    if outcome is Refusal.EXISTS:
-        return MetaWrite.NOT_STORED if command.mode == _ADDING else MetaWrite.EXISTS
-    if outcome is Refusal.NOT_FOUND and command.cas is not None:
-        return MetaWrite.NOT_FOUND
-    if outcome in {Refusal.NOT_FOUND, Refusal.NOT_STORED}:
-        return MetaWrite.NOT_STORED
-    return outcome
-
-
-def _md(store: Any, key: bytes, command: MetaCommand) -> Any:
-    return store.delete(key, _cas(command)).addCallback(_changed)
-
-
-def _changed(outcome: Any) -> Any:
-    return _MISSED.get(outcome, outcome) if isinstance(outcome, Refusal) else outcome
-
-
-_MISSED: dict[Refusal, MetaWrite] = {
-    Refusal.NOT_FOUND: MetaWrite.NOT_FOUND,
-    Refusal.EXISTS: MetaWrite.EXISTS,
-}
-
-
-def _ma(store: Any, key: bytes, command: MetaCommand) -> Any:
-    count = store.decrement if command.mode in _DECREMENTING else store.increment
-    expiry = DO_NOT_CREATE if command.vivify is None else command.vivify
-    asked = count(key, command.delta, command.initial, expiry, command.cas or 0)
-    return asked.addCallback(_counted)
-
-
-def _counted(outcome: Any) -> Any:
-    return MetaRead(outcome, 0.0, 0, 0) if isinstance(outcome, Document) else _changed(outcome)
-
-
-_ASK = {"mg": _mg, "ms": _ms, "md": _md, "ma": _ma}
+def _answer(own: bytes, frame: Any, call: FrameCall) -> MetaAnswer:
+    """Return the server's answer, with the client's opaque in the place of ours."""
+    line, _, value = bytes(frame[HEADER_SIZE:]).partition(b"\r\n")
+    words, ours = line.split(b" "), b"O%d" % call.opaque
+    if ours in words:
+        at = words.index(ours)
+        words[at : at + 1] = [own] if own else []
+    return MetaAnswer(b" ".join(words), value)

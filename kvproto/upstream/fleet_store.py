@@ -19,7 +19,7 @@ from zope.interface import implementer
 from kvproto.errors import NotSupported, StoreUnavailable, UpstreamError
 from kvproto.store import Document, IConnectionStore, Refusal
 from kvproto.upstream.fleet import Fleet, FleetRequest, statistics
-from kvproto.upstream.fleet_meta import meta
+from kvproto.upstream.fleet_meta import pass_on
 from kvproto.upstream.memcached import FrameCall
 from kvproto.upstream.pipe import Outlet, Pipe
 from kvproto.wire.constants import HEADER_SIZE, Opcode, Status
@@ -115,17 +115,17 @@ class FleetStore:
 
     def get(self, key: Any) -> Deferred[Any]:
         """Read a document."""
-        return self._ask(FleetRequest(_GET, key, _hit, write=False))
+        return self.ask(FleetRequest(_GET, key, _hit, write=False))
 
     def get_and_touch(self, key: Any, expiry: int) -> Deferred[Any]:
         """Read a document and give it another expiry."""
         extras = _U32.pack(_wire_expiry(expiry))
-        return self._ask(FleetRequest(_GAT, key, _hit, extras, expiry_at=0))
+        return self.ask(FleetRequest(_GAT, key, _hit, extras, expiry_at=0))
 
     def touch(self, key: Any, expiry: int) -> Deferred[Any]:
         """Give a document another expiry."""
         extras = _U32.pack(_wire_expiry(expiry))
-        return self._ask(FleetRequest(_TOUCH, key, _done, extras, expiry_at=0))
+        return self.ask(FleetRequest(_TOUCH, key, _done, extras, expiry_at=0))
 
     # writing
 
@@ -184,19 +184,19 @@ class FleetStore:
         if preserve_expiry:
             return _unsupported("keeping an expiry")
         extras = _STORE_EXTRAS.pack(flags & _LATEST, _wire_expiry(expiry))
-        return self._ask(FleetRequest(opcode, key, _done, extras, value, cas, expiry_at=4))
+        return self.ask(FleetRequest(opcode, key, _done, extras, value, cas, expiry_at=4))
 
     def append(self, key: Any, value: bytes, cas: int = 0) -> Deferred[Any]:
         """Put bytes behind a value."""
-        return self._ask(FleetRequest(_APPEND, key, _done, b"", value, cas))
+        return self.ask(FleetRequest(_APPEND, key, _done, b"", value, cas))
 
     def prepend(self, key: Any, value: bytes, cas: int = 0) -> Deferred[Any]:
         """Put bytes before a value."""
-        return self._ask(FleetRequest(_PREPEND, key, _done, b"", value, cas))
+        return self.ask(FleetRequest(_PREPEND, key, _done, b"", value, cas))
 
     def delete(self, key: Any, cas: int = 0) -> Deferred[Any]:
         """Remove a document."""
-        return self._ask(FleetRequest(_DELETE, key, _done, cas=cas))
+        return self.ask(FleetRequest(_DELETE, key, _done, cas=cas))
 
     def discard(self, key: Any) -> Deferred[None]:
         """Remove a document that may be there."""
@@ -220,11 +220,11 @@ class FleetStore:
         self, opcode: int, key: Any, delta: int, initial: int, expiry: int, cas: int
     ) -> Deferred[Any]:
         extras = _COUNTER_EXTRAS.pack(delta, initial, _wire_expiry(expiry))
-        return self._ask(FleetRequest(opcode, key, _number, extras, cas=cas, expiry_at=16))
+        return self.ask(FleetRequest(opcode, key, _number, extras, cas=cas, expiry_at=16))
 
     def meta(self, key: Any, command: MetaCommand) -> Deferred[Any]:
-        """Do a meta command as far as the servers' binary protocol can say it."""
-        return maybeDeferred(meta, self, key, command)
+        """Pass a meta command on; the Deferred fires with a `MetaAnswer`."""
+        return maybeDeferred(pass_on, self, key, command)
 
     # what memcached does not have
 
@@ -289,7 +289,8 @@ class FleetStore:
             sums[f"server {server.name}"] = "up" if server.up else "down"
         return sums
 
-    def _ask(self, request: FleetRequest) -> Deferred[Any]:
+    def ask(self, request: FleetRequest) -> Deferred[Any]:
+        """Send a request to the server that has its key."""
         return self.fleet.ask(request, self._lane)
 
 

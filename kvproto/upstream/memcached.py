@@ -28,7 +28,7 @@ from kvproto.wire.constants import HEADER_SIZE, Magic, Opcode
 from kvproto.wire.encoding import HEADER, simple_reply
 from kvproto.wire.meta_frames import MetaTranslation
 
-__all__ = ["FrameCall", "MemcachedConnection", "greeting"]
+__all__ = ["FrameCall", "MemcachedConnection", "MetaConnection", "greeting"]
 
 log = make_logger()
 
@@ -266,3 +266,13 @@ class MemcachedConnection(EngineConnection):
             except Exception:
                 log.failure("a reply could not be used")
         return at
+
+
+class MetaConnection(MemcachedConnection):
+    """A connection in meta commands, whatever else the server speaks."""
+
+    def connectionMade(self) -> None:
+        """Take the transport, and translate from the greeting on."""
+        super().connectionMade()
+        self._translation = MetaTranslation()
+        self._as_frames = self._translation.replies

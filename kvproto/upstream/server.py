@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import TypeAlias
 
 from kvproto.base.histogram import Histogram
 from kvproto.base.log import make_logger
@@ -22,6 +23,9 @@ QUIET_S = 60.0
 """Seconds without a refusal for some reason after which the next one is told again."""
 
 
+MakeLink: TypeAlias = Callable[[Callable[[Link], object], Callable[[float, int], object]], Link]
+
+
 class Server:
     """A server and the connections to it.
 
@@ -30,6 +34,7 @@ class Server:
         make_link: Makes a connection; called with ``changed`` and ``observe`` as `Link` has them.
         connections: How many.
         changed: Called with this server when it has begun, or ceased, to answer.
+        make_meta_link: Makes `meta_link`, as ``make_link`` does; for memcached servers.
 
     Attributes:
         name: As given.
@@ -45,9 +50,10 @@ class Server:
     def __init__(
         self,
         name: str,
-        make_link: Callable[[Callable[[Link], object], Callable[[float, int], object]], Link],
+        make_link: MakeLink,
         connections: int,
         changed: Callable[[Server], object],
+        make_meta_link: MakeLink | None = None,
     ) -> None:
         self.name = name
         self.up = False
@@ -62,14 +68,18 @@ class Server:
         self.node = ("", 0)
         self.links = [self._new_link() for _ in range(connections)]
         self._durable: Link | None = None
+        self._make_meta_link = make_meta_link
+        self._meta: Link | None = None
 
     @property
     def _all_links(self) -> list[Link]:
-        return self.links if self._durable is None else [*self.links, self._durable]
+        return [*self.links, *filter(None, (self._durable, self._meta))]
 
-    def _new_link(self) -> Link:
-        link = self._make_link(self._link_changed, self.seconds.observe)
+    def _new_link(self, make: MakeLink | None = None) -> Link:
+        link = (make or self._make_link)(self._link_changed, self.seconds.observe)
         link.server = self
+        if self._running:
+            link.start()
         return link
 
     def start(self) -> None:
@@ -96,9 +106,14 @@ class Server:
         """The connection for durable writes: WAIT holds up whatever comes after it."""
         if self._durable is None:
             self._durable = self._new_link()
-            if self._running:
-                self._durable.start()
         return self._durable
+
+    @property
+    def meta_link(self) -> Link:
+        """The connection for what only meta commands can say."""
+        if self._meta is None:
+            self._meta = self._new_link(self._make_meta_link)
+        return self._meta
 
     def link(self, lane: int) -> Link:
         """Return the connection for a lane: the same for the same number as long as it works."""

@@ -3,7 +3,7 @@
 For servers that speak text alone.  `MetaTranslation` is one connection's: each frame becomes one
 line (with a value behind it, where it has one), and since a server answers in order, the oldest
 line that is not answered says what an answer means.  Each line carries the frame's opaque as well,
-and an answer that gives back another one is an error.
+and an answer that gives back another one is an error.  A frame of opcode `META` is a line already.
 
 What cannot be told in a line (a key of more than 186 bytes that needs base64, an opcode that is not
 a document's) becomes ``mn``: its answer comes in its turn, and is a refusal.
@@ -31,7 +31,13 @@ from kvproto.wire.encoding import (
     simple_reply,
 )
 
-__all__ = ["MetaTranslation"]
+__all__ = ["META", "OPAQUE", "MetaTranslation"]
+
+META = 0xE1
+"""The opcode, ours alone, of a frame whose value is a meta command as it is to be sent."""
+
+OPAQUE = b" O\0"
+"""What stands in such a line for the frame's opaque."""
 
 MAX_LINE = 8192
 """Bytes of an answer's line: no server's is nearly as long."""
@@ -100,6 +106,14 @@ class MetaTranslation:
             at += HEADER_SIZE + body_size
             asked = _Request(opcode, opaque, key)
             self._asked.append(asked)
+            if opcode == META:
+                line, end_of_line, rest = data[value_at:at].partition(b"\r\n")
+                # The last one: a key may look like it.
+                place = line.rfind(OPAQUE)
+                if place > 0:
+                    line = line[:place] + b" O%d" % opaque + line[place + len(OPAQUE) :]
+                out += [line, end_of_line, rest]
+                continue
             tell = _LINES.get(opcode)
             encoded = b""
             if _needs_base64(key):
@@ -290,6 +304,13 @@ def _frame(asked: _Request, line: bytes, value: bytes) -> bytes:
     """Return the frame of one answer."""
     opcode, opaque = asked.opcode, asked.opaque
     code, *flags = line.split(b" ")
+    if opcode == META:
+        if code not in _CODES_OF_META:
+            _error(line, opcode)
+        elif code != b"ME" and not _gives_back(b"O%d" % opaque, flags):
+            raise RemoteProtocolError("a reply to another request")
+        answer = b"%b\r\n%b" % (line, value)
+        return encode_response(opcode, value=answer, opaque=opaque)
     if code not in (_CODES[opcode] if not asked.refusal else _CODES_OF_NOOP):
         return error_reply(opcode, _error(line, opcode), opaque)
     if asked.refusal:
@@ -321,6 +342,11 @@ def _frame(asked: _Request, line: bytes, value: bytes) -> bytes:
     return get_reply(opcode, 0, opaque, cas, client_flags, value)
 
 
+def _gives_back(opaque: bytes, flags: list[bytes]) -> bool:
+    """Return whether an answer has an opaque, or none: not all servers have it with a miss."""
+    return opaque in flags or not any(flag[:1] == b"O" for flag in flags)
+
+
 def _number(digits: bytes, size: int) -> int:
     """Read a number that has room in so many bytes."""
     if not digits.isdigit() or (number := int(digits[:20])) >= 1 << 8 * size:
@@ -328,6 +354,7 @@ def _number(digits: bytes, size: int) -> int:
     return number
 
 
+_CODES_OF_META = frozenset({b"VA", b"HD", b"EN", b"NF", b"NS", b"EX", b"ME"})
 _CODES_OF_NOOP = frozenset({b"MN"})
 _COUNTS = frozenset({Opcode.INCREMENT, Opcode.DECREMENT})
 _READ_CODES = frozenset({b"VA", b"EN"})

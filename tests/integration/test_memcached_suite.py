@@ -56,7 +56,7 @@ FAILURE = re.compile("^not ok ([0-9]+)", re.MULTILINE)
 
 FLEET_LEFT_OUT = {
     "issue_29 issue_42 issue_163": "statistics of slabs, which are each server's own",
-    "metaget": "`me`, which the servers' binary protocol does not have",
+    "metaget": "flags that Debian's memcached is too old for",
     "watcher watcher_connid": "what a server has before a write, and what it evicts",
     "expirations": "the clock of the servers, which nobody moves",
     "issue_183 stats": "what each server counts of its own, or lists",

@@ -11,10 +11,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.errors import NotSupported, StoreUnavailable
 from kvproto.upstream.fleet import Fleet, FleetRequest
+from kvproto.upstream.fleet_meta import pass_on
 from kvproto.upstream.fleet_options import FleetOptions, parse_fleet
 from kvproto.upstream.fleet_store import FleetStore
 from kvproto.upstream.ring import FleetServer
 from kvproto.wire.constants import Opcode
+from kvproto.wire.meta import MetaCommand
+from kvproto.wire.text import TextDecoder
 
 
 class Endpoint:
@@ -107,6 +110,30 @@ class FleetTests(SynchronousTestCase):
             request = FleetRequest(Opcode.SET, b"k", lambda frame, call: None, extras, expiry_at=4)
             fleet._use_gutter(request)
             self.assertEqual(request.extras[4:], expected.to_bytes(4))
+        fleet.stop()
+
+    def test_meta_in_the_gutter(self) -> None:
+        """A meta command is passed on as it is; in the gutter it lets nothing live long."""
+        fleet = self.make(parse_fleet("memcached://a?gutter=b&gutter-expiry=10"))
+        asked: list[FleetRequest] = []
+        self.patch(fleet, "ask", lambda request, lane: asked.append(request))
+        for line, value, expected, short in (
+            (b"mg k v N60 T5 q", b"", b"mg k v N60 T5 O\0\r\n", b"mg k v N10 T5 O\0\r\n"),
+            (b"mg k v O1 k", b"", b"mg k v O\0 k\r\n", b"mg k v O\0 k\r\n"),
+            (b"ms k 1 F3", b"x", b"ms k 1 F3 O\0\r\nx\r\n", b"ms k 1 F3 T10 O\0\r\nx\r\n"),
+            (b"ms k 1 T0", b"x", b"ms k 1 T0 O\0\r\nx\r\n", b"ms k 1 T10 O\0\r\nx\r\n"),
+            (b"ms k 1 T-1", b"x", b"ms k 1 T-1 O\0\r\nx\r\n", b"ms k 1 T-1 O\0\r\nx\r\n"),
+            (b"md aw== b I", b"", b"md aw== b I O\0\r\n", b"md aw== b I O\0\r\n"),
+            (b"me k", b"", b"me k\r\n", b"me k\r\n"),
+        ):
+            whole = line + b"\r\n" + (value + b"\r\n" if value else b"")
+            (command,) = TextDecoder(1024).feed(whole)
+            assert isinstance(command, MetaCommand)
+            pass_on(FleetStore(fleet), command.key, command)
+            request = asked.pop()
+            self.assertEqual((request.key, request.value), (b"k", expected))
+            fleet._use_gutter(request)
+            self.assertEqual(request.value, short)
         fleet.stop()
 
     def test_what_memcached_has_not(self) -> None:

@@ -12,7 +12,7 @@ from kvproto.errors import RemoteProtocolError
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
-from kvproto.wire.meta_frames import MetaTranslation
+from kvproto.wire.meta_frames import META, OPAQUE, MetaTranslation
 from tests.examples import examples
 
 Op, S = Opcode, Status
@@ -207,3 +207,45 @@ class AnswerTests(SynchronousTestCase):
             found += cut.replies(stream[:size])
             stream = stream[size:]
         self.assertEqual(found, wanted)
+
+
+class PassedOnTests(SynchronousTestCase):
+    """Frames that are lines of meta commands already."""
+
+    def ask(self, line: bytes) -> MetaTranslation:
+        """Return a translation that has been asked a line with opaque 9."""
+        translation = MetaTranslation()
+        frame = encode_request(META, key=b"k", value=line, opaque=9)
+        self.told = translation.requests(frame)
+        return translation
+
+    def test_opaque(self) -> None:
+        """The frame's opaque is put in its place, which is the last one that looks like it."""
+        for line, told in (
+            (b"mg k v" + OPAQUE + b" t\r\n", b"mg k v O9 t\r\n"),
+            (b"ms k 3" + OPAQUE + b"\r\n O\0\r\n", b"ms k 3 O9\r\n O\0\r\n"),
+            (b"mg" + OPAQUE + OPAQUE + b"\r\n", b"mg O\0 O9\r\n"),
+            (b"me k\r\n", b"me k\r\n"),
+        ):
+            self.ask(line)
+            self.assertEqual(self.told, told)
+
+    def test_answers(self) -> None:
+        """An answer is the frame's value, with or without the opaque, and so is an error."""
+        for said in (
+            b"VA 2 O9 t-1 W\r\nab\r\n", b"HD O9\r\n", b"EN\r\n", b"NF O9\r\n",
+            b"ME O1 exp=-1\r\n", b"CLIENT_ERROR invalid flag\r\n", b"SERVER_ERROR busy\r\n",
+        ):  # fmt: skip
+            for cut in range(len(said)):
+                translation = self.ask(b"mg k" + OPAQUE + b"\r\n")
+                frames = translation.replies(said[:cut]) + translation.replies(said[cut:])
+                (found,) = ResponseDecoder().feed(frames)
+                assert isinstance(found, Response)
+                self.assertEqual((found.opcode, found.opaque), (META, 9))
+                self.assertEqual(found.value, said[:-2] if said[:2] == b"VA" else said, cut)
+
+    def test_nonsense(self) -> None:
+        """An answer to somebody else, or to a command that is not known, ends the connection."""
+        for said in (b"HD O8\r\n", b"VA 1 O8\r\nx\r\n", b"ERROR\r\n", b"STORED\r\n"):
+            with self.assertRaises(RemoteProtocolError):
+                self.ask(b"mg k" + OPAQUE + b"\r\n").replies(said)
