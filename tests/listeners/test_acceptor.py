@@ -739,3 +739,71 @@ class RetireTests(AcceptorCase):
             self.successResultOf(answer)
         self.assertEqual(len(owner.lost), 1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class NeighbourTests(AcceptorCase):
+    """Two listeners share one table of connections, and nothing else."""
+
+    def setUp(self) -> None:
+        self.start()
+        self.other_endpoint = FakeEndpoint()
+        self.other = AcceptorService(
+            "admin", self.other_endpoint, FakeController(), self.ledger, self.clock
+        )
+        self.successResultOf(self.other.startService())
+        self.mine = self.secured(self.endpoint)
+        self.others = self.secured(self.other_endpoint)
+
+    def secured(self, endpoint: FakeEndpoint) -> LivelyTransport:
+        """Let a client connect and finish its handshake."""
+        transport = LivelyTransport(self.clock)
+        transport.chain = (b"certificate",)
+        endpoint.port.connect(transport).handshakeCompleted()
+        return transport
+
+    def assert_mine_only(self, ended: Deferred[Any]) -> Any:
+        """Assert that one connection ends, that nobody waits for the other, and no more."""
+        self.later(5)
+        self.assertTrue(self.mine.closed)
+        self.assertEqual(self.others.calls, [])
+        (entry,) = self.ledger.entries("admin")
+        self.assertIs(entry.state, State.OWNED)
+        return self.successResultOf(ended)
+
+    def test_stop(self) -> None:
+        """Who stops one listener ends its connections, and does not wait for others."""
+        self.assert_mine_only(self.acceptor.stopService())
+        self.assertIs(self.acceptor.state, AcceptorState.STOPPED)
+        self.assertIs(self.other.state, AcceptorState.LISTENING)
+
+    def test_restart(self) -> None:
+        """A restart concerns one listener, with each policy that ends connections."""
+        for policy in (OnRotate.DISCONNECT, OnRotate.DRAIN, OnRotate.RECHECK):
+            report = self.assert_mine_only(
+                self.acceptor.restart(policy, verify=lambda chain: "revoked", window=1.0)
+            )
+            self.assertEqual(report["ended"], 1)
+            self.mine = self.secured(self.endpoint)
+
+    def test_retire(self) -> None:
+        """Of one listener, what is older than the generation goes, and what is as old stays."""
+        (entry,) = self.ledger.entries("data")
+        same = entry.generation
+        report = self.successResultOf(self.acceptor.retire(OnRotate.DISCONNECT, same))
+        self.assertEqual((report["connections"], report["ended"]), (0, 0))
+        self.assertIs(entry.state, State.OWNED)
+        report = self.assert_mine_only(self.acceptor.retire(OnRotate.DISCONNECT, same + 1))
+        self.assertEqual((report["connections"], report["ended"]), (1, 1))
+
+    def test_status(self) -> None:
+        """Each tells of its own connections."""
+        self.secured(self.endpoint)
+        self.assertEqual(self.acceptor.status()["connections"]["owned"], 2)
+        self.assertEqual(self.other.status()["connections"]["owned"], 1)
+
+    def test_what_the_peers_hear(self) -> None:
+        """The reason of a stop is written down with each connection that it ends."""
+        (mine,) = self.ledger.entries("data")
+        stopped = self.acceptor.stopService()
+        self.assertEqual(mine.reason, "the listener stopped")
+        self.assert_mine_only(stopped)

@@ -112,6 +112,59 @@ class AgeTests(SynchronousTestCase):
             self.assertEqual(handoff.entry.reason, "older than 1000 s")
             ages.stopService()
 
+    def test_often_enough(self) -> None:
+        """It is looked ten times within the shortest limit, and never at once."""
+        looks = []
+        entries = self.bench.ledger.entries
+        self.bench.ledger.entries = lambda *names: looks.append(self.clock.seconds()) or entries()
+        self.watch(idle=10.0, lifetime=1000.0)
+        self.clock.pump([0.25] * 8)
+        self.assertEqual(looks, [1.0, 2.0])
+
+    def test_to_the_second(self) -> None:
+        """A limit that is reached is over, for idle ones and for old ones."""
+        for limits, reason in (
+            ({"idle": 10.0}, "idle for 10 s"),
+            ({"lifetime": 10.0}, "older than 10 s"),
+        ):
+            handoff, _ = self.bench.connect()
+            handoff.handshakeCompleted()
+            handoff.entry.active = self.clock.seconds()
+            ages = self.watch(**limits)
+            self.clock.pump([1.0] * 9)
+            self.assertIs(handoff.state, State.OWNED)
+            self.clock.advance(1.0)
+            self.assertEqual(handoff.entry.reason, reason)
+            ages.stopService()
+
+    def test_life_is_drawn_once(self) -> None:
+        """Chance decides once for each connection, not anew at every look."""
+        drawn = iter([0.0, 0.5])
+        ages = AgeLimits(self.bench.ledger, ["data"], 0.0, 1000.0, self.clock, lambda: next(drawn))
+        ages.startService()
+        self.addCleanup(ages.stopService)
+        first, second = (self.bench.connect()[0] for _ in range(2))
+        for handoff in (first, second):
+            handoff.handshakeCompleted()
+        self.clock.pump([5.0] * 190)
+        self.assertEqual(second.entry.reason, "older than 1000 s")
+        self.assertIs(first.state, State.OWNED)
+        self.clock.pump([5.0] * 10)
+        self.assertEqual(first.entry.reason, "older than 1000 s")
+
+    def test_one_does_not_hide_the_next(self) -> None:
+        """Connections of others, and idle ones that end, leave nobody behind them unseen."""
+        self.bench.factory.watch_idle = True
+        handoffs = [self.bench.connect()[0] for _ in range(5)]
+        for handoff in handoffs[1:]:
+            handoff.handshakeCompleted()
+        handoffs[1].entry.listener = "node"
+        self.watch(idle=5.0, lifetime=1000.0)
+        self.clock.pump([0.5] * 10)
+        states = [handoff.state for handoff in handoffs]
+        self.assertEqual(states[:2], [State.HANDSHAKING, State.OWNED])
+        self.assertTrue(all(state not in LIVE_STATES for state in states[2:]), states)
+
     def test_changed(self) -> None:
         """Other limits count at once, but not being idle where nobody has watched for that."""
         before, _ = self.bench.connect()

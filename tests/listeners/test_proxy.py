@@ -66,6 +66,22 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(parse_header(unix), (232, None))
         self.assertEqual(parse_header(b"PROXY UNKNOWN ffff::1 x\r\n"), (25, None))
 
+    def test_where_it_ends(self) -> None:
+        """The first line end closes version 1, whatever lines follow in the same read."""
+        header = parse_header(V1)
+        self.assertEqual(parse_header(V1 + b"\r\nGET / HTTP/1.1\r\n\r\n"), header)
+
+    def test_longest(self) -> None:
+        """107 bytes of version 1, line end included, and 4,096 of version 2; not one more."""
+        longest = b"PROXY UNKNOWN " + b"x" * (107 - 16) + b"\r\n"
+        self.assertEqual(parse_header(longest), (107, None))
+        self.assertRaises(HandoffError, parse_header, b"PROXY UNKNOWN " + b"x" * 92 + b"\r\n")
+        local = V2_PREFIX + b"\x20\x00"
+        rest = V2_LONGEST - 16
+        self.assertEqual(parse_header(local + rest.to_bytes(2) + bytes(rest)), (V2_LONGEST, None))
+        for size in (rest + 1, 0x8000, 0xFFFF):
+            self.assertRaises(HandoffError, parse_header, local + size.to_bytes(2))
+
     def test_refused(self) -> None:
         """Everything else is refused with a reason, and no unbounded header is kept."""
         for bad in (
