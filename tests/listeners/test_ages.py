@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.listeners.ages import LONGEST_PAUSE, SPREAD, AgeLimits
@@ -114,9 +116,13 @@ class AgeTests(SynchronousTestCase):
 
     def test_often_enough(self) -> None:
         """It is looked ten times within the shortest limit, and never at once."""
-        looks = []
-        entries = self.bench.ledger.entries
-        self.bench.ledger.entries = lambda *names: looks.append(self.clock.seconds()) or entries()
+        looks: list[float] = []
+
+        def entries() -> list[Any]:
+            looks.append(self.clock.seconds())
+            return []
+
+        self.patch(self.bench.ledger, "entries", entries)
         self.watch(idle=10.0, lifetime=1000.0)
         self.clock.pump([0.25] * 8)
         self.assertEqual(looks, [1.0, 2.0])

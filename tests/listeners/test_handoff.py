@@ -90,6 +90,21 @@ class OfferTests(SynchronousTestCase):
         before(b"request")
         self.assertEqual(bench.controller.owners[0].received, b"request")
 
+    def test_progress(self) -> None:
+        """A peer has come further once its ClientHello is there; in the clear, once it is owned."""
+        handoff, transport = Bench().connect()
+        self.assertFalse(handoff.progressed())
+        transport.hello_seen = True
+        self.assertTrue(handoff.progressed())
+        transport.hello_seen = False
+        handoff.handshakeCompleted()
+        self.assertTrue(handoff.progressed())
+        clear = Bench().factory.buildProtocol(PEER)
+        clear.makeConnection(PlainTransport())
+        self.assertFalse(clear.progressed())
+        clear.handshakeCompleted()
+        self.assertTrue(clear.progressed())
+
     def test_connection_facts(self) -> None:
         """The controller sees id, listener, peer, generation and chain."""
         bench = Bench(name="node")

@@ -242,6 +242,24 @@ class HubTests(SynchronousTestCase):
         self.hub.doRead()
         self.assertEqual(one.reads + two.reads, 1)
 
+    def test_behind_one_that_was_ended(self) -> None:
+        """Whoever is ready behind a member that was ended meanwhile is served in the same turn."""
+        members = [self.reader() for _ in range(4)]
+        order: list[int] = []
+
+        def read(number: int) -> None:
+            order.append(number)
+            if len(order) == 1:
+                for other in range(4):
+                    if other not in {number, 3 - number}:
+                        self.hub.removeReader(members[other][0])
+
+        for number, (member, theirs) in enumerate(members):
+            member.on_read = partial(read, number)
+            theirs.send(b"x")
+        self.hub.doRead()
+        self.assertEqual(sorted(order), sorted({order[0], 3 - order[0]}))
+
     def test_not_written_after_it_has_ended(self) -> None:
         """A connection that ends itself while it reads is not asked to write."""
         member, theirs = self.reader()
