@@ -205,6 +205,8 @@ class ContainerTests(SynchronousTestCase):
         unit = read("systemd/kvtls.service")
         start = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)[0]
         used = set(re.findall(r" (--[a-z-]+)", start.split(" kvtls ", 1)[1]))
-        self.assertLessEqual(used, {"--config", "--certificate", "--private-key", "--state-dir"})
+        self.assertLessEqual(
+            used, {"--config", "--users", "--certificate", "--private-key", "--state-dir"}
+        )
         self.assertIn("Type=notify-reload", unit)
         self.assertEqual(textwrap.dedent(unit), unit)

@@ -33,6 +33,7 @@ OTHER_PROGRAMS = {
     "erl iex": "tests.integration.test_dist_erl starts nodes; Elixir is in no test",
     "curl": "the tests of the management interface ask for what the page asks for",
     "jq": "a condition of the operator's; the names are in tests.integration.test_control_live",
+    "chgrp groupadd": "nobody: a test adds no groups to the machine that it runs on",
     "kill": "tests.integration.test_examples",
     "--store": "an option alone; tests.upstream.test_fleet_options parses its kind",
 }

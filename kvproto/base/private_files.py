@@ -85,7 +85,8 @@ def replace_file(
         path: The file, which need not be there.
         content: What is in it then.
         mode: Who may use it; what the process's umask forbids is taken away.
-        keep_owner: Whether it belongs to whom the old one did.
+        keep_owner: Whether it belongs to whom the old one did, and the old one's group may read
+            it if it might read that.
 
     Raises:
         OSError: That cannot be; the old file is as it was.
@@ -99,6 +100,7 @@ def replace_file(
                 old, new = path.stat(), os.fstat(descriptor)
                 if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
                     os.fchown(descriptor, old.st_uid, old.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(new.st_mode) | old.st_mode & stat.S_IRGRP)
             file.write(content)
             file.flush()
             os.fsync(descriptor)

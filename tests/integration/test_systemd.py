@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.server.users_file import UsersFile, dump_users
 from tests.integration.live import new_server_identity
 from tests.integration.peers import require
 from tests.integration.service import PATIENCE, TWISTD, KvtlsProcess, succeeds
@@ -62,31 +64,40 @@ class UnitTests(SynchronousTestCase):
             [program, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
-    def copies(self) -> list[str]:
-        """Return units as this systemd knows them, the programs in them replaced by one it has."""
-        said = self.analyze("--version").stdout
-        old = int(said.split()[1].partition(".")[0]) < 253
-        paths = []
-        for path in sorted(UNITS.iterdir()):
+    def copies(self, *, rotating: bool) -> Path:
+        """Return units as this systemd knows them, their programs replaced by one that it has.
+
+        Args:
+            rotating: Whether with the drop-in for certificates that rotate.
+        """
+        old = int(self.analyze("--version").stdout.split()[1].partition(".")[0]) < 253
+        directory = self.directory / f"rotating-{rotating}"
+        shutil.copytree(
+            UNITS, directory, ignore=None if rotating else lambda *_: ["kvtls.service.d"]
+        )
+        for path in filter(Path.is_file, directory.rglob("*")):
             text = path.read_text(encoding="utf-8").replace("/opt/kvtls/bin/twistd", "/bin/true")
             if old:
                 text = text.replace("Type=notify-reload", "Type=notify")
-            copy = self.directory / path.name
-            copy.write_text(text, encoding="utf-8")
-            paths.append(str(copy))
-        return paths
+            path.write_text(text, encoding="utf-8")
+        return directory
 
     def test_verify(self) -> None:
-        """Systemd finds nothing wrong with the service and its socket."""
-        done = self.analyze("verify", "--man=no", *self.copies())
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        """Systemd finds nothing wrong with the service, its drop-in and its socket."""
+        for rotating in (False, True):
+            found = self.copies(rotating=rotating)
+            done = self.analyze(
+                "verify", "--man=no", str(found / "kvtls.service"), str(found / "kvtls.socket")
+            )
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     def test_security(self) -> None:
         """Little is exposed: below 2.0 of 10, which a unit without its fences is far above."""
-        (service,) = [path for path in self.copies() if path.endswith(".service")]
         arguments = ("security", "--offline=true", "--no-pager", "--threshold=20")
-        done = self.analyze(*arguments, service)
-        self.assertEqual(done.returncode, 0, done.stdout[-500:])
+        for rotating in (False, True):
+            service = self.copies(rotating=rotating) / "kvtls.service"
+            done = self.analyze(*arguments, str(service))
+            self.assertEqual(done.returncode, 0, done.stdout[-500:])
         bare = self.directory / "bare.service"
         bare.write_text("[Service]\nExecStart=/bin/true\n", encoding="utf-8")
         self.assertNotEqual(self.analyze(*arguments, str(bare)).returncode, 0)
@@ -97,11 +108,10 @@ class UnitTests(SynchronousTestCase):
         credentials, state = self.directory / "credentials", self.directory / "state"
         credentials.mkdir()
         names = re.findall(r"^LoadCredential=([^:]+):", text, re.MULTILINE)
-        self.assertEqual(names, ["kvtls.toml", "chain.pem", "key.pem"])
+        self.assertEqual(names, ["kvtls.toml", "users.json", "chain.pem", "key.pem"])
         identity = new_server_identity()
-        for name, content in zip(
-            names, (b"anonymous = true\n", identity.chain_pem, identity.key_pem), strict=True
-        ):
+        contents = (b"", dump_users(UsersFile()).encode(), identity.chain_pem, identity.key_pem)
+        for name, content in zip(names, contents, strict=True):
             (credentials / name).write_bytes(content)
             (credentials / name).chmod(0o400)  # as systemd makes them
         (command,) = re.findall(r"^ExecStart=/opt/kvtls/bin/twistd (.*)$", text, re.MULTILINE)
