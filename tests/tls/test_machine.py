@@ -201,6 +201,22 @@ class TalkTests(SynchronousTestCase):
         )
         self.assertFalse(pair.server.takes_fin_for_goodbye())
 
+    def test_truncation_that_is_ignored(self) -> None:
+        """Where OpenSSL's options say so, a FIN is as good as a close_notify."""
+        context = server_context(None)
+        context.set_options(0x80)  # SSL_OP_IGNORE_UNEXPECTED_EOF
+        server = machine(context, server=True)
+        client = machine(client_context(None), server=False)
+        client.handshake()
+        for _ in range(3):
+            for here, there in ((client, server), (server, client)):
+                while here.next_event() is not None:
+                    pass
+                there.receive(here.take_output())
+        self.assertIs(server.state, State.OPEN)
+        server.end_input()
+        self.assertTrue(server.takes_fin_for_goodbye())
+
     def test_budget(self) -> None:
         """Records without application data are counted, and cut above the budget."""
         pair = Pair(junk=10_000)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL.SSL import Error, SysCallError
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE, Outbox
-from kvproto.tls.progress import unsent_bytes
+from kvproto.tls.progress import ProgressDeadline, unsent_bytes
 from kvproto.tls.reasons import describe_error, explained, explanation, represents_eof
 from kvproto.tls.records import BATCH_SIZE, UNKNOWN, RecordCounter, leading_records
 from tests.examples import examples
@@ -160,8 +162,87 @@ class ReasonTests(SynchronousTestCase):
         self.assertEqual(explanation(ValueError("plain")), "plain")
 
 
+class Buffering:
+    """A transport over one end of a pair of sockets, with buffers as Twisted's have them."""
+
+    offset = 0
+    dataBuffer = b""
+
+    def __init__(self, case: SynchronousTestCase) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        case.addCleanup(self.ours.close)
+        case.addCleanup(self.theirs.close)
+        self.fileno = self.ours.fileno
+
+    def hold(self, size: int) -> None:
+        """Hold so many bytes that the peer has not taken, none of them in the kernel."""
+        self.dataBuffer = bytes(size)
+
+
 class ProgressTests(SynchronousTestCase):
-    """What cannot be known is not guessed."""
+    """How much a peer has taken; what cannot be known is not guessed."""
+
+    def deadline(self, transport: object, given: int) -> tuple[ProgressDeadline, list[object]]:
+        """Return a period of 10 s and whom it told that it was over."""
+        self.clock = Clock()
+        over: list[object] = []
+        return ProgressDeadline(self.clock, 10.0, transport, given, over.append), over
+
+    def test_all_buffers_count(self) -> None:
+        """What waits is in three places: not yet sent, to be sent next, and in the kernel."""
+        transport = Buffering(self)
+        self.assertEqual(unsent_bytes(transport), 0)
+        transport.hold(100)
+        transport.offset = 30
+        self.assertEqual(unsent_bytes(transport), 70)
+        setattr(transport, "_tempDataLen", 5)  # noqa: B010 - Twisted's, private
+        self.assertEqual(unsent_bytes(transport), 75)
+        transport.ours.send(b"in the kernel")
+        # The kernel counts what it needs for the bytes, which may be more than they are.
+        self.assertGreaterEqual(unsent_bytes(transport) or 0, 75 + len(b"in the kernel"))
+
+    def test_enough_is_taken(self) -> None:
+        """16 KiB in a period are progress, one byte less is none, whatever waited before."""
+        for left, progress in ((4_000, True), (4_001, False)):
+            transport = Buffering(self)
+            transport.hold(20_384)
+            deadline, _ = self.deadline(transport, 1_000_000)
+            transport.hold(left)
+            self.assertIs(deadline.made_progress(1_000_000), progress)
+
+    def test_what_is_given_meanwhile(self) -> None:
+        """Bytes that were given in the period and still wait are not taken."""
+        transport = Buffering(self)
+        deadline, _ = self.deadline(transport, 50_000)
+        transport.hold(20_000)
+        self.assertFalse(deadline.made_progress(70_000))
+        self.assertTrue(deadline.made_progress(70_000 + 16_384))
+
+    def test_unknown_is_no_progress(self) -> None:
+        """Where nobody counts, only an empty transport is progress."""
+        deadline, _ = self.deadline(object(), 50_000)
+        self.assertIs(deadline.made_progress(1_000_000), False)
+        deadline.drained = True
+        self.assertIs(deadline.made_progress(50_000), True)
+
+    def test_told_once(self) -> None:
+        """The end of the period is told, to whoever asked, with the period itself."""
+        deadline, over = self.deadline(object(), 0)
+        self.assertEqual(deadline.period, 10.0)
+        self.clock.advance(9.9)
+        self.assertEqual(over, [])
+        self.clock.advance(0.1)
+        self.assertEqual(over, [deadline])
+        deadline.cancel()
+
+    def test_cancelled(self) -> None:
+        """A cancelled period leaves no timer and tells nobody."""
+        deadline, over = self.deadline(object(), 0)
+        deadline.cancel()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        deadline.cancel()
+        self.clock.advance(20)
+        self.assertEqual(over, [])
 
     def test_not_a_socket(self) -> None:
         """Transports without a socket have no number."""
