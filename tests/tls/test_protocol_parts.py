@@ -11,6 +11,7 @@ from OpenSSL.SSL import Error, SysCallError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.tls.gate import ProducerGate
 from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE, Outbox
 from kvproto.tls.progress import ProgressDeadline, unsent_bytes
 from kvproto.tls.reasons import describe_error, explained, explanation, represents_eof
@@ -103,6 +104,13 @@ class OutboxTests(SynchronousTestCase):
         """Writes that fit into one record leave as one piece."""
         self.assertEqual(self.drained(b"a", b"b" * 1000, b"c"), [b"a" + b"b" * 1000 + b"c"])
 
+    def test_forgotten(self) -> None:
+        """Nothing is left of what was forgotten, in pieces or in the count."""
+        outbox = Outbox()
+        outbox.put(b"forgotten")
+        outbox.clear()
+        self.assertEqual((outbox.size, len(outbox.pieces)), (0, 0))
+
     def test_large_writes_are_views(self) -> None:
         """A large value leaves as views of the object that was written."""
         value = bytes(1_000_000)
@@ -160,6 +168,98 @@ class ReasonTests(SynchronousTestCase):
     def test_explanation_of_others(self) -> None:
         """Other exceptions speak for themselves."""
         self.assertEqual(explanation(ValueError("plain")), "plain")
+
+
+class GateOwner:
+    """Writes down what happens to it and to its application's producer."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def transport_full(self) -> None:
+        self.calls.append("full")
+
+    def transport_ready(self) -> None:
+        self.calls.append("ready")
+
+    def pauseProducing(self) -> None:
+        self.calls.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.calls.append("resume")
+
+    def stopProducing(self) -> None:
+        self.calls.append("stop")
+
+
+class ProducerGateTests(SynchronousTestCase):
+    """The application's producer is paused once, resumed once, and never after the end."""
+
+    def setUp(self) -> None:
+        self.owner = GateOwner()
+        self.gate = ProducerGate(self.owner)
+
+    def told(self) -> list[str]:
+        """Return what was told since the last time."""
+        calls, self.owner.calls[:] = self.owner.calls[:], []
+        return calls
+
+    def test_without_a_producer(self) -> None:
+        """The owner alone is told."""
+        self.assertIsNone(self.gate.producer)
+        self.gate.pauseProducing()
+        self.gate.resumeProducing()
+        self.gate.release()
+        self.gate.stopProducing()
+        self.assertEqual(self.told(), ["full", "ready"])
+
+    def test_paused_once(self) -> None:
+        """Whatever holds it, a producer hears of it once, and of the release once."""
+        self.gate.attach(self.owner)
+        self.assertIs(self.gate.producer, self.owner)
+        self.gate.release()
+        self.assertEqual(self.told(), [])
+        self.gate.hold()
+        self.gate.pauseProducing()
+        self.assertEqual(self.told(), ["pause", "full"])
+        self.gate.resumeProducing()
+        self.assertEqual(self.told(), ["ready"])
+        self.gate.release()
+        self.gate.release()
+        self.assertEqual(self.told(), ["resume"])
+
+    def test_another_producer(self) -> None:
+        """A producer that comes after a paused one is not paused."""
+        for forget in (self.gate.detach, lambda: None):
+            self.gate.attach(self.owner)
+            self.gate.hold()
+            forget()
+            self.gate.attach(self.owner)
+            self.told()
+            self.gate.release()
+            self.assertEqual(self.told(), [])
+            self.gate.hold()
+            self.assertEqual(self.told(), ["pause"])
+        self.gate.detach()
+        self.gate.release()
+        self.assertEqual(self.told(), [])
+
+    def test_stopped(self) -> None:
+        """A producer is stopped once, and not paused any more."""
+        self.gate.attach(self.owner)
+        self.gate.stopProducing()
+        self.gate.stopProducing()
+        self.gate.hold()
+        self.assertEqual(self.told(), ["stop"])
+
+    def test_closed(self) -> None:
+        """After the end nobody is told anything."""
+        self.gate.attach(self.owner)
+        self.gate.close()
+        self.gate.pauseProducing()
+        self.gate.resumeProducing()
+        self.gate.stopProducing()
+        self.assertEqual(self.told(), [])
 
 
 class Buffering:

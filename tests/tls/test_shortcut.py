@@ -20,11 +20,100 @@ from kvproto.testing.contexts import TLS12, TLS13
 from kvproto.tls import _handles
 from kvproto.tls._handles import CffiEngine, NativeEngine
 from kvproto.tls.records import leading_records
+from kvproto.tls.shortcut import Shortcut
 from tests.examples import examples
 from tests.tls.test_handles import require_native
 from tests.tls.wired import App, Wired
 
 RECORD = 16384
+
+
+class Clear:
+    """An engine whose records are not encrypted, and an owner that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.odd: list[int] = []
+        self.finished: list[tuple[list[bytes], bytes]] = []
+        self.fails = False
+
+    def open(self, data: bytes) -> bytes:
+        if self.fails:
+            raise SSL.Error([])
+        return data[5:]
+
+    def seal(self, data: bytes) -> bytes:
+        return b"sealed " + data
+
+    def take_odd_record(self, error: SSL.Error, size: int) -> None:
+        self.odd.append(size)
+
+    def finish_read(self, replies: list[bytes], rest: bytes) -> None:
+        self.finished.append((replies, rest))
+
+
+def whole(size: int, kind: int = 23) -> bytes:
+    """Return a record with a body of so many bytes."""
+    return bytes((kind, 3, 3)) + size.to_bytes(2) + b"x" * size
+
+
+class ReadTests(SynchronousTestCase):
+    """Which reads are taken, and what is said to them."""
+
+    def setUp(self) -> None:
+        self.clear = Clear()
+        self.replies = [b"reply"]
+        self.taken: int | None = None
+        self.shortcut = Shortcut(self.clear, self.clear, self.answer)  # type: ignore[arg-type]
+
+    def answer(self, data: bytes, replies: list[bytes]) -> int:
+        replies += self.replies
+        return len(data) if self.taken is None else self.taken
+
+    def test_one_whole_record(self) -> None:
+        """A read that is one record of application data, of any size, is taken."""
+        for size in (0, 1, 255, 256, 300, 16384):
+            self.assertEqual(self.shortcut(whole(size)), b"sealed reply", size)
+
+    def test_anything_else(self) -> None:
+        """Parts of records, several, and records of another kind are left alone."""
+        for read in (
+            b"",
+            whole(300)[:4],
+            whole(300)[:5],
+            whole(300)[:-1],
+            # Its lower byte of the length fits what is there.
+            whole(300)[: 5 + 300 - 256],
+            whole(256)[:5],
+            whole(3) + b"x",
+            whole(3) + whole(3),
+            whole(3, kind=22),
+        ):
+            self.assertIsNone(self.shortcut(read), read[:5])
+
+    def test_record_without_data(self) -> None:
+        """A record that OpenSSL takes otherwise goes its usual way, with its size."""
+        self.clear.fails = True
+        self.assertEqual(self.shortcut(whole(300)), b"")
+        self.assertEqual(self.clear.odd, [305])
+
+    def test_replies(self) -> None:
+        """Several replies leave in one record, none in none; what is too long goes as usual."""
+        for replies, sent, finished in (
+            ([], b"", []),
+            ([b"one", b"two"], b"sealed onetwo", []),
+            ([b"x" * RECORD], b"sealed " + b"x" * RECORD, []),
+            ([b"x" * RECORD, b"y"], b"", [([b"x" * RECORD, b"y"], b"")]),
+        ):
+            self.replies = replies
+            self.clear.finished = []
+            self.assertEqual(self.shortcut(whole(3)), sent)
+            self.assertEqual(self.clear.finished, finished)
+
+    def test_rest(self) -> None:
+        """What was not answered in place follows the replies to what was."""
+        self.taken = 1
+        self.assertEqual(self.shortcut(whole(3)), b"")
+        self.assertEqual(self.clear.finished, [([b"reply"], b"xx")])
 
 
 @implementer(IAnswers)
