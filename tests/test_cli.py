@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto import cli
 from kvproto.config import Config
 from kvproto.ops.client import NoServiceError
+from kvproto.ops.command_line import STATE_DIR
 from kvproto.ops.commands import COMMANDS, CONTROL_SOCKET
 from kvproto.ops.completion import SHELLS
 from tests.ops.material import status, verdict
@@ -57,7 +58,7 @@ class OptionTests(CommandTestCase):
         """The socket is in the default state directory of the service."""
         self.assertEqual(cli.main(["status"]), cli.OK)
         self.assertEqual(self.asked, [(f"kvtls-state/{CONTROL_SOCKET}", "status", {}, None)])
-        self.assertEqual(Config().state_directory, cli.STATE_DIR)
+        self.assertEqual(Config().state_directory, STATE_DIR)
 
     def test_global_options_anywhere(self) -> None:
         """Global options work before and after the command, and between its own."""

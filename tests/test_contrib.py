@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from kvproto.cli import make_parser
+from kvproto.ops.command_line import make_parser
 from kvproto.tap import Options
 from tests.ops.test_http import FAMILIES
 

@@ -17,8 +17,8 @@ from typing import Any
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
 
-from kvproto.cli import make_parser
 from kvproto.client import Credentials, KVClient, SessionSettings
+from kvproto.ops.command_line import make_parser
 from kvproto.tap import Options
 from kvproto.testing.certificates import root_authority, server_identity
 from tests.pages import ROOT, Block, block, blocks
