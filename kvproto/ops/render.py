@@ -352,7 +352,7 @@ def top_pieces(answer: Answer) -> list[Piece]:
     ]
     head = (">ID", "PEER", "LISTENER", "USER", ">AGE", ">IN/s", ">OUT/s", ">IN", ">OUT")
     table = Table(
-        head, rows, {"PEER": 21, "USER": 8}, dispensable=("LISTENER", "AGE", "IN", "OUT", "ID")
+        head, rows, {"PEER": 21, "USER": 8}, dispensable=("LISTENER", "AGE", "ID", "OUT", "IN")
     )
     hidden = answer["total"] - answer["shown"]
     total = Text(

@@ -27,6 +27,7 @@ LEAVES_SCREEN = "\x1b[?1049l"
 """What xterm is told at the end: back to what was there before (terminfo: rmcup)."""
 
 NOOP = 0x0A
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "control.md"
 
 
 def peer_of(connection: Any) -> str:
@@ -154,6 +155,14 @@ class TopTests(SynchronousTestCase):
         # A NOOP and its answer have 24 bytes, a record of TLS 1.3 22 more.
         for one, other in zip(before, after, strict=True):
             self.assertEqual(other - one, 100 * (24 + 22))
+
+    def test_documented(self) -> None:
+        """Every field of the answer is in the documentation."""
+        page = PAGE.read_text(encoding="utf-8").partition("\n### `top`\n\n`seconds`")[2]
+        section = "`seconds`" + page.partition("\n### ")[0]
+        answer = json.loads(kvtls(self.service, "top", "--json", "--interval", "0.1").stdout)
+        for name in {*answer, *answer["connections"][0]} - {"protocol", "ok"}:
+            self.assertIn(f"`{name}`", section)
 
     def test_lines(self) -> None:
         """With ``--count`` it prints so often, with ``--json`` one object a line."""
