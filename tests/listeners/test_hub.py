@@ -129,6 +129,19 @@ class HubTests(SynchronousTestCase):
         self.hub.removeReader(member)
         self.assertEqual(self.hub.getReaders(), [])
 
+    def test_removing_what_was_not_added(self) -> None:
+        """Who only reads is not removed as a writer, and who is unknown not at all."""
+        member, _ = self.reader()
+        self.hub.removeWriter(member)
+        self.assertEqual(self.hub.getReaders(), [member])
+        others = [self.member() for _ in range(40)]
+        for other, _ in others:
+            self.hub.removeReader(other)
+            self.hub.removeWriter(other)
+        self.assertEqual(self.hub.getReaders(), [member])
+        self.hub.addReader(others[-1][0])
+        self.assertEqual(self.hub.getReaders(), [member, others[-1][0]])
+
     def test_readers_and_writers(self) -> None:
         """Each is told what it asked for, until it asks no more."""
         member, theirs = self.reader()

@@ -302,6 +302,17 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual(status["deadline_expired_total"], {"handshaking": 1})
         self.assertEqual(status["oldest_s"], {"owned": 10.0, "cancelled": 0.0})
 
+    def test_oldest_and_limits(self) -> None:
+        """Of each state the oldest counts, to a millisecond; limits have documented names."""
+        bench = Bench(limits=Limits(connections=7, per_peer=5))
+        for number in range(3):
+            bench.connect(peer(number))
+            bench.clock.advance(1.00049)
+        status = bench.ledger.status()
+        self.assertEqual(status["oldest_s"], {"handshaking": 3.001})
+        self.assertEqual(status["limits"]["connections"], 7)
+        self.assertEqual(status["limits"]["per_peer"], 5)
+
     def test_peers(self) -> None:
         """Peers are described in the form that can be pasted into other tools."""
         self.assertEqual(describe_peer(IPv4Address("TCP", "192.0.2.1", 1)), "192.0.2.1:1")
