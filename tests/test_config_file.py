@@ -7,12 +7,15 @@ import io
 import re
 from pathlib import Path
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.config import Config, Mode, NodeAddress, NodeConfig, OnRotate, User
 from kvproto.config.options import OPTIONS
 from kvproto.config.settings import describe
 from kvproto.config.toml_file import MAX_FILE
+from kvproto.dataplane import make_stores
+from kvproto.errors import ConfigError
 from kvproto.tap import USAGE_STATUS, Options
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "config-file.md"
@@ -205,6 +208,51 @@ class MistakeTests(FileCase):
         with contextlib.redirect_stderr(written):
             self.assertRaises(SystemExit, Options().parseOptions, ["--config", "/no/such"])
         self.assertIn("--config /no/such: cannot be read: No such file", written.getvalue())
+
+    def test_secrets(self) -> None:
+        """Whatever is wrong with a line that has a password, the password is not repeated."""
+        for line in (
+            'user = ["alice:hunter2", "alice:hunter2"]',
+            'user = "alice:hunter2"',
+            'user = [["alice:hunter2"]]',
+            'user = [":hunter2"]',
+            "user = [4711]",
+            'user = {alice = "hunter2"}',
+            '[user]\nalice = "hunter2"',
+            'users = ["alice:hunter2"]',
+            'store = "redis://alice:hunter2@localhost"',
+            'store = "redis://:hunter2@localhost/x"',
+            'store = "redis://hunt/er:hunter2@localhost"',
+            'store = "redis://localhost?password=hunter2"',
+            'store = "redis://localhost?a=1&Auth-Token=hunter2&a=2"',
+            'store = "redis://alice:hunter2@localhost?a=1&a=2"',
+            'store = "rediss+cluster://alice:hunter2@a,b"',
+            'store = "memcached://alice:hunter2@localhost"\nmode = "memcached"',
+            'store = "memory:?secret=hunter2"',
+            'store = "memory://alice:hunter2@localhost"',
+            'store = "file:x?password=hunter2"',
+            'store = "mongodb://alice:hunter2@localhost"',
+            'store = ["redis://alice:hunter2@localhost"]',
+        ):
+            text = f"listen = ['tcp:0:interface=127.0.0.1']\nstate-dir = 'state'\n{line}\n"
+            written = io.StringIO()
+            try:
+                with contextlib.redirect_stderr(written):
+                    self.options(text)
+            except SystemExit:
+                said = written.getvalue()
+            else:
+                said = self.not_served(text)
+            self.assertIn("kvtls.toml:3: ", said, line)
+            self.assertNotRegex(said, "hunter2|4711", line)
+
+    def not_served(self, text: str) -> str:
+        """Return why no service can be made of a file that is good by itself."""
+        options = self.options(text)
+        assert options.kvtls_config is not None
+        error = self.assertRaises(ConfigError, make_stores, options.kvtls_config, Clock())
+        assert options.settings is not None
+        return str(options.settings.relabelled(error))
 
     def test_twice(self) -> None:
         """One file, and one value of each option that is no list."""

@@ -26,6 +26,7 @@ from kvproto.config.stores import (
     Sync,
     check_memory_url,
     parse_file_url,
+    without_secrets,
 )
 from kvproto.config.values import (
     DEFAULT_BUCKET,
@@ -75,4 +76,5 @@ __all__ = [
     "parse_user",
     "parse_user_buckets",
     "valid_bucket_name",
+    "without_secrets",
 ]

@@ -27,6 +27,7 @@ from kvproto.config.parsing import (
     parse_user,
     parse_user_buckets,
 )
+from kvproto.config.stores import without_secrets
 from kvproto.config.values import ClientAuth, LogFormat, LogLevel, Mode, OnRotate
 from kvproto.errors import ConfigError
 
@@ -174,6 +175,8 @@ class Option:
             return [self.show(one) for one in value]
         if self.secret:
             return f"{value.name}:***"
+        if self.name == "store":
+            return without_secrets(value)
         if isinstance(value, Enum):
             return value.value
         if value is None or isinstance(value, bool | int | float | str):

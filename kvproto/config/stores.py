@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote
@@ -22,6 +23,7 @@ __all__ = [
     "Sync",
     "check_memory_url",
     "parse_file_url",
+    "without_secrets",
 ]
 
 STORE_OPTION = "--store"
@@ -30,6 +32,21 @@ DEFAULT_STORE = "memory:"
 
 _PARAMETERS_WITH_FILES = frozenset({"password-file", "ca", "cert", "key"})
 _SCHEMES_WITH_PATHS = frozenset({"file", "redis+unix", "valkey+unix", "memcached+unix"})
+
+
+_LOGIN = re.compile(r"//[^?]*@")
+_NOT_FILES = re.compile(
+    r"([?&][^=&]*(?:pass|pwd|secret|token|auth|cred)[^=&]*(?<!-file)=)[^&]*", re.IGNORECASE
+)
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be shown, also one that cannot be used.
+
+    Passwords do not belong into a URL; who writes one there all the same hears so without having it
+    repeated in a log.
+    """
+    return _NOT_FILES.sub(r"\1…", _LOGIN.sub("//…@", url))
 
 
 class Sync(enum.Enum):
@@ -66,7 +83,8 @@ class StoreURL:
         scheme, colon, rest = text.partition(":")
         if not colon or not scheme:
             raise ConfigError(
-                STORE_OPTION, f"{text!r} is no URL: write for example memory: or file:DIRECTORY"
+                STORE_OPTION,
+                f"{without_secrets(text)!r} is no URL: write for example memory: or file:DIRECTORY",
             )
         where, _, query = rest.partition("?")
         try:
@@ -81,7 +99,7 @@ class StoreURL:
 
     @staticmethod
     def _wrong(text: str, reason: str) -> ConfigError:
-        return ConfigError(STORE_OPTION, f"{text}: {reason}")
+        return ConfigError(STORE_OPTION, f"{without_secrets(text)}: {reason}")
 
     def wrong(self, reason: str) -> ConfigError:
         """Return the error that says what is wrong with it."""

@@ -164,5 +164,7 @@ def _value(name: str, value: object, directory: Path) -> Any:
 
 
 def _one(option: Option, value: object, directory: Path) -> Any:
+    if option.secret and not isinstance(value, str):
+        raise ConfigError(option.name, f"must be {option.kind.words}")  # it may be the secret
     made = option.kind.from_native(option.name, value)
     return directory / made if option.kind.is_file else made

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from kvproto.config import without_secrets
 from kvproto.errors import ConfigError
 
 __all__ = [
@@ -103,7 +104,7 @@ def parse_options(url: str) -> EngineOptions:
         name, plus, rest_of_it = scheme.partition("+")
         raise wrong(url, f"ca, cert and key are for TLS: write {name}s{plus}{rest_of_it}://…")
     user, at, hosts = authority.rpartition("@")
-    if ":" in user:
+    if ":" in user or "@" in database:
         raise wrong(
             url, "a password on the command line is seen by everybody: use password-file=FILE"
         )
@@ -185,7 +186,6 @@ def parse_seconds(url: str, name: str, value: str) -> float:
     return seconds
 
 
-_LOGIN = re.compile(r"//[^/?]*@")
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<name>[^\[\]:]+))(?::(?P<port>\d+))?")
 
 
@@ -201,5 +201,4 @@ def _server(url: str, text: str) -> tuple[str, int]:
 
 def wrong(url: str, reason: str) -> ConfigError:
     """Make the error about a URL."""
-    # Whatever stands before an @ may be a password.
-    return ConfigError(OPTION, f"{_LOGIN.sub('//…@', url)}: {reason}")
+    return ConfigError(OPTION, f"{without_secrets(url)}: {reason}")
