@@ -170,11 +170,20 @@ class ConfigReload:
         path = str(self.settings.file.path)
         shown = {row["name"]: row["value"] for row in describe(self.config, self.settings)}
         for name in changed:
-            log.info("{option} is {value} now", option=name, value=str(shown[name]))
+            log.info("{option} is {value} now", option=name, value=_words(shown[name]))
         for name in restart:
             log.warn("{option} has changed in {path}: that takes a restart", option=name, path=path)
         if not changed and not restart:
             log.info("{path} holds the configuration that is in force", path=path)
+
+
+def _words(value: object) -> str:
+    """Return a value as an operator would write it."""
+    if value is None:
+        return "not set"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "not set"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _report(failure: Failure) -> None:

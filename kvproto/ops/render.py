@@ -406,14 +406,17 @@ def _verdict(answer: Answer) -> list[Piece]:
     if "nodes" in answer:
         pieces.append(Field("nodes", _outcome_of(answer["nodes"]), _style_of(answer["nodes"])))
     if "configuration" in answer:
-        pieces += _configuration(answer["configuration"])
+        pieces += _configuration(answer)
     return pieces
 
 
-def _configuration(found: Answer) -> list[Piece]:
+def _configuration(answer: Answer) -> list[Piece]:
     """Show what was taken over of the file of ``--config``."""
+    found = answer["configuration"]
     if not found["ok"]:
-        return [Field("config", f"FAILED, it stays as it is: {found['reason']}", Style.BAD)]
+        said = answer.get("stage") == "configuration"
+        why = "" if said else f": {found['reason']}"
+        return [Field("config", f"stays as it is{why}", Style.BAD)]
     pieces: list[Piece] = [Field("config", f"changed: {', '.join(found['changed']) or 'nothing'}")]
     if found["restart"]:
         pieces.append(Field("restart for", ", ".join(found["restart"]), Style.WARN))
@@ -450,21 +453,20 @@ def _drain(answer: Answer) -> list[Piece]:
 def _config(answer: Answer) -> list[Piece]:
     """Show each option on a line; what is not set is left out."""
     rows = [
-        Row((row["name"], ", ".join(map(_option_value, values)), _source(row)))
+        Row((row["name"], ", ".join(map(_option_value, values)), row["source"]))
         for row in answer["options"]
         if (values := row["value"] if isinstance(row["value"], list) else [row["value"]])
         and values != [None]
     ]
-    return [Table(("OPTION", "VALUE", "FROM"), rows, {"VALUE": 20, "FROM": 16})]
-
-
-def _source(row: Answer) -> str:
-    """Return where a value comes from, and that a restart would bring another one."""
-    if "pending" not in row:
-        return str(row["source"])
-    pending = row["pending"] if isinstance(row["pending"], list) else [row["pending"]]
-    shown = ", ".join("nothing" if one is None else _option_value(one) for one in pending)
-    return f"{row['source']}; {shown} after a restart"
+    pieces: list[Piece] = [Table(("OPTION", "VALUE", "FROM"), rows, {"VALUE": 20, "FROM": 16})]
+    pending = [row for row in answer["options"] if "pending" in row]
+    if pending:
+        pieces.append(Text("the file has other values, which take a restart:", Style.WARN))
+    for row in pending:
+        values = row["pending"] if isinstance(row["pending"], list) else [row["pending"]]
+        shown = ", ".join("not set" if one is None else _option_value(one) for one in values)
+        pieces.append(Field(row["name"], shown or "not set"))
+    return pieces
 
 
 def _option_value(value: object) -> str:

@@ -159,8 +159,10 @@ def load_users(text: str) -> UsersFile:
         return UsersFile(users, secret)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         # "from None": what is quoted in such errors may be a hash.
+        line = getattr(error, "lineno", 0)  # of JSON that is none
+        where = f", wrong from line {line} on" if line else ""
         raise ConfigError(
-            OPTION, f"is no users file as kvtls passwd writes it ({type(error).__name__})"
+            OPTION, f"is no users file as kvtls passwd writes it{where} ({type(error).__name__})"
         ) from None
 
 

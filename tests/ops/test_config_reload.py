@@ -328,7 +328,7 @@ class RefusedTests(ServiceCase):
         with capturedLogs() as events:
             answer = self.reload(service, "user = ['alice:new-secret']\n")
         said = repr(answer) + "".join(str(formatEvent(event)) for event in events)
-        self.assertIn("alice:***", said)
+        self.assertIn("user is alice:*** now", said)
         self.assertNotIn("secret", said)
         self.assertEqual(answer["changed"], ["user"])
 

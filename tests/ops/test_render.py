@@ -55,6 +55,18 @@ class ConfigTests(SynchronousTestCase):
         self.assertLessEqual(max(map(len, lines)), WIDTH)
         self.assertIn("/etc/kvtls.toml:7", lines[3])
 
+    def test_pending(self) -> None:
+        """What a restart would change is said below the table."""
+        rows = [
+            {"name": "http", "value": "tcp:1", "source": "default", "pending": "tcp:2"},
+            {"name": "plain", "value": ["tcp:3"], "source": "default", "pending": []},
+        ]
+        lines = render("config", {"ok": True, "options": rows}).splitlines()
+        self.assertEqual(
+            [line.split() for line in lines[-2:]], [["http", "tcp:2"], ["plain", "not", "set"]]
+        )
+        self.assertIn("take a restart", lines[-3])
+
 
 class SpanTests(SynchronousTestCase):
     """Durations."""
@@ -207,6 +219,15 @@ class OutcomeTests(TextTestCase):
         self.assertIn("reload: generation 3 serves", text)
         self.assertIn("recheck: 1 of 3 older connections ended", text)
         self.assertIn("still at work", text)
+        found = {"ok": True, "changed": ["user"], "restart": ["http"], "reason": ""}
+        text = self.rendered("reload", verdict(configuration=found))
+        self.assertIn("config       changed: user\n", text)
+        self.assertIn("restart for  http\n", text)
+        bad = {"ok": False, "changed": [], "restart": [], "reason": "FILE:1: no"}
+        failed = verdict(ok=False, stage="configuration", reason="FILE:1: no", configuration=bad)
+        self.assertEqual(self.rendered("reload", failed).count("FILE:1: no"), 1)
+        failed = verdict(ok=False, stage="check", reason="expired", configuration=bad)
+        self.assertIn("config       stays as it is: FILE:1: no\n", self.rendered("reload", failed))
         self.assertIn("nothing new", self.rendered("reload", verdict(changed=False)))
         bad = verdict(ok=False, action="rollback", stage="history", reason="there is none")
         self.assertIn("rollback: FAILED (history): there is none", self.rendered("rollback", bad))
