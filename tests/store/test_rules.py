@@ -21,6 +21,7 @@ from kvproto.store import (
     partial,
     rules,
 )
+from kvproto.store.document import Mark, marks_at
 from kvproto.store.expiry import deadline
 from kvproto.store.operations import Operations
 from kvproto.store.rules import Effect, Limits, Rule
@@ -215,3 +216,102 @@ class RepeatTests(SynchronousTestCase):
         macro = [MutationSpec(PathOp.DICT_UPSERT, 0x14, b"_x", b'"${Mutation.seqno}"')]
         partial.mutate_in(None, NOW, macro, DocFlag.ADD, 0, 0, None, False, 7, asked.append)
         self.assertEqual(len(asked), 1)
+
+
+class DecisionTests(SynchronousTestCase):
+    """What rules say, where a store would hide it: marks, counts and effects."""
+
+    def document(self, **fields: Any) -> Document:
+        kept: dict[str, Any] = {"flags": 3, "cas": 8, "expires_at": NOW + 50, "datatype": 1}
+        return Document(b"9", **{**kept, **fields})
+
+    def test_add(self) -> None:
+        """What is added is as the client says, and each attempt is counted."""
+        made = rules.add(None, NOW, b"value", 5, 60, 0, 1, False)
+        self.assertIs(made.effect, Effect.STORE)
+        self.assertEqual(
+            made.document, Document(b"value", flags=5, expires_at=NOW + 60, datatype=1)
+        )
+        there = rules.add(self.document(), NOW, b"value", 5, 60, 0, 1, False)
+        cas = rules.add(None, NOW, b"value", 5, 60, 8, 1, False)
+        self.assertEqual((there.answer, cas.answer), (Refusal.EXISTS, Refusal.NOT_FOUND))
+        for decision in (made, there, cas):
+            self.assertEqual(decision.counts, ("cmd_set",))
+
+    def test_discard(self) -> None:
+        """Nothing is removed where nothing is; a locked document is."""
+        self.assertIs(rules.discard(None, NOW).effect, Effect.NOTHING)
+        locked = self.document(locked_until=NOW + 9)
+        self.assertIs(rules.discard(locked, NOW).effect, Effect.REMOVE)
+
+    def test_counters_keep_marks_where_they_fit(self) -> None:
+        """As memcached has it: a number that does not grow longer is written in place."""
+        old = self.document(marks=6)
+        for value, marks in ((b"8", 6), (b"", 6), (b"10", 0)):
+            self.assertEqual(rules.counted_marks(old, value), marks)
+
+    def test_counters_are_json(self) -> None:
+        """A number is JSON, whatever the value before it was said to be."""
+        counted = rules.increment(self.document(datatype=0), NOW, 1, 0, 0, 0)
+        assert counted.document is not None
+        self.assertEqual((counted.document.value, counted.document.datatype), (b"10", 1))
+
+    def test_read(self) -> None:
+        """Hits and misses are counted apart."""
+        self.assertEqual(rules.get(None, NOW).counts, ("get_misses",))
+        self.assertEqual(rules.get(self.document(), NOW).counts, ("get_hits",))
+
+    def test_touched_and_read(self) -> None:
+        """A touch that reads is counted twice, one of a locked document is no read."""
+        for old, counts in (
+            (None, ("cmd_touch", "touch_misses", "get_misses")),
+            (self.document(), ("cmd_touch", "touch_hits", "get_hits")),
+            (self.document(locked_until=NOW + 9), ("cmd_touch",)),
+        ):
+            self.assertEqual(rules.get_and_touch(old, NOW, 70).counts, counts)
+
+    def test_touched_where_reads_are_noted(self) -> None:
+        """A document with marks is marked as read, whether its expiry changes or not."""
+        read = marks_at(Mark.STALE | Mark.FETCHED, NOW)
+        same = rules.touch(self.document(marks=Mark.STALE), NOW, 50)
+        other = rules.touch(self.document(marks=Mark.STALE), NOW, 60, True)
+        unmarked = rules.touch(self.document(), NOW, 50)
+        assert same.document is not None
+        assert other.document is not None
+        self.assertEqual((same.effect, same.document.marks), (Effect.MARK, read))
+        self.assertEqual(same.document, self.document())
+        self.assertEqual((other.effect, other.document.marks), (Effect.STORE, read))
+        self.assertEqual(other.document, self.document(expires_at=NOW + 60))
+        self.assertEqual((unmarked.effect, unmarked.document), (Effect.NOTHING, None))
+
+    def test_attempts_count(self) -> None:
+        """What could not be stored is counted as an attempt, and a CAS that missed as one."""
+        for decision, counts in (
+            (rules.replace(None, NOW, b"", 0, 0, 0, 0, False), ("cmd_set",)),
+            (rules.replace(None, NOW, b"", 0, 0, 8, 0, False), ("cmd_set", "cas_misses")),
+            (rules.append(None, NOW, b"", 0), ("cmd_set",)),
+            (rules.prepend(None, NOW, b"", 0), ("cmd_set",)),
+            (rules.delete(None, NOW, 0), ("delete_misses",)),
+        ):
+            self.assertEqual((decision.effect, decision.counts), (Effect.NOTHING, counts))
+
+    def test_replaced(self) -> None:
+        """What replaces is as the client says, with another datatype, too."""
+        decision = rules.replace(self.document(datatype=0), NOW, b"value", 5, 60, 0, 1, False)
+        self.assertEqual(
+            decision.document, Document(b"value", flags=5, expires_at=NOW + 60, datatype=1)
+        )
+
+    def test_unlocked(self) -> None:
+        """The document takes its place again as it is, without its lock."""
+        decision = rules.unlock(self.document(locked_until=NOW + 9), NOW, 8)
+        self.assertIs(decision.effect, Effect.UNLOCK)
+        self.assertEqual(decision.document, self.document())
+
+    def test_locked(self) -> None:
+        """A lock lasts as long as asked, 15 seconds where that is not possible."""
+        for seconds, lasts in ((1, 1), (30, 30), (31, 15), (0, 15), (-1, 15)):
+            decision = rules.get_and_lock(self.document(), NOW, seconds)
+            self.assertIs(decision.effect, Effect.LOCK)
+            self.assertEqual(decision.document, self.document(locked_until=NOW + lasts))
+            self.assertEqual(decision.counts, ("get_hits",))
