@@ -68,7 +68,9 @@ class Users(Part):
         domains = [_domain(call)] if "domain" in call.words else [LOCAL, EXTERNAL]
         rows = []
         if LOCAL in domains:
-            rows += [self._describe(name) for name in sorted({*users.listed, *users})]
+            # Whoever may do everything by the options is no user of this kind, as at Couchbase.
+            plain = {name for name in users.listed if users.listed.buckets_of(name) is not None}
+            rows += [self._describe(name) for name in sorted({*plain, *users})]
         if EXTERNAL in domains:
             found = sorted(users.external.items())
             rows += [self._describe_created(name, EXTERNAL, user) for name, user in found]

@@ -159,7 +159,6 @@ def check_mutation(specs: Sequence[MutationSpec], doc_flags: int = 0, cas: int =
     flags = doc_flags
     if (
         (flags & DocFlag.ADD and (flags & DocFlag.MKDOC or cas))
-        or (flags & DocFlag.CREATE_AS_DELETED and not flags & (DocFlag.ADD | DocFlag.MKDOC))
         or (flags & DocFlag.REVIVE and not flags & DocFlag.ACCESS_DELETED)
         or (flags & DocFlag.REVIVE and flags & DocFlag.CREATE_AS_DELETED)
     ):

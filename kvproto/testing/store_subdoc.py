@@ -146,7 +146,6 @@ class SubdocContract(StoreCase):
             ([one], DocFlag.ADD | DocFlag.MKDOC, 0, PathStatus.INVALID),
             ([one], DocFlag.ADD, 5, PathStatus.INVALID),
             ([one], DocFlag.REVIVE, 0, PathStatus.INVALID),
-            ([one], DocFlag.CREATE_AS_DELETED, 0, PathStatus.INVALID),
             ([one], DocFlag.CREATE_AS_DELETED | DocFlag.ADD, 0, PathStatus.INVALID),
         ):
             answer = self.ask(self.store.mutate_in(KEY, specs, flags, cas=cas))
@@ -383,6 +382,12 @@ class SubdocContract(StoreCase):
         )
         changed = self.mutated(one, doc_flags=access, cas=made.cas)
         self.assertIs(changed.status, PathStatus.SUCCESS_DELETED)
+        # As transactions replace what they are about to insert: nothing is created by that.
+        again = access | DocFlag.CREATE_AS_DELETED
+        assert changed.document is not None
+        changed = self.mutated(one, doc_flags=again, cas=changed.document.cas)
+        self.assertIs(changed.status, PathStatus.SUCCESS_DELETED)
+        self.assertIs(self.ask(ask(b"none", [one], again)), Refusal.NOT_FOUND)
         self.assertIsNone(self.value())
         self.mutated(upsert("b", "1"), doc_flags=access | DocFlag.REVIVE)
         self.assertEqual((self.value(), self.look("x", XATTR)), (b'{"b":1}', 2))

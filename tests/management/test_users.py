@@ -45,9 +45,9 @@ class UserTests(SiteCase):
         self.assertEqual(self.ask("DELETE", f"{USERS}/bob"), (404, "User was not found."))
 
     def test_of_options(self) -> None:
-        """Users of the options are shown; neither changed nor removed."""
+        """Users of the options are shown, administrators only if asked for; none is changed."""
         names = [user["id"] for user in self.get("/settings/rbac/users")[1]]
-        self.assertEqual(names, ["guest", "root"])
+        self.assertEqual(names, ["guest"])
         self.assertEqual(self.get(f"{USERS}/root")[1]["roles"][0]["role"], "admin")
         guest = self.get(f"{USERS}/guest")[1]["roles"][0]
         self.assertEqual((guest["role"], guest["bucket_name"]), ("bucket_full_access", "default"))
@@ -166,10 +166,10 @@ class ExternalTests(SiteCase):
         everybody = [(u["id"], u["domain"]) for u in self.get("/settings/rbac/users")[1]]
         self.assertEqual(
             everybody,
-            [*((name, "local") for name in ("eve", "guest", "root")), ("eve", "external")],
+            [*((name, "local") for name in ("eve", "guest")), ("eve", "external")],
         )
         self.assertEqual([u["id"] for u in self.get(EXTERNAL)[1]], ["eve"])
-        self.assertEqual([u["id"] for u in self.get(USERS)[1]], ["eve", "guest", "root"])
+        self.assertEqual([u["id"] for u in self.get(USERS)[1]], ["eve", "guest"])
         self.assertEqual(self.get(f"{USERS}/eve")[1]["roles"], [])
         self.assertEqual(self.ask("DELETE", f"{USERS}/eve"), (200, ""))
         self.assertEqual(self.get("/pools", who=("eve", "secret12"))[0], 401)

@@ -43,7 +43,7 @@ TABLE: dict[PathOp, tuple[int, int]] = {
 LOOKUPS = {PathOp.GET_DOC, PathOp.GET, PathOp.EXISTS, PathOp.GET_COUNT}
 WHOLE = {PathOp.GET_DOC, PathOp.SET_DOC, PathOp.DELETE_DOC}
 WITHOUT_VALUE = LOOKUPS | {PathOp.REMOVE, PathOp.DELETE_DOC}
-NEEDS: dict[int, int] = {REVIVE: ACCESS, DEAD: ADD}
+NEEDS: dict[int, int] = {REVIVE: ACCESS}
 """What a document flag means nothing without."""
 
 
@@ -86,7 +86,6 @@ class FlagTests(SynchronousTestCase):
         for op, flags in (
             (PathOp.GET, REVIVE),
             (PathOp.DICT_UPSERT, REVIVE),
-            (PathOp.DICT_UPSERT, DEAD),
             (PathOp.DICT_UPSERT, ADD | MKDOC),
             (PathOp.DICT_UPSERT, ADD | DEAD | REVIVE | ACCESS),
         ):
