@@ -741,6 +741,34 @@ class RetireTests(AcceptorCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
+class WaitingTests(AcceptorCase):
+    """Wishes that wait behind a restart."""
+
+    def test_equal_wishes_are_one(self) -> None:
+        """Who waits with the same wish shares the job, who wishes something else has his own."""
+        self.start()
+        self.connect().protocol.handshakeCompleted()
+        first = self.acceptor.restart(OnRotate.DISCONNECT)
+        waiting = [
+            self.acceptor.restart(policy)
+            for policy in (OnRotate.KEEP, OnRotate.KEEP, OnRotate.DRAIN)
+        ]
+        self.assertNoResult(first)
+        self.later(5)
+        self.assertEqual(self.successResultOf(first)["policy"], "disconnect")
+        self.assertEqual(
+            [self.successResultOf(each)["policy"] for each in waiting], ["keep", "keep", "drain"]
+        )
+        self.assertEqual(self.acceptor.status()["restarts"], 3)
+
+    def test_restarted_while_stopped(self) -> None:
+        """A listener that does not run has nothing to restart, and ends nothing."""
+        self.build()
+        report = self.successResultOf(self.acceptor.restart(OnRotate.DISCONNECT))
+        self.assertEqual((report["state"], report["ended"]), ("stopped", 0))
+        self.assertEqual(self.endpoint.ports, [])
+
+
 class NeighbourTests(AcceptorCase):
     """Two listeners share one table of connections, and nothing else."""
 

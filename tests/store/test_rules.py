@@ -304,14 +304,19 @@ class DecisionTests(SynchronousTestCase):
 
     def test_unlocked(self) -> None:
         """The document takes its place again as it is, without its lock."""
-        decision = rules.unlock(self.document(locked_until=NOW + 9), NOW, 8)
+        decision = rules.unlock(self.document(locked_until=NOW + 9, marks=6), NOW, 8)
+        assert decision.document is not None
         self.assertIs(decision.effect, Effect.UNLOCK)
         self.assertEqual(decision.document, self.document())
+        self.assertEqual(decision.document.marks, 6)
 
     def test_locked(self) -> None:
         """A lock lasts as long as asked, 15 seconds where that is not possible."""
         for seconds, lasts in ((1, 1), (30, 30), (31, 15), (0, 15), (-1, 15)):
-            decision = rules.get_and_lock(self.document(), NOW, seconds)
+            decision = rules.get_and_lock(self.document(marks=6), NOW, seconds)
+            assert decision.document is not None
             self.assertIs(decision.effect, Effect.LOCK)
             self.assertEqual(decision.document, self.document(locked_until=NOW + lasts))
+            self.assertEqual(decision.document.marks, 6)
             self.assertEqual(decision.counts, ("get_hits",))
+        self.assertEqual(rules.get_and_lock(None, NOW, 1).counts, ("get_misses",))
