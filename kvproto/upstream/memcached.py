@@ -21,6 +21,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import connectionDone as CONNECTION_DONE
+from twisted.python.failure import Failure
+
 from kvproto.base.log import make_logger
 from kvproto.errors import RemoteProtocolError
 from kvproto.upstream.connection import Call, EngineConnection
@@ -146,6 +150,13 @@ class MemcachedConnection(EngineConnection):
         self._held_size = 0
         self._needed = HEADER_SIZE
         super().connectionMade()
+
+    def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
+        """Tell every request that it will not be answered."""
+        unheard = self._as_frames == self._recognise and not self._heard
+        if unheard and reason.check(ConnectionDone):
+            self.abort("disconnected", "it closed the connection in place of an answer")
+        super().connectionLost(reason)
 
     def dataReceived(self, data: bytes) -> None:
         """Give each reply to its request."""

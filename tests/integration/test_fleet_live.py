@@ -258,6 +258,7 @@ class SecuredServersTests(FleetLiveCase):
 
     def prepare(self) -> None:
         self.authority = Authority.root()
+        self.own = f"cert={self.path}/client.pem&key={self.path}/client.key"
         server = self.authority.issue("localhost", ("localhost", "127.0.0.1"))
         client = self.authority.issue("front", ("front",))
         for name, content in (
@@ -291,13 +292,12 @@ class SecuredServersTests(FleetLiveCase):
 
     def test_verified(self) -> None:
         """Both sides show certificates; a wrong authority or name is refused, and said."""
-        own = f"cert={self.path}/client.pem&key={self.path}/client.key"
-        service = self.serve(f"memcacheds://{self.names()}?ca={self.path}/ca.pem&{own}")
+        service = self.serve(f"memcacheds://{self.names()}?ca={self.path}/ca.pem&{self.own}")
         connection = self.connect(service)
         answer = talk(connection, b"set k 0 0 1\r\nx\r\nget k\r\n", b"END\r\n")
         self.assertEqual(answer, b"STORED\r\nVALUE k 0 1\r\nx\r\nEND\r\n")
         for store, word in (
-            (f"memcacheds://{self.names(1)}?ca={self.path}/other.pem&{own}", "certificate"),
+            (f"memcacheds://{self.names(1)}?ca={self.path}/other.pem&{self.own}", "certificate"),
             (f"memcacheds://{self.names(1)}?ca={self.path}/ca.pem", ""),
             (f"memcached://{self.names(1)}", ""),
         ):
@@ -312,3 +312,38 @@ class SecuredServersTests(FleetLiveCase):
                 self.assertIn(word, server["reason"])
                 answer = talk(self.connect(service), b"get k\r\n", b"\r\n")
                 self.assertEqual(answer, b"SERVER_ERROR temporary failure\r\n")
+
+    def connections_made(self, server: Memcached) -> int:
+        """Return how many connections a server has had, this one included."""
+        context = ssl.create_default_context(cafile=f"{self.path}/ca.pem")
+        context.load_cert_chain(f"{self.path}/client.pem", f"{self.path}/client.key")
+        with context.wrap_socket(server.connect(), server_hostname="localhost") as connection:
+            words = talk(connection, b"stats\r\n", b"END\r\n").split()
+        return int(words[words.index(b"total_connections") + 1])
+
+    def test_rotation_under_load(self) -> None:
+        """Certificates that are shown to the servers change, and no request is lost or repeated."""
+        service = self.serve(f"memcacheds://{self.names()}?ca={self.path}/ca.pem&{self.own}")
+        connections = [self.connect(service) for _ in range(4)]
+        for number, connection in enumerate(connections):
+            talk(connection, b"set count%d 0 0 1\r\n0\r\n" % number, b"\r\n")
+
+        def work(number: int, turn: int) -> None:
+            expected = b"STORED\r\n%d\r\n" % (turn + 1)
+            request = b"set v%d 0 0 1\r\nx\r\nincr count%d 1\r\n" % (number, number)
+            answer = talk(connections[number], request, b"%d\r\n" % (turn + 1))
+            assert answer == expected, answer
+
+        before = [self.connections_made(server) for server in self.memcached]
+        with Crowd([work] * 4) as crowd:
+            for _ in range(ROTATIONS):
+                crowd.wait()
+                client = self.authority.issue("front", ("front",))
+                (self.path / "client.pem").write_bytes(client.chain_pem)
+                (self.path / "client.key").write_bytes(client.key_pem)
+                answer = json.loads(kvtls(service, "reload", "--wait", "--json").stdout)
+                self.assertTrue(answer["ok"], answer)
+            crowd.wait()
+        self.assertEqual(crowd.faults, [])
+        for server, count in zip(self.memcached, before, strict=True):
+            self.assertGreaterEqual(self.connections_made(server), count + 2 * ROTATIONS)

@@ -154,6 +154,14 @@ class RecognitionTests(MemcachedCase):
         self.pair.flush()
         self.assertEqual([reason for reason, _ in self.ends], ["disconnected"])
 
+    def test_closed(self) -> None:
+        """One that closes in place of an answer is said to have done so."""
+        self.server.transport.loseConnection()
+        self.pair.flush()
+        self.assertEqual(
+            self.ends, [("disconnected", "it closed the connection in place of an answer")]
+        )
+
 
 class TextTests(MemcachedCase):
     """A connection that speaks text keeps the promises of any other."""
