@@ -256,6 +256,16 @@ class DecisionTests(SynchronousTestCase):
         assert counted.document is not None
         self.assertEqual((counted.document.value, counted.document.datatype), (b"10", 1))
 
+    def test_counted_in_place(self) -> None:
+        """The next number of a counter has the marks of the one before where it fits."""
+        for delta, marks in ((0, 6), (1, 0)):
+            counted = rules.increment(self.document(marks=6), NOW, delta, 0, 0, 0)
+            assert counted.document is not None
+            self.assertEqual(counted.document.marks, marks)
+        self.assertEqual(
+            rules.touch(self.document(locked_until=NOW + 9), NOW, 60).counts, ("cmd_touch",)
+        )
+
     def test_read(self) -> None:
         """Hits and misses are counted apart."""
         self.assertEqual(rules.get(None, NOW).counts, ("get_misses",))
