@@ -203,7 +203,13 @@ class KVTLSService(MultiService):
             self._fitted_limits,
         )
         self.config_reload = ConfigReload(
-            config, settings, parts.parts(config), self.users.jobs, self._check_anew, self._changed
+            config,
+            settings,
+            parts.parts(config),
+            self.users.jobs,
+            self._check_anew,
+            self._changed,
+            self._in_thread,
         )
         self.control.reload_config = self.config_reload.reload
         self._systemd = SystemdNotifier(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,13 @@ _BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
 def valid_bucket_name(name: str) -> bool:
     """Return whether a bucket may be called so: 1 to 100 of letters, digits and ``_ - . %``."""
     return _BUCKET.fullmatch(name) is not None
+
+
+def _refuse_twice(option: str, names: Iterable[str]) -> None:
+    """Raise `ConfigError` where a name is given twice; there may be ten thousand of them."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ConfigError(option, f"{name!r} is given twice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,10 +181,7 @@ class Config:
         self._check_buckets()
         self._check_nodes()
         self._check_store()
-        rooms = [one.room for one in self.log_levels]
-        for room in rooms:
-            if rooms.count(room) > 1:
-                raise ConfigError("--log-levels", f"{room!r} is given twice")
+        _refuse_twice("--log-levels", [one.room for one in self.log_levels])
         for option, value in (
             ("--handshake-timeout", self.handshake_timeout),
             ("--close-timeout", self.close_timeout),
@@ -314,18 +319,15 @@ class Config:
 
     def _check_users(self) -> None:
         names = [user.name for user in self.users]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError("--user", f"{name!r} is given twice")
-        limited = [access.name for access in self.user_buckets]
+        _refuse_twice("--user", names)
+        known = frozenset(names)
+        _refuse_twice("--user-buckets", [access.name for access in self.user_buckets])
         for access in self.user_buckets:
-            if limited.count(access.name) > 1:
-                raise ConfigError("--user-buckets", f"{access.name!r} is given twice")
-            if access.name not in names and self.users_file is None:
+            if access.name not in known and self.users_file is None:
                 raise ConfigError("--user-buckets", f"there is no user {access.name!r}")
             self._check_bucket_names("--user-buckets", access.buckets)
         for name in self.watchers:
-            if name not in names and self.users_file is None:
+            if name not in known and self.users_file is None:
                 raise ConfigError("--watcher", f"there is no user {name!r}")
 
     def _check_buckets(self) -> None:

@@ -66,6 +66,7 @@ class ConfigReload:
         check: Called with the configuration of a changed file; raises `ConfigError` for what only
             shows when the service is made of it.
         changed: Called with what is in force now, and where it comes from.
+        run: Where files are read: a thread, since a long one takes its time.
 
     Attributes:
         config: What is in force.
@@ -80,6 +81,7 @@ class ConfigReload:
         jobs: Serial,
         check: Callable[[Config], object] = _nothing,
         changed: Callable[[Config, Settings | None], object] = lambda _config, _settings: None,
+        run: Callable[..., Any] = maybeDeferred,
     ) -> None:
         self.config = config
         self.settings = settings
@@ -87,6 +89,7 @@ class ConfigReload:
         self._jobs = jobs
         self._check = check
         self._changed = changed
+        self._run = run
 
     def reload(self) -> Deferred[dict[str, Any]]:
         """Read the file again; one that cannot be used changes nothing.
@@ -99,7 +102,7 @@ class ConfigReload:
 
     async def _reload(self) -> dict[str, Any]:
         try:
-            config, settings, restart = self._read()
+            config, settings, restart = await self._read()
             changed = changes(self.config, config)
             concerned = [
                 part
@@ -129,12 +132,13 @@ class ConfigReload:
                 await waiting.addErrback(_report)
         return _answer(changed=changed, restart=restart)
 
-    def _read(self) -> tuple[Config, Settings | None, list[str]]:
+    async def _read(self) -> tuple[Config, Settings | None, list[str]]:
         """Return what is to be in force, where it comes from, and what takes a restart."""
         running = self.settings
         if running is None or running.file is None:
             return self.config, running, []
-        new = merge(running.command_line, read_config_file(running.file.path))
+        file = await maybeDeferred(self._run, read_config_file, running.file.path)
+        new = merge(running.command_line, file)
         wanted = build_config(new)
         try:
             self._check(wanted)
@@ -160,9 +164,16 @@ class ConfigReload:
                 done.append(part.apply(config, prepared[number]))
             except Exception:
                 for again in reversed(range(number + 1)):
-                    parts[again].apply(self.config, before[again])
+                    self._take_back(parts[again], before[again])
                 raise
         return done
+
+    def _take_back(self, part: Part, before: Any) -> None:
+        """Give a part the old configuration; what fails once more must not keep others from it."""
+        try:
+            part.apply(self.config, before)
+        except Exception:
+            log.failure("a part could not go back to the configuration that it had")
 
     def _tell(self, changed: Iterable[str], restart: Iterable[str]) -> None:
         if self.settings is None or self.settings.file is None:

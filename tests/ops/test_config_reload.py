@@ -383,6 +383,28 @@ class PartsTests(SynchronousTestCase):
         self.assertEqual((answer["ok"], answer["changed"]), (True, ["max-connections"]))
         self.assertEqual(self.reload.config.max_connections, 2)
 
+    def test_defect_twice(self) -> None:
+        """A part that cannot even go back does not keep those before it from that."""
+        self.path.write_text("max-connections = 2\n", encoding="utf-8")
+        self.broken |= {1, 2}
+        self.assertFalse(self.successResultOf(self.reload.reload())["ok"])
+        self.assertEqual(self.told[-1], ("first", 1, "first of now"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_read_elsewhere(self) -> None:
+        """A file is read where it holds up nobody."""
+        asked: list[Any] = []
+
+        def run(function: Any, *arguments: Any) -> Any:
+            asked.append(function)
+            return function(*arguments)
+
+        reload = ConfigReload(
+            self.reload.config, self.reload.settings, self.parts, Serial(), run=run
+        )
+        self.assertTrue(self.successResultOf(reload.reload())["ok"])
+        self.assertEqual(asked, [read_config_file])
+
     def test_one_at_a_time(self) -> None:
         """A reload that is asked for during another one sees what the file says afterwards."""
         waiting: list[Deferred[str]] = []
