@@ -363,6 +363,37 @@ class PartialTests(SynchronousTestCase):
         decoder.feed(b"G")
         self.assertFalse(decoder.partial)
 
+    def test_exactly_the_limits(self) -> None:
+        """The longest key and the longest body are taken however they arrive; not a byte more."""
+        # Three bytes and a collection's id of five; the key's limit is that of the key behind it.
+        for key, value, sound in (
+            (8, 12, True),
+            (0, 20, True),
+            (9, 3, False),
+            (8, 13, False),
+        ):
+            wire = encode_request(1, key=b"k" * key, value=b"v" * value)
+            for parts in cuttings(wire + encode_request(0x0A)):
+                (frame, after), _ = decode(
+                    lambda: RequestDecoder(max_body=20, max_key=3), parts, HEAD_BOUND
+                )
+                self.assertEqual(after.opcode, 0x0A)
+                if sound:
+                    self.assertEqual((frame.key, frame.value), (b"k" * key, b"v" * value))
+                else:
+                    self.assertIsInstance(frame, Oversized)
+
+    def test_discard(self) -> None:
+        """What was held of half a frame is forgotten."""
+        frame = encode_request(1, key=b"k", value=b"value", extras=bytes(8))
+        for size in (10, len(frame) - 2):
+            decoder = RequestDecoder()
+            self.assertEqual(decoder.feed(frame[:size]), [])
+            self.assertTrue(decoder.partial)
+            decoder.discard()
+            self.assertFalse(decoder.partial)
+            self.assertEqual(decoder.buffered, 0)
+
     def test_limit_raised(self) -> None:
         """A larger limit holds for the next frame."""
         decoder = RequestDecoder(max_body=100)
