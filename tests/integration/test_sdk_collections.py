@@ -101,7 +101,6 @@ class CollectionTests(SDKTestCase):
 
     def test_not_there(self) -> None:
         """What Couchbase serves over HTTP is not there, and the SDK says so instead of waiting."""
-        import couchbase.subdocument as SD
         from couchbase.exceptions import (
             FeatureUnavailableException,
             ServiceUnavailableException,
@@ -115,11 +114,22 @@ class CollectionTests(SDKTestCase):
             lambda: self.cluster.buckets().get_all_buckets(),
         ):
             self.assertRaises(ServiceUnavailableException, call)
-        for call in (
-            lambda: self.collection.lookup_in_any_replica(self.key(), [SD.exists("a")]),
-            lambda: list(self.collection.scan(PrefixScan("a"))),
-        ):
-            self.assertRaises(FeatureUnavailableException, call)
+        with self.assertRaises(FeatureUnavailableException):
+            list(self.collection.scan(PrefixScan("a")))
+
+    def test_replicas(self) -> None:
+        """Lookups that may ask replicas ask the active node, there being no others."""
+        import couchbase.subdocument as SD
+        from couchbase.exceptions import DocumentUnretrievableException
+
+        self.collection.upsert(self.key(), {"a": 1})
+        specs = [SD.get("a")]
+        found = self.collection.lookup_in_any_replica(self.key(), specs)
+        self.assertEqual((found.content_as[int](0), found.is_replica), (1, False))
+        all_ = list(self.collection.lookup_in_all_replicas(self.key(), specs))
+        self.assertEqual([each.is_replica for each in all_], [False])
+        with self.assertRaises(DocumentUnretrievableException):
+            self.collection.lookup_in_any_replica(self.key("no"), specs)
 
 
 class ConfigurationTests(SDKTestCase):
