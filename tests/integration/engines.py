@@ -32,6 +32,7 @@ PROGRAM = os.environ.get("KVPROTO_ENGINE", "redis-server")
 
 PACKAGE = "redis-server"
 START_SECONDS = 20.0
+PRIMARIES = 3
 
 
 class RedisServer:
@@ -99,6 +100,19 @@ class RedisServer:
     def thaw(self) -> None:
         """Let it go on."""
         self.process.send_signal(signal.SIGCONT)
+
+    def let_replicas_catch_up(self) -> None:
+        """Hold up all writes, and wait until replicas have every one that was performed."""
+        self.cli("client", "pause", "60000", "write")
+        deadline = time.monotonic() + 60
+        while True:
+            told = self.cli("info", "replication")
+            offset = re.search(r"master_repl_offset:(\d+)", told)
+            behind = re.findall(r"state=online,offset=(\d+)", told)
+            if offset is not None and behind and set(behind) == {offset[1]}:
+                return
+            assert time.monotonic() < deadline, told
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """Kill it, as kill -9 does."""
@@ -184,7 +198,7 @@ class RedisCluster:
             "--cluster-config-file", "nodes.conf", "--repl-diskless-sync-delay", "0", *options,
         )  # fmt: skip
         try:
-            for _ in range(3 * (1 + replicas)):
+            for _ in range(PRIMARIES * (1 + replicas)):
                 # Its bus listens 10000 above.
                 port = free_port(10_000)
                 listens = ("--port", "0", "--tls-port", str(port)) if by_tls else ()
@@ -213,8 +227,13 @@ class RedisCluster:
             alive = [server for server in self.servers if server.process.poll() is None]
             infos = [server.cli("cluster", "info") for server in alive]
             followers = [server.cli("info", "replication") for server in alive]
-            if all("cluster_state:ok" in info for info in infos) and all(
-                "role:master" in text or "master_link_status:up" in text for text in followers
+            primaries = sum("role:master" in text for text in followers)
+            follow = sum("master_link_status:up" in text for text in followers)
+            # One that was started again takes itself for a primary until it has heard of its end.
+            if (
+                all("cluster_state:ok" in info for info in infos)
+                and primaries == PRIMARIES
+                and primaries + follow == len(alive)
             ):
                 return
             time.sleep(0.1)
