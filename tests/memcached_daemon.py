@@ -33,8 +33,6 @@ reactor: Any = installed_reactor
 _SMALLEST_ITEM = 1024
 """memcached's, in bytes."""
 
-HELP = "-s, --unix-socket=<file>\n-h, --help\n"
-
 
 def size(text: str) -> int:
     """Read a size as ``-I`` has it."""
@@ -111,14 +109,11 @@ def main() -> None:
     parser.add_argument("-Y", default="")
     parser.add_argument("--fleet", action="store_true")
     # No -S: as a memcached that was built without SASL.
-    for switch in "hFAMCdLvDZW":
+    for switch in "FAMCdLvDZW":
         parser.add_argument(f"-{switch}", action="store_true")
     options, unknown = parser.parse_known_args()
     if "-S" in unknown:
         sys.exit("This server is not built with SASL support.")
-    if options.h:
-        sys.stdout.write(HELP)
-        return
     with tempfile.TemporaryDirectory(prefix="kvtls-as-memcached-") as directory:
         try:
             advance = movable_clock()

@@ -51,6 +51,9 @@ LEFT_OUT = {
 }
 """All others, and what they are about."""
 
+HELP = "-s, --unix-socket=<file>"
+"""What scripts look for before they start a server: there are Unix sockets, and nothing else."""
+
 FAILURE = re.compile("^not ok ([0-9]+)", re.MULTILINE)
 
 
@@ -98,8 +101,9 @@ class SuiteTests(SynchronousTestCase):
         for name in ("t", "doc"):
             (here / name).symlink_to(Path(repository).resolve() / name)
         daemon = " ".join(("-m tests.memcached_daemon", *options))
+        start = f'cd "{ROOT}" && exec "{sys.executable}" {daemon} "$@"'
         for name, text in (
-            ("memcached-debug", f'cd "{ROOT}" && exec "{sys.executable}" {daemon} "$@"'),
+            ("memcached-debug", f'[ "$*" = -h ] && exec echo "{HELP}"\n{start}'),
             ("timedrun", 'shift\nexec "$@"'),
         ):
             (here / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")

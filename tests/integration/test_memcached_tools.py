@@ -121,6 +121,7 @@ class MemcachedToolTests(SynchronousTestCase):
     def test_memcached_tool(self) -> None:
         """It shows what is there, and a dump can be loaded again."""
         require("memcached", "memcached")
+        require("perl", "perl")
         if not MEMCACHED_TOOL.exists():
             raise SkipTest("memcached-tool is not there (Debian package memcached)")
         where = str(Path(self.enterContext(tempfile.TemporaryDirectory())) / "plain")
@@ -157,7 +158,7 @@ class MemcachedToolTests(SynchronousTestCase):
 
     def tool(self, *arguments: str, text: bool = True) -> Any:
         done = subprocess.run(
-            ["perl", str(MEMCACHED_TOOL), *arguments],
+            [require("perl", "perl"), str(MEMCACHED_TOOL), *arguments],
             capture_output=True, timeout=60, check=True,
         )  # fmt: skip
         return done.stdout.decode() if text else done.stdout

@@ -21,15 +21,19 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
+from tests.examples import THOROUGH
+from tests.integration.engines import RedisServer
 from tests.integration.memcached import Memcached
+from tests.integration.service import KvtlsProcess
 from tests.integration.test_text_against_memcached import OURS
+from tests.ports import free_port
 
 KEYS = (b"a", b"b", b"n", b"long-key-" + b"k" * 230)
 COUNTER = b"n"
 VALUES = (b"", b"x", b"hello", b"0", b"7", b"99", b" 12", b"+1", b"5\0", b"12 ", b"1x", b"-1",
           b"18446744073709551615", b"18446744073709551616", b"x\r\n", b"x" * 300)  # fmt: skip
 EXPIRIES = (0, 0, 0, 100, 2592000, 2592001, 2_000_000_000, -1)
-SEEDS = range(60)
+SEEDS = range(300 if THOROUGH else 60)
 LENGTH = 40
 
 
@@ -78,11 +82,22 @@ class RandomCase(SynchronousTestCase):
     def setUp(self) -> None:
         memcached = Memcached()
         self.addCleanup(memcached.kill)
+        self.ports = (memcached.port, self.serve())
+
+    def serve(self) -> int:
+        """Start ours; return its port."""
         ours = subprocess.Popen([sys.executable, "-c", OURS], stdout=subprocess.PIPE)
         self.addCleanup(ours.communicate)
         self.addCleanup(ours.kill)
         assert ours.stdout is not None
-        self.ports = (memcached.port, int(ours.stdout.readline()))
+        return int(ours.stdout.readline())
+
+    def serve_store(self, url: str) -> int:
+        """Start the service with values elsewhere; return its port."""
+        port = free_port()
+        plain = f"tcp:{port}:interface=127.0.0.1"
+        self.enterContext(KvtlsProcess("--mode", "memcached", "--plain", plain, "--store", url))
+        return port
 
     def sides(self) -> tuple[Side, Side]:
         """Return fresh connections to both servers, which are empty."""
@@ -221,10 +236,36 @@ def like(answer: bytes) -> bytes:
 
 
 class MetaTests(RandomCase):
-    """Meta commands, one after the other, since both servers must be asked for the CAS between."""
+    """Meta commands."""
+
+    def alike(self, answer: bytes) -> bytes:
+        """Make answers alike, see `like`."""
+        return like(answer)
+
+    def converse(self, pieces: int) -> None:
+        for seed in SEEDS:
+            pick = random.Random(seed)
+            commands = [meta_command(pick) for _ in range(LENGTH)]
+            # While an answer still holds an item, memcached makes a new one of a counter, which
+            # nobody has read.
+            said = b"".join(
+                command
+                for command in commands
+                if b"{cas}" not in command and not command.startswith(b"ma ")
+            )
+            theirs, ours = (self.alike(side.ask(said, pieces)) for side in self.sides())
+            self.assertEqual(ours, theirs, (seed, commands))
+
+    def test_whole(self) -> None:
+        """A conversation in one write."""
+        self.converse(1)
+
+    def test_cut(self) -> None:
+        """A conversation cut anywhere."""
+        self.converse(23)
 
     def test_same(self) -> None:
-        """The same answers to the same commands."""
+        """One after the other, since both servers must be asked for the CAS between."""
         for seed in SEEDS:
             pick = random.Random(seed)
             both = self.sides()
@@ -240,10 +281,52 @@ class MetaTests(RandomCase):
                             rb"cas=(\d+)", side.ask(b"me %b\r\n" % command.split()[1])
                         )
                         said = command.replace(b"{cas}", found[1] if found else b"9")
-                    answers.append(like(side.ask(said)))
+                    answers.append(self.alike(side.ask(said)))
                 self.assertEqual(answers[1], answers[0], (seed, told[-12:]))
             for side in both:
                 side.close()
+
+
+# Through the service
+
+
+class ThroughEngine(RandomCase):
+    """With values in an engine."""
+
+    def serve(self) -> int:
+        """Start the service in front of one."""
+        return self.serve_store(f"redis://127.0.0.1:{self.enterContext(RedisServer()).port}")
+
+
+class ThroughFleet(RandomCase):
+    """With values in a fleet of two."""
+
+    def serve(self) -> int:
+        """Start the service in front of one."""
+        servers = [Memcached(), Memcached()]
+        for server in servers:
+            self.addCleanup(server.kill)
+        return self.serve_store("memcached://" + ",".join(server.name for server in servers))
+
+
+class EngineTextTests(ThroughEngine, TextTests):
+    """The classic text protocol in front of an engine."""
+
+
+class EngineMetaTests(ThroughEngine, MetaTests):
+    """Meta commands in front of an engine."""
+
+    def alike(self, answer: bytes) -> bytes:
+        """Make answers alike: an engine is not told of reads by other commands."""
+        return re.sub(rb" h[01]|fetch=\w+", b" h#", super().alike(answer))
+
+
+class FleetTextTests(ThroughFleet, TextTests):
+    """The classic text protocol in front of a fleet."""
+
+
+class FleetMetaTests(ThroughFleet, MetaTests):
+    """Meta commands in front of a fleet."""
 
 
 # Binary
