@@ -164,6 +164,63 @@ class ManagersTests(SDKTestCase):
         with self.assertRaises((AuthenticationException, BucketNotFoundException)):
             self.log_in("bob", "swordfish", short_timeouts())
 
+    def test_groups(self) -> None:
+        """Members of a group may do what it may; who was created changes the own password."""
+        from couchbase.exceptions import GroupNotFoundException
+        from couchbase.management.users import Group, Role, User
+
+        manager = self.cluster.users()
+        role = Role("bucket_full_access", bucket="default")
+        manager.upsert_group(Group("readers", roles=[role], description="they read"))
+        manager.upsert_user(User("ann", password="swordfish", groups=["readers"], roles=[]))
+        [found] = manager.get_user("ann").effective_roles
+        self.assertEqual([(o.type, o.name) for o in found.origins], [("group", "readers")])
+        self.assertEqual(manager.get_group("readers").description, "they read")
+        with closing(self.log_in("ann", "swordfish")) as cluster:
+            cluster.bucket("default").default_collection().upsert("k", 1)
+            cluster.users().change_password("mackerel")
+        with closing(self.log_in("ann", "mackerel")):
+            pass
+        manager.drop_group("readers")
+        self.assertEqual(manager.get_user("ann").effective_roles, [])
+        with self.assertRaises(GroupNotFoundException):
+            manager.get_group("readers")
+        manager.drop_user("ann")
+        self.assertIn("admin", [one.role.name for one in manager.get_roles()])
+
+    def test_max_expiry(self) -> None:
+        """Documents of a collection expire in the time that it gives them at most."""
+        from datetime import timedelta
+
+        from couchbase.management.collections import (
+            CreateCollectionSettings,
+            UpdateCollectionSettings,
+        )
+        from couchbase.options import GetOptions
+
+        bucket = self.cluster.bucket("default")
+        manager = bucket.collections()
+        hour = CreateCollectionSettings(max_expiry=timedelta(hours=1))
+        manager.create_collection("_default", "short", hour)
+        short = bucket.collection("short")
+
+        def lives() -> float:
+            short.upsert("k", 1)
+            expiry = short.get("k", GetOptions(with_expiry=True)).expiryTime
+            return 0 if expiry is None else expiry.timestamp() - time.time()
+
+        self.assertTrue(3500 < lives() < 3700)
+        week = UpdateCollectionSettings(max_expiry=timedelta(days=7))
+        manager.update_collection("_default", "short", week)
+        self.assertTrue(6.9 * 86400 < lives() < 7.1 * 86400)
+        never = UpdateCollectionSettings(max_expiry=timedelta(seconds=-1))
+        manager.update_collection("_default", "short", never)
+        self.assertEqual(lives(), 0)
+        [scope] = [one for one in manager.get_all_scopes() if one.name == "_default"]
+        [spec] = [one for one in scope.collections if one.name == "short"]
+        self.assertEqual(spec.max_expiry, timedelta(seconds=-1))
+        manager.drop_collection("_default", "short")
+
     def log_in(self, user: str, password: str, timeouts: Any = None) -> Any:
         if type(self).plain:
             return _open_plain(self.service, user, password)
