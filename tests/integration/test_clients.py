@@ -206,3 +206,19 @@ class CertificateLoginTests(SynchronousTestCase):
             self.assertRaises(OSError),
         ):
             self.client(service, None).set("k", "v", noreply=False)
+
+
+def everything_on(store: str) -> None:
+    """Let each client do everything that it can, in both modes.
+
+    Args:
+        store: As ``--store`` takes it.
+    """
+    for number, mode in enumerate(MODES):
+        for kind in (BmemcachedTests, PymemcacheTests):
+            options = (*mode, "--store", store, "--bucket", f"{kind.__name__}{number}")
+            with KvtlsProcess(*options) as running:
+                test = kind("test_everything")
+                test.everything(running)
+                test.doCleanups()
+                assert "Traceback" not in running.output, running.output

@@ -13,7 +13,6 @@ from unittest import SkipTest
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.testing.certificates import Authority, Identity
-from tests.integration import test_clients
 from tests.integration.engine_load import Counting, TextClient
 from tests.integration.engines import (
     RedisCluster,
@@ -22,7 +21,8 @@ from tests.integration.engines import (
     shared_server,
 )
 from tests.integration.live import eventually, kvtls
-from tests.integration.service import KILL_ROUNDS, MODES, KvtlsProcess, run_kvtls
+from tests.integration.service import KILL_ROUNDS, KvtlsProcess, run_kvtls
+from tests.integration.test_clients import everything_on
 from tests.integration.wire_client import HEADER, packet, read_answer
 from tests.ports import free_port
 
@@ -185,15 +185,7 @@ class ClientTests(SynchronousTestCase):
     def test_clients(self) -> None:
         """Each operation of each client does what it says, in both modes."""
         for engine in (shared_server(), shared_cluster()):
-            for number, mode in enumerate(MODES):
-                for kind in (test_clients.BmemcachedTests, test_clients.PymemcacheTests):
-                    bucket = f"{kind.__name__}{number}"
-                    options = (*mode, "--store", engine.url, "--bucket", bucket)
-                    with KvtlsProcess(*options) as running:
-                        test = kind("test_everything")
-                        test.everything(running)
-                        test.doCleanups()
-                        self.assertNotIn("Traceback", running.output)
+            everything_on(engine.url)
 
 
 class RedisTests(_SeveralServices):

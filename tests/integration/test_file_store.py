@@ -13,6 +13,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.service import KILL_ROUNDS, PATIENCE, KvtlsProcess, run_kvtls
+from tests.integration.test_clients import everything_on
 
 KEYS = 40
 
@@ -167,3 +168,12 @@ class StartTests(SynchronousTestCase):
         with KvtlsProcess(*options) as service:
             self.assertEqual(read_all(service, [b"k"]), {b"k": b"hello"})
             self.assertRegex(service.output, re.compile(r"bucket default: 1 documents loaded"))
+
+
+class ClientTests(SynchronousTestCase):
+    """memcached's clients, the documents being in a directory."""
+
+    def test_clients(self) -> None:
+        """Each operation of each client does what it says, in both modes."""
+        for sync in ("always", "everysec"):
+            everything_on(f"file:{Path(self.mktemp()).absolute()}?sync={sync}")
