@@ -238,6 +238,75 @@ class DecisionTests(SynchronousTestCase):
         for decision in (made, there, cas):
             self.assertEqual(decision.counts, ("cmd_set",))
 
+    def test_too_large(self) -> None:
+        """Value and attributes count together, and the key with them; not its collection's id."""
+        limits = Limits(max_value=10, max_item=12)
+        for size, attributes, key, refused in (
+            (10, 0, b"ke", False),
+            (11, 0, b"k", True),
+            (10, 0, b"key", True),
+            (6, 4, b"ke", False),
+            (6, 5, b"k", True),
+            (6, 4, (9, b"ke"), False),
+            (6, 4, (9, b"key"), True),
+        ):
+            document = Document(bytes(size), xattrs={"a": bytes(attributes)})
+            self.assertIs(limits.refuse(key, document), refused, (size, attributes, key))
+
+    def test_stored_when_it_is_over(self) -> None:
+        """What has expired when it is stored goes, with what it replaces, and is counted."""
+        for expires_at, effect in ((NOW, Effect.REMOVE), (NOW + 1, Effect.STORE)):
+            document = self.document(expires_at=expires_at)
+            decision = rules.storing(document, NOW, ("cmd_set",))
+            self.assertIs(decision.effect, effect)
+            self.assertIs(decision.document, document)
+            self.assertEqual(decision.counts, ("cmd_set",))
+
+    def test_deleted(self) -> None:
+        """A tombstone is empty; it is kept for a while if it has attributes of the system's."""
+        for xattrs, kept, expires_at in (
+            ({"_sync": b"1", "mine": b"2"}, {"_sync": b"1"}, NOW + rules.TOMBSTONE_LIFETIME_S),
+            ({"mine": b"2"}, None, 0.0),
+            (None, None, 0.0),
+        ):
+            decision = rules.delete(self.document(xattrs=xattrs), NOW, 8)
+            self.assertIs(decision.effect, Effect.DELETE)
+            self.assertEqual(
+                decision.document,
+                Document(b"", expires_at=expires_at, xattrs=kept, deleted=True),
+            )
+            self.assertEqual(decision.counts, ("cas_hits", "delete_hits"))
+
+    def test_extended(self) -> None:
+        """Nobody says any more that the value is JSON; flags and expiry stay."""
+        for extend, value in ((rules.append, b"9x"), (rules.prepend, b"x9")):
+            self.assertEqual(
+                extend(self.document(), NOW, b"x", 0).document,
+                Document(value, flags=3, expires_at=NOW + 50, datatype=0),
+            )
+
+    def test_another_cas_is_counted(self) -> None:
+        """Whatever is refused for its CAS is counted under what was tried, and as such."""
+        old = self.document()
+        for decision, counts in (
+            (rules.append(old, NOW, b"", 9), ("cmd_set", "cas_badval")),
+            (rules.delete(old, NOW, 9), ("cas_badval",)),
+            (rules.increment(old, NOW, 1, 0, 0, 9), ("incr_hits", "cas_badval")),
+            (rules.decrement(old, NOW, 1, 0, 0, 9), ("decr_hits", "cas_badval")),
+        ):
+            self.assertEqual((decision.answer, decision.counts), (Refusal.EXISTS, counts))
+        word = self.document()
+        word.value = b"word"
+        decision = rules.increment(word, NOW, 1, 0, 0, 0)
+        self.assertEqual((decision.answer, decision.counts), (Refusal.NOT_A_NUMBER, ("incr_hits",)))
+
+    def test_counters_that_are_made(self) -> None:
+        """A counter begins as the client says, as JSON, and the miss is counted."""
+        for rule, missed in ((rules.increment, "incr_misses"), (rules.decrement, "decr_misses")):
+            decision = rule(None, NOW, 1, 40, 60, 0)
+            self.assertEqual(decision.document, Document(b"40", expires_at=NOW + 60, datatype=1))
+            self.assertEqual(decision.counts, (missed,))
+
     def test_discard(self) -> None:
         """Nothing is removed where nothing is; a locked document is."""
         self.assertIs(rules.discard(None, NOW).effect, Effect.NOTHING)
