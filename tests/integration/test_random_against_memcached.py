@@ -76,6 +76,14 @@ class Side:
         return self.until(lambda heard: heard.endswith(b"MN\r\n")).removesuffix(b"MN\r\n")
 
 
+def serve_store(test: SynchronousTestCase, url: str) -> int:
+    """Start the service with values elsewhere, until a test has ended; return its plain port."""
+    port = free_port()
+    plain = f"tcp:{port}:interface=127.0.0.1"
+    test.enterContext(KvtlsProcess("--mode", "memcached", "--plain", plain, "--store", url))
+    return port
+
+
 class RandomCase(SynchronousTestCase):
     """Two servers for all conversations of a test."""
 
@@ -91,13 +99,6 @@ class RandomCase(SynchronousTestCase):
         self.addCleanup(ours.kill)
         assert ours.stdout is not None
         return int(ours.stdout.readline())
-
-    def serve_store(self, url: str) -> int:
-        """Start the service with values elsewhere; return its port."""
-        port = free_port()
-        plain = f"tcp:{port}:interface=127.0.0.1"
-        self.enterContext(KvtlsProcess("--mode", "memcached", "--plain", plain, "--store", url))
-        return port
 
     def sides(self) -> tuple[Side, Side]:
         """Return fresh connections to both servers, which are empty."""
@@ -295,7 +296,7 @@ class ThroughEngine(RandomCase):
 
     def serve(self) -> int:
         """Start the service in front of one."""
-        return self.serve_store(f"redis://127.0.0.1:{self.enterContext(RedisServer()).port}")
+        return serve_store(self, f"redis://127.0.0.1:{self.enterContext(RedisServer()).port}")
 
 
 class ThroughFleet(RandomCase):
@@ -306,7 +307,7 @@ class ThroughFleet(RandomCase):
         servers = [Memcached(), Memcached()]
         for server in servers:
             self.addCleanup(server.kill)
-        return self.serve_store("memcached://" + ",".join(server.name for server in servers))
+        return serve_store(self, "memcached://" + ",".join(server.name for server in servers))
 
 
 class EngineTextTests(ThroughEngine, TextTests):
