@@ -1,7 +1,7 @@
 """Clients of today's memcached, each as its documentation uses it.
 
 They are no dependencies of the tests: a client that is not installed is skipped with the name of
-its package on PyPI or npm.  The sessions are the service's own, on a plain TCP port.
+its package on PyPI, npm or Debian.  The sessions are the service's own, on a plain TCP port.
 """
 
 from __future__ import annotations
@@ -320,3 +320,42 @@ class NodeTests(ClientCase):
     def test_memjs(self) -> None:
         """Package memjs: the binary protocol."""
         self.use("memjs")
+
+
+RUBY = r"""
+require "dalli"
+client = Dalli::Client.new("127.0.0.1:" + ARGV[0], protocol: ARGV[1].to_sym)
+told = []
+client.set("key", {a: 1}, 60)
+told << (client.get("key") == {a: 1}) << (client.add("key", 1) == false)
+told << (client.incr("n", 2, 60, 40) == 40) << (client.incr("n", 2) == 42)
+told << (client.get_multi("key", "n", "no").keys.sort == ["key", "n"])
+told << (client.cas("key") { |found| found.merge(b: 2) } ? true : false)
+told << client.touch("key", 30) << (client.gat("key", 30) == {a: 1, b: 2})
+client.set("k\u00fcrzel x", "v")
+told << (client.get("k\u00fcrzel x") == "v")
+told << client.delete("key") << client.get("key").nil?
+client.flush
+told << client.get("n").nil?
+puts told.join(" ")
+"""
+
+
+class DalliTests(ClientCase):
+    """Dalli, in both of its protocols."""
+
+    def test_everyday(self) -> None:
+        """Storing, reading, counting, comparing, several keys, a key that needs base64."""
+        ruby = shutil.which("ruby")
+        loaded = ruby and subprocess.run(
+            [ruby, "-e", 'require "dalli"'], capture_output=True, check=False
+        )
+        if ruby is None or not loaded or loaded.returncode:
+            raise SkipTest("Dalli is not installed (Debian packages ruby and ruby-dalli)")
+        port = self.serve()
+        for protocol in ("meta", "binary"):
+            done = subprocess.run(
+                [ruby, "-e", RUBY, str(port), protocol],
+                capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            self.assertEqual(done.stdout.split(), ["true"] * 12, protocol + done.stderr)
