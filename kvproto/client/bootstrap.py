@@ -22,7 +22,7 @@ from kvproto.client.errors import BucketError, LoginError, reply_error
 from kvproto.client.protocol import KVClientProtocol
 from kvproto.errors import ConfigError, RemoteProtocolError
 from kvproto.interfaces import ISecuredTransport
-from kvproto.wire.constants import Feature, Opcode, Status
+from kvproto.wire.constants import HEADER_SIZE, Feature, Opcode, Status
 from kvproto.wire.frames import Response
 from kvproto.wire.hello import decode_features, encode_features
 from kvproto.wire.scram import DIGESTS, ClientExchange, prepare, salted_password
@@ -88,7 +88,7 @@ class SessionSettings:
     credentials: Credentials | None = None
     bucket: str = ""
     features: tuple[int, ...] = DEFAULT_FEATURES
-    agent: str = f"kvproto/{__version__}"
+    agent: str = f"kvproto/{__version__.partition('+')[0]}"
 
     def __post_init__(self) -> None:
         if Feature.UNORDERED in self.features:
@@ -145,13 +145,18 @@ async def _begin(
             value=encode_features(asked),
             timeout_s=timeout_s,
         )
-    # memcached 1.6 answers an unknown command that has a body with the next request only, and
-    # never answers that one: so something always follows HELLO, and HELLO's answer is judged first.
+    # memcached 1.6 skips the body of an unknown command after it has read its key, so that many
+    # bytes too far, and answers when it has: at least as many as the key has must follow HELLO.
+    # They are lost then, but HELLO's answer is judged first.
     listed: Deferred[Response] = succeed(Response())
     if settings.credentials is not None:
         listed = protocol.request(Opcode.SASL_LIST, timeout_s=timeout_s)
     elif asked:
         listed = protocol.request(Opcode.NOOP, timeout_s=timeout_s)
+    if asked:
+        for _ in range(HEADER_SIZE, len(settings.agent.encode()), HEADER_SIZE):
+            more = protocol.request(Opcode.NOOP, timeout_s=timeout_s)
+            more.addErrback(_log_unwanted)
     try:
         if asked:
             _negotiate(protocol, asked, await hello)

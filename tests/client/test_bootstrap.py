@@ -118,10 +118,15 @@ class HelloTests(BootstrapTestCase):
         self.assertIn("features=()", str(self.failureResultOf(ready, LoginError).value))
 
     def test_pushed(self):
-        """A NOOP follows HELLO: memcached answers nothing before."""
-        self.begin(SessionSettings(), {})
-        sent = RequestDecoder().feed(b"".join(self.peer.writes))
-        self.assertEqual([one.opcode for one in sent], [Opcode.HELLO, Opcode.NOOP])
+        """As many bytes as the agent has follow HELLO: memcached answers nothing before."""
+        for size, follow in ((1, 1), (24, 1), (25, 2), (48, 2), (49, 3), (250, 11)):
+            for login in (None, ALICE):
+                self.setUp()
+                self.begin(SessionSettings(credentials=login, agent="a" * size), {})
+                sent = RequestDecoder().feed(b"".join(self.peer.writes))
+                first = Opcode.NOOP if login is None else Opcode.SASL_LIST
+                expected = [Opcode.HELLO, first, *[Opcode.NOOP] * (follow - 1)]
+                self.assertEqual([one.opcode for one in sent], expected, size)
 
     def test_not_said(self):
         """Without features there is no HELLO."""

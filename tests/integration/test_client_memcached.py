@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet import reactor as installed
@@ -136,11 +137,13 @@ class MemcachedTests(TestCase):
     async def test_hello(self) -> None:
         """Without the setting that memcached needs, requests fail at once and say which it is."""
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", self.server.port)
-        client = KVClient(endpoint, reactor)
-        client.startService()
-        self.addCleanup(client.close)
-        error = await self.assertFailure(client.get(b"k"), LoginError)
-        self.assertIn("features=()", str(error))
+        usual = SessionSettings()
+        for settings in (usual, replace(usual, agent="a" * 25), replace(usual, agent="a" * 250)):
+            client = KVClient(endpoint, reactor, settings)
+            client.startService()
+            self.addCleanup(client.close)
+            error = await self.assertFailure(client.get(b"k"), LoginError)
+            self.assertIn("features=()", str(error))
 
     async def test_no_logins(self) -> None:
         """A server without logins does not hear a password."""
