@@ -73,7 +73,7 @@ setup(
             "python-binary-memcached>=0.33,<0.40",
             "pytest>=8",
             "pytest-xdist>=3.5",
-            "check-jsonschema>=0.29",
+            "check-jsonschema>=0.31.1",
             "axe-core-python>=0.1,<0.2",
         ],
         "dev": [
