@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from kvproto.testing.transport import MemoryPair
+from tests.producers import Producer
 
 
 class Recorder(Protocol):
@@ -36,22 +37,6 @@ class HalfCloser(Recorder):
 
     def writeConnectionLost(self) -> None:
         raise NotImplementedError
-
-
-class Producer:
-    """Counts what it is told."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def pauseProducing(self) -> None:
-        self.calls.append("pause")
-
-    def resumeProducing(self) -> None:
-        self.calls.append("resume")
-
-    def stopProducing(self) -> None:
-        self.calls.append("stop")
 
 
 class MemoryPairTests(SynchronousTestCase):

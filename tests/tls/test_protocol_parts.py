@@ -17,6 +17,7 @@ from kvproto.tls.progress import ProgressDeadline, unsent_bytes
 from kvproto.tls.reasons import describe_error, explained, explanation, represents_eof
 from kvproto.tls.records import BATCH_SIZE, UNKNOWN, RecordCounter, leading_records
 from tests.examples import examples
+from tests.producers import Producer
 
 
 def record(size: int, kind: int = 23) -> bytes:
@@ -170,26 +171,14 @@ class ReasonTests(SynchronousTestCase):
         self.assertEqual(explanation(ValueError("plain")), "plain")
 
 
-class GateOwner:
+class GateOwner(Producer):
     """Writes down what happens to it and to its application's producer."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
 
     def transport_full(self) -> None:
         self.calls.append("full")
 
     def transport_ready(self) -> None:
         self.calls.append("ready")
-
-    def pauseProducing(self) -> None:
-        self.calls.append("pause")
-
-    def resumeProducing(self) -> None:
-        self.calls.append("resume")
-
-    def stopProducing(self) -> None:
-        self.calls.append("stop")
 
 
 class ProducerGateTests(SynchronousTestCase):
