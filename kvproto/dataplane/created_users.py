@@ -280,7 +280,7 @@ class CreatedUsers:
             self._created[name] = _load(row, record.buckets, record.hashes)
         for name, row in described.get("external_users", {}).items():
             self.external[name] = _load(row, _names(row["buckets"]), None)
-            self._buckets(self.external[name])
+            self._buckets(self.external[name])  # raises where a group is not there
         self._changed()
 
 

@@ -30,14 +30,14 @@ from kvproto.errors import RemoteProtocolError
 from kvproto.upstream.connection import Call, EngineConnection
 from kvproto.wire.constants import HEADER_SIZE, Magic, Opcode
 from kvproto.wire.encoding import HEADER, simple_reply
-from kvproto.wire.meta_frames import MetaTranslation
+from kvproto.wire.meta_frames import MAX_VALUE, MetaTranslation
 
 __all__ = ["FrameCall", "MemcachedConnection", "MetaConnection", "greeting"]
 
 log = make_logger()
 
-MAX_BODY = 1 << 30
-"""Bytes of a reply; memcached's ``-I`` goes no further."""
+MAX_BODY = MAX_VALUE
+"""Bytes of a reply."""
 
 _LARGE = 16 * 1024
 """Bytes from which a reply is handed over as a view of what was read, so that its value is copied

@@ -31,7 +31,7 @@ from kvproto.wire.encoding import (
     simple_reply,
 )
 
-__all__ = ["META", "OPAQUE", "MetaTranslation"]
+__all__ = ["MAX_VALUE", "META", "OPAQUE", "MetaTranslation"]
 
 META = 0xE1
 """The opcode, ours alone, of a frame whose value is a meta command as it is to be sent."""
