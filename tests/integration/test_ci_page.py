@@ -13,16 +13,11 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.sdk import ROOT
+from tests.pages import block
 from tests.ports import free_port
 
-PAGE = (ROOT / "docs/howto/ci.md").read_text(encoding="utf-8")
-
-
-def block(language: str, containing: str) -> str:
-    """Return the one block of code with some text in it."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    (found,) = [text for text in blocks if containing in text]
-    return str(found)
+NAME = "docs/howto/ci.md"
+PAGE = (ROOT / NAME).read_text(encoding="utf-8")
 
 
 class PageTests(SynchronousTestCase):
@@ -50,12 +45,12 @@ class PageTests(SynchronousTestCase):
 
     def test_script(self) -> None:
         """The service is ready when ``twistd`` returns, the example runs, and it ends."""
-        start = block("sh", "--collection inventory.hotels")
+        start = block(NAME, "--collection inventory.hotels").text
         installing, start = start.split("\n", 1)
         self.assertIn("pip install", installing)
         port = free_port()
         start = start.replace("alice:secret", f"alice:secret -l tcp:{port}:interface=127.0.0.1")
-        example = block("sh", "examples/sdk.py").replace("11207", str(port))
+        example = block(NAME, "examples/sdk.py").text.replace("11207", str(port))
         example = example.replace("docs/", f"{ROOT}/docs/")
         stop = f"trap '{re.findall('`(kvtls stop .*?)`', PAGE)[0]}' EXIT\n"
         self.assertIn("no session", self.run_shell(start + stop + example))
@@ -63,7 +58,7 @@ class PageTests(SynchronousTestCase):
 
     def test_process(self) -> None:
         """The SDK connects to a service of the program's own, and it is emptied."""
-        program = block("python", "PasswordAuthenticator")
+        program = block(NAME, "PasswordAuthenticator").text
         use = (
             "collection = cluster.bucket(kvtls.bucket).default_collection()\n"
             "    collection.upsert('k', 1)\n"
@@ -82,7 +77,7 @@ class PageTests(SynchronousTestCase):
 
     def test_suite(self) -> None:
         """A test suite learns port and CA of its service."""
-        program = block("python", "service.stdout")
+        program = block(NAME, "service.stdout").text
         check = (
             "\nimport socket, ssl\n"
             "context = ssl.create_default_context(cafile=ca)\n"
@@ -96,7 +91,7 @@ class PageTests(SynchronousTestCase):
 
     def test_users(self) -> None:
         """Users of the file are made, and the service accepts the file."""
-        script = block("sh", "kvtls passwd").replace("-n kvtls", "-n kvtls --check")
+        script = block(NAME, "kvtls passwd").text.replace("-n kvtls", "-n kvtls --check")
         script = script.replace("json alice", "json alice <<< secret")
         (self.directory / "bobs-password.txt").write_text("bob's\n", encoding="utf-8")
         self.assertIn("the configuration is good", self.run_shell(script))

@@ -17,16 +17,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.integration.live import new_server_identity
 from tests.integration.sdk import ROOT
 from tests.integration.service import PATIENCE
+from tests.pages import block
 from tests.ports import free_port
 
-PAGE = (ROOT / "docs/howto/production.md").read_text(encoding="utf-8")
-
-
-def block(language: str, containing: str) -> str:
-    """Return the one block of code with some text in it."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    (found,) = [text for text in blocks if containing in text]
-    return str(found)
+NAME = "docs/howto/production.md"
+PAGE = (ROOT / NAME).read_text(encoding="utf-8")
 
 
 class PageTests(SynchronousTestCase):
@@ -77,10 +72,10 @@ class PageTests(SynchronousTestCase):
     def test_page(self) -> None:
         """Configured, checked, started, seen, rotated by certbot's hook, drained, ended."""
         self.write_credentials(self.etc, "chain.pem", "key.pem")
-        settings = self.here(block("toml", "listen ="))
+        settings = self.here(block(NAME, "listen =").text)
         tomllib.loads(settings)
         (self.etc / "kvtls.toml").write_text(settings, encoding="utf-8")
-        passwd, check = block("sh", "kvtls passwd").split("alice\n")
+        passwd, check = block(NAME, "kvtls passwd").text.split("alice\n")
         self.run_shell(f"{passwd}alice", typed="secret\n")
         self.assertIn("the configuration is good", self.run_shell(check))
 
@@ -89,30 +84,32 @@ class PageTests(SynchronousTestCase):
             r"^ExecStart=(\S.*)$", drop_in.read_text(encoding="utf-8"), re.MULTILINE
         )
         command = self.here(start).replace("${STATE_DIRECTORY}", str(self.state)).split()
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as ran:
-            self.addCleanup(ran.kill)
-            kvtls = "/opt/kvtls/bin/kvtls --state-dir /var/lib/kvtls"
-            self.run_shell(f"{kvtls} wait --timeout 50")
-            (status,) = re.findall(r"^/opt.*kvtls status$", PAGE, re.MULTILINE)
-            self.assertIn("generation 1,", self.run_shell(status))
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/metrics", timeout=30) as got:
-                self.assertIn(b"kvtls_ready 1", got.read())
+        ran = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        # Not with ``with``: when something fails it waits for an end that nobody asks for.
+        self.addCleanup(ran.wait, PATIENCE)
+        self.addCleanup(ran.kill)
+        kvtls = "/opt/kvtls/bin/kvtls --state-dir /var/lib/kvtls"
+        self.run_shell(f"{kvtls} wait --timeout 50")
+        (status,) = re.findall(r"^/opt.*kvtls status$", PAGE, re.MULTILINE)
+        self.assertIn("generation 1,", self.run_shell(status))
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/metrics", timeout=30) as got:
+            self.assertIn(b"kvtls_ready 1", got.read())
 
-            lineage = self.directory / "lineage"
-            lineage.mkdir()
-            self.write_credentials(lineage, "fullchain.pem", "privkey.pem")
-            hook = f"export RENEWED_LINEAGE={lineage}\n{block('sh', 'RENEWED_LINEAGE')}"
-            self.assertIn("generation 2 serves", self.run_shell(hook))
+        lineage = self.directory / "lineage"
+        lineage.mkdir()
+        self.write_credentials(lineage, "fullchain.pem", "privkey.pem")
+        hook = f"export RENEWED_LINEAGE={lineage}\n{block(NAME, 'RENEWED_LINEAGE').text}"
+        self.assertIn("generation 2 serves", self.run_shell(hook))
 
-            drain, stop = block("sh", "drain --wait").splitlines()
-            self.assertIn("drained: 0 connections", self.run_shell(drain))
-            self.assertTrue(stop.startswith("systemctl stop"))
-            ran.send_signal(signal.SIGTERM)
-            self.assertEqual(ran.wait(PATIENCE), 0)
+        drain, stop = block(NAME, "drain --wait").text.splitlines()
+        self.assertIn("drained: 0 connections", self.run_shell(drain))
+        self.assertTrue(stop.startswith("systemctl stop"))
+        ran.send_signal(signal.SIGTERM)
+        self.assertEqual(ran.wait(PATIENCE), 0)
 
     def test_group(self) -> None:
         """A users file that a group may read stays so when a password changes."""
-        passwd, _ = block("sh", "kvtls passwd").split("alice\n")
+        passwd, _ = block(NAME, "kvtls passwd").text.split("alice\n")
         users = self.etc / "users.json"
         self.run_shell(f"{passwd}alice", typed="secret\n")
         self.assertEqual(users.stat().st_mode & 0o777, 0o600)

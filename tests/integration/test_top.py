@@ -183,20 +183,23 @@ class TopTests(SynchronousTestCase):
 
     def test_reader_leaves(self) -> None:
         """Printing without end ends quietly when nobody reads any more."""
-        with subprocess.Popen(
+        process = subprocess.Popen(
             [
                 *[*_COMMAND, "--state-dir", str(self.service.state_dir)],
                 *["top", "--interval", "0.1", "--count", "0", "--json"],
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            self.assertTrue(process.stdout.readline())
-            process.stdout.close()
-            self.assertEqual(process.wait(PATIENCE), 0)
-            self.assertEqual(process.stderr.read(), b"")
+        )
+        self.addCleanup(process.wait, PATIENCE)
+        self.addCleanup(process.kill)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.addCleanup(process.stderr.close)
+        self.assertTrue(process.stdout.readline())
+        process.stdout.close()
+        self.assertEqual(process.wait(PATIENCE), 0)
+        self.assertEqual(process.stderr.read(), b"")
 
     def test_live(self) -> None:
         """A screen that sorts by what is typed, fits a resized terminal, and leaves on ``q``."""
