@@ -8,6 +8,7 @@ loads nothing from anywhere, and a policy forbids it to.  All that is shown is e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from html import escape
 from typing import Any
 
@@ -18,8 +19,9 @@ from kvproto.ops.render import span
 
 __all__ = ["findings", "render_page"]
 
-SOON = 14 * 86400.0
-"""Seconds before the end of the certificate at which it needs attention."""
+SOON, LAST_PART = 14 * 86400.0, 0.2
+"""Seconds before the end of the certificate at which it needs attention; less where that is more
+than this part of its life."""
 
 NEARLY_FULL = 0.9
 
@@ -50,7 +52,7 @@ def findings(status: Status, not_ready: str) -> list[str]:
         left = generation["expires_in_s"]
         if left <= 0:
             found.append("The certificate HAS EXPIRED")
-        elif left < SOON:
+        elif _ends_soon(generation):
             found.append(f"The certificate ends in {span(left)}")
         verdict = generation["last_verdict"]
         if verdict is not None and not verdict["ok"]:
@@ -136,6 +138,15 @@ def render_page(status: Status, not_ready: str, history: Mapping[str, Any]) -> s
     return framed(f"kvtls: {_t(headline)}", "\n".join(filter(None, parts)))
 
 
+def _ends_soon(generation: Status) -> bool:
+    """Return whether the certificate has too little of its life left."""
+    begin, end = (
+        datetime.fromisoformat(generation[name]).timestamp() for name in ("not_before", "not_after")
+    )
+    left: float = generation["expires_in_s"]
+    return left < min(SOON, LAST_PART * (end - begin))
+
+
 def _facts(status: Status, samples: Sequence[Status]) -> str:
     """Return the few numbers that tell whether something is near its end."""
     limits, generation = status["limits"]["connections"], status["generation"]
@@ -150,7 +161,7 @@ def _facts(status: Status, samples: Sequence[Status]) -> str:
     ]
     if generation is not None:
         left = generation["expires_in_s"]
-        mood = "bad" if left <= 0 else "warn" if left < SOON else ""
+        mood = "bad" if left <= 0 else "warn" if _ends_soon(generation) else ""
         rows.append(("Certificate", "expired" if left <= 0 else f"{span(left)} left", mood))
     limited = [row for row in status["buckets"] if row["limit_bytes"]]
     if limited:

@@ -52,8 +52,11 @@ __all__ = [
     "parse_credentials",
 ]
 
-EXPIRY_WARNING = 30 * 86400
-"""Seconds before the end of a certificate at which its operator is told."""
+EXPIRY_WARNING = 30 * 86400.0
+"""Seconds before the end of a certificate at which its operator is told, at the earliest."""
+
+LAST_PART = 0.2
+"""Part of a certificate's life that has to be left: one that lives for a day is renewed daily."""
 
 PrivateKey = PrivateKeyTypes
 _KEYS: tuple[type, ...] = (
@@ -396,12 +399,15 @@ def _reader_warnings(files: CredentialFiles) -> list[CredentialWarning]:
 
 
 def _ending(certificate: x509.Certificate, now: float) -> str:
-    """Return a warning about a certificate in its last days, ``""`` for another one."""
+    """Return a warning about a certificate near its end, ``""`` for another one."""
     end = end_of(certificate)
-    if end - now >= EXPIRY_WARNING:
+    life = end - certificate.not_valid_before_utc.timestamp()
+    left = end - now
+    if left >= min(EXPIRY_WARNING, LAST_PART * life):
         return ""
-    days = int((end - now) // 86400)
-    return f"{subject_of(certificate)} expires in {days} days, at {readable_date(end)}"
+    days, hours = int(left // 86400), int(left // 3600)
+    span = f"{days} days" if days > 1 else f"{hours} hours"
+    return f"{subject_of(certificate)} expires in {span}, at {readable_date(end)}"
 
 
 # --- trust ----------------------------------------------------------------------------------

@@ -457,6 +457,13 @@ class PageTests(SiteCase):
             ],
         )
 
+    def test_short_lived_certificate(self) -> None:
+        """One that lives for a day needs attention in the last fifth of that day."""
+        life = {"not_before": "2026-11-28T00:00:00Z", "not_after": "2026-11-29T00:00:00Z"}
+        for left, found in ((18000.0, []), (14400.0, ["The certificate ends in 4h00m"])):
+            told = generation(expires_in_s=left, warnings=[], **life)
+            self.assertEqual(findings(status_with(generation=told), ""), found)
+
     def test_states(self) -> None:
         """The headline says which of three it is, and why."""
         for not_ready, words in (

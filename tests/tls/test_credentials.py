@@ -657,8 +657,8 @@ class TrustTests(CredentialsCase):
         self.assertIn("has expired", str(error))
 
     def test_ca_in_its_last_days(self) -> None:
-        """A CA that will end within thirty days is announced: its clients end with it."""
-        (warning,) = load_credentials(self.files, NOW + 5 * 86400).warnings
+        """A CA in the last days of its life is announced: its clients end with it."""
+        (warning,) = load_credentials(self.files, NOW + 25 * 86400).warnings
         self.assertIn(f"client_ca {self.ca}: CN=kvproto test CA expires in ", str(warning))
 
     def test_crl(self) -> None:
@@ -716,11 +716,32 @@ class WarningTests(CredentialsCase):
         """A certificate that ends within thirty days is announced with its date."""
 
         def shorten() -> None:
-            identity = root_authority().issue("node", NAMES, not_after=moment(12))
+            identity = root_authority().issue(
+                "node", NAMES, not_before=moment(-300), not_after=moment(12)
+            )
             write_identity(self.directory, identity)
 
         end = moment(12).strftime("%Y-%m-%d")
         self.warned(shorten, f"CN=node expires in 11 days, at {end}")
+
+    def test_short_life(self) -> None:
+        """One that lives for days or hours is announced in the last fifth of its life."""
+        authority = root_authority()
+        for age, left, words in (
+            (0.0, 1.0, ""),
+            (0.79, 0.21, ""),
+            (0.81, 0.19, "expires in 4 hours"),
+            (8.1, 1.9, "expires in 45 hours"),
+            (9.0, 2.2, "expires in 2 days"),
+            (7.9, 2.1, ""),
+        ):
+            identity = authority.issue(
+                "node", NAMES, not_before=moment(-age), not_after=moment(left)
+            )
+            write_identity(self.directory, identity)
+            found = " ".join(self.warnings())
+            self.assertEqual(words in found, True, (age, left, found))
+            self.assertEqual(bool(words), bool(found), (age, left, found))
 
     def test_ed25519(self) -> None:
         """An Ed25519 key is announced, since important clients cannot use it."""

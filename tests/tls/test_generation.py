@@ -88,7 +88,10 @@ class BuildTests(GenerationCase):
 
     def test_warnings(self) -> None:
         """What the operator should know comes along as text."""
-        write_identity(self.directory, ROOT.issue("node", ["a.example"], not_after=moment(3)))
+        write_identity(
+            self.directory,
+            ROOT.issue("node", ["a.example"], not_before=moment(-20), not_after=moment(3)),
+        )
         warnings = built(self.files).warnings
         self.assertIn("CN=node expires in", warnings[0])
 

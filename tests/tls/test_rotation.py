@@ -148,7 +148,7 @@ class ReloadTests(RotationCase):
 
     def test_warnings(self) -> None:
         """The verdict carries the warnings about what serves."""
-        self.write(ROOT.issue("node", NAMES, not_after=moment(3)))
+        self.write(ROOT.issue("node", NAMES, not_before=moment(-20), not_after=moment(3)))
         warnings = self.verdict(self.rotation.reload()).warnings
         self.assertIn("CN=node expires in 2 days", warnings[0])
 
