@@ -36,6 +36,7 @@ compiled = [
     for name in (
         "kvproto.base._clock",
         "kvproto.server._scan",
+        "kvproto.store._walk",
         "kvproto.tls._native",
         "kvproto.upstream._pipe",
     )

@@ -102,8 +102,8 @@ class Backups:
                     for key, document in documents:
                         kind = Kind.TOMBSTONE if document.deleted else Kind.PUT
                         writer.add(kind, key, document)
-                    if writer.waiting > _CHUNK:
-                        await self._run(writer.write)
+                        if writer.waiting > _CHUNK:
+                            await self._run(writer.write)
                     await deferLater(self._clock, 0)
             await self._run(writer.end)
             await self._run(os.replace, partial, path)

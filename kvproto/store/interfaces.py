@@ -248,7 +248,8 @@ class IListableStore(Interface):
     def pieces() -> Iterator[Sequence[tuple[Key, Document]] | Deferred[Any]]:
         """Yield all documents, tombstones with attributes included, some at a time.
 
-        What is stored or removed meanwhile may be there or not.  Nothing counts as used by it.
+        What is stored or removed meanwhile may be there or not, or twice, the later one last.
+        Nothing counts as used by it.
         A piece may be a Deferred of one.
         """
 

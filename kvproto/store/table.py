@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from kvproto.store.document import Document, Key, Mark, Refusal, marks_at
 from kvproto.store.expiry import DueQueue, deadline
 from kvproto.store.statistics import Statistics
+from kvproto.store.walk import Walk
 
 __all__ = [
     "COLLECTION_OVERHEAD",
@@ -96,6 +97,7 @@ class DocumentTable:
         due: Keys to look at when their second has come.
         garbage: Tables whose documents are gone, but for their memory.
         sweeping: Dropped collections whose documents are still in `items`.
+        walks: Walks through `items` and `tombstones` that are under way.
         flush_at: When everything that is older vanishes, in unix seconds; infinity for never.
         on_evicted: Called with the key of a document, or tombstone, that has to go for lack of
             memory.
@@ -119,6 +121,7 @@ class DocumentTable:
         self.collections: dict[int, dict[Key, None]] = {}
         self._dropped: dict[int, int] = {}
         self.sweeping: list[tuple[int, dict[Key, None]]] = []
+        self.walks: list[Walk] = []
         self._noting = False
         self._start_empty()
 
@@ -218,6 +221,8 @@ class DocumentTable:
             if not self.make_room(growth, now):
                 return Refusal.NO_MEMORY
         self.items[key] = document
+        if old is None and self.walks:
+            self._tell_added()
         self.used += growth
         self._statistics.total_items += 1
         if self.tombstones:
@@ -245,12 +250,35 @@ class DocumentTable:
     def _let_go(self, key: Key, document: Document) -> None:
         """Account for a document that has just left the table."""
         self.used -= footprint(key, document)
+        if self.walks:
+            self._tell_removed()
         if key.__class__ is tuple:
             keys = self.collections.get(key[0])
             if keys is not None:
                 keys.pop(key, None)
                 if not keys:
                     del self.collections[key[0]]
+
+    # -- walks ----------------------------------------------------------------
+
+    def walk(self, most: int) -> Iterator[list[Key]]:
+        """Yield all keys, those of tombstones too, some at a time; see `kvproto.store.walk`."""
+        walks = [Walk(self.items), Walk(self.tombstones)]
+        self.walks += walks
+        try:
+            for walk in walks:
+                while keys := walk.take(most):
+                    yield keys
+        finally:
+            self.walks = [walk for walk in self.walks if walk not in walks]
+
+    def _tell_added(self) -> None:
+        for walk in self.walks:
+            walk.added()
+
+    def _tell_removed(self) -> None:
+        for walk in self.walks:
+            walk.removed()
 
     # -- tombstones -----------------------------------------------------------
 
@@ -264,6 +292,8 @@ class DocumentTable:
             return False
         self.exhume(key)
         self.tombstones[key] = tombstone
+        if self.walks:
+            self._tell_added()
         self.used += footprint(key, tombstone)
         self._queue(math.ceil(tombstone.expires_at), key)
         return True
@@ -273,6 +303,8 @@ class DocumentTable:
         tombstone = self.tombstones.pop(key, None)
         if tombstone is not None:
             self.used -= footprint(key, tombstone)
+            if self.walks:
+                self._tell_removed()
 
     # -- expiry ---------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,23 @@ class BackupTests(SynchronousTestCase):
         plain = others["a"].store.get(b"plain")
         self.assertEqual(plain.locked_until, 0.0)
         self.assertGreater(others["a"].store.set(b"next", b"").cas, plain.cas)
+
+    def test_large_documents(self) -> None:
+        """Not much more than a quarter of a MiB is made ready in one turn, however many come."""
+        buckets = self.service(buckets=("a",))
+        for number in range(50):
+            buckets["a"].store.set(b"%d" % number, b"x" * 100_000)
+        sizes = [0]
+
+        def run(function: Any, *arguments: Any) -> Deferred[Any]:
+            done = maybeDeferred(function, *arguments)
+            sizes.extend(path.stat().st_size for path in self.path.parent.glob(".*"))
+            return done
+
+        self.run_all(Backups(buckets, self.clock, run).backup(self.path))
+        written = [after - before for before, after in pairwise(sizes)]
+        self.assertLess(max(written), (256 << 10) + 101_000)
+        self.assertGreater(sum(written), 5_000_000)
 
     def test_not_whole(self) -> None:
         """A backup that is cut anywhere, or changed, or something else, changes nothing."""

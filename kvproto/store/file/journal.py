@@ -85,6 +85,9 @@ than looking for it."""
 _CLEANED_AT_ONCE = 100
 """Records that are looked at without a pause, a fraction of a millisecond."""
 
+_BYTES_AT_ONCE = 256 << 10
+"""Bytes of them; whichever comes first."""
+
 _NOTHING = Document(b"")
 
 
@@ -672,8 +675,14 @@ class Journal:
         What is removed meanwhile is recorded behind; what is stored, too.
         """
         for piece in self.documents():
+            copied = 0
             for key, document in piece:
-                await self._copy(key, document)
+                copied += await self._copy(key, document)
+                if copied > _BYTES_AT_ONCE:
+                    copied = 0
+                    await self._breathe()
+                    if not self.running:
+                        return
             await self._breathe()
             if not self.running:
                 return
@@ -699,7 +708,7 @@ class Journal:
         path = self._directory / segment_name(oldest.number)
         data = await self._in_thread(self._disk.read, path)
         at, seed = first_record(), seed_of(oldest.number)
-        looked_at = 0
+        looked_at, breathed_at = 0, at
         while (found := decode(data, at, seed)) is not None:
             record, at = found
             if record.kind == Kind.END:
@@ -709,7 +718,8 @@ class Journal:
                 if document is not None and document.cas == record.document.cas:
                     await self._copy(record.key, document)
             looked_at += 1
-            if looked_at % _CLEANED_AT_ONCE == 0:
+            if looked_at == _CLEANED_AT_ONCE or at - breathed_at > _BYTES_AT_ONCE:
+                looked_at, breathed_at = 0, at
                 await self._breathe()
                 if not self.running:
                     return
@@ -724,8 +734,8 @@ class Journal:
             return
         await self._remove(1)
 
-    async def _copy(self, key: Key, document: Document) -> None:
-        """Append a document again, into the last spare segment if need be."""
+    async def _copy(self, key: Key, document: Document) -> int:
+        """Append a document again, into the last spare segment if need be; return its size."""
         size = size_of(key, document)
         while self.at + size > self.limit and not any(
             self._fits(spare, size) for spare in self._spares
@@ -733,6 +743,7 @@ class Journal:
             await self.wait_for_room(size)
         if self.find(key) is document:
             self.put(key, document, newest=False)
+        return size
 
     async def _breathe(self) -> None:
         """Let others have the event loop."""

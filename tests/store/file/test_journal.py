@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.errors import StoreUnavailable
@@ -306,6 +307,40 @@ class CleaningTests(FileCase):
         before = dict(store._memory.table.items)
         store = self.again(store)
         self.assertEqual(dict(store._memory.table.items), before)
+
+    def test_large_documents(self) -> None:
+        """Not much more than a quarter of a MiB is copied in one turn, in either way to clean."""
+        for rewrite_below in (0, 1 << 60):
+            self.patch(journal_module, "_REWRITE_BELOW", rewrite_below)
+            store = self.open(segment_size=4 << 20)
+            for number in range(100):
+                store.set(b"%d" % number, b"x" * 50_000)
+            copied = [0]
+            put = store._journal.put
+
+            def count(
+                key: Any,
+                document: Any,
+                *,
+                newest: bool = True,
+                put: Any = put,
+                copied: Any = copied,
+            ) -> None:
+                copied[-1] += not newest
+                put(key, document, newest=newest)
+
+            def pause(*args: Any, copied: Any = copied) -> Any:
+                copied.append(0)
+                return deferLater(*args)
+
+            self.patch(store._journal, "put", count)
+            self.patch(journal_module, "deferLater", pause)
+            for _ in range(400):
+                store.set(b"filler", b"y" * 50_000)
+                self.clock.advance(0)
+            self.close(store)
+            self.assertGreater(sum(copied), 50)
+            self.assertLess(max(copied), 9)
 
     def test_cleaning_against_a_model(self) -> None:
         """Whatever is written, removed and cleaned in whatever order, a restart finds it all."""
