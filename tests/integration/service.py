@@ -17,8 +17,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+from unittest import SkipTest
 
-__all__ = ["KILL_ROUNDS", "MODES", "PATIENCE", "KvtlsProcess", "run_each", "run_kvtls", "succeeds"]
+__all__ = [
+    "ENGINES",
+    "KILL_ROUNDS",
+    "MODES",
+    "PATIENCE",
+    "STORE",
+    "STORES",
+    "KvtlsProcess",
+    "not_on",
+    "run_each",
+    "run_kvtls",
+    "succeeds",
+]
 
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
 
@@ -33,8 +46,21 @@ No test judges speed, that is the benchmarks' business; what never comes is a fa
 KILL_ROUNDS = int(os.environ.get("KVPROTO_KILL_ROUNDS", "2"))
 """How often a test kills, stops or restarts something; 15 shows more than 2 and takes minutes."""
 
+STORE = os.environ.get("KVPROTO_STORE", "memory")
+"""Where services of tests that name no store keep documents: one of `STORES`."""
+
+ENGINES = ("redis", "redis+cluster")
+
+STORES = ("memory", "file", *ENGINES)
+
 READY = re.compile(r"kvtls ready\b.*")
 ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9a-f:]+)\]|(?P<v4>[0-9.]+)):(?P<port>\d+)")
+
+
+def not_on(stores: Sequence[str], why: str) -> None:
+    """Skip a test of what some stores do not have, where `STORE` is one of them."""
+    if STORE in stores:
+        raise SkipTest(f"{STORE}: {why}")
 
 
 def run_kvtls(*options: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
@@ -124,6 +150,8 @@ class KvtlsProcess:
             arguments += ["--listen", "tcp:0:interface=127.0.0.1"]
         if "--state-dir" not in arguments:
             arguments += ["--state-dir", str(self.state_dir)]
+        if "--store" not in arguments and STORE != "memory":
+            arguments += ["--store", self._empty_store()]
         self.process = subprocess.Popen(
             [*before, *TWISTD, "kvtls", *arguments],
             cwd=self._directory,
@@ -142,6 +170,17 @@ class KvtlsProcess:
             raise
         for found in ADDRESS.finditer(ready):
             self.addresses.append((found["v6"] or found["v4"], int(found["port"])))
+
+    def _empty_store(self) -> str:
+        """Return what ``--store`` says for `STORE`; an engine is shared and emptied."""
+        if STORE == "file":
+            return f"file:{self._directory}/data"
+        from tests.integration.engines import shared_cluster, shared_server
+
+        engine: Any = {"redis": shared_server, "redis+cluster": shared_cluster}[STORE]()
+        for server in getattr(engine, "servers", [engine]):
+            server.cli("flushall")
+        return str(engine.url)
 
     def _read(self, stream: IO[str]) -> None:
         for line in stream:

@@ -20,6 +20,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.integration.engines import RedisServer
 from tests.integration.memcached import Memcached
+from tests.integration.service import STORE
 from tests.integration.test_random_against_memcached import serve_store
 from tests.integration.test_text_against_memcached import OURS
 
@@ -39,9 +40,11 @@ def need(module: str, package: str) -> Any:
 
 
 class ClientCase(SynchronousTestCase):
-    """A server for each test."""
+    """A server for each test: the sessions alone, or a whole service where `STORE` asks for one."""
 
     def serve(self, program: str = OURS) -> int:
+        if STORE != "memory":
+            return serve_store(self, *(("--user", "alice:secret") if program is LOGIN else ()))
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
         self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
@@ -129,7 +132,7 @@ class MetaThroughFleetTests(MetaMemcacheTests):
         """Start the service in front of a memcached; return its port."""
         server = Memcached()
         self.addCleanup(server.kill)
-        return serve_store(self, f"memcached://{server.name}")
+        return serve_store(self, "--store", f"memcached://{server.name}")
 
 
 class MetaThroughEngineTests(MetaMemcacheTests):
@@ -139,7 +142,7 @@ class MetaThroughEngineTests(MetaMemcacheTests):
 
     def serve(self, program: str = OURS) -> int:
         """Start the service in front of an engine; return its port."""
-        return serve_store(self, f"redis://127.0.0.1:{self.enterContext(RedisServer()).port}")
+        return serve_store(self, "--store", self.enterContext(RedisServer()).url)
 
 
 class PylibmcTests(ClientCase):

@@ -76,11 +76,11 @@ class Side:
         return self.until(lambda heard: heard.endswith(b"MN\r\n")).removesuffix(b"MN\r\n")
 
 
-def serve_store(test: SynchronousTestCase, url: str) -> int:
-    """Start the service with values elsewhere, until a test has ended; return its plain port."""
+def serve_store(test: SynchronousTestCase, *options: str) -> int:
+    """Start a service in memcached's mode, until a test has ended; return its plain port."""
     port = free_port()
     plain = f"tcp:{port}:interface=127.0.0.1"
-    test.enterContext(KvtlsProcess("--mode", "memcached", "--plain", plain, "--store", url))
+    test.enterContext(KvtlsProcess("--mode", "memcached", "--plain", plain, *options))
     return port
 
 
@@ -307,7 +307,7 @@ class ThroughEngine(RandomCase):
 
     def serve(self) -> int:
         """Start the service in front of one."""
-        return serve_store(self, f"redis://127.0.0.1:{self.enterContext(RedisServer()).port}")
+        return serve_store(self, "--store", self.enterContext(RedisServer()).url)
 
 
 class ThroughFleet(RandomCase):
@@ -318,7 +318,8 @@ class ThroughFleet(RandomCase):
         servers = [Memcached(), Memcached()]
         for server in servers:
             self.addCleanup(server.kill)
-        return serve_store(self, "memcached://" + ",".join(server.name for server in servers))
+        url = "memcached://" + ",".join(server.name for server in servers)
+        return serve_store(self, "--store", url)
 
 
 class EngineTextTests(ThroughEngine, TextTests):

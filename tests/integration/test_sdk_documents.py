@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.integration.sdk import SDKTestCase
-from tests.integration.service import PATIENCE
+from tests.integration.service import ENGINES, PATIENCE, not_on
 
 ABSENT_CAS = 12345
 
@@ -128,6 +128,7 @@ class DocumentTests(SDKTestCase):
 
     def test_mutation_tokens(self) -> None:
         """Each change has a token: the bucket's history, and a number that grows."""
+        not_on(ENGINES, "an engine keeps no history that tokens could name")
         tokens = [self.collection.upsert(self.key(), n).mutation_token() for n in range(3)]
         self.assertEqual({token.bucket_name for token in tokens}, {"default"})
         self.assertEqual(len({token.partition_uuid for token in tokens}), 1)
@@ -366,6 +367,7 @@ class DurabilityTests(SDKTestCase):
 
     def test_persistence(self) -> None:
         """Nothing is written to disk here: who asks for that hears so, and nothing is stored."""
+        not_on(("file",), "everything is written to disk")
         import couchbase.subdocument as SD
         from couchbase.durability import DurabilityLevel, ServerDurability
         from couchbase.exceptions import DocumentNotFoundException, DurabilityImpossibleException
@@ -425,6 +427,7 @@ class FullTests(SDKTestCase):
 
     def test_refused(self) -> None:
         """What finds no room fails at once, what is there stays."""
+        not_on(ENGINES, "the engine's memory has a limit of the engine's own")
         from couchbase.exceptions import TemporaryFailException
 
         self.collection.upsert(self.key("first"), "x")
