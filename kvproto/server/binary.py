@@ -99,6 +99,14 @@ _LEVELS = frozenset({1, 2, 3})
 
 def _forward(session: Session, dialect: Any, data: bytes, out: list[bytes], limit: int) -> int:
     """Forward requests where others would be scanned; see `kvproto.server.session.Scan`."""
+    pipe = dialect._pipe
+    if pipe is not None and not dialect._unobserved:
+        # `BinarySession.forward`, spelled out: every plain request comes through here.
+        at = pipe.forward(data, out, dialect.max_body)
+        if at >= 0:
+            return len(data) - at  # type: ignore[no-any-return]
+        dialect.give_back()
+        return len(data)
     left: int = dialect.forward(data, out)
     return left
 

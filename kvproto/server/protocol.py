@@ -235,34 +235,33 @@ class KVServerProtocol(TwistedProtocol):
         """Write replies to forwarded requests.
 
         Args:
-            replies: One at least.
-            last: Whether no request is under way any more.
+            replies: Perhaps none.
+            last: Whether no request is under way any more: then what has waited is served.
         """
         if self._closed:
             return
-        size = len(replies[0]) if len(replies) == 1 else sum(map(len, replies))
-        if last and size <= _JOIN_LIMIT:
-            self._written = size
-            self._counters.bytes_written += size
-            self._write_alone(replies[0] if len(replies) == 1 else b"".join(replies))
-        else:
-            self._write(replies)
-        if self._paused:
-            # They were asked for before it stopped reading, and nobody else may wait for it.
-            self._unread_replies += self._written
-            if self._unread_replies > _MOST_UNREAD * self._server.settings.unsent_limit:
-                self.let_go("the peer does not read its replies")
+        if replies:
+            size = len(replies[0]) if len(replies) == 1 else sum(map(len, replies))
+            if last and size <= _JOIN_LIMIT:
+                self._written = size
+                self._counters.bytes_written += size
+                self._write_alone(replies[0] if len(replies) == 1 else b"".join(replies))
+            else:
+                self._write(replies)
+            if self._paused:
+                # They were asked for before it stopped reading, and nobody else may wait for it.
+                self._unread_replies += self._written
+                if self._unread_replies > _MOST_UNREAD * self._server.settings.unsent_limit:
+                    self.let_go("the peer does not read its replies")
+        session = self.session
+        if last and session is not None and not session.plain and session.waits:
+            self.proceed()
 
     def forwarding_failed(self, reason: str) -> None:
         """Close: a request of unknown fate must not be answered."""
         if not self._closed:
             self._note(reason)
             self._close()
-
-    def forwarding_ended(self) -> None:
-        """Serve what has waited for forwarded requests."""
-        if self.session is not None and self.session.waits:
-            self.proceed()
 
     @property
     def partial(self) -> bool:

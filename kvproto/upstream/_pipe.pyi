@@ -1,8 +1,17 @@
+from collections import deque
 from typing import Any
 
 def use_plans(table: list[tuple[int, int, bool, bool, int] | None]) -> None: ...
-def scan_requests(
-    pipe: Any, data: bytes, runs: dict[int, Any], max_body: int, most_slots: int
+def take_runs(
+    pending: deque[Any],
+    unsent: int,
+    touched: dict[Any, None],
+    data: bytes,
+    at: int,
+    end: int,
 ) -> int: ...
-def take_replies(run: Any, data: bytes, begin: int, end: int) -> int: ...
-def take_out(pipe: Any) -> list[bytes]: ...
+
+class Run: ...
+
+class Pipe:
+    def __init__(self, fleet: Any, lane: int, outlet: Any) -> None: ...

@@ -1,5 +1,10 @@
 # cython: language_level=3, wraparound=False
-"""The compiled twins of the loops in `kvproto.upstream.pipe`: the same, frame for frame.
+"""The compiled twins of `PythonPipe` and `PythonRun` in `kvproto.upstream.pipe`: the same bytes.
+
+They differ in how little is made for each request.  A run writes its frames into one piece of
+memory and keeps what belongs to them in an array.  Replies that follow each other in a read and
+belong into slots that follow each other are copied in one piece: it stands in the first of these
+slots, and the others hold nothing.
 
 Sizes.  C checks no bounds of what was read, so the code does: a header is read where 24 bytes are
 left, a body where all of it is.  The lengths that a peer sends, of 16 and 32 bits, are
@@ -8,15 +13,21 @@ compared with what is left before anything is added to them.
 Source: memcached ``doc/protocol-binary.xml``.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+cimport cython
+from cpython.bytes cimport (
+    PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE, _PyBytes_Resize
+)
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_XDECREF
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from kvproto.wire import constants
 from kvproto.wire.encoding import simple_reply as _simple_reply
 
-__all__ = ["scan_requests", "take_out", "take_replies"]
+__all__ = ["Pipe", "Run", "take_runs", "use_plans"]
 
 cdef object simple_reply = _simple_reply
 cdef int NOOP = constants.Opcode.NOOP
@@ -25,6 +36,10 @@ cdef size_t LARGE_FRAME = 64 * 1024
 
 cdef enum:
     HEADER_SIZE = 24
+    FEW = 2
+    # Entries that a run has room for from the beginning.
+    MOST_SLOTS = 1024
+    # As in `kvproto.upstream.pipe`.
 
 
 cdef struct Plan:
@@ -60,166 +75,373 @@ cdef inline uint16_t u16(const uint8_t *at) noexcept:
     return <uint16_t>(<uint16_t>at[0] << 8 | at[1])
 
 
-cdef bytes patched(const uint8_t *frame, size_t size, uint8_t opcode, uint32_t opaque):
-    """Return a frame with another opcode and opaque."""
-    cdef bytes copy = PyBytes_FromStringAndSize(<const char *>frame, <Py_ssize_t>size)
-    cdef uint8_t *to = <uint8_t *>PyBytes_AS_STRING(copy)
+cdef inline void patch(
+    uint8_t *to, const uint8_t *frame, size_t size, uint8_t opcode, uint32_t opaque
+) noexcept:
+    """Copy a frame, with another opcode and opaque."""
+    memcpy(to, frame, size)
     to[1] = opcode
     to[12] = <uint8_t>(opaque >> 24)
     to[13] = <uint8_t>(opaque >> 16)
     to[14] = <uint8_t>(opaque >> 8)
     to[15] = <uint8_t>opaque
-    return copy
 
 
-def scan_requests(object pipe, bytes data, dict runs, size_t max_body, Py_ssize_t most_slots):
-    """Put the ordinary requests at the beginning of a read into runs; see the Python twin."""
-    cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(data)
-    cdef size_t at = 0, end = <size_t>PyBytes_GET_SIZE(data)
-    cdef size_t left, key_size, extras_size, body_size, used
-    cdef const uint8_t *header
-    cdef Plan *plan
-    cdef uint8_t opcode
-    cdef uint32_t opaque
-    cdef list slots = pipe.slots
-    cdef Py_ssize_t base = pipe.base
-    cdef object fleet = pipe.fleet
-    cdef dict places = fleet.places
-    cdef object run = None, index, found, last = None
-    cdef list entries = None, parts = None
-    cdef uint32_t first = 0
-    cdef object next_opaque = fleet.next_opaque
-    cdef bint writes = False
-    while end - at >= HEADER_SIZE and PyList_GET_SIZE(slots) < most_slots:
-        header = start + at
-        left = end - at - HEADER_SIZE
-        body_size = u32(header + 8)
-        # Datatype and partition: 0.
-        if header[0] != 0x80 or header[5] or header[6] or header[7] or body_size > left:
-            break
-        opcode = header[1]
-        plan = &plans[opcode]
-        key_size = u16(header + 2)
-        extras_size = header[4]
-        opaque = u32(header + 12)
-        if not plan.known:
-            if opcode != NOOP or body_size or key_size or extras_size:
-                break
-            slots.append(simple_reply(NOOP, 0, opaque))
-            at += HEADER_SIZE
-            continue
-        used = extras_size + key_size
-        if (
-            extras_size != plan.extras
-            or key_size == 0
-            or key_size > MAX_KEY
-            or body_size > max_body
-            or used > body_size
-            or (used != body_size and not plan.value)
-        ):
-            break
-        key = PyBytes_FromStringAndSize(
-            <const char *>header + HEADER_SIZE + extras_size, <Py_ssize_t>key_size
-        )
-        index = places.get(key)
-        if index is None:
-            index = fleet.index_of(key)
-        if index is not last or run is None:
-            if run is not None and writes:
-                run.write = True
-            found = runs.get(index)
-            if found is None:
-                found = pipe.new_run(index, next_opaque)
-                if found is None:
-                    run = None
+cdef struct Entry:
+    Py_ssize_t place
+    uint32_t opaque
+    uint8_t opcode
+
+
+@cython.freelist(64)
+cdef class Run:
+    """Requests of one client that go over one connection; as `PythonRun`."""
+
+    cdef readonly Pipe pipe
+    cdef readonly object link
+    cdef readonly uint32_t opaque
+    cdef readonly bytes data
+    cdef readonly bint write
+    cdef readonly bint several
+    cdef readonly bint complete
+    cdef readonly Py_ssize_t got
+    cdef readonly int tries
+    cdef object _index
+    cdef Entry *_entries
+    cdef Py_ssize_t _count, _room
+    cdef Entry[FEW] _few
+    cdef PyObject *_frames  # of which `_used` bytes are written; NULL once they are `data`
+    cdef size_t _used
+
+    def __cinit__(self):
+        self._entries = self._few
+        self._room = FEW
+        self.several = True
+
+    def __dealloc__(self):
+        if self._entries != self._few:
+            PyMem_Free(self._entries)
+        Py_XDECREF(self._frames)
+
+    cdef int _add(self, Py_ssize_t place, uint32_t opaque, uint8_t opcode) except -1:
+        cdef Entry *more
+        if self._count == self._room:
+            if self._entries == self._few:
+                more = <Entry *>PyMem_Malloc(32 * sizeof(Entry))
+                self._room = 32
+                if more is not NULL:
+                    memcpy(more, self._few, FEW * sizeof(Entry))
+            else:
+                self._room *= 2
+                more = <Entry *>PyMem_Realloc(self._entries, self._room * sizeof(Entry))
+            if more is NULL:
+                self._room = self._count
+                raise MemoryError
+            self._entries = more
+        self._entries[self._count] = Entry(place, opaque, opcode)
+        self._count += 1
+        return 0
+
+    cdef int _close(self) except -1:
+        """Make `data` of the frames."""
+        if <Py_ssize_t>self._used != PyBytes_GET_SIZE(<object>self._frames):
+            _PyBytes_Resize(&self._frames, <Py_ssize_t>self._used)
+        self.data = <bytes>self._frames
+        Py_DECREF(self.data)
+        self._frames = NULL
+        return 0
+
+    @property
+    def entries(self):
+        """For each request its slot, and the client's opaque and opcode."""
+        cdef Py_ssize_t at
+        return [
+            (self._entries[at].place, self._entries[at].opaque, self._entries[at].opcode)
+            for at in range(self._count)
+        ]
+
+    cpdef send(self):
+        """Send it, or send it again."""
+        self.tries += 1
+        connection = self.link.ready
+        (self.link if connection is None else connection).send(self)
+
+    def take(self, dict touched, bytes data, Py_ssize_t at, Py_ssize_t end):
+        """Take replies; see `kvproto.upstream.memcached.FrameCall.take`."""
+        touched[self.pipe] = None
+        return self._take(data, at, end)
+
+    def answered(self, reply, call):
+        """Take the end of the connection."""
+        self.pipe.run_failed(self, reply)
+
+    cdef Py_ssize_t _take(self, bytes data, Py_ssize_t begin, Py_ssize_t end) except -2:
+        """Take replies out of a read; return where that ends, -1 at a wrong one."""
+        cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(data)
+        cdef const uint8_t *header
+        cdef Pipe pipe = self.pipe
+        cdef Py_ssize_t at = begin, first, stop, place
+        cdef size_t body_size, size
+        cdef uint16_t status
+        cdef uint8_t silent
+        cdef uint8_t *to
+        cdef Entry *entry
+        cdef bytes piece
+        cdef bint wrong = False
+        while self._got_room(end - at):
+            # How many replies can be one piece, and how long it is.
+            first, stop, size = self.got, at, 0
+            place = self._entries[first].place
+            while self.got < self._count and end - stop >= HEADER_SIZE:
+                entry = &self._entries[self.got]
+                header = start + stop
+                if (
+                    header[0] != 0x81
+                    or u32(header + 12) != <uint32_t>(self.opaque + <uint32_t>self.got)
+                ):
+                    wrong = True
                     break
-                runs[index] = found
-                next_opaque = (next_opaque + most_slots) & 0xFFFFFFFF
-                fleet.next_opaque = next_opaque
-            run, last = found, index
-            entries, parts = run.entries, run.parts
-            first = run.opaque
-            writes = False
-        parts.append(
-            patched(
+                body_size = u32(header + 8)
+                if body_size > <size_t>(end - stop - HEADER_SIZE):
+                    break
+                if entry.place != place + (self.got - first):
+                    break
+                status = u16(header + 6)
+                silent = plans[entry.opcode].silent
+                if not ((silent == 1 and status == 1) or (silent == 2 and status == 0)):
+                    size += HEADER_SIZE + body_size
+                    if HEADER_SIZE + body_size > LARGE_FRAME:
+                        pipe.fleet.note_large(pipe.key_of(self, self.got))
+                self.got += 1
+                stop += HEADER_SIZE + <Py_ssize_t>body_size
+            if self.got == first:
+                break
+            if not pipe.closed:
+                piece = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size) if size else b""
+                to = <uint8_t *>PyBytes_AS_STRING(piece)
+                while first < self.got:
+                    entry = &self._entries[first]
+                    header = start + at
+                    body_size = u32(header + 8)
+                    status = u16(header + 6)
+                    silent = plans[entry.opcode].silent
+                    if not ((silent == 1 and status == 1) or (silent == 2 and status == 0)):
+                        patch(to, header, HEADER_SIZE + body_size, entry.opcode, entry.opaque)
+                        to += HEADER_SIZE + body_size
+                    pipe.slots[entry.place - pipe.base] = piece if entry.place == place else b""
+                    first += 1
+                    at += HEADER_SIZE + <Py_ssize_t>body_size
+            at = stop
+            if wrong:
+                break
+        self.complete = self.got == self._count
+        return -1 if wrong else at
+
+    cdef inline bint _got_room(self, Py_ssize_t left) noexcept:
+        return self.got < self._count and left >= HEADER_SIZE
+
+
+cdef class Pipe:
+    """What each request needs of one client's short way; as `PythonPipe`."""
+
+    cdef readonly object fleet
+    cdef readonly object lane
+    cdef readonly object outlet
+    cdef public dict waiting
+    cdef public list slots
+    cdef public Py_ssize_t base
+    cdef public bytes tail
+    cdef public bint closed
+
+    def __init__(self, fleet, lane, outlet):
+        self.fleet = fleet
+        self.lane = lane
+        self.outlet = outlet
+        self.waiting = {}
+        self.slots = []
+        self.base = 0
+        self.tail = b""
+        self.closed = False
+
+    def forward(self, bytes data, list out, size_t max_body):
+        """Send the ordinary requests that a read begins with; see the Python twin."""
+        cdef Py_ssize_t kept = PyBytes_GET_SIZE(self.tail), at
+        cdef list runs = []
+        cdef Run run
+        if kept:
+            data = self.tail + data
+        at = self._scan(data, runs, LARGE_FRAME if max_body > LARGE_FRAME else max_body)
+        for run in runs:
+            run._close()
+        for run in runs:
+            run.send()
+        if at < PyBytes_GET_SIZE(data) and self.continues(data, at):
+            self.tail = data[at:]
+            at = PyBytes_GET_SIZE(data)
+        elif at < kept:
+            return -1
+        elif kept:
+            self.tail = b""
+        if PyList_GET_SIZE(self.slots) and self.slots[0] is not None:
+            out += self._take_out()
+        return at - kept
+
+    def scan(self, bytes data, list runs, size_t max_body):
+        """Put requests into runs; see the Python twin."""
+        cdef Py_ssize_t at = self._scan(data, runs, max_body)
+        cdef Run run
+        for run in runs:
+            run._close()
+        return at
+
+    cdef Py_ssize_t _scan(self, bytes data, list runs, size_t max_body) except -1:
+        cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(data)
+        cdef size_t at = 0, end = <size_t>PyBytes_GET_SIZE(data)
+        cdef size_t left, key_size, extras_size, body_size, used
+        cdef const uint8_t *header
+        cdef Plan *plan
+        cdef uint8_t opcode
+        cdef uint32_t opaque
+        cdef list slots = self.slots
+        cdef object fleet = self.fleet
+        cdef dict places = fleet.places
+        cdef object index
+        cdef Run run = None, found
+        while end - at >= HEADER_SIZE and PyList_GET_SIZE(slots) < MOST_SLOTS:
+            header = start + at
+            left = end - at - HEADER_SIZE
+            body_size = u32(header + 8)
+            # Datatype and partition: 0.
+            if header[0] != 0x80 or header[5] or header[6] or header[7] or body_size > left:
+                break
+            opcode = header[1]
+            plan = &plans[opcode]
+            key_size = u16(header + 2)
+            extras_size = header[4]
+            opaque = u32(header + 12)
+            if not plan.known:
+                if opcode != NOOP or body_size or key_size or extras_size:
+                    break
+                slots.append(simple_reply(NOOP, 0, opaque))
+                at += HEADER_SIZE
+                continue
+            used = extras_size + key_size
+            if (
+                extras_size != plan.extras
+                or key_size == 0
+                or key_size > MAX_KEY
+                or body_size > max_body
+                or used > body_size
+                or (used != body_size and not plan.value)
+            ):
+                break
+            key = PyBytes_FromStringAndSize(
+                <const char *>header + HEADER_SIZE + extras_size, <Py_ssize_t>key_size
+            )
+            index = places.get(key)
+            if index is None:
+                index = fleet.index_of(key)
+            if run is None or index is not run._index:
+                run = None
+                for found in runs:
+                    if found._index == index:
+                        run = found
+                        break
+                if run is None:
+                    link = fleet.plain_link(index, self.lane)
+                    if link is None:
+                        break
+                    run = Run.__new__(Run)
+                    run.pipe = self
+                    run.link = link
+                    run._index = index
+                    run.opaque = fleet.next_opaque
+                    fleet.next_opaque = <uint32_t>(run.opaque + <uint32_t>MOST_SLOTS)
+                    # What is left of the read is more than it can need.
+                    new_frames(run, <Py_ssize_t>(end - at))
+                    runs.append(run)
+            run._add(self.base + PyList_GET_SIZE(slots), opaque, opcode)
+            patch(
+                <uint8_t *>PyBytes_AS_STRING(<object>run._frames) + run._used,
                 header,
                 HEADER_SIZE + body_size,
                 plan.loud,
-                <uint32_t>(first + <uint32_t>PyList_GET_SIZE(entries)),
+                run.opaque + <uint32_t>(run._count - 1),
             )
-        )
-        if plan.write:
-            writes = True
-        entries.append((base + PyList_GET_SIZE(slots), opaque, opcode))
-        slots.append(None)
-        at += HEADER_SIZE + body_size
-    if run is not None and writes:
-        run.write = True
-    return at
+            run._used += HEADER_SIZE + body_size
+            if plan.write:
+                run.write = True
+            slots.append(None)
+            at += HEADER_SIZE + body_size
+        return <Py_ssize_t>at
 
+    def flush(self):
+        """Hand on what may leave; see the Python twin."""
+        cdef list slots = self.slots, out
+        if self.closed or not PyList_GET_SIZE(slots) or slots[0] is None:
+            return
+        out = self._take_out()
+        if out or not PyList_GET_SIZE(slots):
+            self.outlet.forwarded(out, not PyList_GET_SIZE(slots))
+        if PyList_GET_SIZE(self.slots) and self.slots[0] is not None:
+            self.stop_at_unknown()
 
-def take_replies(object run, bytes data, Py_ssize_t begin, Py_ssize_t end):
-    """Take replies to a run out of what a server has sent; see the Python twin."""
-    cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(data)
-    cdef const uint8_t *header
-    cdef object pipe = run.pipe
-    cdef list entries = run.entries
-    cdef list slots = pipe.slots
-    cdef bint closed = pipe.closed
-    cdef Py_ssize_t base = pipe.base
-    cdef Py_ssize_t got = run.got, count = PyList_GET_SIZE(entries), at = begin, place
-    cdef uint32_t first = run.opaque
-    cdef uint32_t opaque
-    cdef uint16_t status
-    cdef size_t body_size
-    cdef uint8_t opcode, silent
-    cdef tuple entry
-    cdef object answer
-    while end - at >= HEADER_SIZE and got < count:
-        header = start + at
-        if header[0] != 0x81 or u32(header + 12) != <uint32_t>(first + <uint32_t>got):
-            run.got = got
-            return -1
-        body_size = u32(header + 8)
-        if body_size > <size_t>(end - at - HEADER_SIZE):
-            break
-        entry = <tuple>PyList_GET_ITEM(entries, got)
-        place = entry[0]
-        opaque = entry[1]
-        opcode = entry[2]
-        status = u16(header + 6)
-        silent = plans[opcode].silent
-        if (silent == 1 and status == 1) or (silent == 2 and status == 0):
-            answer = b""
+    def take_out(self):
+        """Take out the answers before which everything has been answered."""
+        return self._take_out()
+
+    cdef list _take_out(self):
+        cdef list slots = self.slots
+        cdef list out = []
+        cdef Py_ssize_t count = 0, size = PyList_GET_SIZE(slots)
+        cdef object answer
+        while count < size:
+            answer = <object>PyList_GET_ITEM(slots, count)
+            if type(answer) is not bytes:
+                break
+            if PyBytes_GET_SIZE(answer):
+                out.append(answer)
+            count += 1
+        if count == size:
+            slots.clear()
         else:
-            answer = patched(header, HEADER_SIZE + body_size, opcode, opaque)
-            if HEADER_SIZE + body_size > LARGE_FRAME:
-                pipe.fleet.note_large(run.key(got))
-        got += 1
-        if not closed:
-            slots[place - base] = answer
-        at += HEADER_SIZE + <Py_ssize_t>body_size
-    run.got = got
-    run.complete = got == count
-    return at
+            del slots[:count]
+        self.base += count
+        return out
 
 
-def take_out(object pipe):
-    """Take out of a pipe the answers before which everything has been answered."""
-    cdef list slots = pipe.slots
-    cdef list out = []
-    cdef Py_ssize_t count = 0, size = PyList_GET_SIZE(slots)
-    cdef object answer
-    while count < size:
-        answer = <object>PyList_GET_ITEM(slots, count)
-        if type(answer) is not bytes:
+cdef extern from *:
+    """
+    static PyObject *kvproto_new_bytes(Py_ssize_t size) {
+        return PyBytes_FromStringAndSize(NULL, size);
+    }
+    """
+    PyObject *kvproto_new_bytes(Py_ssize_t size)
+
+
+cdef int new_frames(Run run, Py_ssize_t size) except -1:
+    """Give a run memory for its frames."""
+    run._frames = kvproto_new_bytes(size)
+    if run._frames is NULL:
+        raise MemoryError
+    return 0
+
+
+def take_runs(
+    object pending, Py_ssize_t unsent, dict touched, bytes data, Py_ssize_t at, Py_ssize_t end
+):
+    """Give replies to runs; see `kvproto.upstream.memcached.take_in_python`."""
+    cdef Py_ssize_t waiting = len(pending)
+    cdef Run run
+    while waiting > unsent and end - at >= HEADER_SIZE:
+        call = pending[0]
+        if type(call) is not Run:
             break
-        if PyBytes_GET_SIZE(answer):
-            out.append(answer)
-        count += 1
-    if count == size:
-        slots.clear()
-    else:
-        del slots[:count]
-    pipe.base += count
-    return out
+        run = <Run>call
+        touched[run.pipe] = None
+        at = run._take(data, at, end)
+        if at < 0 or not run.complete:
+            break
+        pending.popleft()
+        waiting -= 1
+    return at

@@ -18,6 +18,7 @@ Source: memcached ``doc/protocol-binary.xml``, ``proto_bin.c``.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import connectionDone as CONNECTION_DONE
 from twisted.python.failure import Failure
 
+from kvproto.base.compiled import compiled
 from kvproto.base.log import make_logger
 from kvproto.errors import RemoteProtocolError
 from kvproto.upstream.connection import Call, EngineConnection
@@ -78,16 +80,17 @@ class FrameCall(Call):
         self.items: list[bytes] | None = None
 
     several = False
-    """Whether it is more than one request: then `take` takes replies until it is ``complete``."""
+    """Whether it may be more than one request: then `take` takes replies until it is
+    ``complete``."""
 
     complete: bool = True
     """Whether all replies have been taken."""
 
-    def take(self, connection: MemcachedConnection, data: bytes, at: int, end: int) -> int:
+    def take(self, touched: dict[_Flushed, None], data: bytes, at: int, end: int) -> int:
         """Take replies to several requests out of a read.
 
         Args:
-            connection: Whose ``touched`` gets what is to be flushed when the read is through.
+            touched: Gets what is to be flushed when the read is through.
             data: The read.
             at: Where a reply begins.
             end: Where the read ends.
@@ -97,6 +100,43 @@ class FrameCall(Call):
             must come.
         """
         raise NotImplementedError
+
+
+def take_in_python(
+    pending: deque[Any],
+    unsent: int,
+    touched: dict[_Flushed, None],
+    data: bytes,
+    at: int,
+    end: int,
+) -> int:
+    """Give replies to calls of several requests as long as the queue begins with such calls.
+
+    Args:
+        pending: Calls that wait for replies.
+        unsent: How many of the last of them have not been sent.
+        touched: See `FrameCall.take`.
+        data: The read.
+        at: Where the first reply begins.
+        end: Where the read ends.
+
+    Returns:
+        As `FrameCall.take`.
+    """
+    while len(pending) > unsent and end - at >= HEADER_SIZE and pending[0].several:
+        call = pending[0]
+        at = call.take(touched, data, at, end)
+        if at < 0 or not call.complete:
+            break
+        pending.popleft()
+    return at
+
+
+_compiled = compiled("kvproto.upstream._pipe")
+
+take_runs: Callable[[deque[Any], int, dict[_Flushed, None], bytes, int, int], int] = (
+    take_in_python if _compiled is None else _compiled.take_runs
+)
 
 
 class _Flushed(Protocol):
@@ -248,12 +288,10 @@ class MemcachedConnection(EngineConnection):
                 break
             call: Any = pending[0]
             if call.several:
-                before, at = at, call.take(self, data, at, end)
+                at = take_runs(pending, len(out), self.touched, data, at, end)
                 if at < 0:
                     self._end("protocol", "a reply to another request")
-                elif call.complete:
-                    pending.popleft()
-                elif at == before or end - at < HEADER_SIZE:
+                elif pending and pending[0] is call:
                     break
                 continue
             magic, opcode, key_size, _, _, _, body_size, opaque, _ = _unpack(data, at)

@@ -15,14 +15,14 @@ What is ordinary is decided so narrowly that a server always answers it, exactly
 not like a frame may end a connection that others share.  Quiet requests are sent as loud ones and
 their silence is made here; a NOOP is answered here when its turn has come.
 
-`scan_requests`, `take_replies` and `take_out` have compiled twins in `kvproto.upstream._pipe`.
+What each request needs has a compiled twin in `kvproto.upstream._pipe`: `Run` and `Pipe` are
+that one where it was built, and `PythonRun` and `PythonPipe` where it was not.
 
 Source: memcached ``doc/protocol-binary.xml``, ``proto_bin.c``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
@@ -31,7 +31,7 @@ from kvproto.base.compiled import compiled
 from kvproto.base.log import make_logger
 from kvproto.upstream.connection import Call
 from kvproto.upstream.link import Link
-from kvproto.upstream.memcached import FrameCall, MemcachedConnection
+from kvproto.upstream.memcached import FrameCall
 from kvproto.upstream.resp import EngineFailure, Fate
 from kvproto.wire.constants import HEADER_SIZE, MAX_KEY, Opcode, Status
 from kvproto.wire.encoding import HEADER, error_reply, simple_reply
@@ -43,10 +43,9 @@ __all__ = [
     "MOST_SLOTS",
     "Outlet",
     "Pipe",
+    "PythonPipe",
+    "PythonRun",
     "Run",
-    "scan_in_python",
-    "take_in_python",
-    "take_out_in_python",
 ]
 
 log = make_logger()
@@ -111,13 +110,15 @@ class Outlet(Protocol):
     """The client's connection."""
 
     def forwarded(self, replies: list[bytes], last: bool) -> None:
-        """Write replies; `last` when nothing is under way any more."""
+        """Write replies.
+
+        Args:
+            replies: In order; none where everything that was to be said is silence.
+            last: Whether nothing is under way any more, so that what has waited for that goes on.
+        """
 
     def forwarding_failed(self, reason: str) -> None:
         """Close: a request of unknown fate must not be answered."""
-
-    def forwarding_ended(self) -> None:
-        """Note that nothing is under way any more."""
 
 
 class _Unknown:
@@ -129,7 +130,7 @@ class _Unknown:
         self.reason = reason
 
 
-class Run(FrameCall):
+class PythonRun(FrameCall):
     """Requests of one client that go over one connection, in one piece.
 
     Attributes:
@@ -147,7 +148,7 @@ class Run(FrameCall):
 
     __slots__ = ("complete", "entries", "got", "link", "parts", "pipe", "tries")
 
-    def __init__(self, pipe: Pipe, link: Link, opaque: int) -> None:
+    def __init__(self, pipe: Any, link: Link, opaque: int) -> None:
         # Not what a single request has besides: there are as many runs as reads.
         self.pipe = pipe
         self.link = link
@@ -166,40 +167,142 @@ class Run(FrameCall):
         link = self.link
         (link.ready or link).send(self)
 
-    def take(self, connection: MemcachedConnection, data: bytes, at: int, end: int) -> int:
-        """Take replies; see `FrameCall.take`."""
-        connection.touched[self.pipe] = None
-        return take_replies(self, data, at, end)
-
     def answered(self, reply: Any, call: Call) -> None:
         """Take the end of the connection; complete replies never come here."""
-        assert isinstance(reply, EngineFailure)
         self.pipe.run_failed(self, reply)
 
-    def key(self, index: int) -> bytes:
-        """Return the key of one request; its frames are looked through for it."""
-        at = 0
-        for _ in range(index):
-            at += HEADER_SIZE + _unpack(self.data, at)[6]
-        _, _, key_size, extras_size = _unpack(self.data, at)[:4]
-        begin = at + HEADER_SIZE + extras_size
-        return self.data[begin : begin + key_size]
+    def take(self, touched: dict[Any, None], data: bytes, at: int, end: int) -> int:
+        """Take replies; see `FrameCall.take`."""
+        pipe = self.pipe
+        touched[pipe] = None
+        entries = self.entries
+        count = len(entries)
+        while end - at >= HEADER_SIZE and self.got < count:
+            magic, _, _, _, _, status, body_size, opaque, _ = _unpack(data, at)
+            got = self.got
+            if magic != 0x81 or opaque != self.opaque + got & _LAST:
+                return -1
+            stop = at + HEADER_SIZE + body_size
+            if stop > end:
+                break
+            place, client_opaque, opcode = entries[got]
+            plan = PLANS[opcode]
+            assert plan is not None
+            silent = plan[4]
+            missed, done = status == Status.NOT_FOUND, not status
+            if (silent == _MISS_IS_SILENT and missed) or (silent == _SUCCESS_IS_SILENT and done):
+                answer = b""
+            else:
+                answer = b"".join(
+                    (
+                        b"\x81",
+                        opcode.to_bytes(),
+                        data[at + 2 : at + 12],
+                        client_opaque.to_bytes(4),
+                        data[at + 16 : stop],
+                    )
+                )
+                if len(answer) > LARGE_FRAME:
+                    pipe.fleet.note_large(pipe.key_of(self, got))
+            self.got = got + 1
+            pipe.put(place, answer)
+            at = stop
+        self.complete = self.got == count
+        return at
 
-    def fail(self, failure: EngineFailure) -> None:
-        """Answer what has not been answered."""
+
+class _RarelyNeeded:
+    """What few requests need of a pipe; the rest is `PythonPipe`'s, or its compiled twin's."""
+
+    fleet: Fleet
+    outlet: Outlet
+    waiting: dict[Any, IDelayedCall]
+    slots: list[Any]
+    base: int
+    tail: bytes
+    closed: bool
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are under way."""
+        return bool(self.slots)
+
+    def continues(self, data: bytes, at: int) -> bool:
+        """Return whether what is left is the beginning of an ordinary request."""
+        left = len(data) - at
+        if len(self.slots) >= MOST_SLOTS or data[at] != 0x80:
+            return False
+        if left < HEADER_SIZE:
+            return left < 2 or PLANS[data[at + 1]] is not None
+        _, opcode, _, _, _, _, body_size, _, _ = _unpack(data, at)
+        return PLANS[opcode] is not None and left < HEADER_SIZE + body_size <= LARGE_FRAME
+
+    def put(self, place: int, answer: Any) -> None:
+        """Put an answer into its slot."""
+        if not self.closed:
+            self.slots[place - self.base] = answer
+
+    def stop_at_unknown(self) -> None:
+        """Close if the next answer is that nothing is known of a write."""
+        if self.slots and isinstance(self.slots[0], _Unknown):
+            reason = self.slots[0].reason
+            self.close()
+            self.outlet.forwarding_failed(reason)
+
+    def run_failed(self, run: Any, failure: EngineFailure) -> None:
+        """Answer the requests of a run whose connection was lost, or send it again."""
+        run.link.server.count(failure)
+        if self.closed:
+            return
+        wait = None if run.got else self.fleet.again_after(run.tries, failure)
+        if wait is not None:
+            self.waiting[run] = self.fleet.call_later(wait, self._send_again, run)
+            return
+        self._answer_failed(run, failure)
+        self.flush()
+
+    def _answer_failed(self, run: Any, failure: EngineFailure) -> None:
+        """Answer what has not been answered of a run."""
         unknown = failure.fate is Fate.UNKNOWN or failure.fate is Fate.UNANSWERED
-        text = f"{self.link.server.name}: {failure.text}"
-        for place, opaque, opcode in self.entries[self.got :]:
+        text = f"{run.link.server.name}: {failure.text}"
+        for place, opaque, opcode in run.entries[run.got :]:
             plan = PLANS[opcode]
             answer: Any
             if unknown and plan is not None and plan[3]:
                 answer = _Unknown(text)
             else:
                 answer = error_reply(opcode, Status.TEMPORARY_FAILURE, opaque)
-            self.pipe.put(place, answer)
+            self.put(place, answer)
+
+    def _send_again(self, run: Any) -> None:
+        del self.waiting[run]
+        run.send()
+
+    def key_of(self, run: Any, index: int) -> bytes:
+        """Return the key of one request of a run; its frames are looked through for it."""
+        data, at = run.data, 0
+        for _ in range(index):
+            at += HEADER_SIZE + _unpack(data, at)[6]
+        _, _, key_size, extras_size = _unpack(data, at)[:4]
+        begin: int = at + HEADER_SIZE + extras_size
+        key: bytes = data[begin : begin + key_size]
+        return key
+
+    def close(self) -> None:
+        """Forget everything: the client is gone; its replies will be thrown away."""
+        self.closed = True
+        self.slots = []
+        self.tail = b""
+        waiting, self.waiting = self.waiting, {}
+        for again in waiting.values():
+            again.cancel()
+
+    def flush(self) -> None:
+        """Hand on what may leave."""
+        raise NotImplementedError
 
 
-class Pipe:
+class PythonPipe(_RarelyNeeded):
     """One client's short way.
 
     Args:
@@ -211,24 +314,18 @@ class Pipe:
         slots: Answers to requests under way, in order; None where there is none yet.
         base: The number of the first slot, counted from the first one ever.
         tail: The beginning of an ordinary request that is not all there.
+        waiting: Runs that will be sent again.
     """
-
-    __slots__ = ("_outlet", "_waiting", "base", "closed", "fleet", "lane", "slots", "tail")
 
     def __init__(self, fleet: Fleet, lane: int, outlet: Outlet) -> None:
         self.fleet = fleet
         self.lane = lane
-        self._outlet = outlet
-        self._waiting: dict[Run, IDelayedCall] = {}
-        self.slots: list[Any] = []
+        self.outlet = outlet
+        self.waiting = {}
+        self.slots = []
         self.base = 0
         self.tail = b""
         self.closed = False
-
-    @property
-    def busy(self) -> bool:
-        """Whether requests are under way."""
-        return bool(self.slots)
 
     def forward(self, data: bytes, out: list[bytes], max_body: int) -> int:
         """Send the ordinary requests that a read begins with.
@@ -245,15 +342,11 @@ class Pipe:
         kept = len(self.tail)
         if kept:
             data = self.tail + data
-        runs: dict[int, Run] = {}
-        longest = LARGE_FRAME if max_body > LARGE_FRAME else max_body
-        at = scan_requests(self, data, runs, longest, MOST_SLOTS)
-        for run in runs.values():
-            parts = run.parts
-            run.data = parts[0] if len(parts) == 1 else b"".join(parts)
-            run.parts = []
+        runs: list[PythonRun] = []
+        at = self.scan(data, runs, LARGE_FRAME if max_body > LARGE_FRAME else max_body)
+        for run in runs:
             run.send()
-        if at < len(data) and self._continues(data, at):
+        if at < len(data) and self.continues(data, at):
             self.tail = data[at:]
             at = len(data)
         elif at < kept:
@@ -261,216 +354,118 @@ class Pipe:
         else:
             self.tail = b""
         if self.slots and self.slots[0] is not None:
-            out += take_out(self)
+            out += self.take_out()
         return at - kept
 
-    def _continues(self, data: bytes, at: int) -> bool:
-        """Return whether what is left is the beginning of an ordinary request."""
-        left = len(data) - at
-        if len(self.slots) >= MOST_SLOTS or data[at] != 0x80:
-            return False
-        if left < HEADER_SIZE:
-            return left < 2 or PLANS[data[at + 1]] is not None
-        _, opcode, _, _, _, _, body_size, _, _ = _unpack(data, at)
-        return PLANS[opcode] is not None and left < HEADER_SIZE + body_size <= LARGE_FRAME
+    def scan(self, data: bytes, runs: list[PythonRun], max_body: int) -> int:
+        """Put the ordinary requests at the beginning of a read into runs.
 
-    def new_run(self, index: int, opaque: int) -> Run | None:
-        """Return a run to a server, None when requests to it are not ordinary now."""
-        link = self.fleet.plain_link(index, self.lane)
-        return None if link is None else Run(self, link, opaque)
+        Args:
+            data: The read.
+            runs: Gets the runs, one for each server.
+            max_body: Bytes of the longest ordinary body.
 
-    def put(self, place: int, answer: Any) -> None:
-        """Put an answer into its slot."""
-        if not self.closed:
-            self.slots[place - self.base] = answer
+        Returns:
+            Where the first request begins that is not ordinary, or not all there.
+        """
+        fleet, slots = self.fleet, self.slots
+        base = self.base
+        at, end = 0, len(data)
+        index_of = fleet.index_of
+        found: dict[int, PythonRun] = {}
+        while end - at >= HEADER_SIZE and len(slots) < MOST_SLOTS:
+            magic, opcode, key_size, extras_size, datatype, vbucket, body_size, opaque, _ = _unpack(
+                data, at
+            )
+            key_at = at + HEADER_SIZE + extras_size
+            value_at = key_at + key_size
+            stop = at + HEADER_SIZE + body_size
+            if magic != 0x80 or datatype or vbucket or stop > end:
+                break
+            plan = PLANS[opcode]
+            if plan is None:
+                if opcode != _NOOP or body_size or key_size or extras_size:
+                    break
+                slots.append(simple_reply(_NOOP, 0, opaque))
+                at = stop
+                continue
+            loud, extras, value, write, _ = plan
+            if (
+                extras_size != extras
+                or not 0 < key_size <= MAX_KEY
+                or body_size > max_body
+                or (value_at > stop if value else value_at != stop)
+            ):
+                break
+            index = index_of(data[key_at:value_at])
+            run = found.get(index)
+            if run is None:
+                link = fleet.plain_link(index, self.lane)
+                if link is None:
+                    break
+                run = found[index] = PythonRun(self, link, fleet.next_opaque)
+                runs.append(run)
+                fleet.next_opaque = (fleet.next_opaque + MOST_SLOTS) & _LAST
+            entries = run.entries
+            run.parts.append(
+                b"".join(
+                    (
+                        b"\x80",
+                        loud.to_bytes(),
+                        data[at + 2 : at + 12],
+                        (run.opaque + len(entries) & _LAST).to_bytes(4),
+                        data[at + 16 : stop],
+                    )
+                )
+            )
+            if write:
+                run.write = True
+            entries.append((base + len(slots), opaque, opcode))
+            slots.append(None)
+            at = stop
+        for run in runs:
+            run.data = b"".join(run.parts)
+            run.parts = []
+        return at
 
     def flush(self) -> None:
         """Hand on what may leave."""
         if self.closed or not self.slots or self.slots[0] is None:
             return
-        out = take_out(self)
-        if out:
-            self._outlet.forwarded(out, not self.slots)
-        if self.slots and isinstance(self.slots[0], _Unknown):
-            reason = self.slots[0].reason
-            self.close()
-            self._outlet.forwarding_failed(reason)
-        elif not self.slots:
-            self._outlet.forwarding_ended()
+        out = self.take_out()
+        if out or not self.slots:
+            self.outlet.forwarded(out, not self.slots)
+        self.stop_at_unknown()
 
-    def run_failed(self, run: Run, failure: EngineFailure) -> None:
-        """Answer the requests of a run whose connection was lost, or send it again."""
-        run.link.server.count(failure)
-        if self.closed:
-            return
-        wait = None if run.got else self.fleet.again_after(run.tries, failure)
-        if wait is not None:
-            self._waiting[run] = self.fleet.call_later(wait, self._send_again, run)
-            return
-        run.fail(failure)
-        self.flush()
-
-    def _send_again(self, run: Run) -> None:
-        del self._waiting[run]
-        run.send()
-
-    def close(self) -> None:
-        """Forget everything: the client is gone; its replies will be thrown away."""
-        self.closed = True
-        self.slots = []
-        self.tail = b""
-        waiting, self._waiting = self._waiting, {}
-        for again in waiting.values():
-            again.cancel()
-
-
-def scan_in_python(
-    pipe: Pipe, data: bytes, runs: dict[int, Run], max_body: int, most_slots: int
-) -> int:
-    """Put the ordinary requests at the beginning of a read into runs.
-
-    Args:
-        pipe: Whose they are; gets a slot for each.
-        data: The read.
-        runs: Gets the runs, by number of the server.
-        max_body: Bytes of the longest ordinary body.
-        most_slots: Slots that there may be.
-
-    Returns:
-        Where the first request begins that is not ordinary, or not all there.
-    """
-    fleet, slots = pipe.fleet, pipe.slots
-    base = pipe.base
-    at, end = 0, len(data)
-    index_of = fleet.index_of
-    next_opaque = fleet.next_opaque
-    while end - at >= HEADER_SIZE and len(slots) < most_slots:
-        magic, opcode, key_size, extras_size, datatype, vbucket, body_size, opaque, _ = _unpack(
-            data, at
-        )
-        key_at = at + HEADER_SIZE + extras_size
-        value_at = key_at + key_size
-        stop = at + HEADER_SIZE + body_size
-        if magic != 0x80 or datatype or vbucket or stop > end:
-            break
-        plan = PLANS[opcode]
-        if plan is None:
-            if opcode != _NOOP or body_size or key_size or extras_size:
+    def take_out(self) -> list[bytes]:
+        """Take out the answers before which everything has been answered."""
+        slots = self.slots
+        count = 0
+        for answer in slots:
+            if answer.__class__ is not bytes:
                 break
-            slots.append(simple_reply(_NOOP, 0, opaque))
-            at = stop
-            continue
-        loud, extras, value, write, _ = plan
-        if (
-            extras_size != extras
-            or not 0 < key_size <= MAX_KEY
-            or body_size > max_body
-            or (value_at > stop if value else value_at != stop)
-        ):
-            break
-        index = index_of(data[key_at:value_at])
-        run = runs.get(index)
-        if run is None:
-            run = pipe.new_run(index, next_opaque)
-            if run is None:
-                break
-            runs[index] = run
-            next_opaque = fleet.next_opaque = (next_opaque + most_slots) & _LAST
-        entries = run.entries
-        run.parts.append(
-            b"".join(
-                (
-                    b"\x80",
-                    loud.to_bytes(),
-                    data[at + 2 : at + 12],
-                    (run.opaque + len(entries) & _LAST).to_bytes(4),
-                    data[at + 16 : stop],
-                )
-            )
-        )
-        if write:
-            run.write = True
-        entries.append((base + len(slots), opaque, opcode))
-        slots.append(None)
-        at = stop
-    return at
+            count += 1
+        out = [answer for answer in slots[:count] if answer]
+        del slots[:count]
+        self.base += count
+        return out
 
 
-def take_in_python(run: Run, data: bytes, at: int, end: int) -> int:
-    """Take replies to a run out of what a server has sent.
+def compiled_pipe(module: Any) -> Any:
+    """Return the pipe whose hot half is compiled."""
+    module.use_plans(PLANS)
 
-    Args:
-        run: Whose they are, as far as there are any.
-        data: What was read.
-        at: Where the first reply begins.
-        end: Where the read ends.
+    class CompiledPipe(module.Pipe, _RarelyNeeded):
+        """See `PythonPipe`."""
 
-    Returns:
-        Where the first frame begins that is not taken, -1 when a reply is not the one that must
-        come.
-    """
-    pipe = run.pipe
-    entries = run.entries
-    count = len(entries)
-    while end - at >= HEADER_SIZE and run.got < count:
-        magic, _, _, _, _, status, body_size, opaque, _ = _unpack(data, at)
-        got = run.got
-        if magic != 0x81 or opaque != run.opaque + got & _LAST:
-            return -1
-        stop = at + HEADER_SIZE + body_size
-        if stop > end:
-            break
-        place, client_opaque, opcode = entries[got]
-        plan = PLANS[opcode]
-        assert plan is not None
-        silent = plan[4]
-        missed, done = status == Status.NOT_FOUND, not status
-        if (silent == _MISS_IS_SILENT and missed) or (silent == _SUCCESS_IS_SILENT and done):
-            answer = b""
-        else:
-            answer = b"".join(
-                (
-                    b"\x81",
-                    opcode.to_bytes(),
-                    data[at + 2 : at + 12],
-                    client_opaque.to_bytes(4),
-                    data[at + 16 : stop],
-                )
-            )
-            if len(answer) > LARGE_FRAME:
-                pipe.fleet.note_large(run.key(got))
-        run.got = got + 1
-        if not pipe.closed:
-            pipe.slots[place - pipe.base] = answer
-        at = stop
-    run.complete = run.got == count
-    return at
-
-
-def take_out_in_python(pipe: Pipe) -> list[bytes]:
-    """Take out of a pipe the answers before which everything has been answered."""
-    slots = pipe.slots
-    count = 0
-    for answer in slots:
-        if answer.__class__ is not bytes:
-            break
-        count += 1
-    out = [answer for answer in slots[:count] if answer]
-    del slots[:count]
-    pipe.base += count
-    return out
+    return CompiledPipe
 
 
 _compiled = compiled("kvproto.upstream._pipe")
-if _compiled is not None:
-    _compiled.use_plans(PLANS)
 
-scan_requests: Callable[[Pipe, bytes, dict[int, Run], int, int], int] = (
-    scan_in_python if _compiled is None else _compiled.scan_requests
-)
-take_replies: Callable[[Run, bytes, int, int], int] = (
-    take_in_python if _compiled is None else _compiled.take_replies
-)
-take_out: Callable[[Pipe], list[bytes]] = (
-    take_out_in_python if _compiled is None else _compiled.take_out
-)
+if TYPE_CHECKING or _compiled is None:
+    Pipe = PythonPipe
+    Run = PythonRun
+else:
+    Pipe = compiled_pipe(_compiled)
+    Run = _compiled.Run

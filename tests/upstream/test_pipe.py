@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.upstream import pipe as pipes
 from kvproto.upstream.memcached import FrameCall, MemcachedConnection
-from kvproto.upstream.pipe import MOST_SLOTS, PLANS, Pipe, Run
+from kvproto.upstream.pipe import MOST_SLOTS, PLANS, Pipe, PythonPipe, Run
 from kvproto.upstream.resp import EngineFailure, Fate
 from kvproto.wire.binary import ResponseDecoder, encode_request, encode_response
 from kvproto.wire.constants import Opcode, Status
@@ -87,19 +87,17 @@ class FakeOutlet:
     def forwarded(self, replies: list[bytes], last: bool) -> None:
         self.replies += replies
         self.last.append(last)
+        self.ended += last
 
     def forwarding_failed(self, reason: str) -> None:
         self.failures.append(reason)
 
-    def forwarding_ended(self) -> None:
-        self.ended += 1
 
-
-def make_pipe() -> tuple[Pipe, Any, FakeOutlet]:
+def make_pipe(kind: Any = Pipe) -> tuple[Any, Any, FakeOutlet]:
     """Make a pipe with its surroundings."""
     fleet: Any = FakeFleet()
     outlet = FakeOutlet()
-    return Pipe(fleet, 0, outlet), fleet, outlet
+    return kind(fleet, 0, outlet), fleet, outlet
 
 
 def get(key: bytes, opaque: int = 0) -> bytes:
@@ -123,28 +121,23 @@ def replies_to(run: Run, status: int = 0, value: bytes = b"") -> bytes:
     return found
 
 
-class FakeConnection:
-    """What a run needs of a connection."""
-
-    def __init__(self) -> None:
-        self.touched: dict[Any, None] = {}
-
-
 class PipeTests(SynchronousTestCase):
     """Requests out, replies back in order."""
 
+    kind: Any = Pipe
+
     def setUp(self) -> None:
-        self.pipe, self.fleet, self.outlet = make_pipe()
-        self.connection: Any = FakeConnection()
+        self.pipe, self.fleet, self.outlet = make_pipe(self.kind)
+        self.touched: dict[Any, None] = {}
 
     def forward(self, data: bytes) -> int:
         out: list[bytes] = []
-        at = self.pipe.forward(data, out, 1 << 20)
+        at: int = self.pipe.forward(data, out, 1 << 20)
         self.outlet.replies += out
         return at
 
     def answer(self, run: Run, data: bytes) -> None:
-        self.assertEqual(run.take(self.connection, data, 0, len(data)), len(data))
+        self.assertEqual(run.take(self.touched, data, 0, len(data)), len(data))
         self.pipe.flush()
 
     def frames(self) -> list[Any]:
@@ -219,7 +212,7 @@ class PipeTests(SynchronousTestCase):
             b"\x81" + ordinary[1:],
             b"get a\r\n" * 10,
         ):
-            self.pipe, self.fleet, self.outlet = make_pipe()
+            self.pipe, self.fleet, self.outlet = make_pipe(self.kind)
             self.assertEqual(self.forward(ordinary + odd + ordinary), len(ordinary))
             self.assertEqual(self.pipe.tail, b"")
 
@@ -271,7 +264,7 @@ class PipeTests(SynchronousTestCase):
         self.forward(get(b"a", 1) + store(b"d", opaque=2) + get(b"a", 3))
         run = self.sent(b"a"[0] % 3)
         data = replies_to(run)
-        run.take(self.connection, data[:24], 0, 24)
+        run.take(self.touched, data[:24], 0, 24)
         run.answered(LOST, run)
         self.assertEqual([one.opaque for one in self.frames()], [1])
         (reason,) = self.outlet.failures
@@ -301,7 +294,7 @@ class PipeTests(SynchronousTestCase):
         self.forward(get(b"a"))
         run = self.sent(b"a"[0] % 3)
         wrong = encode_response(Opcode.GET, opaque=run.opaque + 1)
-        self.assertEqual(run.take(self.connection, wrong, 0, len(wrong)), -1)
+        self.assertEqual(run.take(self.touched, wrong, 0, len(wrong)), -1)
 
     def test_large_reply(self) -> None:
         """A key with a large value is remembered."""
@@ -343,46 +336,69 @@ REQUESTS = st.one_of(
 )
 
 
+class PythonPipeTests(PipeTests):
+    """The same where nothing is compiled."""
+
+    kind = PythonPipe
+
+
 class TwinTests(SynchronousTestCase):
     """The compiled code and Python do the same."""
 
     def setUp(self) -> None:
-        self.compiled = require_compiled("kvproto.upstream._pipe")
-        self.compiled.use_plans(PLANS)
+        self.compiled = pipes.compiled_pipe(require_compiled("kvproto.upstream._pipe"))
 
     @settings(max_examples=300, deadline=None)
     @given(st.lists(REQUESTS, max_size=12).map(b"".join), st.data())
     def test_same(self, data: bytes, draw: st.DataObject) -> None:
         """For any read, and any answers cut anywhere."""
         outcomes = []
-        for scan, take, out in (
-            (pipes.scan_in_python, pipes.take_in_python, pipes.take_out_in_python),
-            (self.compiled.scan_requests, self.compiled.take_replies, self.compiled.take_out),
-        ):
-            pipe, fleet, _ = make_pipe()
-            runs: dict[int, Run] = {}
-            at = scan(pipe, data, runs, 100, 10)
-            seen: list[Any] = [at, list(pipe.slots), fleet.next_opaque]
-            for index, run in sorted(runs.items()):
-                seen.append((index, run.opaque, run.entries, run.parts, run.write))
-            outcomes.append((seen, pipe, runs, take, out))
+        for kind in (PythonPipe, self.compiled):
+            pipe, fleet, outlet = make_pipe(kind)
+            runs: list[Any] = []
+            at = pipe.scan(data, runs, 100)
+            seen = [(run.opaque, run.entries, run.data, run.write, run.several) for run in runs]
+            outcomes.append(((at, list(pipe.slots), fleet.next_opaque, seen), pipe, runs, outlet))
         self.assertEqual(outcomes[0][0], outcomes[1][0])
         statuses = draw.draw(st.lists(st.sampled_from([0, 1, 2]), min_size=12, max_size=12))
         cut = draw.draw(st.integers(0, 400))
+        order = draw.draw(st.permutations(range(len(outcomes[0][2]))))
         results = []
-        for _, pipe, runs, take, out in outcomes:
-            seen = []
-            for _, run in sorted(runs.items()):
+        for _, pipe, runs, outlet in outcomes:
+            found: list[Any] = []
+            for run in (runs[number] for number in order):
                 reply = b""
                 for number, _entry in enumerate(run.entries):
                     opaque = run.opaque + number & 0xFFFF_FFFF
                     reply += encode_response(0, statuses[number], value=b"v", opaque=opaque)
-                at = take(run, reply, 0, min(cut, len(reply)))
-                seen.append((at, run.got, list(pipe.slots)))
-                seen.append(take(run, reply, at, len(reply)))
-                seen.append(take(run, encode_response(0, opaque=1), 0, 24))
-            seen.append((out(pipe), pipe.base, list(pipe.slots)))
-            results.append(seen)
+                touched: dict[Any, None] = {}
+                at = run.take(touched, reply, 0, min(cut, len(reply)))
+                found.append((at, run.got, run.complete, list(touched) == [pipe]))
+                pipe.flush()
+                found.append((b"".join(outlet.replies), list(outlet.last), pipe.base))
+                found.append((run.take(touched, reply, at, len(reply)), run.complete))
+                found.append(run.take(touched, encode_response(0, opaque=1), 0, 24))
+                pipe.flush()
+            found.append((b"".join(outlet.replies), outlet.last, pipe.base, list(pipe.slots)))
+            results.append(found)
+        self.assertEqual(results[0], results[1])
+
+    @given(st.integers(1, 40), st.integers(0, 3000), st.integers(0, 39))
+    def test_wrong_among_right(self, count: int, cut: int, wrong: int) -> None:
+        """What came before a wrong reply is handed on."""
+        results = []
+        for kind in (PythonPipe, self.compiled):
+            pipe, fleet, outlet = make_pipe(kind)
+            pipe.forward(b"".join(get(b"a", number) for number in range(count)), [], 100)
+            (run,) = fleet.links[b"a"[0] % 3].sent
+            data = bytearray(replies_to(run, value=b"value"))
+            if wrong < count:
+                data[wrong * 29 + 15] ^= 1
+            whole = bytes(data)
+            first = run.take({}, whole, 0, min(cut, len(whole)))
+            second = run.take({}, whole, first, len(whole)) if first >= 0 else None
+            pipe.flush()
+            results.append((first, second, run.got, b"".join(outlet.replies), pipe.base))
         self.assertEqual(results[0], results[1])
 
 
