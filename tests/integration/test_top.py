@@ -50,8 +50,7 @@ class Terminal:
             stderr=theirs,
             env={**os.environ, "TERM": term, "COLUMNS": "", "LINES": ""},
             start_new_session=True,
-            # Control-C reaches those whose terminal it is.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+            preexec_fn=_take_terminal,  # noqa: PLW1509
         )
         os.close(theirs)
 
@@ -97,6 +96,13 @@ class Terminal:
 
     def _more(self) -> bool:
         return bool(select.select([self.ours], [], [], 0)[0])
+
+
+def _take_terminal() -> None:
+    """Let Control-C reach the program, as a login shell does."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # What a shell without job control starts in the background ignores it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 _COMMAND = [sys.executable, "-m", "kvproto.cli"]
