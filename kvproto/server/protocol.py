@@ -166,7 +166,10 @@ class KVServerProtocol(TwistedProtocol):
         if started:
             counters.unmeasured = MEASURED_READS
             self._server.requests.took_read(data, perf_counter() - started)
-        written = len(replies[0]) if len(replies) == 1 else sum(map(len, replies))
+        # Forwarded requests have no replies yet.
+        written = (
+            0 if not replies else len(replies[0]) if len(replies) == 1 else sum(map(len, replies))
+        )
         if written > _JOIN_LIMIT:  # less is not worth the time of those who send little
             self._written = written
         counters.bytes_read += size

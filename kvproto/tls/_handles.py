@@ -21,7 +21,7 @@ Source: SSL_read(3), SSL_write(3), BIO_s_mem(3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from typing import Any, Final
 
@@ -172,9 +172,11 @@ class CffiEngine(Engine):
         """
         return bool(_BIO_get_mem_data(self._into_ssl, _NULL) or _SSL_pending(self._ssl))
 
-    def shortcut(self, owner: Any, answer: Answer) -> Callable[[bytes], bytes | None]:
+    def shortcut(
+        self, owner: Any, answer: Answer, queued: Sized, write: Callable[[bytes], object]
+    ) -> Shortcut:
         """Return a shortcut through this engine; see `kvproto.tls.shortcut`."""
-        return Shortcut(self, owner, answer)
+        return Shortcut(self, owner, answer, queued, write)
 
     def fetch(self, plaintext_size: int) -> bytes:
         """Return all ciphertext that waits after `plaintext_size` bytes were encrypted."""
@@ -211,9 +213,11 @@ class NativeEngine(CffiEngine):
         )
         self.open, self.seal, self.drain = pipe.open, pipe.seal, pipe.drain  # type: ignore[method-assign]
 
-    def shortcut(self, owner: Any, answer: Answer) -> Callable[[bytes], bytes | None]:
+    def shortcut(
+        self, owner: Any, answer: Answer, queued: Sized, write: Callable[[bytes], object]
+    ) -> Shortcut:
         """Return a shortcut, compiled as well."""
-        made: Callable[[bytes], bytes | None] = _native.Shortcut(self._pipe, owner, answer)
+        made: Shortcut = _native.Shortcut(self._pipe, owner, answer, queued, write)
         return made
 
 

@@ -21,6 +21,7 @@ __all__ = ["Pipe", "Shortcut", "use"]
 cdef enum:
     RECORD_SIZE = 16384
     # Plaintext bytes of the largest TLS record, as in `kvproto.tls.outbox`.
+    PIECE_SIZE = 4 * RECORD_SIZE
     HEADER_SIZE = 5
     APPLICATION_DATA = 23
     # As in `kvproto.tls.records`.
@@ -118,11 +119,28 @@ cdef class Shortcut:
     cdef Pipe _pipe
     cdef object _owner
     cdef object _answer
+    cdef object _queued
+    cdef object _write
+    cdef public bint armed
 
-    def __cinit__(self, Pipe pipe not None, owner, answer):
+    def __cinit__(self, Pipe pipe not None, owner, answer, queued, write):
         self._pipe = pipe
         self._owner = owner
         self._answer = answer
+        self._queued = queued
+        self._write = write
+        self.armed = False
+
+    def send(self, bytes data not None):
+        """Encrypt and write what nothing waits before; return whether that was done."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+        if not self.armed or not 0 < size <= PIECE_SIZE or len(self._queued):
+            return False
+        if SSL_write(self._pipe._ssl, PyBytes_AS_STRING(data), <int>size) <= 0:
+            # OpenSSL says the same once more, to who knows what follows from it.
+            return False
+        self._write(self._pipe.drain())
+        return True
 
     def __call__(self, bytes data not None):
         """Take a read; return what to send, None when nothing was done with it."""

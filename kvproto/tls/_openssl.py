@@ -8,7 +8,7 @@ methods and the same meaning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, Final
 
 from OpenSSL.SSL import Connection, Error, WantReadError, WantWriteError
@@ -122,7 +122,9 @@ class Engine:
         """Encrypt all of `data`, and return all ciphertext that waits."""
         raise NotImplementedError
 
-    def shortcut(self, owner: Any, answer: Answer) -> Callable[[bytes], bytes | None]:
+    def shortcut(
+        self, owner: Any, answer: Answer, queued: Sized, write: Callable[[bytes], object]
+    ) -> Any:
         """Return a `kvproto.tls.shortcut.Shortcut`, where there is a `seal`."""
         raise NotImplementedError
 

@@ -609,23 +609,9 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         While input goes past us nothing waits before it, and it is sent at once: others that are
         written need not wait for the turn to end, and the shortcut stays open.
         """
-        machine = self._machine
-        if (
-            not self._armed
-            or self._reading
-            or self._flushing
-            or not 0 < len(data) <= RECORD_SIZE
-            or not machine.engine.seals
-            or machine.outbox.pieces
-            or machine.waits_for_peer
-        ):
+        shortcut = self._shortcut
+        if shortcut is None or not shortcut.send(data):
             self.write(data)
-            return
-        ciphertext = machine.seal(data)
-        if ciphertext:
-            self.transport.write(ciphertext)
-        else:
-            self._flush()
 
     def _plan_flush(self) -> None:
         """Flush now what is much, at the end of the turn what is little."""
@@ -805,16 +791,18 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             return
         shortcut = self._shortcut
         if shortcut is None:
-            answer = getattr(self.wrappedProtocol, "answer", None)
+            answer, write = getattr(self.wrappedProtocol, "answer", None), self.transport.write
             if answer is None or not IShortcutTransport.providedBy(self.transport):
                 return
-            shortcut = self._shortcut = machine.engine.shortcut(self, answer)
-        self._armed = True
+            shortcut = self._shortcut = machine.engine.shortcut(
+                self, answer, machine.outbox.pieces, write
+            )
+        self._armed = shortcut.armed = True
         self.transport.shortcut = shortcut
 
     def _close_shortcut(self) -> None:
         """Have all reads given to us."""
-        self._armed = False
+        self._armed = self._shortcut.armed = False
         self.transport.shortcut = None
 
     # --- producers ------------------------------------------------------------------------

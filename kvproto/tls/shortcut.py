@@ -11,18 +11,22 @@ ordinary goes on in the TLS protocol:
 * requests that cannot be answered in place, replies that do not fit into a record, or that
   OpenSSL will not take now: ``finish_read``.
 
+What is answered later, and not in a read, takes half of that way (`Shortcut.send`) while nothing
+waits before it.
+
 A compiled one, ``kvproto.tls._native``, does the same where it was built; the tests hold the two
 against each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sized
 from typing import Any, Protocol
 
 from OpenSSL.SSL import Error
 
 from kvproto.tls._openssl import Answer, Engine
-from kvproto.tls.outbox import RECORD_SIZE
+from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE
 from kvproto.tls.records import APPLICATION_DATA, HEADER_SIZE
 
 __all__ = ["Answer", "Shortcut", "ShortcutOwner"]
@@ -45,14 +49,45 @@ class Shortcut:
         engine: Its OpenSSL, one that can `seal`.
         owner: Goes on where this ends.
         answer: The application's.
+        queued: What waits to be encrypted, longer than nothing if something does.
+        write: Takes ciphertext for the transport.
+
+    Attributes:
+        armed: Whether it is open.
     """
 
-    __slots__ = ("_answer", "_engine", "_owner")
+    __slots__ = ("_answer", "_engine", "_owner", "_queued", "_write", "armed")
 
-    def __init__(self, engine: Engine, owner: Any, answer: Answer) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        owner: Any,
+        answer: Answer,
+        queued: Sized,
+        write: Callable[[bytes], object],
+    ) -> None:
         self._engine = engine
         self._owner: ShortcutOwner = owner
         self._answer = answer
+        self._queued = queued
+        self._write = write
+        self.armed = False
+
+    def send(self, data: bytes) -> bool:
+        """Encrypt and write what nothing waits before.
+
+        Returns:
+            Whether that was done; otherwise nothing was.
+        """
+        if not self.armed or self._queued or not 0 < len(data) <= PIECE_SIZE:
+            return False
+        try:
+            ciphertext = self._engine.seal(data)
+        except Error:
+            # OpenSSL says the same once more, to who knows what follows from it.
+            return False
+        self._write(ciphertext)
+        return True
 
     def __call__(self, data: bytes) -> bytes | None:
         """Take a read.

@@ -164,7 +164,19 @@ cdef class Run:
         """Send it, or send it again."""
         self.tries += 1
         connection = self.link.ready
-        (self.link if connection is None else connection).send(self)
+        if connection is None:
+            self.link.send(self)
+            return
+        # `EngineConnection.send`, spelled out for the usual case: others were sent in this turn.
+        if (
+            connection._turn_end is None
+            or connection._paused
+            or len(connection._pending) >= connection._room
+        ):
+            connection.send(self)
+            return
+        connection._pending.append(self)
+        (<list>connection._out).append(self.data)
 
     def take(self, dict touched, bytes data, Py_ssize_t at, Py_ssize_t end):
         """Take replies; see `kvproto.upstream.memcached.FrameCall.take`."""
@@ -252,6 +264,8 @@ cdef class Pipe:
     cdef public Py_ssize_t base
     cdef public bytes tail
     cdef public bint closed
+    cdef dict _places  # those that `_links` are of
+    cdef dict _links  # by number of the server
 
     def __init__(self, fleet, lane, outlet):
         self.fleet = fleet
@@ -262,6 +276,18 @@ cdef class Pipe:
         self.base = 0
         self.tail = b""
         self.closed = False
+        self._places = None
+        self._links = {}
+
+    cdef object _link(self, index):
+        """Return the connection for ordinary requests to a server, None when there is none now."""
+        link = self._links.get(index)
+        if link is None:
+            link = self.fleet.own_link(index, self.lane)
+            if link is None:
+                return None
+            self._links[index] = link
+        return self.fleet.plain_link(index, self.lane) if link.ready is None else link
 
     def forward(self, bytes data, list out, size_t max_body):
         """Send the ordinary requests that a read begins with; see the Python twin."""
@@ -307,6 +333,9 @@ cdef class Pipe:
         cdef dict places = fleet.places
         cdef object index
         cdef Run run = None, found
+        if places is not self._places:
+            self._places = places
+            self._links = {}
         while end - at >= HEADER_SIZE and PyList_GET_SIZE(slots) < MOST_SLOTS:
             header = start + at
             left = end - at - HEADER_SIZE
@@ -348,7 +377,7 @@ cdef class Pipe:
                         run = found
                         break
                 if run is None:
-                    link = fleet.plain_link(index, self.lane)
+                    link = self._link(index)
                     if link is None:
                         break
                     run = Run.__new__(Run)

@@ -261,7 +261,7 @@ class Fleet:
         if tuple(servers) == self._pool.addresses:
             return False
         self._pool = self._make_pool(servers)
-        self.places.clear()
+        self.places = {}  # another one: pipes see by it that their connections are old
         kept = {id(server) for server in self.servers}
         for name, server in list(self._links.items()):
             if id(server) not in kept:
@@ -391,6 +391,13 @@ class Fleet:
         if link.ready is None:
             link = server.link(lane)
         return link if link.ready is not None else None
+
+    def own_link(self, index: int, lane: int) -> Link | None:
+        """Return the connection that `plain_link` prefers, as long as `places` is the same."""
+        if index < 0 or self._gutter is not None:
+            return None
+        links = self._pool.servers[index].links
+        return links[lane % len(links)]
 
     def again_after(self, tries: int, failure: EngineFailure) -> float | None:
         """Return the seconds after which what was not performed is sent again, None for never."""

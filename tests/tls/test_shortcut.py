@@ -51,6 +51,11 @@ class Clear:
         self.finished.append((replies, rest))
 
 
+def raise_error(data: bytes) -> bytes:
+    """Refuse."""
+    raise SSL.Error([])
+
+
 def whole(size: int, kind: int = 23) -> bytes:
     """Return a record with a body of so many bytes."""
     return bytes((kind, 3, 3)) + size.to_bytes(2) + b"x" * size
@@ -63,7 +68,15 @@ class ReadTests(SynchronousTestCase):
         self.clear = Clear()
         self.replies = [b"reply"]
         self.taken: int | None = None
-        self.shortcut = Shortcut(self.clear, self.clear, self.answer)  # type: ignore[arg-type]
+        self.queued: list[bytes] = []
+        self.written: list[bytes] = []
+        self.shortcut = Shortcut(
+            self.clear,  # type: ignore[arg-type]
+            self.clear,
+            self.answer,
+            self.queued,
+            self.written.append,
+        )
 
     def answer(self, data: bytes, replies: list[bytes]) -> int:
         replies += self.replies
@@ -73,6 +86,20 @@ class ReadTests(SynchronousTestCase):
         """A read that is one record of application data, of any size, is taken."""
         for size in (0, 1, 255, 256, 300, 16384):
             self.assertEqual(self.shortcut(whole(size)), b"sealed reply", size)
+
+    def test_sent(self) -> None:
+        """What nothing waits before is sent while it is open, and nothing is done otherwise."""
+        self.assertFalse(self.shortcut.send(b"closed"))
+        self.shortcut.armed = True
+        self.assertTrue(self.shortcut.send(b"open"))
+        for refused in (b"", bytes(4 * RECORD + 1)):
+            self.assertFalse(self.shortcut.send(refused))
+        self.queued.append(b"waits")
+        self.assertFalse(self.shortcut.send(b"behind"))
+        self.queued.clear()
+        self.clear.seal = raise_error  # type: ignore[method-assign]
+        self.assertFalse(self.shortcut.send(b"refused"))
+        self.assertEqual(self.written, [b"sealed open"])
 
     def test_anything_else(self) -> None:
         """Parts of records, several, and records of another kind are left alone."""
@@ -550,7 +577,9 @@ class OddTests(Shortcuts):
             replies.append(None)
             return len(data)
 
-        shortcut = self.wired.server._machine.engine.shortcut(self.wired.server, answer)
+        shortcut = self.wired.server._machine.engine.shortcut(
+            self.wired.server, answer, [], self.wired.server.transport.write
+        )
         self.wired.client.write(b"a")
         self.wired.clock.advance(0)
         self.assertRaises(TypeError, shortcut, bytes(self.wired.pair.client.unsent))

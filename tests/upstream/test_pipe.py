@@ -39,7 +39,7 @@ class FakeServer:
 class FakeLink:
     """A connection that keeps what it is sent."""
 
-    ready = None
+    ready: Any = None
 
     def __init__(self) -> None:
         self.server = FakeServer()
@@ -64,6 +64,8 @@ class FakeFleet:
 
     def plain_link(self, index: int, lane: int) -> Any:
         return None if index < 0 else self.links[index]
+
+    own_link = plain_link
 
     def note_large(self, key: bytes) -> None:
         self.large.append(key)
