@@ -20,10 +20,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport sprintf
 from libc.string cimport memcmp, memcpy
 
-from kvproto.server import decorators, documents, replies
-from kvproto.server import scan_meta as meta
+from kvproto.server import decorators, documents, meta, replies
+from kvproto.store import LOCKED_CAS as _LOCKED
 from kvproto.store import Document as _StoreDocument
 from kvproto.wire import constants, frames
+from kvproto.wire import meta as meta_wire
 from kvproto.wire import text as text_wire
 
 __all__ = ["scan_binary", "scan_text"]
@@ -37,8 +38,12 @@ cdef object encode_hit = documents.encode_hit
 cdef object holds_json = documents.holds_json
 cdef object set_refused = documents.set_refused
 cdef object duration = decorators.duration
-cdef object scan_meta = meta.scan_meta
 cdef object stamped = decorators.stamped
+cdef object ttl = meta.ttl
+cdef object uncount_hit = meta.uncount_hit
+cdef uint64_t UNUSUAL = meta.UNUSUAL
+cdef uint64_t LOCKED_CAS = _LOCKED
+cdef size_t MAX_OPAQUE = meta_wire.MAX_OPAQUE
 cdef bytes END = text_wire.END
 cdef bytes STORED = text_wire.STORED
 cdef size_t COPY_LIMIT = replies.COPY_LIMIT
@@ -59,19 +64,23 @@ cdef enum:
     TOKEN_SIZE = 16
     # Of a text reply, beside key and value: "VALUE ", two numbers, two blanks, line ends, "END".
     VALUE_OVERHEAD = 64
+    # Of a meta reply, beside key and value: a code, five numbers, an opaque, blanks, line ends.
+    META_OVERHEAD = 192
 
 
 cdef struct Buffer:
-    # Replies that are not in `out` yet.
+    # Replies that are not in `out` yet, and how many bytes were handed over to it.
     uint8_t *start
     size_t size
     size_t room
+    size_t passed
 
 
 cdef int hand_over(Buffer *buffer, list out) except -1:
     """Append what is in the buffer to `out`, as one part, and empty it."""
     if buffer.size:
         out.append(PyBytes_FromStringAndSize(<char *>buffer.start, buffer.size))
+        buffer.passed += buffer.size
         buffer.size = 0
     return 0
 
@@ -219,7 +228,7 @@ def scan_binary(session, dialect, bytes data not None, list out not None, Py_ssi
     cdef bint json = False, tokens = False, known = False, more = True, plain = True
     cdef double started = 0, ended = 0, took = 0
     cdef bytes framing = b""
-    cdef Buffer buffer = Buffer(NULL, 0, 0)
+    cdef Buffer buffer = Buffer(NULL, 0, 0, 0)
     store = get = set_plainly = timer = collections = None
     request = None  # what is being served, None for a plain GET or SET
     key = None
@@ -394,6 +403,230 @@ cdef int write_value(Buffer *buffer, bytes key, uint32_t flags, bytes value) exc
     return 0
 
 
+cdef uint8_t *write_number(uint8_t *to, uint64_t number) noexcept:
+    """Write a number in decimal; return what is behind it."""
+    cdef uint8_t digits[20]
+    cdef int left = 20
+    while True:
+        left -= 1
+        digits[left] = <uint8_t>(c"0" + number % 10)
+        number //= 10
+        if not number:
+            break
+    memcpy(to, digits + left, 20 - left)
+    return to + 20 - left
+
+
+cdef struct MetaLine:
+    # A line of mg or ms: where its flags begin, which there are, and what two of them say.
+    size_t key_at
+    size_t key_size
+    size_t flags_at
+    uint64_t flags
+    uint32_t client_flags
+    uint32_t expiry
+
+
+cdef inline uint64_t flag(uint8_t letter) noexcept:
+    """Return the bit that stands for a flag, 0 for what is no letter."""
+    return <uint64_t>1 << (letter - 0x40) if 0x40 <= letter <= 0x7E else 0
+
+
+cdef uint64_t flags_of(bytes letters):
+    cdef uint64_t flags = 0
+    cdef uint8_t letter
+    for letter in letters:
+        flags |= flag(letter)
+    return flags
+
+
+cdef uint64_t MG_FLAGS = flags_of(b"vqfctskO")
+cdef uint64_t MS_FLAGS = flags_of(b"qcskOITFM")
+cdef uint64_t QUIET = flag(c"q")
+cdef uint64_t VALUE = flag(c"v")
+
+
+cdef size_t read_flags(
+    const uint8_t *text, size_t at, size_t end, uint64_t allowed, MetaLine *line
+) noexcept:
+    """Read flags of the usual form; return what is behind their line, 0 for all others."""
+    cdef uint64_t bit
+    cdef size_t most
+    cdef uint8_t letter
+    line.flags_at = at
+    line.flags = line.client_flags = line.expiry = 0
+    while end - at > 2 and text[at] == c" ":
+        letter = text[at + 1]
+        bit = flag(letter)
+        if not bit & allowed or bit & line.flags:
+            return 0
+        line.flags |= bit
+        at += 2
+        if letter == c"O":
+            most = min(end, at + MAX_OPAQUE - 1)  # less its letter
+            while at < most and 0x21 <= text[at] <= 0x7E:
+                at += 1
+        elif letter == c"T":
+            at = read_number(text, at, end, 9, &line.expiry)
+        elif letter == c"F":
+            at = read_number(text, at, end, 9, &line.client_flags)
+        elif letter == c"M":
+            at = at + 1 if text[at] == c"S" else 0
+        if not at:
+            return 0
+    if end - at < 2 or memcmp(text + at, b"\r\n", 2) != 0:
+        return 0
+    return at + 2
+
+
+cdef uint8_t *write_given(
+    uint8_t *to, const uint8_t *text, MetaLine *line, dialect, document
+) except NULL:
+    """Write what the flags of a line give back, in their order.
+
+    Args:
+        to: Where; there is room for `META_OVERHEAD` and the key.
+        text: What was read.
+        line: Where the flags are in it; they are sound.
+        dialect: Whose server knows the time.
+        document: What they are about; None where there is nothing.
+
+    Returns:
+        What is behind it.
+    """
+    cdef size_t at = line.flags_at, first
+    cdef uint8_t letter
+    cdef double expires_at
+    while text[at] == c" ":
+        first = at
+        letter = text[at + 1]
+        at += 2
+        while text[at] != c" " and text[at] != c"\r":
+            at += 1
+        if letter == c"O":
+            memcpy(to, text + first, at - first)
+            to += at - first
+            continue
+        if letter != c"k" and (document is None or not flag(letter) & GIVEN):
+            continue
+        to[0], to[1] = c" ", letter
+        to += 2
+        if letter == c"k":
+            memcpy(to, text + line.key_at, line.key_size)
+            to += line.key_size
+        elif letter == c"f":
+            to = write_number(to, document.flags)
+        elif letter == c"s":
+            to = write_number(to, len(document.value))
+        elif letter == c"c":
+            to = write_number(to, LOCKED_CAS if document.locked_until else document.cas)
+        else:
+            expires_at = document.expires_at
+            if expires_at:
+                to = write_number(to, ttl(expires_at, dialect.server.now()))
+            else:
+                to[0], to[1] = c"-", c"1"
+                to += 2
+    return to
+
+
+cdef uint64_t GIVEN = flags_of(b"fsct")
+
+
+cdef size_t serve_mg(
+    Buffer *buffer, list out, dialect, get, const uint8_t *text, size_t at, size_t end
+) except? 0:
+    """Serve an mg of the usual form; return what is behind it, 0 for what is left."""
+    cdef MetaLine line
+    cdef size_t stop, size = 0
+    cdef uint8_t *first
+    cdef uint8_t *to
+    line.key_at = at + 3
+    stop = skip_key(text, line.key_at, end)
+    line.key_size = stop - line.key_at
+    stop = read_flags(text, stop, end, MG_FLAGS, &line) if line.key_size else 0
+    if not stop:
+        return 0
+    document = get(PyBytes_FromStringAndSize(<const char *>text + line.key_at, line.key_size))
+    if document is None:
+        if not line.flags & QUIET:
+            first = make_room(buffer, META_OVERHEAD + line.key_size)
+            memcpy(first, b"EN", 2)
+            to = write_given(first + 2, text, &line, dialect, None)
+            memcpy(to, b"\r\n", 2)
+            buffer.size += to + 2 - first
+        return stop
+    if type(document) is not Document or <uint64_t>document.marks & UNUSUAL:
+        uncount_hit(dialect.store)  # the dialect asks for it again
+        return 0
+    value = document.value
+    size = len(value)
+    first = make_room(buffer, META_OVERHEAD + line.key_size + min(size, COPY_LIMIT))
+    if not line.flags & VALUE:
+        memcpy(first, b"HD", 2)
+        to = first + 2
+    else:
+        memcpy(first, b"VA ", 3)
+        to = write_number(first + 3, size)
+    to = write_given(to, text, &line, dialect, document)
+    memcpy(to, b"\r\n", 2)
+    to += 2
+    if line.flags & VALUE:
+        if size > COPY_LIMIT:
+            buffer.size += to - first
+            hand_over(buffer, out)
+            out.append(value)
+            buffer.passed += size
+            put(buffer, b"\r\n", out)
+            return stop
+        memcpy(to, PyBytes_AS_STRING(value), size)
+        memcpy(to + size, b"\r\n", 2)
+        to += size + 2
+    buffer.size += to - first
+    return stop
+
+
+cdef size_t serve_ms(
+    Buffer *buffer, list out, dialect, const uint8_t *text, size_t at, size_t end
+) except? 0:
+    """Serve an ms of the usual form; return what is behind it, 0 for what is left."""
+    cdef MetaLine line
+    cdef size_t stop, value_at
+    cdef uint32_t size
+    cdef uint8_t *first
+    cdef uint8_t *to
+    line.key_at = at + 3
+    stop = skip_key(text, line.key_at, end)
+    line.key_size = stop - line.key_at
+    if not line.key_size or text[stop] != c" ":
+        return 0
+    stop = read_number(text, stop + 1, end, 8, &size)
+    value_at = read_flags(text, stop, end, MS_FLAGS, &line) if stop else 0
+    if (
+        not value_at
+        or size > <size_t>dialect.max_value
+        or end - value_at < <size_t>size + 2
+        or memcmp(text + value_at + size, b"\r\n", 2) != 0
+    ):
+        return 0
+    key = PyBytes_FromStringAndSize(<const char *>text + line.key_at, line.key_size)
+    value = PyBytes_FromStringAndSize(<const char *>text + value_at, size)
+    document = dialect.plain_set(key, value, line.client_flags, line.expiry, 0)
+    if document is None and dialect.store.at_once:
+        document = dialect.store.set(key, value, line.client_flags, line.expiry)
+    if type(document) is not Document:
+        if document is None:
+            return 0
+        put(buffer, dialect.refuse_meta(document, key), out)
+    elif not line.flags & QUIET:
+        first = make_room(buffer, META_OVERHEAD + line.key_size)
+        memcpy(first, b"HD", 2)
+        to = write_given(first + 2, text, &line, dialect, document)
+        memcpy(to, b"\r\n", 2)
+        buffer.size += to + 2 - first
+    return value_at + size + 2
+
+
 def scan_text(session, dialect, bytes data not None, list out not None, Py_ssize_t limit):
     """Serve ``get`` of one key, ``set``, and plain meta commands; see `Scan`."""
     cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(data)
@@ -401,7 +634,8 @@ def scan_text(session, dialect, bytes data not None, list out not None, Py_ssize
     cdef size_t at = 0, end = PyBytes_GET_SIZE(data), key_at, stop, value_at, written
     cdef uint32_t flags, expiry, length
     cdef bint noreply, plain = True
-    cdef Buffer buffer = Buffer(NULL, 0, 0)
+    cdef int meta_cmds = 0
+    cdef Buffer buffer = Buffer(NULL, 0, 0, 0)
     get, set_plainly = dialect.plain_get, dialect.plain_set
     if get is None or dialect.server.prefixes is not None:
         return end
@@ -410,16 +644,24 @@ def scan_text(session, dialect, bytes data not None, list out not None, Py_ssize
     try:
         while size < limit and end - at > 6:
             if text[at] == c"m":
-                hand_over(&buffer, out)
-                served = len(out)
+                # Before that, the store need not tell which documents are read.
+                if text[at + 2] != c" " or not dialect.meta_seen:
+                    break
+                written = buffer.passed + buffer.size
                 try:
-                    stop = scan_meta(dialect, data, at, max_value, out)
+                    if text[at + 1] == c"g":
+                        stop = serve_mg(&buffer, out, dialect, get, text, at, end)
+                    elif text[at + 1] == c"s":
+                        stop = serve_ms(&buffer, out, dialect, text, at, end)
+                    else:
+                        stop = 0
                 except Exception:
                     stop = 0  # the dialect meets it again, and tells about it
                 if not stop:
                     break
+                meta_cmds += 1
                 at = stop
-                size += sum([len(part) for part in out[served:]])
+                size += buffer.passed + buffer.size - written
                 continue
             key_at = at + 4
             stop = skip_key(text, key_at, end)
@@ -503,4 +745,6 @@ def scan_text(session, dialect, bytes data not None, list out not None, Py_ssize
         hand_over(&buffer, out)
     finally:
         PyMem_Free(buffer.start)
+        if meta_cmds:
+            dialect.server.counters.meta_cmds += meta_cmds
     return <Py_ssize_t>(end - at) if plain or at < end else -1

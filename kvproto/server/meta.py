@@ -29,12 +29,12 @@ from kvproto.store.expiry import deadline
 from kvproto.store.slab_classes import item_size, slab_class
 from kvproto.wire.meta import MetaCommand, meta_key
 
-__all__ = ["META_HANDLERS"]
+__all__ = ["META_HANDLERS", "UNUSUAL", "ttl", "uncount_hit"]
 
 _RULED = frozenset(b"hluNRT")
 """Flags of mg that need more of the store than a document."""
 
-_UNUSUAL = Mark.STALE | Mark.WON
+UNUSUAL = int(Mark.STALE | Mark.WON)
 """Marks of documents that mg tells more about."""
 
 _COMMON = frozenset(b"Ok")
@@ -49,10 +49,16 @@ def _mg(session: TextClient, command: MetaCommand) -> Reply:
         outcome = store.get(key)
         if outcome is None:
             return _miss(command)
-        if outcome.__class__ is Document and not outcome.marks & _UNUSUAL:
+        if outcome.__class__ is Document and not outcome.marks & UNUSUAL:
             return _value(outcome, command, _given(session, command, _OF_READS, outcome))
+        uncount_hit(store)
     session.meta_seen = True
     return then(store.meta(key, command), _read, session, command)
+
+
+def uncount_hit(store: Any) -> None:
+    """Take back that a document was found, before it is asked for again in another way."""
+    store.statistics.get_hits -= 1
 
 
 def _miss(command: MetaCommand) -> bytes:

@@ -6,7 +6,8 @@ dialect, by stopping there, is what does not fit into that: a request that has n
 beyond a limit, a broken stream, all that follows a reply that must be waited for.
 
 Two requests it need not ask the dialect about, and these are most of what is ever asked: the plain
-GET, and the plain SET, of a store that answers at once (`kvproto.store.IImmediateStore`).
+GET, and the plain SET, of a store that answers at once (`kvproto.store.IImmediateStore`); in the
+words of meta commands they are ``mg`` and ``ms`` with flags that need no more of the store.
 
 There is only a compiled scan, ``kvproto.server._scan``, where the installation had a C compiler.
 Elsewhere every request takes the dialect's own way; what it answers is the same.

@@ -23,7 +23,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from kvproto.store.document import Document, Key, Mark, Refusal, marks_at
+from kvproto.store.document import ALL_MARKS, Document, Key, Mark, Refusal, marks_at
 from kvproto.store.expiry import DueQueue, deadline
 from kvproto.store.statistics import Statistics
 from kvproto.store.walk import Walk
@@ -54,6 +54,8 @@ XATTR_OVERHEAD = 96
 """Bytes that each of them costs beside its name and text (measured: both together 239 for one,
 320 for two, 900 for eight)."""
 
+_Find = Callable[[Key], Document | None]
+
 _CHORES_PER_WRITE = 8
 _FETCHED = int(Mark.FETCHED)
 _STALE_ENTRIES_ALLOWED = 1024
@@ -74,6 +76,31 @@ def xattrs_footprint(document: Document) -> int:
     return XATTRS_OVERHEAD + sum(
         XATTR_OVERHEAD + len(name) + len(text) for name, text in xattrs.items()
     )
+
+
+def _noting(look: _Find, now: Callable[[], float]) -> _Find:
+    """Return what looks as `look` does, and marks what it finds as read now.
+
+    Every read comes here once somebody wants to know of reads, so it is `marks_at` written out,
+    and makes the marks of a document just read once a second.
+    """
+    begin = end = 0.0
+    just_read = 0
+
+    def find(key: Key) -> Document | None:
+        nonlocal begin, end, just_read
+        document = look(key)
+        if document is not None:
+            moment = now()
+            if not begin <= moment < end:
+                second = int(moment)
+                begin, end, just_read = float(second), second + 1.0, marks_at(_FETCHED, moment)
+            marks = document.marks
+            if marks != just_read:
+                document.marks = marks & ALL_MARKS | just_read
+        return document
+
+    return find
 
 
 class DocumentTable:
@@ -135,10 +162,10 @@ class DocumentTable:
     def _choose_find(self) -> None:
         """Read the table directly unless something in it may be dead without showing it."""
         if self._dropped or self.garbage or self.flush_at != math.inf:
-            self._look: Callable[[Key], Document | None] = self._look_with_care
+            self._look: _Find = self._look_with_care
         else:
             self._look = self.items.get
-        self.find = self._find_and_note if self._noting else self._look
+        self.find = _noting(self._look, self._now) if self._noting else self._look
 
     def note_reads(self) -> None:
         """Mark from now on each document that is found as read, for those who ask about it.
@@ -148,12 +175,6 @@ class DocumentTable:
         if not self._noting:
             self._noting = True
             self._choose_find()
-
-    def _find_and_note(self, key: Key) -> Document | None:
-        document = self._look(key)
-        if document is not None:
-            document.marks = marks_at(document.marks | _FETCHED, self._now())
-        return document
 
     def _look_with_care(self, key: Key) -> Document | None:
         if self.flush_at <= self._now():

@@ -24,7 +24,7 @@ from kvproto.wire.text_grammar import (
     parse_size,
 )
 
-__all__ = ["MetaCommand", "meta_key", "parse_meta", "parse_meta_set"]
+__all__ = ["MAX_OPAQUE", "MetaCommand", "meta_key", "parse_meta", "parse_meta_set"]
 
 _MAX_I32 = 0x7FFF_FFFF
 _MAX_U32 = 0xFFFF_FFFF
@@ -32,7 +32,7 @@ _MAX_U64 = 0xFFFF_FFFF_FFFF_FFFF
 _MAX_FLAGS = 20
 """Most tokens of a line, as memcached counts them."""
 
-_MAX_OPAQUE = 32
+MAX_OPAQUE = 32
 """Longest opaque token in bytes, its letter included."""
 
 _is_flag = re.compile(rb"[A-Za-z0-9\[\\\]^_`]").match
@@ -156,7 +156,7 @@ def _parse_flags(
         if verb in _BAD_MODE:
             return TextRefusal(_BAD_MODE[verb], verb)
         command.mode = 0
-    if any(len(flag) > _MAX_OPAQUE for flag in flags if flag[0] == _OPAQUE):
+    if any(len(flag) > MAX_OPAQUE for flag in flags if flag[0] == _OPAQUE):
         return TextRefusal(LONG_OPAQUE, verb)
     return command
 

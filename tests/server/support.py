@@ -9,7 +9,8 @@ from twisted.internet.defer import Deferred
 
 from kvproto.server import KVServer, KVServerProtocol, ServerSettings, UserTable
 from kvproto.server.session import Session
-from kvproto.store import MemoryStore
+from kvproto.store import MemoryStore, accessed_at
+from kvproto.store.document import ALL_MARKS
 from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.frames import Response
@@ -116,7 +117,10 @@ class Link:
             self.transport.read(at_once)
         return (
             self.take(),
-            [(key, asdict(found)) for key, found in self.store.table.items.items()],
+            [
+                (key, asdict(found) | {"marks": (found.marks & ALL_MARKS, accessed_at(found))})
+                for key, found in self.store.table.items.items()
+            ],
             self.store.stats(),
             asdict(self.server.counters),
             self.transport.closed,

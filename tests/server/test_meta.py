@@ -202,6 +202,15 @@ class LeaseTests(SynchronousTestCase):
             one.ask(b"ms a 1 C300 T90\r\nz\r\nmg a v t\r\n"), b"HD\r\nVA 1 t90\r\nz\r\n"
         )
 
+    def test_stale_counts_once(self) -> None:
+        """A hit is one hit, whatever else there is to tell about it."""
+        one = link()
+        one.ask(b"ms a 1\r\nx\r\nmd a I\r\n")
+        before = one.store.stats()["get_hits"]
+        for times, answer in enumerate((b"HD X W\r\n", b"HD Z X\r\n", b"HD Z X\r\n"), 1):
+            self.assertEqual(one.ask(b"mg a\r\n"), answer)
+            self.assertEqual(one.store.stats()["get_hits"], before + times)
+
     def test_vivify(self) -> None:
         """Where nothing is, the first client makes an empty value and wins."""
         one = link()

@@ -57,7 +57,52 @@ def sets(draw: st.DrawFn) -> bytes:
     return b" ".join(words) + draw(ENDS) + value + b"\r\n"
 
 
+MG_FLAGS = (
+    *(b"v", b"q", b"f", b"c", b"t", b"s", b"k", b"O", b"Oab", b"O" + b"x" * 31, b"O" + b"x" * 32),
+    *(b"b", b"h", b"l", b"u", b"v1", b"N9", b"R9", b"T9", b"E7", b"C1", b"I", b"\x7f", b"", b"M"),
+)
+MS_FLAGS = (
+    *(b"q", b"c", b"s", b"k", b"O1", b"I", b"T0", b"T1", b"T100", b"F0", b"F9", b"MS", b"T", b"Fx"),
+    *(b"ME", b"MA", b"Ms", b"MSx", b"M", b"E7", b"C1", b"b", b"t", b"f", b"T-1", b"T4294967295"),
+    *(b"F4294967295", b"F4294967296", b"T0000000001", b"O" + b"x" * 32),
+)
+
+
+@st.composite
+def flags(draw: st.DrawFn, common: int, among: tuple[bytes, ...]) -> bytes:
+    """Draw flags of a meta command, mostly of the first ones, in any order."""
+    drawn = draw(st.lists(st.sampled_from(among[:common] * 9 + among[common:]), max_size=6))
+    return b"".join(b" " + flag for flag in drawn)
+
+
+@st.composite
+def meta_reads(draw: st.DrawFn) -> bytes:
+    """Draw an mg, mostly plain."""
+    return b"mg " + draw(KEYS) + draw(flags(10, MG_FLAGS)) + draw(ENDS)
+
+
+@st.composite
+def meta_writes(draw: st.DrawFn) -> bytes:
+    """Draw an ms, mostly plain, whose size is mostly right."""
+    value = draw(VALUES)
+    size = draw(st.sampled_from([len(value)] * 6 + [len(value) + 1, max(0, len(value) - 1)]))
+    line = b"ms %b %d%b" % (draw(KEYS), size, draw(flags(12, MS_FLAGS)))
+    return line + draw(ENDS) + value + b"\r\n"
+
+
+OTHER_META = st.sampled_from(
+    [
+        *(b"mn\r\n", b"md a\r\n", b"md a I T30\r\n", b"ma a\r\n", b"me a\r\n", b"mg a", b"m"),
+        *(b"mg\r\n", b"ms a\r\n", b"mga v\r\n", b"ms a 2\r\nabc\r\n", b"ms a x\r\n", b"mx a v\r\n"),
+        *(b"ms a 1 I C1\r\nx\r\n", b"mg  a v\r\n", b"mg a  v\r\n", b"ms a  1\r\nx\r\n"),
+    ]
+)
+
 STREAMS = st.lists(st.one_of(gets(), sets(), sets(), OTHERS), max_size=20).map(b"".join)
+META_STREAMS = st.lists(
+    st.one_of(meta_reads(), meta_reads(), meta_writes(), meta_writes(), sets(), OTHER_META),
+    max_size=20,
+).map(b"".join)
 
 
 def compiled_scan() -> Scan:
@@ -134,6 +179,37 @@ class SameTests(ScanCase):
             ends.append(made.read_all(take))
         self.assertEqual(*ends)
 
+    @examples(400)
+    @given(
+        META_STREAMS,
+        META_STREAMS,
+        st.integers(1, 40_000),
+        st.integers(1000, 200_000),
+        st.sampled_from((1 << 20, 40_000, 2000)),
+        st.booleans(),
+    )
+    def test_any_stream_of_meta_commands(
+        self, first: bytes, second: bytes, size: int, limit: int, memory: int, evict: bool
+    ) -> None:
+        """Meta commands as well, and what they know of documents; some expire in between."""
+        ends = []
+        for dialect in (Scanned, Unscanned):
+            made = link_with(
+                text=dialect,
+                transport=ScriptedTransport(reads=False),
+                unsent_limit=limit,
+                max_value=COPY_LIMIT + 1,
+                mode=Mode.MEMCACHED,
+                memory_limit=memory,
+                evict=evict,
+            )
+            made.time += 0.5  # a CAS tells the second, rounded down
+            made.transport.send(b"mg a\r\n" + first, read_size=size)
+            made.time += 1.25
+            made.transport.send(second, read_size=size)
+            ends.append(made.read_all(100_000))
+        self.assertEqual(*ends)
+
 
 class ScanTests(ScanCase):
     """What the scan takes, and what it leaves."""
@@ -157,6 +233,32 @@ class ScanTests(ScanCase):
         )
         made = self.link(max_value=200, memory_limit=600)
         self.assertEqual(self.taken(data, made), len(data))
+
+    def test_plain_meta_commands(self) -> None:
+        """Once a connection has said one, these are served this way, with the usual flags."""
+        value = bytes(COPY_LIMIT + 1)
+        data = (
+            b"mg a\r\nmg a v q\r\nms a 5\r\nhel\r\n\r\nms a 1 T9 F1 q k c s MS I O1\r\n1\r\n"
+            b"mg a v\r\nmg a t f v k O1 c s q\r\nmg a\r\n"
+            b"ms b %d\r\n%b\r\nmg b v\r\nget a\r\n" % (len(value), value)
+        )
+        made = self.link()
+        self.assertEqual(self.taken(data, made), 0)
+        made.ask(b"mg a\r\n")
+        self.assertEqual(self.taken(data, made), len(data))
+
+    def test_the_rest_of_meta_commands(self) -> None:
+        """Flags that need more, or are none, and what is stale are left."""
+        made = self.link()
+        made.ask(b"ms a 1\r\nx\r\nms s 1\r\nx\r\nmd s I\r\n")
+        get = b"mg a\r\n"
+        flags = (b"h", b"l", b"u", b"b", b"N1", b"R1", b"T1", b"E1", b"C1", b"v1", b"v v", b"vx")
+        for odd in (
+            *(b"mg a %b\r\n" % flag for flag in flags),
+            *(b"ms a 1 %b\r\nx\r\n" % flag for flag in (b"C1", b"E1", b"ME", b"M", b"T-1", b"t")),
+            *(b"mg s v\r\n", b"md a\r\n", b"mn\r\n", b"mg a v\n", b"mg  a\r\n", b"ms a 2\r\nx\r\n"),
+        ):
+            self.assertEqual(self.taken(get + odd, made), len(get), odd)
 
     def test_the_rest(self) -> None:
         """The first command of another kind ends it, and so does half a command."""
