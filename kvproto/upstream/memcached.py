@@ -30,6 +30,7 @@ from kvproto.base.compiled import compiled
 from kvproto.base.log import make_logger
 from kvproto.errors import RemoteProtocolError
 from kvproto.upstream.connection import Call, EngineConnection
+from kvproto.upstream.direct import sender_of
 from kvproto.wire.constants import HEADER_SIZE, Magic, Opcode
 from kvproto.wire.encoding import HEADER, simple_reply
 from kvproto.wire.meta_frames import MAX_VALUE, MetaTranslation
@@ -180,6 +181,7 @@ class MemcachedConnection(EngineConnection):
     touched: dict[_Flushed, None]
     _translation: MetaTranslation | None = None
     _as_frames: Callable[[bytes], bytes] | None
+    _send_bytes: Callable[[bytes], object]
 
     def connectionMade(self) -> None:
         """Take the transport."""
@@ -189,6 +191,7 @@ class MemcachedConnection(EngineConnection):
         self._as_frames = self._recognise
         self._held_size = 0
         self._needed = HEADER_SIZE
+        self._send_bytes = sender_of(self.transport)
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
@@ -210,16 +213,24 @@ class MemcachedConnection(EngineConnection):
                 return
             if not data:
                 return
-        held = self._held
+        held, at, end = self._held, 0, len(data)
         if held:
-            held.append(data)
-            self._held_size += len(data)
-            if self._held_size < self._needed:
+            missing = self._needed - self._held_size
+            if end < missing:
+                held.append(data)
+                self._held_size += end
                 return
-            data = b"".join(held)
-            held.clear()
-        end = len(data)
-        at = self._take_replies(data, end)
+            if self._needed > HEADER_SIZE:
+                # What follows the reply that was cut stays where it is.
+                at = missing
+                whole = b"".join((*held, memoryview(data)[:at]))
+                held.clear()
+                self._take_replies(whole, 0, len(whole))
+            else:
+                data = b"".join((*held, data))
+                held.clear()
+                end = len(data)
+        at = self._take_replies(data, at, end)
         touched, self.touched = self.touched, {}
         for one in touched:
             try:
@@ -248,7 +259,7 @@ class MemcachedConnection(EngineConnection):
 
     def _transmit(self, data: bytes) -> None:
         translation = self._translation
-        self.transport.write(data if translation is None else translation.requests(data))
+        self._send_bytes(data if translation is None else translation.requests(data))
 
     def _recognise(self, data: bytes) -> bytes:
         """Find out which protocol the server speaks; return the reply to our greeting once it is.
@@ -278,9 +289,8 @@ class MemcachedConnection(EngineConnection):
         self._heard = b""
         return simple_reply(Opcode.NOOP, 0, 0)
 
-    def _take_replies(self, data: bytes, end: int) -> int:
+    def _take_replies(self, data: bytes, at: int, end: int) -> int:
         """Give replies to requests as long as there are whole ones; return where that ends."""
-        at = 0
         pending, out = self._pending, self._out
         while end - at >= HEADER_SIZE and self._open:
             if len(pending) == len(out):
