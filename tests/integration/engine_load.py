@@ -11,7 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-__all__ = ["Counting", "TextClient"]
+from tests.integration.wire_client import HEADER, read_answer
+
+__all__ = ["Counting", "DurableWriting", "TextClient", "write_durably"]
+
+MAJORITY = b"\x11\x01"
 
 
 class TextClient:
@@ -97,6 +101,7 @@ class Counting:
         unknown: Those of which nobody knows, by key.
         refused: Those that were not performed.
         longest: Seconds that the slowest answer took.
+        turns: Answers, or ends of connections, that each thread has seen.
         errors: What else went wrong.
     """
 
@@ -107,6 +112,7 @@ class Counting:
         self.unknown = dict.fromkeys(keys, 0)
         self.refused = 0
         self.longest = 0.0
+        self.turns = [0] * clients
         self.errors: list[str] = []
         self._keys = keys
         self._limit = limit
@@ -130,6 +136,7 @@ class Counting:
                 answer = client.ask(b"incr %b 1" % key.encode())
                 took = time.monotonic() - started
                 with self._lock:
+                    self.turns[number] += 1
                     self.longest = max(self.longest, took)
                     if answer.isdigit():
                         self.done[key] += 1
@@ -172,6 +179,11 @@ class Counting:
         wanted = self.total + number
         self.wait_for(lambda: self.total >= wanted, seconds)
 
+    def wait_for_answers(self) -> None:
+        """Wait until each thread has the answer to a request that it sends after now."""
+        before = list(self.turns)
+        self.wait_for(lambda: all(n > b + 1 for n, b in zip(self.turns, before, strict=True)))
+
     def stop(self) -> None:
         """End, and wait for the threads."""
         self._stopping = True
@@ -195,3 +207,74 @@ class Counting:
         for key, value in values.items():
             least = self.done[key]
             assert least <= value <= least + self.unknown[key], (key, value, least, self.unknown)
+
+
+def write_durably(client: TextClient, key: bytes, value: bytes) -> int:
+    """Store a value that a majority must have; return the status."""
+    body = MAJORITY + bytes(8) + key + value
+    head = HEADER.pack(0x08, 1, len(MAJORITY) << 8 | len(key), 8, 0, 0, len(body), 0, 0)
+    client.send(head + body)
+    return read_answer(client.socket).status
+
+
+class DurableWriting:
+    """Threads that store growing numbers durably, each under keys of its own, until told to stop.
+
+    Args:
+        port: A listener.
+        clients: How many threads.
+        keys: How many keys each of them has.
+
+    Attributes:
+        kept: The last number under each key that was acknowledged.
+        tried: The last one that was sent.
+        errors: What went wrong.
+    """
+
+    def __init__(self, port: int, clients: int, keys: int) -> None:
+        self.kept: dict[str, int] = {}
+        self.tried: dict[str, int] = {}
+        self.errors: list[str] = []
+        self.acknowledged = 0
+        self._port = port
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._run, args=([f"d{number}.{key}" for key in range(keys)],))
+            for number in range(clients)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, keys: Sequence[str]) -> None:
+        client = TextClient(self._port)
+        number = 0
+        try:
+            while not self._stopping:
+                number += 1
+                key = keys[number % len(keys)]
+                self.tried[key] = number
+                try:
+                    status = write_durably(client, key.encode(), b"%d" % number)
+                except (EOFError, ConnectionError):
+                    client.close()
+                    client = TextClient(self._port)
+                    continue
+                if status == 0:
+                    self.kept[key] = number
+                    self.acknowledged += 1
+                elif status in (0x86, 0xA1, 0xA3):
+                    time.sleep(0.02)
+                else:
+                    self.errors.append(f"status {status:#x}")
+                    break
+        except Exception as error:
+            self.errors.append(repr(error))
+        finally:
+            client.close()
+
+    def stop(self) -> None:
+        """End, and wait for the threads."""
+        self._stopping = True
+        for thread in self._threads:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in self._threads)

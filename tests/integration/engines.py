@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -103,19 +104,6 @@ class RedisServer:
         """Let it go on."""
         self.process.send_signal(signal.SIGCONT)
 
-    def let_replicas_catch_up(self) -> None:
-        """Hold up all writes, and wait until replicas have every one that was performed."""
-        self.cli("client", "pause", "60000", "write")
-        deadline = time.monotonic() + 60
-        while True:
-            told = self.cli("info", "replication")
-            offset = re.search(r"master_repl_offset:(\d+)", told)
-            behind = re.findall(r"state=online,offset=(\d+)", told)
-            if offset is not None and behind and set(behind) == {offset[1]}:
-                return
-            assert time.monotonic() < deadline, told
-            time.sleep(0.02)
-
     def kill(self) -> None:
         """Kill it, as kill -9 does."""
         if self.process.poll() is None:
@@ -132,6 +120,15 @@ class RedisServer:
         """Ask it something by ``redis-cli``; return what that prints."""
         return cli("-s", self.path, *words)
 
+    def replication(self) -> str:
+        """Return what it says of replication; nothing when it is not there."""
+        return self.cli("info", "replication")
+
+    def values(self, names: Sequence[str], start: int) -> list[str]:
+        """Return what it has under names, from a byte on; a replica is asked for its own copy."""
+        asked = ["readonly", *(f"getrange {name} {start} -1" for name in names)]
+        return cli("-s", self.path, lines=asked).splitlines()[1:]
+
     def __enter__(self) -> RedisServer:
         return self
 
@@ -144,10 +141,11 @@ class RedisServer:
         self.close()
 
 
-def cli(*words: str, timeout: float = 60) -> str:
-    """Run ``redis-cli``; return what it prints."""
+def cli(*words: str, lines: Sequence[str] = (), timeout: float = 60) -> str:
+    """Run ``redis-cli``, with lines for it to read; return what it prints."""
     done = subprocess.run(
         [require("redis-cli", "redis-tools"), *words],
+        input="".join(f"{line}\n" for line in lines),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -245,6 +243,27 @@ class RedisCluster:
         """Return the server that has the slot of a key."""
         moved = self.servers[0].cli("cluster", "keyslot", key).strip()
         return self.server_of_slot(int(moved))
+
+    def primaries(self) -> list[RedisServer]:
+        """Return the servers that have slots."""
+        return [server for server in self.servers if "role:master" in server.replication()]
+
+    def replica_of(self, primary: RedisServer) -> RedisServer:
+        """Return the first replica of a server."""
+        for server in self.servers:
+            if server.process.poll() is None and re.search(
+                rf"role:slave.*master_port:{primary.port}\b", server.replication(), re.DOTALL
+            ):
+                return server
+        raise AssertionError(f"{primary.port} has no replica")
+
+    def allow_failover(self, allowed: bool) -> None:
+        """Let replicas take over from now on, or not."""
+        for server in self.servers:
+            if server.process.poll() is None:
+                server.cli(
+                    "config", "set", "cluster-replica-no-failover", "no" if allowed else "yes"
+                )
 
     def server_of_slot(self, slot: int) -> RedisServer:
         """Return the server that has a slot."""

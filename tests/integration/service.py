@@ -21,6 +21,7 @@ from unittest import SkipTest
 
 __all__ = [
     "ENGINES",
+    "FAILOVER_ROUNDS",
     "KILL_ROUNDS",
     "MODES",
     "PATIENCE",
@@ -45,6 +46,9 @@ No test judges speed, that is the benchmarks' business; what never comes is a fa
 
 KILL_ROUNDS = int(os.environ.get("KVPROTO_KILL_ROUNDS", "2"))
 """How often a test kills, stops or restarts something; 15 shows more than 2 and takes minutes."""
+
+FAILOVER_ROUNDS = int(os.environ.get("KVPROTO_KILL_ROUNDS", "1"))
+"""The same where each takes some seconds."""
 
 STORE = os.environ.get("KVPROTO_STORE", "memory")
 """Where services of tests that name no store keep documents: one of `STORES`."""

@@ -17,6 +17,7 @@ from tests.integration.memcached import Memcached
 from tests.integration.peers import require
 from tests.integration.service import ENGINES, MODES, PATIENCE, STORE, KvtlsProcess, not_on
 from tests.integration.stunnel import Stunnel
+from tests.integration.wire_client import read_exactly
 
 TOOLS = "libmemcached-tools"
 MEMCACHED_TOOL = Path("/usr/share/memcached/scripts/memcached-tool")
@@ -134,7 +135,7 @@ class MemcachedToolTests(SynchronousTestCase):
                 client.sendall(
                     b"set small 5 0 3\r\nabc\r\nset large 0 0 5000\r\n%b\r\n" % bytes(5000)
                 )
-                self.assertEqual(client.recv(16, socket.MSG_WAITALL), b"STORED\r\nSTORED\r\n")
+                self.assertEqual(read_exactly(client, 16), b"STORED\r\nSTORED\r\n")
             display = self.tool(where, "display")
             rows = [line.split() for line in display.splitlines()[1:]]
             self.assertEqual([(row[0], row[1], row[4]) for row in rows if row], [
@@ -154,7 +155,7 @@ class MemcachedToolTests(SynchronousTestCase):
             client.settimeout(PATIENCE)
             client.connect(where)
             client.sendall(dump)
-            self.assertEqual(client.recv(16, socket.MSG_WAITALL), b"STORED\r\nSTORED\r\n")
+            self.assertEqual(read_exactly(client, 16), b"STORED\r\nSTORED\r\n")
             client.sendall(b"get small\r\n")
             self.assertEqual(client.recv(100), b"VALUE small 5 3\r\nabc\r\nEND\r\n")
 

@@ -18,6 +18,7 @@ from kvproto.ops.commands import CONTROL_SOCKET
 from kvproto.testing.certificates import root_authority
 from tests.integration.live import CredentialDirectory, new_server_identity
 from tests.integration.service import PATIENCE, KvtlsProcess, run_each
+from tests.integration.wire_client import read_exactly
 
 
 class PlainTests(SynchronousTestCase):
@@ -103,7 +104,7 @@ class PlainTests(SynchronousTestCase):
             client.connect(str(path))
             client.sendall(b"set k 0 100 1\r\nx\r\nget k\r\ndebugtime 101\r\nget k\r\n")
             expected = b"STORED\r\nVALUE k 0 1\r\nx\r\nEND\r\nOK\r\nEND\r\n"
-            self.assertEqual(client.recv(len(expected), socket.MSG_WAITALL), expected)
+            self.assertEqual(read_exactly(client, len(expected)), expected)
 
     def test_config_command(self) -> None:
         """``kvtls config`` shows where values come from."""

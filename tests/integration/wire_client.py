@@ -7,7 +7,7 @@ import ssl
 import struct
 from typing import NamedTuple
 
-__all__ = ["Answer", "packet", "read_answer", "read_answers", "sasl_plain"]
+__all__ = ["Answer", "packet", "read_answer", "read_answers", "read_exactly", "sasl_plain"]
 
 HEADER = struct.Struct(">BBHBBHIIQ")
 
