@@ -22,8 +22,9 @@ from zope.interface import implementer
 
 from kvproto.base.directory_lock import DirectoryLock
 from kvproto.base.log import make_logger
+from kvproto.base.one_thread import OneThread
 from kvproto.base.private_files import replace_file
-from kvproto.config import Config, StoreURL, parse_file_url
+from kvproto.config import Config, StoreURL, Sync, parse_file_url
 from kvproto.dataplane.interfaces import IGrowingStores, IKeepingStores
 from kvproto.errors import ConfigError
 from kvproto.store import FileStore, IStore, MemoryStore
@@ -73,6 +74,8 @@ class FileStores(Service):
         self._stores: dict[str, FileStore] = {}
         self._adopt: dict[str, Adopt] = {}
         self._run = maybeDeferred if run is None else run
+        self._has_threads = run is not None
+        self._threads: dict[FileStore, OneThread] = {}
         self._make_memory = memory
         self._memory = partial(memory, config, reactor)
         self._sync = options.sync
@@ -83,7 +86,28 @@ class FileStores(Service):
 
     def _make(self, bucket: str, *memory_limit: int) -> FileStore:
         memory = self._memory(*memory_limit)
-        return FileStore(self._path(bucket), self._sync, memory, self._reactor, self._run)
+        thread = None
+        if self._sync is Sync.ALWAYS and self._has_threads:
+            thread = OneThread(self._reactor.callFromThread)
+        store = FileStore(
+            self._path(bucket),
+            self._sync,
+            memory,
+            self._reactor,
+            self._run,
+            run_sync=None if thread is None else thread.run,
+        )
+        if thread is not None:
+            self._threads[store] = thread
+        return store
+
+    async def _end(self, store: FileStore) -> None:
+        try:
+            await store.close()
+        finally:
+            thread = self._threads.pop(store, None)
+            if thread is not None:
+                thread.stop()
 
     def change(self, config: Config) -> None:
         """Take over limits of values, and what a full store does; see `IStores.change`."""
@@ -106,7 +130,7 @@ class FileStores(Service):
         return Deferred.fromCoroutine(self._remove(bucket))
 
     async def _remove(self, bucket: str) -> None:
-        await self._stores.pop(bucket).close()
+        await self._end(self._stores.pop(bucket))
         dropped = self._directory / f"{_DROPPED}{bucket}"
         # Out of the way first: half a bucket must never be found again.
         await self._run(os.replace, self._path(bucket), dropped)
@@ -213,7 +237,7 @@ class FileStores(Service):
 
     async def _close(self) -> None:
         for store in self._stores.values():
-            await store.close()
+            await self._end(store)
         self._lock.release()
 
     def ready(self) -> str | None:

@@ -31,7 +31,7 @@ from twisted.python.failure import Failure
 from kvproto.base.log import make_logger
 from kvproto.config import Sync
 from kvproto.errors import StoreUnavailable
-from kvproto.store.document import Document, Key
+from kvproto.store.document import ALL_MARKS, Document, Key
 from kvproto.store.file.disk import Disk
 from kvproto.store.file.records import (
     ALIGNMENT,
@@ -136,6 +136,7 @@ class Journal:
         disk: What is run.
         segment_size: Bytes of a segment, unless the disk has no room for that, or one record is
             larger.
+        run_sync: Runs what forces records to the disk; `run` does when None.
 
     Attributes:
         at: Where the next record goes.
@@ -159,11 +160,13 @@ class Journal:
         run: Run | None = None,
         disk: Disk | None = None,
         segment_size: int = SEGMENT_SIZE,
+        run_sync: Run | None = None,
     ) -> None:
         self._directory = directory
         self._policy = sync
         self._clock = clock
         self._run = run
+        self._run_sync = self._in_thread if run_sync is None else run_sync
         self._disk = Disk() if disk is None else disk
         self._boot = boot_id()
         self.numbers: Callable[[], Numbers] = lambda: Numbers(0, 0, 0)
@@ -410,7 +413,7 @@ class Journal:
             and key.__class__ is bytes
             and document.xattrs is None
             and not document.deleted
-            and not document.marks
+            and not document.marks & ALL_MARKS
         ):
             value = document.value
             key_size = len(key)
@@ -594,8 +597,10 @@ class Journal:
             for _, waiter in waiters:
                 waiter.errback(StoreUnavailable(self.fault))
 
-        self._syncing = self._in_thread(self._disk.sync, ended, self._active.descriptor, directory)
-        self._syncing.addCallbacks(done, failed)
+        self._syncing = syncing = self._run_sync(
+            self._disk.sync, ended, self._active.descriptor, directory
+        )
+        syncing.addCallbacks(done, failed)
 
     def _mark_synced(self, number: int, offset: int) -> None:
         """Append what was on the disk; it tells damage from what was never saved."""

@@ -69,6 +69,7 @@ class FileStore(Operations):
         run: Runs a function in a thread and returns a Deferred; at once when None.
         disk: What is run.
         segment_size: Bytes of a file of the log; see `Journal`.
+        run_sync: Runs what forces changes to the disk; `run` does when None.
 
     Attributes:
         get: As `IStore.get`, the memory's own; so are `peek`, `survey` and `watch_evictions`.
@@ -89,6 +90,7 @@ class FileStore(Operations):
         run: Run | None = None,
         disk: Disk | None = None,
         segment_size: int = SEGMENT_SIZE,
+        run_sync: Run | None = None,
     ) -> None:
         self.directory = directory
         self._sync = sync
@@ -97,13 +99,15 @@ class FileStore(Operations):
         self._clock = clock
         self._run: Run = maybeDeferred if run is None else run
         self._disk = Disk() if disk is None else disk
-        self._journal = Journal(directory, sync, clock, run, self._disk, segment_size)
+        self._journal = Journal(directory, sync, clock, run, self._disk, segment_size, run_sync)
         self._loader: Loader | None = None
         self._open = False
         self._at_once = sync is not Sync.ALWAYS
         self.groups = sync is Sync.ALWAYS
         self._grouped_from = 0
         self.get = memory.get
+        # The interpreter finds what an instance keeps sooner than what another one does.
+        self._set_in_memory = memory.set_plainly
         self.peek, self.survey = memory.peek, memory.survey
         self.watch_evictions = memory.watch_evictions
         memory.keeper = self
@@ -236,7 +240,7 @@ class FileStore(Operations):
         journal = self._journal
         if journal.at + 2 * len(value) + _MARGIN > journal.limit or not self._at_once:
             return None
-        document = self._memory.set_plainly(key, value, flags, expiry, datatype)
+        document = self._set_in_memory(key, value, flags, expiry, datatype)
         if document is not None:
             journal.put(key, document)
         return document
