@@ -29,6 +29,7 @@ from kvproto.wire.binary import ResponseDecoder, encode_request
 from kvproto.wire.constants import Opcode, Status
 from kvproto.wire.frames import Response
 from tests.integration.memcached import Memcached
+from tests.integration.service import PATIENCE
 from tests.ports import free_port
 from tests.server.support import Link
 from tests.upstream.logged import lines_of
@@ -74,7 +75,7 @@ class Client(Protocol):
         deferred: Deferred[bytes] = Deferred()
         self._waiting.append((complete, deferred))
         self._look()
-        return deferred.addTimeout(20, reactor)
+        return deferred.addTimeout(PATIENCE, reactor)
 
     def say(self, request: bytes, ending: bytes) -> Deferred[bytes]:
         """Send a text request; return what comes back up to the ending."""
@@ -94,8 +95,9 @@ class Client(Protocol):
 class FleetCase(TestCase):
     """Three servers, a service in front of them, and its clients."""
 
-    timeout = 60
-    parameters = "timeout=1&connect-timeout=1"
+    timeout = 3 * PATIENCE
+    # No server is slow but where a test makes it so: then nobody's patience ends on a busy machine.
+    parameters = "timeout=30&connect-timeout=30"
     arguments: tuple[str, ...] = ()
 
     async def setUp(self) -> None:  # type: ignore[override]
@@ -601,6 +603,8 @@ class UnixTests(FleetCase):
 
 class FailureTests(FleetCase):
     """Servers that are dead, frozen, restarted, idle."""
+
+    parameters = "timeout=1&connect-timeout=1"
 
     async def test_dead(self) -> None:
         """Keys of a dead server fail at once, others go on, no key moves, it comes back."""

@@ -180,6 +180,22 @@ class ConnectionTests(SynchronousTestCase):
         self.connection.dataReceived(b"+late\r\n")
         self.assertEqual(self.fates(), {"a": (Fate.UNANSWERED, "timeout")})
 
+    def test_we_are_late(self) -> None:
+        """Where our own process was held up, an answer that is there already still counts."""
+        for _ in range(2):
+            self.call("a")
+            self.pair.flush()
+            # The reactor's order after a pause: timers first, then what sockets have.
+            self.clock.callLater(5, self.connection.dataReceived, b"+there\r\n")
+            self.clock.advance(5)
+            self.assertEqual(self.replies.pop("a"), b"there")
+        self.assertEqual(self.ends, [])
+        self.call("a")
+        self.pair.flush()
+        self.clock.advance(5)
+        self.assertEqual(self.fates(), {"a": (Fate.UNANSWERED, "timeout")})
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_only_the_oldest_counts(self) -> None:
         """As long as the oldest command is younger than the timeout the connection stays."""
         for _ in range(10):
