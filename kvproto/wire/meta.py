@@ -132,12 +132,9 @@ def parse_meta_set(
         The command, without its value, or a refusal; and the size of the value that follows in
         bytes, None when the line does not say.
     """
-    sized = parse_size(tokens[2]) if len(tokens) > 2 else None
-    if sized is None:
+    size = parse_size(tokens[2]) if len(tokens) > 2 else None
+    if size is None:
         return TextRefusal(BAD_FORMAT, "ms"), None
-    size, sound = sized
-    if not sound:
-        return TextRefusal(BAD_FORMAT, "ms"), size
     return _parse_flags("ms", tokens[1], tuple(tokens[3:]), len(tokens), max_key), size
 
 

@@ -54,6 +54,9 @@ _MAX_U64 = 0xFFFF_FFFF_FFFF_FFFF
 _MAX_SIZE = _MAX_I32 - 2
 """memcached's ``INT_MAX - 2``: a value and its line end are counted in an ``int``."""
 
+_SIZE_DIGITS = 11
+"""Longest size as it is written, in bytes; what is longer memcached takes for no number."""
+
 _SHORTEST_LINE = 4
 """Bytes, the line end included; memcached looks at nothing shorter."""
 
@@ -188,19 +191,10 @@ def parse_retrieval(
     return commands
 
 
-def parse_size(token: bytes) -> tuple[int, bool] | None:
-    """Read how many bytes of value follow a line.
-
-    Returns:
-        The size, and whether it is written as it must be: where it is not, the line is refused,
-        but a client that writes ``+5`` sends five bytes, which are no commands.  None when it is
-        no size.
-    """
-    size = number(token, 0, _MAX_SIZE)
-    if size is not None:
-        return size, True
-    size = _lenient_number(token, 0, _MAX_SIZE)
-    return None if size is None else (size, False)
+def parse_size(token: bytes) -> int | None:
+    """Read how many bytes of value follow a line; None when it does not say."""
+    size = number(token, -_MAX_SIZE, _MAX_SIZE) if len(token) <= _SIZE_DIGITS else None
+    return None if size is None or size < 0 else size
 
 
 def parse_storage(
@@ -217,17 +211,16 @@ def parse_storage(
         The command, without its value, or a refusal; and the size of the value that follows in
         bytes, None when the line does not say.
     """
-    sized = parse_size(tokens[4]) if len(tokens) > 4 else None
-    if sized is None:
+    size = parse_size(tokens[4]) if len(tokens) > 4 else None
+    if size is None:
         return TextRefusal(BAD_FORMAT, verb), None
-    size, sound = sized
     key = tokens[1]
     flags = _lenient_number(tokens[2], 0, _MAX_U32)
     expiry = expiry_of(_lenient_number(tokens[3], -_MAX_U64, _MAX_U32))
     cas: int | None = 0
     if verb == "cas":
         cas = number(tokens[5], 0, _MAX_U64) if len(tokens) > 5 else None
-    if not sound or len(key) > max_key or flags is None or expiry is None or cas is None:
+    if len(key) > max_key or flags is None or expiry is None or cas is None:
         return _refuse(BAD_FORMAT, verb, tokens), size
     return TextCommand(verb, key, b"", flags, expiry, cas, 0, tokens[-1] == b"noreply"), size
 

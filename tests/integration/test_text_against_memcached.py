@@ -137,11 +137,6 @@ DIFFERENT: dict[bytes, tuple[bytes, bytes]] = {
         b"STORED\r\nVALUE a 0 1\r\nx\r\nEND\r\n",
         b"STORED\r\nEND\r\n",
     ),
-    # A size with a sign is refused since 1.6.40; here the value goes with it, there it is commands.
-    b"set a +1 +0 +1\r\nx\r\nget a\r\n": (
-        b"STORED\r\nVALUE a 1 1\r\nx\r\nEND\r\n",
-        BAD + b"END\r\n",
-    ),
 }
 """What is said: memcached's answer, and ours."""
 
@@ -162,6 +157,7 @@ NEWER: dict[bytes, bytes] = {
     b"set a 0 x 2\r\nab\r\n": BAD,
     b"set a -1 0 2\r\nab\r\n": BAD,
     b"set a 0x10 0 1\r\nx\r\nget a\r\n": BAD + b"END\r\n",
+    b"set a +1 +0 +1\r\nx\r\nget a\r\n": BAD + BAD + b"END\r\n",
     b"set a 0 0 2\r\nabcd\r\nget a\r\n": b"CLIENT_ERROR bad data chunk\r\n" + BAD + b"END\r\n",
     b"set a 0 0 1 a b c d e f g\r\nx\r\n": b"STORED\r\n",
     b"set a b 0 1\r\nx\r\nget a\r\n": BAD + b"END\r\n",

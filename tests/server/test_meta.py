@@ -89,15 +89,22 @@ class DifferenceTests(SynchronousTestCase):
         self.assertEqual(one.ask(b"mg a T4294967295\r\nmg a\r\n"), b"HD\r\nEN\r\n")
         self.assertEqual(one.ask(b"ms a 1 T2147483648\r\nx\r\nmg a\r\n"), b"HD\r\nEN\r\n")
 
-    def test_sizes_written_oddly(self) -> None:
-        """A size with a sign is refused with its value, which is not taken for commands."""
+
+class SizeTests(SynchronousTestCase):
+    """Sizes that are no plain numbers, with the answers of memcached 1.6.45."""
+
+    def test_no_number(self) -> None:
+        """Nobody knows how much follows, so nothing is thrown away."""
+        bad = b"CLIENT_ERROR bad command line format\r\n"
+        for size in (b"+1", b"1\t", b"\t1", b"1x", b"-1", b"0" * 11 + b"1", b"2147483646"):
+            for line in (b"set b 0 0 %b\r\n", b"set b 0 0 %b noreply\r\n", b"ms b %b\r\n"):
+                self.assertEqual(link().ask(line % size + b"mn\r\n"), bad + b"MN\r\n", size)
+
+    def test_numbers(self) -> None:
+        """A sign of nothing, and zeros in front."""
         one = link()
-        one.ask(STORED)
-        for size in (b"+8", b"8\t"):
-            self.assertEqual(
-                one.ask(b"ms b " + size + b"\r\nmd a q O\r\nmg a\r\n"),
-                b"CLIENT_ERROR bad command line format\r\nHD\r\n",
-            )
+        self.assertEqual(one.ask(b"set b 0 0 -0\r\n\r\nms b -0\r\n\r\n"), b"STORED\r\nHD\r\n")
+        self.assertEqual(one.ask(b"ms b 00000000001\r\nx\r\n"), b"HD\r\n")
 
 
 class SwallowTests(SynchronousTestCase):

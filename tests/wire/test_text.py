@@ -147,18 +147,6 @@ class DeviationTests(SynchronousTestCase):
             ],
         )
 
-    def test_sizes_that_are_written_oddly(self):
-        """What a lenient reader takes for a size is skipped; memcached takes it for commands."""
-        for size in (b"+14", b"14\t", b"\t14"):
-            for line in (b"set k 0 0 " + size, b"cas k 0 0 " + size + b" 1"):
-                self.assertEqual(
-                    TextDecoder().feed(line + b"\r\ndelete victims\r\nmn\r\n"),
-                    [
-                        TextRefusal(b"CLIENT_ERROR bad command line format\r\n", line[:3].decode()),
-                        TextCommand("mn"),
-                    ],
-                )
-
     def test_expiry_of_32_bits(self):
         """An expiry of 2**31 to 2**32 - 1 is a negative one that lost its sign: it is over.
 
