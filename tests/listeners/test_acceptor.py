@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from typing import Any
 
 from twisted.application.service import IService, MultiService
@@ -248,6 +249,47 @@ class StartTests(AcceptorCase):
             ],
         )
 
+    def test_limit_is_the_listeners(self) -> None:
+        """Above it a newcomer is refused, in words."""
+        self.start(limit=1)
+        self.connect()
+        self.ledger.authenticated(self.ledger.entries()[0], "alice")
+        self.connect()
+        self.assertEqual(
+            [reason for _, reason in self.controller.refused],
+            ["too many connections on this listener"],
+        )
+
+    def test_nobody_is_offered_before_its_handshake(self) -> None:
+        """Neither behind TLS, nor behind a PROXY header, nor behind both."""
+        for options in (
+            {"wrap": WrappingFactory},
+            {"proxy": True},
+            {"wrap": WrappingFactory, "proxy": True},
+        ):
+            self.start(**options)
+            self.connect()
+            self.assertEqual(self.controller.claimed, [], options)
+            self.assertEqual(self.ledger.counts()["handshaking"], 1)
+
+    def test_proxy_header(self) -> None:
+        """With it the peer is whom the header names, and what follows is the owner's."""
+        self.start(proxy=True)
+        transport = self.connect()
+        transport.protocol.dataReceived(b"PROXY TCP4 192.0.2.66 192.0.2.9 4711 11207\r\nquestion")
+        (entry,) = self.ledger.entries()
+        self.assertEqual(entry.describe_peer(), "192.0.2.66:4711")
+        self.assertEqual(self.controller.owners[0].received, b"question")
+
+    def test_idleness_is_watched_where_asked(self) -> None:
+        """It costs something with each read, so it is off unless wanted."""
+        for options, active in (({}, math.inf), ({"watch_idle": True}, 3.0)):
+            self.start(**options)
+            transport = self.connect()
+            self.clock.advance(3)
+            transport.protocol.dataReceived(b"request")
+            self.assertEqual(self.ledger.entries()[0].active, active)
+
 
 class StopTests(AcceptorCase):
     """From listening to stopped."""
@@ -362,6 +404,39 @@ class StopTests(AcceptorCase):
         self.successResultOf(stopped)
         self.assertEqual(self.successResultOf(retired)["ended"], 1)
         self.assert_nothing_left()
+
+    def test_short_drain(self) -> None:
+        """However short the drain timeout, what was asked is drained for that long."""
+        self.start(drain_timeout=0.5)
+        self.controller.answer = owner = DrainableOwner()
+        transport = self.connect()
+        stopped = self.acceptor.stopService()
+        self.assertEqual((len(owner.draining), transport.calls), (1, []))
+        owner.draining[0].callback(None)
+        transport.loseConnection()
+        self.later(0.1)
+        self.successResultOf(stopped)
+
+    def test_stopping_is_told(self) -> None:
+        """The status says so until the last connection is gone."""
+        self.start()
+        self.controller.answer = owner = DrainableOwner()
+        self.connect()
+        stopped = self.acceptor.stopService()
+        self.assertEqual(self.acceptor.status()["state"], "stopping")
+        owner.draining[0].callback(None)
+        self.later(30)
+        self.successResultOf(stopped)
+        self.assertEqual(self.acceptor.status()["state"], "stopped")
+
+    def test_required_port_taken_at_the_next_start(self) -> None:
+        """A listener that was stopped starts like a new one: its port must be had."""
+        self.start(required=True)
+        self.successResultOf(self.acceptor.stopService())
+        self.endpoint.failures.append(cannot_listen())
+        started = self.acceptor.startService()
+        self.failureResultOf(started, ConfigError)
+        self.assertIs(self.acceptor.state, AcceptorState.STOPPED)
 
 
 class RestartTests(AcceptorCase):

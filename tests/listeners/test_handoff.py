@@ -12,11 +12,16 @@ from OpenSSL.SSL import Error
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, ITransport
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    ITCPTransport,
+    ITransport,
+)
 from twisted.logger import ILogObserver, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer_only
+from zope.interface import directlyProvides, implementer_only
 from zope.interface.verify import verifyObject
 
 from kvproto.base.limited_log import LimitedLog
@@ -215,6 +220,39 @@ class OfferTests(SynchronousTestCase):
         bench.controller.pending[0].errback(Failure(ZeroDivisionError()))
         self.assertTrue(transport.aborted)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_small_writes_leave_at_once(self) -> None:
+        """A TCP transport does not wait for the peer's acknowledgements (Nagle)."""
+
+        class Tcp(FakeTransport):
+            no_delay = False
+
+            def setTcpNoDelay(self, enabled: bool) -> None:
+                self.no_delay = enabled
+
+        transport = Tcp(PEER)
+        directlyProvides(transport, ITCPTransport)
+        transport.connect(Bench().factory.buildProtocol(PEER))
+        self.assertTrue(transport.no_delay)
+
+    def test_duration_of_a_handshake(self) -> None:
+        """It is measured from accept() to the verified peer, in seconds."""
+        bench = Bench()
+        bench.clock.advance(1000)
+        handoff, _ = bench.connect()
+        bench.clock.advance(0.75)
+        handoff.handshakeCompleted()
+        self.assertEqual(bench.ledger.handshakes.total, 0.75)
+
+    def test_certificate_whose_end_is_asked(self) -> None:
+        """Whoever knows when a chain ends is shown the peer's."""
+        bench = Bench()
+        shown: list[tuple[bytes, ...]] = []
+        bench.factory.expires = shown.append
+        handoff, transport = bench.connect()
+        transport.chain = (b"leaf", b"issuer")
+        handoff.handshakeCompleted()
+        self.assertEqual(shown, [(b"leaf", b"issuer")])
 
 
 class LateAnswerTests(SynchronousTestCase):
@@ -498,6 +536,38 @@ class EndTests(SynchronousTestCase):
         handoff.note_error("something else")
         transport.lose(ConnectionLost())
         self.assertEqual(handoff.entry.reason, "unknown magic 0x47")
+
+    def test_failed_handshakes_by_fault(self) -> None:
+        """Each counts once, by what TLS says of it, else by how the transport ended."""
+
+        class HandshakeError(Exception):
+            reason = ""
+
+        bench = Bench()
+        for _ in range(2):
+            error = HandshakeError("closed")
+            error.reason = "the certificate has expired"
+            bench.connect()[1].lose(error)
+        for _ in range(3):
+            bench.connect()[1].lose(HandshakeError("unknown ca"))
+        self.assertEqual(
+            bench.ledger.failed_handshakes,
+            {("data", "certificate_expired"): 2, ("data", "unknown_ca"): 3},
+        )
+
+    def test_time_moved_concerns_certificates_only(self) -> None:
+        """It neither ends those without one, nor gives those that close another deadline."""
+        bench = Bench()
+        owned, _ = bench.bring_to(State.OWNED)
+        handoff, transport = bench.connect()
+        transport.chain = (b"leaf",)
+        bench.factory.expires = lambda chain: bench.now() + 3600
+        handoff.handshakeCompleted()
+        handoff.fire(Event.GENERATION_RETIRED, "for a test")
+        deadline = handoff.entry.deadline
+        bench.ledger.time_moved()
+        self.assertEqual((owned.entry.deadline, handoff.entry.deadline), (None, deadline))
+        self.assertIs(handoff.state, State.CLOSING)
 
 
 class DrainTests(SynchronousTestCase):
@@ -807,3 +877,12 @@ class PeerEndedTests(SynchronousTestCase):
         bench.clock.advance(bench.timeouts.close)
         self.assertEqual(transport.calls, ["lose", "abort"])
         self.assertEqual(handoff.entry.reason, "the peer ended its side")
+
+    def test_deadline_with_tls(self) -> None:
+        """Where TLS has a deadline of its own for what was asked, the ledger adds none."""
+        bench = Bench(ToldOwner())
+        handoff, transport = bench.connect()
+        handoff.handshakeCompleted()
+        handoff.readConnectionLost()
+        bench.clock.advance(10 * bench.timeouts.half_close)
+        self.assertEqual((transport.calls, handoff.state), ([], State.OWNED))

@@ -16,9 +16,10 @@ from kvproto.base.addresses import describe_peer, host_of
 from kvproto.base.deadlines import COMPACT_ABOVE, Deadlines
 from kvproto.listeners.acceptor import AcceptorService
 from kvproto.listeners.entry import Entry
+from kvproto.listeners.handoff import HandoffFactory
 from kvproto.listeners.ledger import Limits
 from kvproto.listeners.states import Event, State
-from tests.listeners.support import Bench, FakeEndpoint
+from tests.listeners.support import Bench, FakeEndpoint, FakeTransport
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "compose-acceptor.md"
 
@@ -167,6 +168,31 @@ class RoomTests(SynchronousTestCase):
         self.assertEqual(bench.ledger.status()["unauthenticated"], 3)
         self.assertIs(first.state, State.OWNED)
 
+    def test_listener_limit_takes_from_its_own_idlers(self) -> None:
+        """Who never logged in on another listener keeps its place; one of this listener goes."""
+        bench = Bench(limit=1, name="data")
+        elsewhere = HandoffFactory("admin", bench.controller, bench.ledger).buildProtocol(peer(0))
+        FakeTransport(peer(0)).connect(elsewhere)
+        elsewhere.handshakeCompleted()
+        handoffs = [bench.connect(peer(number))[0] for number in (1, 2)]
+        for handoff in handoffs:
+            handoff.handshakeCompleted()
+        self.assertEqual(
+            [handoff.state for handoff in (elsewhere, *handoffs)],
+            [State.OWNED, State.CANCELLED, State.OWNED],
+        )
+
+    def test_peer_limit_takes_from_its_own_idlers(self) -> None:
+        """At the limit of an address its own idler goes, and nobody else's."""
+        bench = Bench(limits=Limits(per_peer=1))
+        handoffs = [bench.connect(peer(1, host))[0] for host in ("10.0.0.1", "10.0.0.2")]
+        handoffs.append(bench.connect(peer(2, "10.0.0.2"))[0])
+        for handoff in handoffs:
+            handoff.handshakeCompleted()
+        self.assertEqual(
+            [handoff.state for handoff in handoffs], [State.OWNED, State.CANCELLED, State.OWNED]
+        )
+
 
 class GoneTests(SynchronousTestCase):
     """Waiting for connections to be gone."""
@@ -198,6 +224,18 @@ class GoneTests(SynchronousTestCase):
         gone.cancel()
         self.failureResultOf(gone, CancelledError)
         transport.lose()
+
+    def test_deadline_only_comes_nearer(self) -> None:
+        """Entering the same state again never gives a connection more time."""
+        bench = Bench()
+        handoff, _ = bench.bring_to(State.CLOSING)
+        entry = handoff.entry
+        before = entry.deadline
+        assert before is not None
+        bench.ledger.enter(entry, State.CLOSING, within=before + 100)
+        self.assertEqual(entry.deadline, before)
+        bench.ledger.enter(entry, State.CLOSING, within=0.25)
+        self.assertEqual(entry.deadline, 0.25)
 
 
 class StatusTests(SynchronousTestCase):
@@ -318,6 +356,37 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual(describe_peer(IPv4Address("TCP", "192.0.2.1", 1)), "192.0.2.1:1")
         self.assertEqual(describe_peer(UNIXAddress(None)), "unix")
         self.assertEqual(describe_peer(None), "unknown")
+
+    def test_totals_grow_by_one(self) -> None:
+        """Everything that is counted for metrics counts each connection once."""
+        bench = Bench()
+        transports = [bench.connect(peer(number))[1] for number in range(3)]
+        transports.append(bench.bring_to(State.OFFERED)[1])
+        self.assertEqual(bench.ledger.accepted_by, {"data": 4})
+        bench.clock.advance(10)
+        self.assertEqual(bench.ledger.expired["handshaking"], 3)
+        self.assertEqual(bench.ledger.failed_handshakes, {("data", "timeout"): 3})
+        for transport in transports:
+            transport.lose()
+        self.assertEqual(sum(bench.ledger.ended_by.values()), 4)
+        self.assertEqual(bench.ledger.ended_by["data", "deadline"], 4)
+
+    def test_states_of_all_listeners_together(self) -> None:
+        """Without a listener's name the numbers are sums."""
+        bench = Bench()
+        bench.connect()
+        HandoffFactory("admin", bench.controller, bench.ledger).buildProtocol(peer(0))
+        self.assertEqual(bench.ledger.counts()["handshaking"], 2)
+        self.assertEqual(bench.ledger.counts("admin")["handshaking"], 1)
+
+    def test_gone_while_listed(self) -> None:
+        """One that leaves while the list is read is left out; those behind it are not."""
+        bench = Bench()
+        transports = [bench.connect(peer(number))[1] for number in range(3)]
+        rows = bench.ledger.snapshot()
+        first = next(rows)
+        transports[1].lose()
+        self.assertEqual([row["id"] for row in (first, *rows)], [1, 3])
 
 
 class DeadlineTests(SynchronousTestCase):
