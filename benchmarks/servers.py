@@ -24,7 +24,7 @@ from kvproto.testing.certificates import server_identity
 
 __all__ = ["GENERATOR_CPUS", "SERVERS", "SERVER_CPUS", "Running", "Workplace", "start"]
 
-START_SECONDS = 10
+START_SECONDS = 60
 TICKS = os.sysconf("SC_CLK_TCK")
 FRONTED_CONNECTIONS = min(25_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100)
 """A front needs two descriptors for each; HAProxy does not start without them."""

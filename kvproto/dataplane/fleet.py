@@ -114,6 +114,7 @@ class FleetStores(Service):
                 {
                     "server": server.name,
                     "up": server.up,
+                    "protocol": _protocol(server),
                     "reason": server.text,
                     "connections": sum(link.state.value == "ready" for link in server.links),
                     "errors": dict(server.errors),
@@ -235,3 +236,12 @@ class FleetStores(Service):
 
 def _report(failure: Failure) -> None:
     log.failure("the fleet's configuration could not be used", failure=failure)
+
+
+def _protocol(server: Server) -> str:
+    """Return in which protocol a server is asked: ``"binary"``, ``"meta"``; ``""`` if nobody is."""
+    for link in server.links:
+        connection: Any = link.ready
+        if connection is not None:
+            return "meta" if connection.text else "binary"
+    return ""

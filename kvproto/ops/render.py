@@ -221,7 +221,7 @@ def _servers(servers: Sequence[Answer]) -> Table:
         Row(
             (
                 server["server"],
-                "up" if server["up"] else "DOWN",
+                ", ".join(filter(None, ("up", server.get("protocol")))) if server["up"] else "DOWN",
                 ", ".join(f"{number} {reason}" for reason, number in server["errors"].items())
                 or "none",
             ),

@@ -540,6 +540,16 @@ class MixedServersTests(FleetCase):
             self.assertEqual(reply.status, 0)
         found = await text.say(b"get %b\r\n" % b" ".join(keys), b"END\r\n")
         self.assertEqual(found.count(b"VALUE "), 3)
+        servers: Any = self.stores.status()["servers"]
+        self.assertEqual([one["protocol"] for one in servers], ["meta", "binary", "binary"])
+        await deferToThread(self.memcached[0].kill)
+        await self.wait(lambda: not self.stores.fleet.servers[0].up)
+        servers = self.stores.status()["servers"]
+        self.assertEqual(servers[0]["protocol"], "")
+        await deferToThread(self.memcached[0].start)
+        await self.wait(lambda: self.stores.fleet.servers[0].up)
+        for key in keys:
+            await binary.call(store(key, key))
         asked = [encode_request(Opcode.GETK, key=key) for key in (*keys, *keys)]
         replies = await binary.call(*asked)
         self.assertEqual(
