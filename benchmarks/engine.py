@@ -1,8 +1,11 @@
 """CPU of an operation on a Valkey or Redis server: of this process and of the server.
 
-Usage: ``python -m benchmarks.engine [--seconds S] [--depth N …]``; it starts ``redis-server``
-itself, on a Unix socket.  What is measured is the store as a session uses it, without TLS and
-without a client: a Deferred for each operation, so many under way at once.
+Usage: ``python -m benchmarks.engine [--seconds S] [--rounds N] [--depth N …]``; it starts
+``redis-server`` itself, on a Unix socket.  Operations take turns; each figure is the median of the
+rounds, and what both have taken together also with its range.
+
+What is measured is the store as a session uses it, without TLS and without a client: a Deferred
+for each operation, so many under way at once.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import argparse
 import itertools
 import resource
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
@@ -87,6 +91,7 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--depth", type=int, nargs="*", default=[1, 32])
     arguments = parser.parse_args()
     directory = tempfile.mkdtemp(prefix="kvtls-bench-")
@@ -101,29 +106,35 @@ def main() -> None:
         print(
             f"{'operation':32} {'depth':>5} {'op/s':>9} {'here us':>8} {'server us':>9} {'sum':>6}"
         )
+        engines: list[Any] = []
+        operations: list[tuple[str, Any]] = []
         for locks in (True, False):
             engine = make_engine(parse_options(f"redis+unix:{path}"), reactor, 0)
             store = EngineStore(engine, f"b{int(locks)}", time.time, locks=locks)
             engine.start()
+            engines += [store, engine]
             filled = store.set(b"key:000000", b"x" * 100)
             while not filled.called:
                 reactor.iterate(0.05)
             mode = "" if locks else ", memcached mode"
-            for name, operate in (
+            operations += [
                 ("SET" + mode, lambda key, s=store: s.set(key, b"x" * 100)),
                 ("GET" + mode, store.get),
                 ("increment" + mode, lambda key, s=store: s.increment(b"n" + key, 1, 0, 0)),
-            ):
+            ]
+        found: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+        for _ in range(arguments.rounds):
+            for name, operate in operations:
                 for depth in arguments.depth:
-                    # The best of some: others use this machine too.
-                    rate, own, theirs = min(
-                        (Run(operate, depth, arguments.seconds, server.pid)() for _ in range(5)),
-                        key=lambda found: found[1] + found[2],
-                    )
-                    both = f"{own:8.1f} {theirs:9.1f} {own + theirs:6.1f}"
-                    print(f"{name:32} {depth:5} {rate:9.0f} {both}", flush=True)
-            store.stop()
-            engine.stop()
+                    run = Run(operate, depth, arguments.seconds, server.pid)
+                    found.setdefault((name, depth), []).append(run())
+        for (name, depth), figures in found.items():
+            rate, own, theirs = (statistics.median(column) for column in zip(*figures, strict=True))
+            sums = [here + there for _, here, there in figures]
+            total = f"{statistics.median(sums):6.1f} ({min(sums):.1f}-{max(sums):.1f})"
+            print(f"{name:32} {depth:5} {rate:9.0f} {own:8.1f} {theirs:9.1f} {total}")
+        for each in engines:
+            each.stop()
     finally:
         server.kill()
         server.wait()

@@ -2,10 +2,13 @@
 
 ``python -m benchmarks.file_store [--rounds N] [--seconds S] [--documents N] [--directory DIR]``
 
-The CPU of the server's process is compared with that of ``memory:``, one after the other in each
-round, under the load of ``benchmarks/kvload.c`` over TLS.  The directory should be on the disk
-that is meant: ``sync=always`` measures it.  With ``--documents`` nothing of this is done: so many
-documents are stored, the service is killed, and what its next start takes is printed.
+The CPU of the server's process, user and system time of all its threads, is compared with that of
+``memory:``, one after the other in each round, under the load of ``benchmarks/kvload.c`` over TLS;
+each figure is the median of the rounds with their range.  The directory should be on the disk that
+is meant: ``sync=always`` measures it, and in ``/dev/shm`` everything but it.
+
+With ``--documents`` nothing of this is done: so many documents are stored, the service is killed,
+and what its next start takes is printed.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +37,7 @@ from kvproto.store import FileStore, MemoryStore
 HERE = Path(__file__).parent
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
 STORES = ("memory:", "never", "everysec", "always")
-LOADS = (("get", 16, 1), ("set", 16, 1), ("get", 2, 32), ("set", 2, 32))
+LOADS = (("get", 16, 1), ("set", 16, 1), ("get", 2, 32), ("set", 2, 32), ("set", 16, 32))
 
 
 @contextmanager
@@ -65,8 +68,10 @@ def cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-def measure(kvload: Path, pid: int, port: int, load: tuple[str, int, int], seconds: int) -> float:
-    """Return microseconds of the server's CPU for each operation."""
+def measure(
+    kvload: Path, pid: int, port: int, load: tuple[str, int, int], seconds: int
+) -> tuple[float, float]:
+    """Return microseconds of the server's CPU for each operation, and operations a second."""
     mode, connections, depth = load
     run = partial(subprocess.run, stdout=subprocess.PIPE, text=True, check=False)
     run([kvload, "-p", str(port), "-m", "set", "-t", "1"])  # something to be found
@@ -76,16 +81,16 @@ def measure(kvload: Path, pid: int, port: int, load: tuple[str, int, int], secon
     found = re.search(r"ops=(\d+)", done.stdout) or re.search(r"ops/s=([\d.]+)", done.stdout)
     assert found is not None, done.stdout
     number = float(found[1]) * (seconds if "ops/s" in found[0] else 1)
-    return (cpu_of(pid) - before) / number * 1e6
+    return (cpu_of(pid) - before) / number * 1e6, number / seconds
 
 
 def compare(rounds: int, seconds: int, directory: Path) -> None:
     """Print the CPU of each store in each load, and what it is of memory's."""
     kvload = directory / "kvload"
     subprocess.run(["cc", "-O2", "-o", kvload, HERE / "kvload.c", "-lssl", "-lcrypto"], check=True)
-    results: dict[tuple[tuple[str, int, int], str], list[float]] = {}
-    for _ in range(rounds):
-        for load, store in itertools.product(LOADS, STORES):
+    results: dict[tuple[tuple[str, int, int], str], list[tuple[float, float]]] = {}
+    for turn in range(rounds):
+        for load, store in itertools.product(LOADS, STORES[:: -1 if turn % 2 else 1]):
             with service(store, directory) as (pid, port):
                 measured = measure(kvload, pid, port, load, seconds)
                 results.setdefault((load, store), []).append(measured)
@@ -93,12 +98,19 @@ def compare(rounds: int, seconds: int, directory: Path) -> None:
         mode, connections, depth = load
         memory = results[load, "memory:"]
         for store in STORES:
-            ratios = [mine / its for mine, its in zip(results[load, store], memory, strict=True)]
+            mine, speeds = zip(*results[load, store], strict=True)
+            ratios = [us / its for us, (its, _) in zip(mine, memory, strict=True)]
             print(
                 f"{mode} {connections:3} connections, {depth:2} in flight, {store:9}"
-                f" {statistics.median(results[load, store]):6.1f} us,"
-                f" {statistics.median(ratios):5.2f} of memory ({min(ratios):.2f}-{max(ratios):.2f})"
+                f" {_told(mine):18} us, {_told(ratios, 2):18} of memory,"
+                f" {statistics.median(speeds):7.0f} a second"
             )
+
+
+def _told(figures: Sequence[float], digits: int = 1) -> str:
+    """Return the median of some figures, and their range."""
+    least, most = min(figures), max(figures)
+    return f"{statistics.median(figures):.{digits}f} ({least:.{digits}f}-{most:.{digits}f})"
 
 
 def count(documents: int, directory: Path) -> None:

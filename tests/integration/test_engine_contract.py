@@ -95,7 +95,25 @@ class ContractWithoutLocks(EngineContract):
     locks = False
 
     def test_cas_grows_with_each_mutation(self) -> None:
-        raise SkipTest("a touch keeps the CAS in memcached's mode")
+        """Each mutation has a larger CAS, but for a touch, which keeps it."""
+        numbers = [
+            self.fill().cas,
+            self.done(self.store.set(KEY, b"1")).cas,
+            self.done(self.store.replace(KEY, b"1")).cas,
+            self.done(self.store.append(KEY, b"1")).cas,
+            self.done(self.store.prepend(KEY, b"1")).cas,
+            self.done(self.store.increment(KEY, 1, 0, 0)).cas,
+            self.done(self.store.decrement(KEY, 1, 0, 0)).cas,
+        ]
+        for touched in (self.store.touch(KEY, 5), self.store.get_and_touch(KEY, 6)):
+            self.assertEqual(self.done(touched).cas, numbers[-1])
+        numbers += [
+            self.done(self.store.add(b"other", b"")).cas,
+            self.done(self.store.delete(KEY)).cas,
+            self.done(self.store.increment(KEY, 1, 0, 0)).cas,
+        ]
+        self.assertEqual(numbers, sorted(set(numbers)))
+        self.assertTrue(numbers[0] > 0 and numbers[-1] < 1 << 63)
 
     def test_lock_times(self) -> None:
         raise SkipTest("documents cannot be locked in memcached's mode")
