@@ -10,6 +10,7 @@ Source: memcached 1.6.45, ``doc/protocol.txt``, ``proto_parser.c``, ``memcached.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -84,13 +85,17 @@ _N, _R, _T = b"NRT"
 
 
 def _recache(command: MetaCommand, expires_at: float, now: float) -> bool:
-    """Return whether a document is near enough to its end to be fetched anew."""
+    """Return whether a document is near enough to its end to be fetched anew.
+
+    What is left is counted as ``t`` tells it, in whole seconds, rounded up.
+    """
     if command.recache is None:
         return False
     letters = command.letters
     if _T in letters and letters.index(_T) < letters.index(_R):
         expires_at = deadline(command.expiry or 0, now)
-    return expires_at != 0.0 and expires_at < deadline(command.recache, now)
+    below = deadline(command.recache, now) - now
+    return expires_at != 0.0 and math.ceil(expires_at - now) < below
 
 
 def read(

@@ -158,7 +158,7 @@ def _parse_flags(
     return command
 
 
-_OPAQUE, _QUIET, _BASE64 = b"Oqb"
+_OPAQUE, _QUIET, _BASE64, _CLIENT_FLAGS = b"OqbF"
 
 
 def _read_flags(command: MetaCommand, tokens: int, max_key: int) -> bytes | None:
@@ -184,7 +184,9 @@ def _read_flags(command: MetaCommand, tokens: int, max_key: int) -> bytes | None
         read = _ARGUMENTS.get(letter)
         if read is None:
             return BAD_FLAG
-        fault = read(command, flag[1:]) or fault
+        found = read(command, flag[1:])
+        # memcached has no words for bad client flags: what it has found before stands.
+        fault = (fault or found) if letter == _CLIENT_FLAGS else (found or fault)
     return fault
 
 

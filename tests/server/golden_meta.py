@@ -15,6 +15,11 @@ BAD = b"CLIENT_ERROR bad command line format\r\n"
 
 GOLDEN: list[tuple[bytes, bytes]] = [
     (b"mg a\r\n", b"HD\r\n"),
+    # Of several faults the last counts, but not that of F.
+    (b"ms a 0 b Fx\r\n\r\n", b"CLIENT_ERROR error decoding key\r\n"),
+    (b"ms a 0 Tx Fx\r\n\r\n", b"CLIENT_ERROR bad token in command line format\r\n"),
+    (b"ms a 0 Fx b\r\n\r\n", b"CLIENT_ERROR error decoding key\r\n"),
+    (b"ms a 0 Fx\r\n\r\n", b"CLIENT_ERROR bad command line format\r\n"),
     (b"mg a v\r\n", b"VA 3\r\nabc\r\n"),
     (b"mg a s v t c f h l O123 k q\r\n", b"VA 3 s3 t100 c5000 f7 h0 l0 O123 ka\r\nabc\r\n"),
     (b"mg a h\r\nmg a h l t\r\n", b"HD h0\r\nHD h1 l0 t100\r\n"),

@@ -194,6 +194,15 @@ class LeaseTests(SynchronousTestCase):
         one.ask(b"ms a 1 T60\r\ny\r\n")
         self.assertEqual(one.ask(b"mg a R30 v\r\n"), b"VA 1\r\ny\r\n")
 
+    def test_recache_in_seconds(self) -> None:
+        """What is left is as much as t says, for R too."""
+        one = link()
+        one.ask(b"ms a 1 T60\r\nx\r\n")
+        one.time += 0.4
+        self.assertEqual(one.ask(b"mg a R60 t\r\n"), b"HD t60\r\n")
+        one.time += 0.6
+        self.assertEqual(one.ask(b"mg a R60 t\r\n"), b"HD t59 W\r\n")
+
     def test_stale(self) -> None:
         """A stale value is shown as such, until it is stored anew."""
         one = link()
