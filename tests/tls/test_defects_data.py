@@ -469,6 +469,18 @@ class HeldTests(SynchronousTestCase):
         self.wired.flush()
         self.assertEqual(bytes(self.wired.server_app.received), data)
 
+    def test_in_order_at_the_end(self) -> None:
+        """What was held when the connection is lost is delivered in order before that is told."""
+        self.begin()
+        for letter in (b"a", b"b", b"c", b"d"):
+            self.wired.client_app.tls.write(letter)
+            self.wired.flush()
+        self.wired.pair.client.abortConnection()
+        self.wired.pair.client.send()
+        self.wired.flush()
+        self.assertEqual(bytes(self.wired.server_app.received), b"abcd")
+        self.assertEqual(reasons(self.wired.server_app), [ConnectionLost])
+
 
 class FloodTests(SynchronousTestCase):
     """D18: traffic without application data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,17 @@ class DamageTests(FileCase):
         data[data.index(b"a1")] ^= 1
         path.write_bytes(data)
         self.assertIn(str(path), self.broken())
+
+    def test_records_of_another_file(self) -> None:
+        """Records that were written to another segment are none of this one's."""
+        number = segments.number_of(self.path.name)
+        header = segments.Header.decode(self.data)
+        assert number is not None and header is not None
+        self.path.unlink()
+        other = self.directory / segments.segment_name(number + 1)
+        begin = dataclasses.replace(header, number=number + 1).encode()
+        other.write_bytes(begin + self.data[len(begin) :])
+        self.assertIsNone(self.open().get(b"key0"))
 
 
 class FullDiskTests(FileCase):
