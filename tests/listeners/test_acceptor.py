@@ -290,6 +290,18 @@ class StartTests(AcceptorCase):
             transport.protocol.dataReceived(b"request")
             self.assertEqual(self.ledger.entries()[0].active, active)
 
+    def test_changed_settings(self) -> None:
+        """They hold for those who come, and for the next stop."""
+        self.start(drain_timeout=0.0)
+        self.acceptor.change(5.0, watch_idle=True)
+        self.controller.answer = owner = DrainableOwner()
+        transport = self.connect()
+        self.clock.advance(3)
+        transport.protocol.dataReceived(b"request")
+        self.assertEqual(self.ledger.entries()[0].active, 3.0)
+        self.acceptor.stopService()
+        self.assertEqual(len(owner.draining), 1)
+
 
 class StopTests(AcceptorCase):
     """From listening to stopped."""

@@ -182,7 +182,8 @@ class DamageTests(FileCase):
         """Records that were written to another segment are none of this one's."""
         number = segments.number_of(self.path.name)
         header = segments.Header.decode(self.data)
-        assert number is not None and header is not None
+        assert number is not None
+        assert header is not None
         self.path.unlink()
         other = self.directory / segments.segment_name(number + 1)
         begin = dataclasses.replace(header, number=number + 1).encode()

@@ -301,6 +301,53 @@ class RestartTests(FileCase):
         ]
         acts[what]()
 
+    def test_put_back(self) -> None:
+        """What was put back from a backup is there again after a restart, with its own CAS."""
+        store = self.open()
+        store.set(b"replaced", b"old")
+        store.set(b"expired", b"old")
+        before = store.seqno
+        for key, document in (
+            (b"replaced", Document(b"new", 7, 77)),
+            ((8, b"named"), Document(b"", 0, 78, xattrs={"user": b"1"})),
+            (
+                (9, b"gone"),
+                Document(b"", 0, 79, START + 9, deleted=True, xattrs={"_sys": b"1"}),
+            ),
+            (b"expired", Document(b"dead", 0, 80, expires_at=START - 1)),
+        ):
+            self.assertIsNone(store.put_back(key, document))
+        there = self.everything(store)
+        self.assertEqual(set(there), {b"replaced", (8, b"named"), (9, b"gone")})
+        self.assertEqual(there[b"replaced"][:3], (b"new", 7, 77))
+        self.assertEqual(there[(9, b"gone")][2], 79)
+        self.assertEqual(store.seqno, before + 4)
+        store = self.again(store)
+        self.assertEqual(self.everything(store), there)
+
+    def test_put_back_faster_than_the_disk(self) -> None:
+        """It waits for the next segment, and is stored once there is one."""
+        threads = Threads()
+        store = self.make(run=threads.run)
+        opened = store.open()
+        while not opened.called:
+            threads.step()
+            self.clock.advance(0)
+        document = Document(bytes(20_000), 0, 77)
+        answers = [store.put_back(b"%d" % number, document) for number in range(20)]
+        waiting = [answer for answer in answers if answer is not None]
+        self.assertEqual({type(answer) for answer in waiting}, {Deferred})
+        self.assertFalse(waiting[-1].called)
+        while threads.step() or not waiting[-1].called:
+            self.clock.advance(0)
+        self.assertEqual({self.successResultOf(answer) for answer in waiting}, {None})
+        self.assertEqual(len(self.everything(store)), 20)
+        closing = Deferred.fromCoroutine(store.close())
+        while not closing.called:
+            threads.step()
+            self.clock.advance(0)
+        self.stores.remove(store)
+
 
 class DurabilityTests(FileCase):
     """When answers leave, and what they promise."""

@@ -1,0 +1,76 @@
+"""The real disk's files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.store.file.disk import Disk
+
+SIZE = (1 << 20) + 12_345
+"""More than what is written at once."""
+
+
+class DiskTests(SynchronousTestCase):
+    """What `Disk` does to files."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.descriptor = Disk().prepare(self.path, SIZE)
+        self.addCleanup(os.close, self.descriptor)
+
+    def test_prepared(self) -> None:
+        """A prepared file is all zeros, has all its blocks, and is the owner's alone."""
+        found = os.fstat(self.descriptor)
+        self.assertEqual(self.path.read_bytes(), bytes(SIZE))
+        self.assertGreaterEqual(found.st_blocks * 512, SIZE)
+        self.assertEqual(stat.S_IMODE(found.st_mode), 0o600)
+        self.assertFalse(os.get_inheritable(self.descriptor))
+        self.assertEqual(os.pwrite(self.descriptor, b"record", 0), 6)
+
+    def test_what_was_there_is_gone(self) -> None:
+        """A file that is prepared again has nothing of what was in it."""
+        os.pwrite(self.descriptor, b"record", SIZE)
+        os.close(Disk().prepare(self.path, 100))
+        self.assertEqual(self.path.read_bytes(), bytes(100))
+
+    def test_no_room(self) -> None:
+        """Without room for all of it there is no file, and no descriptor is left open."""
+
+        def refuse(descriptor: int, data: bytes, at: int) -> int:
+            opened.append(descriptor)
+            raise OSError(28, "No space left on device")
+
+        opened: list[int] = []
+        self.patch(os, "pwrite", refuse)
+        other = self.path.with_name("other")
+        self.assertRaises(OSError, Disk().prepare, other, SIZE)
+        self.assertFalse(other.exists())
+        self.assertRaises(OSError, os.fstat, opened[0])
+
+    def test_ended_files_keep_what_was_written(self) -> None:
+        """What is behind the end of one is given back; the one written to stays whole."""
+        ended = os.open(self.path.with_name("ended"), os.O_RDWR | os.O_CREAT, 0o600)
+        self.addCleanup(os.close, ended)
+        os.pwrite(ended, b"0123456789", 0)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        self.addCleanup(os.close, directory)
+        for named in (None, directory):
+            Disk().sync([(ended, 4)], self.descriptor, named)
+        self.assertEqual(os.pread(ended, 100, 0), b"0123")
+        self.assertEqual(os.fstat(self.descriptor).st_size, SIZE)
+
+    def test_sealed(self) -> None:
+        """What is behind the place goes, and the end is written there."""
+        os.pwrite(self.descriptor, b"0123456789", 0)
+        Disk().seal(self.path, 4, b"END")
+        self.assertEqual(Disk().read(self.path), b"0123END")
+
+    def test_removed(self) -> None:
+        """Removing one that is gone already is no error."""
+        for _ in range(2):
+            Disk().remove(self.path)
+            self.assertFalse(self.path.exists())
