@@ -12,11 +12,12 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from kvproto.base.log import make_logger
 from kvproto.base.private_files import reader_fault
 from kvproto.base.serial import Serial
+from kvproto.base.watch import Watch
 from kvproto.config import Config
 from kvproto.dataplane.compose import make_users
 from kvproto.errors import ConfigError
@@ -60,24 +61,26 @@ class UsersReload(Service):
         self.amend: Callable[[UserTable], UserTable] = lambda users: users
         self._config = config
         self._server = server
-        self._clock = clock
         self._run = run
-        self._next: IDelayedCall | None = None
         self.jobs = Serial()
-        self._seen = _stamp(config.users_file)
+        self._watch = Watch(
+            clock,
+            _interval(config),
+            lambda: _stamp(self._config.users_file),
+            self.reload,
+            settle=0,
+        )
 
     def startService(self) -> None:
         """Begin to look for changes, unless the operator wants no watching."""
         super().startService()
         self._warn_of_readers()
-        self._look_later()
+        self._watch.start()
 
     def stopService(self) -> None:
         """Stop looking."""
         super().stopService()
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
+        self._watch.stop()
 
     def reload(self) -> Deferred[None]:
         """Read the file again; the outcome is in the log."""
@@ -101,18 +104,18 @@ class UsersReload(Service):
 
         The Deferred fails with `ConfigError`.
         """
-        self._seen = _stamp(config.users_file)
+        self._watch.seen = _stamp(config.users_file)
         reading: Deferred[UserTable] = self._run(make_users, config, self._server.hashing)
         return reading
 
     def replace(self, config: Config, users: UserTable) -> None:
         """Have these users from now on, and watch the file of this configuration."""
-        watched = self._config.users_file is not None
         self._config = config
+        self._watch.interval = _interval(config)
         self._server.users = self.amend(users)
         log.info("users are read again: there are {count}", count=len(users))
-        if not watched:
-            self._look_later()
+        if self.running:
+            self._watch.start()
 
     def _warn_of_readers(self) -> None:
         """Warn if others can read the hashes: weak passwords can be found out from them."""
@@ -120,17 +123,10 @@ class UsersReload(Service):
         if path is not None and (fault := reader_fault(path)):
             log.warn("{option} {path}: {fault}", option=OPTION, path=str(path), fault=fault)
 
-    def _look_later(self) -> None:
-        config = self._config
-        wanted = config.users_file is not None and config.watch_interval
-        if self.running and wanted and self._next is None:
-            self._next = self._clock.callLater(config.watch_interval, self._look)
 
-    def _look(self) -> None:
-        self._next = None
-        if _stamp(self._config.users_file) != self._seen:
-            self.reload()
-        self._look_later()
+def _interval(config: Config) -> float:
+    """Return the seconds between two looks at the users file; 0 if there is none to look at."""
+    return config.watch_interval if config.users_file is not None else 0
 
 
 def _stamp(path: Path | None) -> Stamp:

@@ -11,19 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 from OpenSSL import SSL, crypto
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 
 from kvproto.base.log import make_logger
+from kvproto.base.watch import Watch
 from kvproto.errors import ConfigError
 from kvproto.upstream.options import OPTION, EngineOptions
 
 __all__ = ["EngineSecrets"]
 
 log = make_logger()
-
-SETTLE_S = 0.5
-"""Seconds that a new content must stay the same before it is used."""
 
 _END = b"-----END CERTIFICATE-----"
 
@@ -49,24 +47,17 @@ class EngineSecrets:
         renewed: Callable[[], object],
     ) -> None:
         self._options = options
-        self._clock = clock
-        self._interval = interval
         self._renewed = renewed
-        self._call: IDelayedCall | None = None
-        self._candidate: bytes | None = None
-        self._seen = self._digest()
+        self._watch = Watch(clock, interval if self._paths else 0, self._digest, self._changed)
         self._use()
 
     def start(self) -> None:
         """Begin to look for changes."""
-        if self._interval and self._paths and self._call is None:
-            self._call = self._clock.callLater(self._interval, self._look)
+        self._watch.start()
 
     def stop(self) -> None:
         """Stop looking at the files."""
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
+        self._watch.stop()
 
     @property
     def login(self) -> tuple[bytes, ...]:
@@ -133,27 +124,16 @@ class EngineSecrets:
                 raise ConfigError(OPTION, text) from None
         self._password, self._trust, self._identity = password, trust, identity
 
-    def _look(self) -> None:
-        found = self._digest()
-        wait = self._interval
-        if found == self._seen:
-            self._candidate = None
-        elif found != self._candidate:
-            self._candidate, wait = found, SETTLE_S
+    def _changed(self) -> None:
+        try:
+            self._use()
+        except ConfigError as error:
+            log.warn("the engine's files cannot be used, the old ones stay: {reason}", reason=error)
+        except Exception:
+            log.failure("the engine's files cannot be used, the old ones stay")
         else:
-            self._seen, self._candidate = found, None
-            try:
-                self._use()
-            except ConfigError as error:
-                log.warn(
-                    "the engine's files cannot be used, the old ones stay: {reason}", reason=error
-                )
-            except Exception:
-                log.failure("the engine's files cannot be used, the old ones stay")
-            else:
-                log.info("the engine's files have changed: connections are made anew")
-                self._renewed()
-        self._call = self._clock.callLater(wait, self._look)
+            log.info("the engine's files have changed: connections are made anew")
+            self._renewed()
 
 
 def _read(path: Any, name: str) -> bytes:

@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from kvproto.base.watch import SETTLE_S
 from kvproto.config import ClientAuth
 from kvproto.errors import CredentialError
 from kvproto.testing.certificates import Identity, root_authority
@@ -31,7 +32,6 @@ from kvproto.tls import (
     build_client_context,
 )
 from kvproto.tls.rotation import RETRIES, RETRY_DELAY
-from kvproto.tls.watch import SETTLE
 from tests.tls.material import NOW, folder, write_identity
 
 WATCH = 2.0
@@ -86,7 +86,7 @@ class RotatingCase(SynchronousTestCase):
         self.addCleanup(port.stopListening)
         return port
 
-    def wait(self, seconds: float = WATCH + SETTLE) -> None:
+    def wait(self, seconds: float = WATCH + SETTLE_S) -> None:
         self.clock.pump([0.25] * int(seconds / 0.25))
 
     def connect(self, factory: Any = None) -> Client:

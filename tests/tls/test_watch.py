@@ -8,11 +8,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.base.watch import SETTLE_S
 from kvproto.testing.certificates import root_authority
 from kvproto.tls.contexts import ServerPolicy
 from kvproto.tls.rotation import RETRIES, RETRY_DELAY, Rotation
 from kvproto.tls.verdict import Verdict
-from kvproto.tls.watch import SETTLE, FileWatch
+from kvproto.tls.watch import FileWatch
 from tests.tls.material import NOW, folder, write_identity
 
 NAMES = ("localhost",)
@@ -50,7 +51,7 @@ class WatchTests(SynchronousTestCase):
     def write(self) -> None:
         write_identity(self.directory, root_authority().issue("node", NAMES))
 
-    def wait(self, seconds: float = INTERVAL + SETTLE) -> None:
+    def wait(self, seconds: float = INTERVAL + SETTLE_S) -> None:
         """Let time pass in small steps."""
         self.clock.pump([0.25] * int(seconds / 0.25))
 
@@ -67,7 +68,7 @@ class WatchTests(SynchronousTestCase):
         self.write()
         self.wait(INTERVAL)
         self.assertEqual(self.rotation.current.number, 1)
-        self.wait(SETTLE)
+        self.wait(SETTLE_S)
         self.assertEqual(self.rotation.current.number, 2)
         self.wait(60)
         self.assertEqual(self.rotation.reloads, 1)
@@ -84,7 +85,7 @@ class WatchTests(SynchronousTestCase):
         """As long as the files keep changing, nothing is done."""
         for _ in range(20):
             self.write()
-            self.wait(SETTLE)
+            self.wait(SETTLE_S)
         self.assertEqual(self.rotation.reloads, 0)
         self.wait()
         self.assertEqual((self.rotation.reloads, self.rotation.current.number), (1, 2))
@@ -131,7 +132,7 @@ class WatchTests(SynchronousTestCase):
         """A key that is written seconds after its certificate is served in the end."""
         identity = root_authority().issue("node", NAMES)
         (self.directory / "chain.pem").write_bytes(identity.chain_pem)
-        self.wait(INTERVAL + SETTLE + RETRIES * RETRY_DELAY + 5)
+        self.wait(INTERVAL + SETTLE_S + RETRIES * RETRY_DELAY + 5)
         (self.directory / "key.pem").write_bytes(identity.key_pem)
         self.wait(10)
         self.assertEqual(self.rotation.current.credentials.chain[0], identity.certificate)
@@ -184,7 +185,7 @@ class WatchTests(SynchronousTestCase):
     def test_stop_during_reload(self) -> None:
         """Stopped while a reload is under way, it does not begin again."""
         (self.directory / "key.pem").unlink()
-        self.wait(INTERVAL + SETTLE)
+        self.wait(INTERVAL + SETTLE_S)
         self.watch.stopService()
         self.successResultOf(self.rotation.stopService())
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -192,7 +193,7 @@ class WatchTests(SynchronousTestCase):
     def test_stop_and_start_during_reload(self) -> None:
         """Stopped and started while a reload is under way, it looks in one rhythm only."""
         (self.directory / "key.pem").unlink()
-        self.wait(INTERVAL + SETTLE)
+        self.wait(INTERVAL + SETTLE_S)
         self.watch.stopService()
         self.watch.startService()
         self.wait(RETRIES * RETRY_DELAY)

@@ -7,10 +7,11 @@ from pathlib import Path
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.base.watch import SETTLE_S
 from kvproto.errors import ConfigError
 from kvproto.testing.certificates import Authority
 from kvproto.upstream.options import EngineOptions
-from kvproto.upstream.security import SETTLE_S, EngineSecrets
+from kvproto.upstream.security import EngineSecrets
 from tests.upstream.logged import lines_of
 
 EVERY = 2.0
