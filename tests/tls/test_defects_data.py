@@ -860,3 +860,12 @@ class GuardTests(SynchronousTestCase):
         wired.flush()
         self.assertEqual(len(wired.client_app.received), 20_000_000)
         self.assertEqual((producer.pauses, producer.resumes), (1, 1))
+
+    def test_cut_off_after_our_goodbye(self) -> None:
+        """A FIN in place of the answer to our close_notify may hide what the peer had to say."""
+        wired = Wired().handshake()
+        wired.server_app.tls.loseConnection()
+        wired.clock.advance(0)
+        wired.server.readConnectionLost()
+        wired.pair.server.send()
+        self.assertEqual(reasons(wired.server_app), [ConnectionLost])
