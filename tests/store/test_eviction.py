@@ -178,6 +178,22 @@ class LimitTests(SynchronousTestCase):
             store.set(b"k%d" % number, b"", 0, 100)
             self.assertFalse(store.table.due.sifting)
 
+    def test_tombstones_outlast_a_sifted_queue(self) -> None:
+        """What sifts the queue leaves in it when what is kept of deleted documents ends."""
+        store = MemoryStore(self.clock.seconds, 64 << 20)
+        spec = MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b"1")
+        store.mutate_in(b"t", [spec], DocFlag.ADD | DocFlag.CREATE_AS_DELETED)
+        sifted = False
+        for number in range(20_000):
+            store.set(b"k", b"", 0, 30_000 - number)
+            sifted = sifted or store.table.due.sifting
+        self.assertTrue(sifted)
+        self.assertEqual(len(store.table.tombstones), 1)
+        self.clock.advance(3 * 86400 + 1)
+        for _ in range(100):
+            store.set(b"other", b"")
+        self.assertEqual(len(store.table.tombstones), 0)
+
     def test_deleted_and_stored_again(self) -> None:
         """Entries of deleted documents are left behind, for the same second too, one for each."""
         store = self.store_of(100)
