@@ -39,7 +39,7 @@ which `--plain` refuses.
 
 LEFT_OUT = {
     "00-startup daemonize issue_50 issue_67": "how the process of a memcached is started",
-    "restart": "a memory file that outlives the process; `file:` keeps values here",
+    "restart": "pages of slabs in a file that outlives the process; `file:` keeps values here",
     "udp": "UDP",
     "conn-limits": "what worker threads allocate for replies that are a few bytes here",
     "64bit dyn-maxbytes issue_22 slabs-cas slabs-mover slabs-reassign-chunked slabs-reassign2 "
@@ -112,7 +112,7 @@ class SuiteTests(SynchronousTestCase):
         for script in scripts:
             done = subprocess.run(
                 [perl, "-It/lib", f"t/{script}.t"],
-                cwd=here, capture_output=True, text=True, timeout=600, check=False,
+                cwd=here, capture_output=True, text=True, timeout=1800, check=False,
                 errors="replace",
             )  # fmt: skip
             failing = {int(number) for number in FAILURE.findall(done.stdout)}
