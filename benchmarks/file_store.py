@@ -143,7 +143,8 @@ def count(documents: int, directory: Path) -> None:
         print(" ", line.rstrip()[:150])
         if "kvtls ready on" in line:
             break
-    print(f"ready after {time.perf_counter() - started:.1f} s")
+    wall = time.perf_counter() - started
+    print(f"ready after {wall:.1f} s, {cpu_of(process.pid):.1f} s of CPU")
     status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
     for name in ("VmRSS", "RssAnon", "RssFile"):
         found = re.search(rf"{name}:\s+(\d+) kB", status)
