@@ -162,11 +162,14 @@ cdef class Shortcut:
             return b""
         at = self._answer(plaintext, replies)
         if at == len(plaintext):
-            reply = replies[0] if len(replies) == 1 else b"".join(replies)
-            size = len(reply)  # raises for None, unlike C's macro
+            size = 0
+            for part in replies:
+                size += len(part)
             if not size:
                 return b""
+            # What is more than a record is not joined: that would copy a large value.
             if size <= RECORD_SIZE:
+                reply = replies[0] if len(replies) == 1 else b"".join(replies)
                 got = SSL_write(self._pipe._ssl, PyBytes_AS_STRING(reply), <int>size)
                 if got > 0:
                     return self._pipe.drain()

@@ -111,11 +111,12 @@ class Shortcut:
         replies: list[bytes] = []
         at = self._answer(plaintext, replies)
         if at == len(plaintext):
-            reply = replies[0] if len(replies) == 1 else b"".join(replies)
-            size = len(reply)
+            size = sum(map(len, replies))
             if not size:
                 return b""
+            # What is more than a record is not joined: that would copy a large value.
             if size <= RECORD_SIZE:
+                reply = replies[0] if len(replies) == 1 else b"".join(replies)
                 try:
                     return engine.seal(reply)
                 except Error:
