@@ -79,7 +79,7 @@ class LineTests(ParsingCase):
             (b"ms key 2 T0", 2),
             (b"ms key 2 !", 2),
             (b"ms key 2 T", 2),
-            (b"ms key +2", 2),
+            (b"ms key +2", None),
             (b"ms key", None),
             (b"ms", None),
             (b"ms key two", None),
