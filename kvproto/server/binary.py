@@ -23,8 +23,9 @@ from kvproto.errors import (
 from kvproto.server.buckets import Bucket
 from kvproto.server.documents import holds_json
 from kvproto.server.opcodes import (
+    DURABLE,
+    PRESERVING,
     REFUSED,
-    accepts_framing,
     after_login,
     before_login,
     has_key,
@@ -388,9 +389,8 @@ class BinarySession:
             framing = decode_request_framing(request.framing)
         except RemoteProtocolError as e:
             return self.protocol_error_to(request, e)
-        preserve, durable = accepts_framing(request.opcode)
         if framing.durability is not None:
-            if not durable:
+            if request.opcode not in DURABLE:
                 return self.error_to(request, Status.INVALID)
             if framing.durability.level not in _LEVELS:
                 return self.error_to(request, Status.DURABILITY_INVALID_LEVEL)
@@ -398,7 +398,7 @@ class BinarySession:
             return self.error_to(request, Status.NO_ACCESS)
         if framing.stream_id is not None:
             return self.error_to(request, Status.INVALID)
-        if framing.preserve_ttl and not preserve:
+        if framing.preserve_ttl and request.opcode not in PRESERVING:
             return self.error_to(request, Status.NOT_SUPPORTED)
         self.preserve_expiry = framing.preserve_ttl
         try:

@@ -11,8 +11,9 @@ from kvproto.server.shapes import SHAPES, shaped
 from kvproto.wire.constants import LOUD, MAX_KEY, QUIET_ON_MISS, Opcode
 
 __all__ = [
+    "DURABLE",
+    "PRESERVING",
     "REFUSED",
-    "accepts_framing",
     "after_login",
     "before_login",
     "has_key",
@@ -130,23 +131,19 @@ def after_login(*, has_bucket: bool, collections: bool, traced: bool, strict: bo
 
 REFUSED = _table({}, commands.refuse)
 
-_PRESERVING = frozenset({
+PRESERVING = frozenset({
     Opcode.SET, Opcode.REPLACE, Opcode.INCREMENT, Opcode.DECREMENT, Opcode.APPEND, Opcode.PREPEND,
     Opcode.SETQ, Opcode.REPLACEQ, Opcode.INCREMENTQ, Opcode.DECREMENTQ, Opcode.APPENDQ,
     Opcode.PREPENDQ, Opcode.SUBDOC_MULTI_MUTATION,
 })  # fmt: skip
-_DURABLE = frozenset({
+"""What may come with "preserve expiry".  Source, as for `DURABLE`: kv_engine's
+``protocol/mcbp/opcode.cc``."""
+
+DURABLE = frozenset({
     Opcode.SET, Opcode.ADD, Opcode.REPLACE, Opcode.DELETE, Opcode.INCREMENT, Opcode.DECREMENT,
     Opcode.APPEND, Opcode.PREPEND, Opcode.TOUCH, Opcode.GAT, Opcode.SUBDOC_MULTI_MUTATION,
 })  # fmt: skip
-
-
-def accepts_framing(opcode: int) -> tuple[bool, bool]:
-    """Return whether an opcode may come with "preserve expiry", and with a durability level.
-
-    Source: kv_engine ``protocol/mcbp/opcode.cc``; a quiet opcode cannot be durable.
-    """
-    return opcode in _PRESERVING, opcode in _DURABLE
+"""What may come with a durability level; a quiet opcode cannot."""
 
 
 def is_set(opcode: int) -> bool:

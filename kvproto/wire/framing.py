@@ -160,7 +160,9 @@ def decode_request_framing(framing: bytes) -> RequestFraming:
         size = len(content)
         if number == _BARRIER and size == 0:
             found.barrier = True
-        elif number == _DURABILITY and size in {1, 3}:
+        elif number == _DURABILITY and size == 1:
+            found.durability = Durability(content[0])
+        elif number == _DURABILITY and size == 3:
             found.durability = _decode_durability(content)
         elif number == _STREAM_ID and size == 2:
             found.stream_id = int.from_bytes(content)
@@ -235,8 +237,7 @@ def _cut_short() -> RemoteProtocolError:
 
 
 def _decode_durability(content: bytes) -> Durability:
-    if len(content) == 1:
-        return Durability(content[0])
+    """Read a level with its timeout."""
     timeout_ms = int.from_bytes(content[1:])
     if timeout_ms in {0, _MAX_U16}:
         # 0 would mean "at once", 65535 is reserved for "for ever"; kv_engine refuses both.
