@@ -92,7 +92,7 @@ class Watch(Generic[Seen]):
         else:
             self.seen, self._candidate = found, None
             acting: Deferred[object] = maybeDeferred(self._changed)
-            acting.addErrback(lambda failure: log.failure("a change was not taken", failure))
+            acting.addErrback(lambda failure: log.failure("a changed file was not taken", failure))
             acting.addCallback(lambda _: self._wait(self.interval))
             return
         self._wait(self.interval)
