@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IAddress
@@ -39,6 +40,7 @@ def is_local(peer: IAddress | None) -> bool:
     return isinstance(peer, UNIXAddress) or _is_loopback(host_of(peer))
 
 
+@lru_cache(maxsize=1024)  # most peers come again
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -337,8 +337,11 @@ class Bucket:
         """
         if self.plain_get is None:
             return agreed
-        state = agreed._replace(get=self.plain_get, set=self.plain_set, store=self.store)
-        return self._plain_states.setdefault(agreed, state)
+        state = self._plain_states.get(agreed)
+        if state is None:
+            state = agreed._replace(get=self.plain_get, set=self.plain_set, store=self.store)
+            self._plain_states[agreed] = state
+        return state
 
     def store_for_connection(self) -> IStore:
         """Return the store as one client's connection uses it.

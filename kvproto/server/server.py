@@ -162,7 +162,8 @@ class KVServer:
         """
         self._last_number = number = number or self._last_number + 1
         self.connections[connection] = number
-        if self.watch.wanted & Stream.CONNEVENTS:
+        # Asked first, since flags are compared by Python code, and mostly nobody watches.
+        if self.watch.watchers and self.watch.wanted & Stream.CONNEVENTS:
             self.watch.tell(Stream.CONNEVENTS, conn_new(connection.transport.getPeer(), number))
         return number
 
@@ -176,7 +177,7 @@ class KVServer:
         number = self.connections.pop(connection, 0)
         if reason == "idle_timeout":
             self.counters.idle_kicks += 1
-        if self.watch.wanted & Stream.CONNEVENTS:
+        if self.watch.watchers and self.watch.wanted & Stream.CONNEVENTS:
             peer = connection.transport.getPeer()
             self.watch.tell(Stream.CONNEVENTS, conn_close(peer, number, reason))
 

@@ -60,7 +60,9 @@ def observed(store: Any, log: WatchLog, bucket: Any, connection: int) -> Any:
         connection: Who uses it.
     """
     bare = store.bare if isinstance(store, WatchedStore) else store
-    return WatchedStore(bare, log, bucket, connection) if log.wanted & OF_DOCUMENTS else bare
+    if log.watchers and log.wanted & OF_DOCUMENTS:
+        return WatchedStore(bare, log, bucket, connection)
+    return bare
 
 
 class WatchedStore:
