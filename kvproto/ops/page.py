@@ -16,12 +16,12 @@ from kvproto.base.escape import printable
 from kvproto.ops.curves import curves
 from kvproto.ops.page_frame import framed
 from kvproto.ops.render import span
+from kvproto.tls.checks import is_ending
 
 __all__ = ["findings", "render_page"]
 
-SOON, LAST_PART = 14 * 86400.0, 0.2
-"""Seconds before the end of the certificate at which it needs attention; less where that is more
-than this part of its life."""
+SOON = 14 * 86400.0
+"""Seconds before the end of the certificate at which it needs attention, at the earliest."""
 
 NEARLY_FULL = 0.9
 
@@ -143,8 +143,7 @@ def _ends_soon(generation: Status) -> bool:
     begin, end = (
         datetime.fromisoformat(generation[name]).timestamp() for name in ("not_before", "not_after")
     )
-    left: float = generation["expires_in_s"]
-    return left < min(SOON, LAST_PART * (end - begin))
+    return is_ending(generation["expires_in_s"], end - begin, SOON)
 
 
 def _facts(status: Status, samples: Sequence[Status]) -> str:

@@ -100,16 +100,16 @@ _LEVELS = frozenset({1, 2, 3})
 
 def _forward(session: Session, dialect: Any, data: bytes, out: list[bytes], limit: int) -> int:
     """Forward requests where others would be scanned; see `kvproto.server.session.Scan`."""
+    if dialect._unobserved and not dialect.forwarding:
+        dialect.observe()
     pipe = dialect._pipe
-    if pipe is not None and not dialect._unobserved:
-        # `BinarySession.forward`, spelled out: every plain request comes through here.
-        at = pipe.forward(data, out, dialect.max_body)
-        if at >= 0:
-            return len(data) - at  # type: ignore[no-any-return]
-        dialect.give_back()
+    if pipe is None:
         return len(data)
-    left: int = dialect.forward(data, out)
-    return left
+    at: int = pipe.forward(data, out, dialect.max_body)
+    if at >= 0:
+        return len(data) - at
+    dialect.give_back()  # not ordinary after all
+    return len(data)
 
 
 class BinarySession:
@@ -320,18 +320,6 @@ class BinarySession:
         elif self._pipe is None or self._piped is not self.store:
             self._piped = self.store
             self._pipe = make(self.store, self._outlet)
-
-    def forward(self, data: bytes, out: list[bytes]) -> int:
-        """Forward requests from the beginning of a read; return how many bytes are left."""
-        if self._unobserved and not self.forwarding:
-            self.observe()
-        if self._pipe is None:
-            return len(data)
-        at: int = self._pipe.forward(data, out, self.max_body)
-        if at < 0:
-            self.give_back()  # not ordinary after all
-            return len(data)
-        return len(data) - at
 
     def execute(self, request: Request | Oversized) -> Reply:
         """Serve one frame, and count it."""

@@ -28,11 +28,13 @@ __all__ = [
     "date_fault",
     "end_of",
     "is_ca",
+    "is_ending",
     "names_of",
     "order_fault",
     "path_of",
     "readable_date",
     "size_fault",
+    "start_of",
     "strength_fault",
     "subject_of",
     "usage_fault",
@@ -225,7 +227,20 @@ def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
 
 
 def start_of(certificate: x509.Certificate) -> float:
+    """Return the first second of validity, in Unix seconds."""
     return certificate.not_valid_before_utc.timestamp()
+
+
+def is_ending(left: float, life: float, enough: float) -> bool:
+    """Return whether so little of a certificate's life is left that somebody should know.
+
+    Args:
+        left: Seconds.
+        life: Seconds from its beginning to its end.
+        enough: Seconds that are enough for any; for one that lives for days it is a fifth of that,
+            since it is renewed as often.
+    """
+    return left < min(enough, life / 5)
 
 
 def end_of(certificate: x509.Certificate) -> float:

@@ -32,11 +32,13 @@ from kvproto.tls.checks import (
     date_fault,
     end_of,
     is_ca,
+    is_ending,
     names_of,
     order_fault,
     path_of,
     readable_date,
     size_fault,
+    start_of,
     strength_fault,
     subject_of,
     usage_fault,
@@ -54,9 +56,6 @@ __all__ = [
 
 EXPIRY_WARNING = 30 * 86400.0
 """Seconds before the end of a certificate at which its operator is told, at the earliest."""
-
-LAST_PART = 0.2
-"""Part of a certificate's life that has to be left: one that lives for a day is renewed daily."""
 
 PrivateKey = PrivateKeyTypes
 _KEYS: tuple[type, ...] = (
@@ -401,9 +400,8 @@ def _reader_warnings(files: CredentialFiles) -> list[CredentialWarning]:
 def _ending(certificate: x509.Certificate, now: float) -> str:
     """Return a warning about a certificate near its end, ``""`` for another one."""
     end = end_of(certificate)
-    life = end - certificate.not_valid_before_utc.timestamp()
     left = end - now
-    if left >= min(EXPIRY_WARNING, LAST_PART * life):
+    if not is_ending(left, end - start_of(certificate), EXPIRY_WARNING):
         return ""
     days, hours = int(left // 86400), int(left // 3600)
     span = f"{days} days" if days > 1 else f"{hours} hours"
