@@ -12,7 +12,6 @@ from typing import Any
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -30,6 +29,7 @@ from kvproto.listeners import AcceptorService, Ledger, Limits
 from kvproto.nodes import LISTENER, NodeService, Restarts, node_files, read_cookie
 from kvproto.tap import Options
 from kvproto.testing.certificates import root_authority
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.tls import CredentialFiles, ServerPolicy
 from kvproto.tls.files import Options as CredentialOptions
 from kvproto.tls.files import Purpose
@@ -434,7 +434,7 @@ class NodeServiceTests(ServiceCase):
         """Let the last connect succeed; return the protocol."""
         self.reactor.advance(0)
         protocol: Any = self.reactor.tcpClients[-1][2].buildProtocol(None)
-        protocol.makeConnection(StringTransport())
+        ScriptedTransport().connect(protocol)
         return protocol
 
     def test_registration(self) -> None:
@@ -443,11 +443,11 @@ class NodeServiceTests(ServiceCase):
         self.reactor.advance(0)
         host, port, *_ = self.reactor.tcpClients[-1]
         self.assertEqual((host, port), ("127.0.0.1", 4369))
-        transport = StringTransport()
+        transport = ScriptedTransport()
         protocol: Any = self.reactor.tcpClients[-1][2].buildProtocol(None)
-        protocol.makeConnection(transport)
+        transport.connect(protocol)
         own = int(service.acceptor.address.rpartition(":")[2])
-        self.assertEqual(transport.value()[2:5], b"\x78" + own.to_bytes(2, "big"))
+        self.assertEqual(transport.received[2:5], b"\x78" + own.to_bytes(2, "big"))
         epmd = service.status()["epmd"]
         self.assertEqual((epmd["name"], epmd["port"]), ("kv", own))
         stopped = service.stopService()

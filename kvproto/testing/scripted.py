@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.address import IPv4Address
-from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IConsumer, IPushProducer, ITransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -38,6 +38,7 @@ class ScriptedTransport:
         writes: How often something was written.
         reading: Whether the protocol wants to read.
         closed: Whether ``connectionLost`` has been called.
+        aborted: Whether `abortConnection` was.
         in_place: Whether it asks for answers in place first, as TLS does.
     """
 
@@ -57,6 +58,7 @@ class ScriptedTransport:
         self.protocol: Any = None
         self.disconnecting = False
         self.closed = False
+        self.aborted = False
         self.peer = peer
         self.host: Any = HOST
 
@@ -110,7 +112,8 @@ class ScriptedTransport:
 
     def abortConnection(self) -> None:
         """Close now; what was not read is lost."""
-        self.lose(ConnectionLost())
+        self.aborted = self.disconnecting = True
+        self.lose(ConnectionAborted())
 
     def getPeer(self) -> Any:
         """Return the address of the peer."""

@@ -2,100 +2,63 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from twisted.internet.address import IPv4Address
-from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 
 from kvproto.dist import Node, NodeEvent, NodeLink, NodeSettings
 from kvproto.dist.framing import FrameDecoder
+from kvproto.testing.scripted import ScriptedTransport
 
 __all__ = ["COOKIE", "Connection", "NodeUnderTest", "Pair", "Wire", "frames_in", "make_node"]
 
 COOKIE = b"secret"
 
 
-class Wire:
+class Wire(ScriptedTransport):
     """One end of a connection: what is written waits until the test delivers it.
 
     Attributes:
-        written: What waits for the other end.
-        disconnecting: `loseConnection` was called.
-        aborted: `abortConnection` was called.
+        other: The other end, if it is not the test itself.
         deaf: Whether the far side never answers a goodbye, like a frozen peer.
     """
 
     def __init__(self) -> None:
-        self.written = bytearray()
-        self.protocol: Any = None
+        # Never full: a test of producers tells them so itself.
+        super().__init__(sys.maxsize, reads=False, peer=IPv4Address("TCP", "127.0.0.1", 1))
         self.other: Wire | None = None
-        self.disconnecting = False
-        self.aborted = False
         self.deaf = False
-        self.gone = False
-        self.producer: Any = None
-
-    def connect(self, protocol: Any) -> None:
-        self.protocol = protocol
-        protocol.makeConnection(self)
-
-    def write(self, data: bytes) -> None:
-        if not (self.gone or self.disconnecting):
-            self.written += data
 
     def loseConnection(self) -> None:
+        """Say goodbye; `deliver` brings the answer."""
         self.disconnecting = True
 
-    def abortConnection(self) -> None:
-        self.aborted = True
-        self.lose(Failure(ConnectionAborted()))
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        assert self.producer is None
-        assert streaming
-        self.producer = producer
-
-    def unregisterProducer(self) -> None:
-        self.producer = None
-
-    def getPeer(self) -> IPv4Address:
-        return IPv4Address("TCP", "127.0.0.1", 1)
-
-    def lose(self, reason: Failure | None = None) -> None:
-        """Let the connection end for this side."""
-        if not self.gone:
-            self.gone = True
-            self.protocol.connectionLost(reason or Failure(ConnectionDone()))
-
-    def take(self) -> bytes:
-        """Return what was written, and forget it."""
-        data = bytes(self.written)
-        self.written.clear()
-        return data
-
     def say(self, data: bytes) -> None:
-        """Let the peer's bytes arrive."""
-        if not self.gone:
+        """Let the peer's bytes arrive, after a goodbye too, as TLS does."""
+        if not self.closed:
             self.protocol.dataReceived(data)
 
     def deliver(self) -> bool:
         """Carry what waits to the other end; whether anything moved."""
         other = self.other
         assert other is not None
-        data = self.take()
-        if data and not other.gone:
+        data = self.read()
+        if data and not other.closed:
             other.say(data)
             return True
-        if (self.disconnecting or self.gone) and not other.gone and not other.deaf:
+        if (self.disconnecting or self.closed) and not other.closed and not other.deaf:
             other.lose()
             return True
         # A goodbye that was heard is answered by the end of the connection.
-        if self.disconnecting and not self.gone and other.gone:
+        if self.disconnecting and not self.closed and other.closed:
             self.lose()
             return True
         return False
+
+    def _close_if_sent(self) -> None:
+        """Wait for the other end."""
 
 
 class Connection:

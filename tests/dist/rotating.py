@@ -71,6 +71,7 @@ class PeerWire(LivelyTransport):
 
     def abortConnection(self) -> None:
         if self.mute:
+            self.aborted = True
             self.calls.append("abort")
         else:
             super().abortConnection()

@@ -8,7 +8,6 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import alsoProvides
 
@@ -127,7 +126,7 @@ class DiallingTests(ConnectorCase):
         )
         self.clock.advance(0.2)
         wire = self.endpoint.accept()
-        wire.lose(Failure(ConnectionDone()))
+        wire.lose(ConnectionDone())
         self.assertIn("node handshake, waiting for the peer's decision", self.connector.problem)
         self.clock.advance(0.4)
         self.endpoint.accept().say(frame(b"snot_allowed"))
@@ -141,7 +140,7 @@ class DiallingTests(ConnectorCase):
         alsoProvides(wire, ISecuredTransport)
         refusal = ConnectionLost()
         refusal.reason = "certificate has expired"  # type: ignore[attr-defined]
-        wire.lose(Failure(refusal))
+        wire.lose(refusal)
         self.assertEqual(self.connector.problem, "TLS handshake: certificate has expired")
 
     def test_wrong_cookie(self) -> None:

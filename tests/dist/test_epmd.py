@@ -57,7 +57,7 @@ class ClientTests(SynchronousTestCase):
         """The answer may come in pieces; epmd closes after it."""
         wire = self.endpoint.accept()
         self.assertEqual(self.endpoint.asked, [("host",)])
-        self.assertEqual(wire.take(), b"\x00\x03\x7ae1")
+        self.assertEqual(wire.read(), b"\x00\x03\x7ae1")
         for byte in PORT_ANSWER:
             wire.say(bytes([byte]))
         self.assertNoResult(self.answer)
@@ -128,7 +128,7 @@ class RegistrationTests(SynchronousTestCase):
         """The request is a hidden node's, the connection stays open."""
         wire = self.endpoint.accept()
         self.assertEqual(
-            wire.take(),
+            wire.read(),
             bytes.fromhex("000f 78 4268 48 00 0006 0005 0002 6b76 0000"),
         )
         wire.say(b"\x76")

@@ -56,7 +56,7 @@ class HandshakeTests(LinkCase):
         link, wire = self.kv.accept()
         for byte in frame(name_message()):
             wire.say(bytes([byte]))
-        status, challenge = frames_in(wire.take())
+        status, challenge = frames_in(wire.read())
         self.assertEqual(status, b"sok")
         proof = digest(COOKIE, int.from_bytes(challenge[9:13], "big"))
         for byte in frame(b"r" + bytes(4) + proof):
@@ -68,13 +68,13 @@ class HandshakeTests(LinkCase):
         self.kv.node.register("kvtls", BuiltinProcess(self.clock))
         link, wire = self.kv.accept()
         wire.say(frame(name_message()))
-        challenge = frames_in(wire.take())[1]
+        challenge = frames_in(wire.read())[1]
         proof = digest(COOKIE, int.from_bytes(challenge[9:13], "big"))
         caller = self.erl.node.pid
         request = (Atom("$gen_call"), (caller, self.erl.node.new_reference()), Atom("ping"))
         wire.say(frame(b"r" + bytes(4) + proof) + frame(reg_send(caller, "kvtls", request)))
         self.assertIs(link.state, LinkState.UP)
-        ack, answer = frames_in(wire.take())
+        ack, answer = frames_in(wire.read())
         self.assertEqual(ack[:1], b"a")
         self.assertIn(b"pong", answer)
 
@@ -102,7 +102,7 @@ class HandshakeTests(LinkCase):
         """A refused peer is told, and let go gently."""
         link, wire = self.kv.accept()
         wire.say(frame(name_message(flags=0)))
-        self.assertEqual(frames_in(wire.take()), [b"snot_allowed"])
+        self.assertEqual(frames_in(wire.read()), [b"snot_allowed"])
         self.assertTrue(wire.disconnecting)
         self.assertIs(link.state, LinkState.CLOSING)
         self.clock.advance(1)
@@ -192,27 +192,27 @@ class AdmissionTests(LinkCase):
         """It is asked by name and connection; both answers count."""
         _, wire = self.admit_by(True)
         self.assertEqual(self.asked, [("erl@host", self.connection)])
-        self.assertEqual(frames_in(wire.take())[0], b"sok")
+        self.assertEqual(frames_in(wire.read())[0], b"sok")
         _, wire = self.admit_by(False)
-        self.assertEqual(frames_in(wire.take()), [b"snot_allowed"])
+        self.assertEqual(frames_in(wire.read()), [b"snot_allowed"])
 
     def test_failure_is_no(self) -> None:
         """An admission that fails lets nobody in."""
         _, wire = self.admit_by(ZeroDivisionError())
-        self.assertEqual(frames_in(wire.take()), [b"snot_allowed"])
+        self.assertEqual(frames_in(wire.read()), [b"snot_allowed"])
         later = Deferred[bool]()
         _, wire = self.admit_by(later)
         later.errback(ZeroDivisionError())
-        self.assertEqual(frames_in(wire.take()), [b"snot_allowed"])
+        self.assertEqual(frames_in(wire.read()), [b"snot_allowed"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_later(self) -> None:
         """It may take its time, within the time of a step."""
         answer = Deferred[bool]()
         link, wire = self.admit_by(answer)
-        self.assertEqual(wire.take(), b"")
+        self.assertEqual(wire.read(), b"")
         answer.callback(True)
-        self.assertEqual(frames_in(wire.take())[0], b"sok")
+        self.assertEqual(frames_in(wire.read())[0], b"sok")
         self.assertIs(link.state, LinkState.HANDSHAKING)
 
     def test_at_once_by_deferred(self) -> None:
@@ -220,7 +220,7 @@ class AdmissionTests(LinkCase):
         answer = Deferred[bool]()
         answer.callback(False)
         _, wire = self.admit_by(answer)
-        self.assertEqual(frames_in(wire.take()), [b"snot_allowed"])
+        self.assertEqual(frames_in(wire.read()), [b"snot_allowed"])
 
     def test_end_cancels_it(self) -> None:
         """Loss, deadline and close cancel an admission that is under way; its answer is void."""
@@ -247,7 +247,7 @@ class AdmissionTests(LinkCase):
         answer = Deferred[bool](lambda waiting: waiting.callback(True))
         link, wire = self.admit_by(answer)
         link.close("rotation")
-        self.assertEqual(wire.take(), b"")
+        self.assertEqual(wire.read(), b"")
         self.assertIs(link.state, LinkState.CLOSED)
 
 
@@ -259,7 +259,7 @@ class TickTests(LinkCase):
     def up(self) -> tuple[Any, Wire]:
         """Return an accepted link that is up and has said nothing more."""
         pair = self.pair()
-        pair.far_wire.take()
+        pair.far_wire.read()
         pair.far_wire.other = None
         return pair.far, pair.far_wire
 
@@ -268,31 +268,31 @@ class TickTests(LinkCase):
         _, wire = self.up()
         # The first period has the handshake in it.
         self.clock.advance(15)
-        self.assertEqual(wire.take(), b"")
+        self.assertEqual(wire.read(), b"")
         self.clock.advance(15)
-        self.assertEqual(wire.take(), TICK)
+        self.assertEqual(wire.read(), TICK)
 
     def test_no_tick_while_we_talk(self) -> None:
         """Who has said something need not tick."""
         _, wire = self.up()
         self.clock.advance(15)
         self.kv.node.send("erl@host", "x", 1)
-        wire.take()
+        wire.read()
         self.clock.advance(15)
-        self.assertEqual(wire.take(), b"")
+        self.assertEqual(wire.read(), b"")
 
     def test_answer(self) -> None:
         """A tick is answered, unless we wrote within the last half second."""
         _, wire = self.up()
         self.clock.advance(0.4)
         wire.say(TICK)
-        self.assertEqual(wire.take(), b"")
+        self.assertEqual(wire.read(), b"")
         self.clock.advance(0.1)
         wire.say(TICK)
-        self.assertEqual(wire.take(), TICK)
+        self.assertEqual(wire.read(), TICK)
         self.clock.advance(0.4)
         wire.say(TICK)
-        self.assertEqual(wire.take(), b"")
+        self.assertEqual(wire.read(), b"")
 
     def test_no_ping_pong(self) -> None:
         """Two nodes of ours do not answer each other for ever: one answer, and peace."""
@@ -493,7 +493,7 @@ class ControllerTests(LinkCase):
         wire = Wire()
         wire.connect(link)
         wire.say(frame(name_message()))
-        self.assertEqual(frames_in(wire.take())[0], b"sok")
+        self.assertEqual(frames_in(wire.read())[0], b"sok")
         self.assertEqual(self.kv.node.status()["links"][0]["generation"], 4)
         controller.too_late(connection)
 
@@ -501,7 +501,7 @@ class ControllerTests(LinkCase):
         """Where there is no room the peer hears it in its own protocol."""
         wire = Wire()
         wire.connect(NodeController(self.kv.node).refuse(Connection(), "too many"))
-        self.assertEqual(frames_in(wire.take()), [b"snot_allowed"])
+        self.assertEqual(frames_in(wire.read()), [b"snot_allowed"])
         self.assertTrue(wire.disconnecting)
         self.assert_no_timers()
 
@@ -515,7 +515,7 @@ class UnusedTests(LinkCase):
         session = pair.far.session
         assert session is not None
         pair.far.close("rotation")
-        pair.far_wire.take()
+        pair.far_wire.read()
         session.send("x", 1)
-        self.assertEqual(pair.far_wire.take(), b"")
+        self.assertEqual(pair.far_wire.read(), b"")
         pair.flush()

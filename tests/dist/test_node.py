@@ -147,7 +147,7 @@ class CallTests(NodeCase):
         message = (Atom("$gen_call"), (process.pid, other_reference), 1)
         self.erl.node.send("kv@host", "rex", message)
         first.flush()
-        received = frames_in(bytes(second.far_wire.written))
+        received = frames_in(b"".join(second.far_wire.unsent))
         self.assertEqual(len(received), 1)
         self.assertIn(b"reply", received[0])
 
@@ -316,11 +316,11 @@ class NameRulesTests(NodeCase):
         """When the peer says that we are linked, we insist only if we are not."""
         for linked, answer in ((False, b"strue"), (True, b"sfalse")):
             _, wire = self.kv.dial("erl@host")
-            wire.take()
+            wire.read()
             if linked:
                 self.link()
             wire.say(frame(b"salive"))
-            self.assertEqual(frames_in(wire.take()), [answer])
+            self.assertEqual(frames_in(wire.read()), [answer])
 
     def test_inbound_link_ends_our_attempt(self) -> None:
         """A peer that came in while we were calling it makes the call superfluous."""

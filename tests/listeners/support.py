@@ -64,14 +64,10 @@ class FakeTransport(ScriptedTransport):
         self.calls.append("lose")
 
     def abortConnection(self) -> None:
-        self.disconnecting = True
+        self.aborted = self.disconnecting = True
         self.calls.append("abort")
         if self.sync:
             self.lose(ConnectionAborted())
-
-    @property
-    def aborted(self) -> bool:
-        return "abort" in self.calls
 
 
 class LivelyTransport(FakeTransport):

@@ -102,7 +102,7 @@ def _pair_test(state: State, event: Event):
         else:
             handoff.fire(event, "for a test")
         self.assertIs(handoff.state, move.state)
-        self.assertEqual(transport.aborted, Action.ABORT in move.actions)
+        self.assertEqual("abort" in transport.calls, Action.ABORT in move.actions)
         self.assertEqual(len(bench.ledger), 0 if move.state is State.CLOSED else 1)
         if Action.TOO_LATE in move.actions:
             self.assertEqual(bench.controller.late, [handoff])

@@ -10,7 +10,6 @@ from urllib.parse import urlencode
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -19,6 +18,7 @@ from kvproto.config.values import User
 from kvproto.dataplane import Administration, UsersReload, make_server, make_stores
 from kvproto.management import ManagementSite
 from kvproto.server.topology import ServicePorts
+from kvproto.testing.scripted import ScriptedTransport
 from tests.sites import answer_of, connect_to
 
 __all__ = ["ADMIN", "LIMITED", "SiteCase"]
@@ -62,7 +62,7 @@ class SiteCase(SynchronousTestCase):
         )
         self.site = ManagementSite(self.server, self.administration, self.clock)
 
-    def connect(self) -> tuple[Any, StringTransport]:
+    def connect(self) -> tuple[Any, ScriptedTransport]:
         return connect_to(self.site)
 
     def raw(self, request: bytes) -> tuple[int, dict[str, str], bytes]:

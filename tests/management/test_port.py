@@ -7,13 +7,13 @@ from typing import Any
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
 from kvproto.base.http import BoundedSite
 from kvproto.management.port import FIRST_BYTE_SECONDS, ManagementFactory
+from kvproto.testing.scripted import ScriptedTransport
 
 LOST = Failure(ConnectionDone())
 
@@ -38,7 +38,7 @@ class PortTests(SynchronousTestCase):
         self.clock = Clock()
         self.spoken: list[_Recorder] = []
 
-    def connect(self, *, plain: bool = False, most: int = 9) -> tuple[Any, StringTransport]:
+    def connect(self, *, plain: bool = False, most: int = 9) -> tuple[Any, ScriptedTransport]:
         """Connect to a port of its own, or, once there is one, to that."""
         if not hasattr(self, "factory"):
             secured = Factory()
@@ -46,9 +46,9 @@ class PortTests(SynchronousTestCase):
             site = BoundedSite(Resource(), self.clock)
             self.factory = ManagementFactory(site, secured, plain, self.clock, most)
         protocol = self.factory.buildProtocol(None)
-        transport = StringTransport()
+        transport = ScriptedTransport()
         if protocol is not None:
-            protocol.makeConnection(transport)
+            transport.connect(protocol)
         return protocol, transport
 
     def _speak(self, _address: Any) -> _Recorder:
@@ -70,21 +70,21 @@ class PortTests(SynchronousTestCase):
         request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
         protocol, transport = self.connect()
         protocol.dataReceived(request)
-        self.assertTrue(transport.value().startswith(b"HTTP/1.1 400 "))
-        self.assertIn(b"This port speaks TLS", transport.value())
+        self.assertTrue(transport.received.startswith(b"HTTP/1.1 400 "))
+        self.assertIn(b"This port speaks TLS", transport.received)
         self.assertTrue(transport.disconnecting)
         protocol.connectionLost(LOST)
         del self.factory
         protocol, transport = self.connect(plain=True)
         protocol.dataReceived(request)
-        self.assertTrue(transport.value().startswith(b"HTTP/1.1 404 "))
+        self.assertTrue(transport.received.startswith(b"HTTP/1.1 404 "))
         self.assertEqual(self.spoken, [])
 
     def test_silence(self) -> None:
         """A connection that says nothing is closed; one that is lost leaves no timer."""
         protocol, transport = self.connect()
         self.clock.advance(FIRST_BYTE_SECONDS)
-        self.assertTrue(transport.disconnected)
+        self.assertTrue(transport.closed)
         protocol.connectionLost(LOST)
         protocol, _ = self.connect()
         protocol.connectionLost(LOST)

@@ -194,8 +194,8 @@ class BoundTests(SiteCase):
         """So many at once; who has waited longest for a request makes room for the next."""
         first = [self.connect() for _ in range(MAX_CONNECTIONS)]
         _, late = self.connect()
-        self.assertFalse(late.disconnected)
-        self.assertEqual([there.disconnected for _, there in first[:2]], [True, False])
+        self.assertFalse(late.closed)
+        self.assertEqual([there.closed for _, there in first[:2]], [True, False])
 
     def test_silence(self) -> None:
         """A connection that does not end its request is closed."""

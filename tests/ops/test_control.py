@@ -8,7 +8,6 @@ from typing import Any
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -24,20 +23,12 @@ from kvproto.ops.control import (
     ControlProtocol,
 )
 from kvproto.ops.interfaces import IControl
+from kvproto.testing.scripted import ScriptedTransport
 from tests.ops.material import FakeControl, verdict
 from tests.turns import one_turn
 
 STATUS = b'{"command":"status"}\n'
 RELOAD = b'{"command":"reload","arguments":{"wait":true}}\n'
-
-
-class Wire(StringTransport):
-    """A transport that remembers how it was ended, and ends when the test says so."""
-
-    aborted = False
-
-    def abortConnection(self) -> None:
-        self.aborted = self.disconnecting = True
 
 
 class ControlTests(SynchronousTestCase):
@@ -49,15 +40,15 @@ class ControlTests(SynchronousTestCase):
         self.factory = ControlFactory(self.control, self.clock)
         self.protocol, self.wire = self.connect()
 
-    def connect(self) -> tuple[ControlProtocol, Wire]:
-        protocol, wire = self.factory.buildProtocol(None), Wire()
-        protocol.makeConnection(wire)
+    def connect(self) -> tuple[ControlProtocol, ScriptedTransport]:
+        protocol, wire = self.factory.buildProtocol(None), ScriptedTransport()
+        wire.connect(protocol)
         return protocol, wire
 
     def answers(self) -> list[dict[str, Any]]:
         """What has been answered since this was asked last."""
-        lines = self.wire.value().split(b"\n")
-        self.wire.clear()
+        lines = bytes(self.wire.received).split(b"\n")
+        self.wire.received.clear()
         self.assertEqual(lines.pop(), b"")
         return [json.loads(line) for line in lines]
 
@@ -68,7 +59,7 @@ class ControlTests(SynchronousTestCase):
         return answer
 
     def lose(self) -> None:
-        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.wire.lose()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     # requests
@@ -148,10 +139,10 @@ class ControlTests(SynchronousTestCase):
         """A long answer goes out in pieces, one a turn; the next request waits for its end."""
         self.many(10_000)
         self.protocol.dataReceived(RELOAD + STATUS)
-        sent = [len(self.wire.value())]
-        while self.wire.value().count(b"\n") < 2:
+        sent = [len(self.wire.received)]
+        while self.wire.received.count(b"\n") < 2:
             one_turn(self.clock)
-            sent.append(len(self.wire.value()))
+            sent.append(len(self.wire.received))
         pieces = [later - earlier for earlier, later in pairwise([0, *sent])]
         self.assertLess(max(pieces), sent[-1] / 40)
         first, second = self.answers()
@@ -170,9 +161,9 @@ class ControlTests(SynchronousTestCase):
         self.protocol.dataReceived(RELOAD)
         self.protocol.pauseProducing()
         self.clock.advance(0)
-        held = len(self.wire.value())
+        held = len(self.wire.received)
         self.clock.pump([1.0] * int(UNREAD_SECONDS - 2))
-        self.assertEqual(len(self.wire.value()), held)
+        self.assertEqual(len(self.wire.received), held)
         self.protocol.resumeProducing()
         self.clock.pump([0.0] * 10)
         (answer,) = self.answers()
@@ -207,7 +198,7 @@ class ControlTests(SynchronousTestCase):
         self.protocol.dataReceived(RELOAD)
         self.clock.pump([0.0] * 10)
         self.assertTrue(self.wire.aborted)
-        self.assertNotIn(b"\n", self.wire.value())
+        self.assertNotIn(b"\n", self.wire.received)
         self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
         self.lose()
 
@@ -277,7 +268,7 @@ class ControlTests(SynchronousTestCase):
         self.lose()
         self.assertEqual(len(self.factory.sessions), 0)
         self.control.waiting[0].callback(verdict())
-        self.assertEqual(self.wire.value(), b"")
+        self.assertEqual(self.wire.received, b"")
         self.assertEqual(self.control.asked, [("reload", {"allow_fewer_names": False})])
 
     # bounds
@@ -288,7 +279,7 @@ class ControlTests(SynchronousTestCase):
         self.assertEqual(self.answers()[0]["error"]["code"], "bad-request")
         self.assertTrue(self.wire.disconnecting)
         self.protocol.dataReceived(STATUS)
-        self.assertEqual(self.wire.value(), b"")
+        self.assertEqual(self.wire.received, b"")
         self.lose()
 
     def test_too_much_waiting(self) -> None:
@@ -327,7 +318,7 @@ class ControlTests(SynchronousTestCase):
         for _ in range(MAX_SESSIONS - 1):
             self.connect()
         protocol, wire = self.connect()
-        self.assertEqual(json.loads(wire.value())["error"]["code"], "busy")
+        self.assertEqual(json.loads(wire.received)["error"]["code"], "busy")
         self.assertTrue(wire.disconnecting)
         protocol.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(len(self.factory.sessions), MAX_SESSIONS)
@@ -336,18 +327,21 @@ class ControlTests(SynchronousTestCase):
 
     def test_close_all(self) -> None:
         """Closing waits until every client has what was answered, and is gone."""
+        self.wire.peer_reads = False
+        self.protocol.dataReceived(STATUS)
         done = self.factory.close_all()
         self.assertTrue(self.wire.disconnecting)
         self.assertNoResult(done)
-        self.lose()
+        self.wire.read()
         self.successResultOf(done)
         self.successResultOf(self.factory.close_all())
 
     def test_close_all_gives_up(self) -> None:
         """A client that does not take its answer does not hold up the end."""
-        self.control.pending = True
-        self.protocol.dataReceived(RELOAD)
+        self.wire.peer_reads = False
+        self.protocol.dataReceived(STATUS)
         self.factory.close_all()
+        self.assertFalse(self.wire.aborted)
         self.clock.advance(CLOSE_SECONDS)
         self.assertTrue(self.wire.aborted)
         self.lose()

@@ -11,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -26,6 +25,7 @@ from kvproto.ops.page import findings, render_page
 from kvproto.ops.page_frame import PAGE_POLICY
 from kvproto.server import Bucket, KVServer
 from kvproto.store import MemoryStore
+from kvproto.testing.scripted import ScriptedTransport
 from tests.ops.material import generation, served_generation, status, verdict
 from tests.sites import answer_of, connect_to
 from tests.turns import one_turn
@@ -126,7 +126,7 @@ class SiteCase(SynchronousTestCase):
         self.addCleanup(self.site.stopFactory)
         self.site_timers = self.clock.getDelayedCalls()
 
-    def connect(self) -> tuple[Any, StringTransport]:
+    def connect(self) -> tuple[Any, ScriptedTransport]:
         return connect_to(self.site)
 
     def ask(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -189,9 +189,9 @@ class BoundTests(SiteCase):
         first[0][0].dataReceived(self.LIVEZ)
         late, transport = self.connect()
         late.dataReceived(self.LIVEZ)
-        self.assertIn(b"200 OK", transport.value())
+        self.assertIn(b"200 OK", transport.received)
         self.assertEqual(
-            [there.disconnected for _, there in first],
+            [there.closed for _, there in first],
             [False, True, *[False] * (MAX_CONNECTIONS - 2)],
         )
         self.assertEqual(len(self.site.channels), MAX_CONNECTIONS)
@@ -207,7 +207,7 @@ class BoundTests(SiteCase):
             self.clock.pump([1.0] * 120)
         self.assertEqual(events, [])
         for protocol, transport in silent:
-            self.assertTrue(transport.disconnected or transport.disconnecting)
+            self.assertTrue(transport.closed or transport.disconnecting)
             protocol.connectionLost(Failure(ConnectionLost()))
 
     def test_all_are_served(self) -> None:
@@ -215,8 +215,8 @@ class BoundTests(SiteCase):
         first = [self.connect() for _ in range(MAX_CONNECTIONS)]
         self.site.waiting.clear()
         _, late = self.connect()
-        self.assertTrue(late.disconnected)
-        self.assertFalse(any(transport.disconnected for _, transport in first))
+        self.assertTrue(late.closed)
+        self.assertFalse(any(transport.closed for _, transport in first))
 
     def test_pipelined(self) -> None:
         """Requests that come at once are answered in order, few in a turn of the event loop."""
@@ -225,11 +225,11 @@ class BoundTests(SiteCase):
         ask = b"GET /livez?%d HTTP/1.1\r\nHost: x\r\n\r\n"
         protocol.dataReceived(b"".join(ask % number for number in range(count)))
         turns = 0
-        seen = transport.value().count(b"200 OK")
+        seen = bytes(transport.received).count(b"200 OK")
         self.assertLessEqual(seen, 2)
         while seen < count:
             one_turn(self.clock)
-            now = transport.value().count(b"200 OK")
+            now = bytes(transport.received).count(b"200 OK")
             self.assertLessEqual(now - seen, 2)
             self.assertGreater(now, seen)
             seen, turns = now, turns + 1
@@ -240,9 +240,9 @@ class BoundTests(SiteCase):
         protocol, transport = self.connect()
         protocol.dataReceived(self.LIVEZ * 100)
         protocol.connectionLost(Failure(ConnectionLost()))
-        before = transport.value()
+        before = bytes(transport.received)
         self.clock.pump([1.0] * 100)
-        self.assertEqual(transport.value(), before)
+        self.assertEqual(transport.received, before)
         self.assertEqual([c for c in self.clock.getDelayedCalls() if c.active()], self.site_timers)
 
     def test_wrong_requests(self) -> None:
@@ -258,14 +258,14 @@ class BoundTests(SiteCase):
         ):
             protocol, transport = self.connect()
             protocol.dataReceived(request)
-            self.assertEqual(transport.value().split(b" ")[1], b"%d" % code, request[:60])
-            self.assertTrue(transport.disconnecting or transport.disconnected, request[:60])
+            self.assertEqual(transport.received.split(b" ")[1], b"%d" % code, request[:60])
+            self.assertTrue(transport.disconnecting or transport.closed, request[:60])
 
     def test_old_clients(self) -> None:
         """HTTP/1.0 is answered and closed; a request that names the server is understood."""
         protocol, transport = self.connect()
         protocol.dataReceived(b"GET /livez HTTP/1.0\r\n\r\n")
-        self.assertTrue(transport.value().startswith(b"HTTP/1.0 200 OK\r\n"))
+        self.assertTrue(transport.received.startswith(b"HTTP/1.0 200 OK\r\n"))
         self.assertTrue(transport.disconnecting)
         self.assertEqual(self.get("http://kv.example:9207/readyz")[0], 200)
         self.assertEqual(self.get("http://kv.example:9207/x")[0], 404)
@@ -286,12 +286,12 @@ class BoundTests(SiteCase):
         protocol, transport = self.connect()
         protocol.dataReceived(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         for number in range(int(REQUEST_SECONDS // 20)):
-            self.assertFalse(transport.disconnected)
+            self.assertFalse(transport.closed)
             protocol.dataReceived(
                 b"GET /livez HTTP/1.1\r\n" if not number else b"X-%d: 1\r\n" % number
             )
             self.clock.advance(20)
-        self.assertTrue(transport.disconnected)
+        self.assertTrue(transport.closed)
 
     def test_deadline_ends(self) -> None:
         """A connection that is lost leaves no timer."""

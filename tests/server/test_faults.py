@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.server import KVController, KVServer, ServerSettings
 from kvproto.server.faults import MOST_FAULTS, Fault, FaultKind, FaultPlan
 from kvproto.store import MemoryStore
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.constants import Opcode
 from kvproto.wire.encoding import encode_request
 
@@ -30,13 +30,13 @@ class FaultTests(SynchronousTestCase):
         store = MemoryStore(self.plan.moved_clock().seconds)
         controller = KVController(KVServer(store, ServerSettings()), self.plan)
         self.protocol = controller.claim(None)
-        self.transport = StringTransport()
-        self.protocol.makeConnection(self.transport)
+        self.transport = ScriptedTransport()
+        self.transport.connect(self.protocol)
 
     def statuses(self) -> list[int]:
         """Return the status of each reply so far, and forget them."""
-        data, found = self.transport.value(), []
-        self.transport.clear()
+        data, found = bytes(self.transport.received), []
+        self.transport.received.clear()
         while data:
             found.append(int.from_bytes(data[6:8]))
             data = data[24 + int.from_bytes(data[8:12]) :]
@@ -97,7 +97,7 @@ class FaultTests(SynchronousTestCase):
         self.ask(SET)
         self.plan.add(Fault(FaultKind.TRUNCATE, "get"))
         self.protocol.dataReceived(GET)
-        self.assertEqual(len(self.transport.value()), (24 + 4 + 1) // 2)
+        self.assertEqual(len(self.transport.received), (24 + 4 + 1) // 2)
         self.assertTrue(self.transport.disconnecting)
 
     def test_silence(self) -> None:
@@ -111,7 +111,7 @@ class FaultTests(SynchronousTestCase):
         self.plan.add(Fault(FaultKind.STATUS, "set", status=TMPFAIL))
         self.protocol.dataReceived(b"set k 0 0 1\r\nv\r\nset k 0 0 1\r\nw\r\nget k\r\n")
         self.assertEqual(
-            self.transport.value(),
+            self.transport.received,
             b"SERVER_ERROR fault 0x86\r\nSTORED\r\nVALUE k 0 1\r\nw\r\nEND\r\n",
         )
 

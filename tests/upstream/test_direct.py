@@ -7,9 +7,10 @@ from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.protocol import Protocol
-from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.upstream.direct import DirectSender, sender_of
 
 
@@ -64,7 +65,7 @@ class DirectSenderTests(SynchronousTestCase):
 
     def test_others(self) -> None:
         """A transport of another kind, which may be TLS, is only written to."""
-        transport: Any = StringTransport()
+        transport: Any = ScriptedTransport()
         sender_of(transport)(b"text")
-        self.assertEqual(transport.value(), b"text")
+        self.assertEqual(transport.received, b"text")
         self.assertEqual(sender_of(self.transport), self.transport.write)

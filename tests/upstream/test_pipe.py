@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvproto.testing.scripted import ScriptedTransport
 from kvproto.upstream import pipe as pipes
 from kvproto.upstream.memcached import FrameCall, MemcachedConnection
 from kvproto.upstream.pipe import MOST_SLOTS, PLANS, Pipe, PythonPipe, Run
@@ -413,8 +413,8 @@ class ConnectionTests(SynchronousTestCase):
         self.connection = MemcachedConnection(
             self.clock, 1.0, lambda _, reason, text: self.ends.append((reason, text))
         )
-        self.transport: Any = StringTransport()
-        self.connection.makeConnection(self.transport)
+        self.transport: Any = ScriptedTransport()
+        self.transport.connect(self.connection)
         self.answered: list[tuple[int, Any]] = []
 
     def send(self, opcode: int, opaque: int) -> FrameCall:
@@ -435,7 +435,7 @@ class ConnectionTests(SynchronousTestCase):
         stat = self.send(Opcode.STAT, 2)
         stat.items = []
         self.clock.advance(0)
-        self.assertIn(run.data, self.transport.value())
+        self.assertIn(run.data, self.transport.received)
         data = (
             encode_response(Opcode.VERSION, value=b"1", opaque=1)
             + replies_to(run, value=bytes(20_000))
