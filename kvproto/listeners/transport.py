@@ -11,7 +11,7 @@ values: 55 against 12 microseconds, most of it page faults).
 
 Private names of Twisted's that are used: ``_tempDataLen``, ``_writeDisconnected``, ``_aborting``,
 ``_sendmsgQueue``, ``_isSendBufferFull``.  Where one of them is missing, `DIRECT` is False and
-Twisted's own transports are used.
+Twisted's own transports are used.  Compiled shortcuts ask for what `write` asks for.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class _SendsAtOnce(_ServerBase):
     """The sending half, for Twisted's stream server transports."""
 
     socket: socket
-    shortcut: Callable[[bytes], bytes | None] | None  # asked by TCP only
+    _shortcut: Callable[[bytes], bytes | None] | None  # TCP's only, as is the next one
+    _read: Callable[[], bytes | int | None] | None
     _reads = False
     _writes = False
     _send_failed = False
@@ -88,7 +89,7 @@ class _SendsAtOnce(_ServerBase):
         # request needs is set first: CPython keeps attributes in the order of their first setting,
         # and the first of them share lines of the processor's cache.
         self.socket = self.protocol = None  # type: ignore[assignment]  # at the end of this
-        self.shortcut = None
+        self._shortcut = self._read = None
         self.dataBuffer = b""
         self._tempDataLen = 0
         self.connected = self.TLS = self._aborting = self._writeDisconnected = False
@@ -210,11 +211,7 @@ class _SendsAtOnce(_ServerBase):
 
 @implementer(IShortcutTransport)
 class DirectServer(_SendsAtOnce, tcp.Server):
-    """An accepted TCP connection.
-
-    Attributes:
-        shortcut: Asked before the protocol is given a read; see `IShortcutTransport`.
-    """
+    """An accepted TCP connection."""
 
     _peer: Any = None
 
@@ -234,28 +231,54 @@ class DirectServer(_SendsAtOnce, tcp.Server):
             with suppress(OSError):
                 self.socket.setsockopt(IPPROTO_TCP, QUICKACK, 1)
 
+    @property
+    def shortcut(self) -> Callable[[bytes], bytes | None] | None:
+        """Asked before the protocol is given a read; see `IShortcutTransport`."""
+        return self._shortcut
+
+    @shortcut.setter
+    def shortcut(self, shortcut: Any) -> None:
+        self._shortcut = shortcut
+        # A compiled one reads and sends by itself.
+        self._read = getattr(shortcut, "read", None)
+        if self._read is not None:
+            shortcut.take_socket(self)
+
     def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]
         """Read what is there, once, and give it to the protocol."""
-        try:
-            size = self.socket.recv_into(_buffer)
-        except OSError as error:
-            if error.errno in _LATER:
+        read = self._read
+        if read is not None:
+            data: Any = read()
+            if data is None:
                 return None
-            self._shouldShutdown = False  # there is nothing left to shut down
-            return CONNECTION_LOST
-        if not size:
+            if data.__class__ is int:
+                return self._not_read(data)
+        else:
+            try:
+                size = self.socket.recv_into(_buffer)
+            except OSError as error:
+                return self._not_read(error.errno)
+            data = _read_into[:size].tobytes()
+        if not data:
             if not self._send_failed:
                 return CONNECTION_DONE
             self._shouldShutdown = False
             return CONNECTION_LOST
-        data = _read_into[:size].tobytes()
-        shortcut = self.shortcut
-        if shortcut is not None and (reply := shortcut(data)) is not None:
-            if reply:
-                self.write(reply)
-            return None
+        if read is None and self._shortcut is not None:
+            reply = self._shortcut(data)
+            if reply is not None:
+                if reply:
+                    self.write(reply)
+                return None
         self.protocol.dataReceived(data)
         return None
+
+    def _not_read(self, number: int | None) -> ConnectionLost | None:
+        """Return what an error of a read means."""
+        if number in _LATER:
+            return None
+        self._shouldShutdown = False  # there is nothing left to shut down
+        return CONNECTION_LOST
 
 
 class DirectUNIXServer(_SendsAtOnce, unix.Server):

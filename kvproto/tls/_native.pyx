@@ -6,12 +6,14 @@ steps that every request takes.  It knows no pyOpenSSL: it is given the addresse
 functions and of the connection's objects, and what to call when OpenSSL refuses.
 
 Sizes.  Lengths of Python's objects are checked before they become C's ``int``.  The buffer belongs
-to the process; what OpenSSL has written into it is copied out before anything else can run.
+to the process; what OpenSSL or a socket has written into it is copied out, or sent, before anything
+else can run.
 
-Source: SSL_read(3), SSL_write(3), BIO_s_mem(3).
+Source: SSL_read(3), SSL_write(3), BIO_s_mem(3), recv(2), send(2).
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport errno
 from libc.limits cimport INT_MAX
 
 from OpenSSL.SSL import Error
@@ -26,6 +28,12 @@ cdef enum:
     APPLICATION_DATA = 23
     # As in `kvproto.tls.records`.
     BUFFER_SIZE = 8 * RECORD_SIZE
+    # Also the most that is read at once, as in `kvproto.listeners.transport`.
+
+cdef extern from "<sys/socket.h>":
+    # Sockets here never block, so nobody is kept waiting by not letting go of the interpreter.
+    ssize_t recv(int, void *, size_t, int)
+    ssize_t send(int, const void *, size_t, int)
 
 ctypedef int (*Transfer)(void *, void *, int) noexcept
 
@@ -76,11 +84,13 @@ cdef class Pipe:
     cpdef open(self, record):
         """Feed one whole small record and return its plaintext."""
         cdef bytes source = record if type(record) is bytes else bytes(record)
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(source)
+        return self._open(PyBytes_AS_STRING(source), PyBytes_GET_SIZE(source))
+
+    cdef _open(self, const char *record, Py_ssize_t size):
         cdef int got
         if size > BUFFER_SIZE:
             raise ValueError("longer than any record")
-        if BIO_write(self._into_ssl, PyBytes_AS_STRING(source), <int>size) != size:
+        if BIO_write(self._into_ssl, <void *>record, <int>size) != size:
             raise MemoryError("OpenSSL has no room for a record")
         got = SSL_read(self._ssl, buffer, RECORD_SIZE)
         if got <= 0:
@@ -114,13 +124,18 @@ cdef class Pipe:
 
 
 cdef class Shortcut:
-    """The compiled twin of `kvproto.tls.shortcut.Shortcut`: the same, read for read."""
+    """The compiled twin of `kvproto.tls.shortcut.Shortcut`: the same, read for read.
+
+    Besides, one that was given a socket reads from it and sends to it, where nothing waits there.
+    """
 
     cdef Pipe _pipe
     cdef object _owner
     cdef object _answer
     cdef object _queued
     cdef object _write
+    cdef object _transport  # None where others read and send
+    cdef int _socket
     cdef public bint armed
 
     def __cinit__(self, Pipe pipe not None, owner, answer, queued, write):
@@ -129,7 +144,14 @@ cdef class Shortcut:
         self._answer = answer
         self._queued = queued
         self._write = write
+        self._transport = None
+        self._socket = -1
         self.armed = False
+
+    def take_socket(self, transport):
+        """Read from, and send to, the socket of a `kvproto.listeners.transport.DirectServer`."""
+        self._socket = transport.socket.fileno()
+        self._transport = transport
 
     def send(self, bytes data not None):
         """Encrypt and write what nothing waits before; return whether that was done."""
@@ -139,41 +161,91 @@ cdef class Shortcut:
         if SSL_write(self._pipe._ssl, PyBytes_AS_STRING(data), <int>size) <= 0:
             # OpenSSL says the same once more, to who knows what follows from it.
             return False
-        self._write(self._pipe.drain())
+        self._transmit()
         return True
 
     def __call__(self, bytes data not None):
         """Take a read; return what to send, None when nothing was done with it."""
-        cdef const unsigned char *header = <const unsigned char *>PyBytes_AS_STRING(data)
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(data), at
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+        if not is_record(PyBytes_AS_STRING(data), size):
+            return None
+        return self._pipe.drain() if self._serve(PyBytes_AS_STRING(data), size) else b""
+
+    def read(self):
+        """Read from the socket, and do what is to be done.
+
+        Returns:
+            None where that was all.  Else what was read, ``b""`` at the end of it, which nothing
+            was done with, or an error's number.
+        """
+        cdef ssize_t size = recv(self._socket, buffer, BUFFER_SIZE, 0)
+        if size < 0:
+            return errno
+        if not is_record(buffer, size):
+            return PyBytes_FromStringAndSize(buffer, size)
+        if self._serve(buffer, size):
+            self._transmit()
+        return None
+
+    cdef bint _serve(self, const char *record, Py_ssize_t size) except -1:
+        """Have a record answered; return whether ciphertext waits to be sent."""
         cdef bytes plaintext, reply
         cdef list replies = []
-        cdef int got
-        if (
-            size < HEADER_SIZE
-            or header[0] != APPLICATION_DATA
-            or (header[3] << 8 | header[4]) != size - HEADER_SIZE
-        ):
-            return None
+        cdef Py_ssize_t at
         try:
-            plaintext = self._pipe.open(data)
+            plaintext = self._pipe._open(record, size)
         except Error as error:
             self._owner.take_odd_record(error, size)
-            return b""
+            return False
         at = self._answer(plaintext, replies)
-        if at == len(plaintext):
+        if at == PyBytes_GET_SIZE(plaintext):
             size = 0
             for part in replies:
                 size += len(part)
             if not size:
-                return b""
+                return False
             # What is more than a record is not joined: that would copy a large value.
             if size <= RECORD_SIZE:
                 reply = replies[0] if len(replies) == 1 else b"".join(replies)
-                got = SSL_write(self._pipe._ssl, PyBytes_AS_STRING(reply), <int>size)
-                if got > 0:
-                    return self._pipe.drain()
+                if SSL_write(self._pipe._ssl, PyBytes_AS_STRING(reply), <int>size) > 0:
+                    return True
                 # OpenSSL says the same once more, to who knows what follows from it.
                 replies = [reply]
         self._owner.finish_read(replies, plaintext[at:])
-        return b""
+        return False
+
+    cdef int _transmit(self) except -1:
+        """Send the ciphertext that waits: at once where nothing waits before it."""
+        cdef int size
+        cdef ssize_t sent
+        transport = self._transport
+        if (
+            transport is None
+            or transport.dataBuffer
+            or transport._tempDataLen
+            or transport._aborting
+            or not transport.connected
+        ):
+            self._write(self._pipe.drain())
+            return 0
+        size = BIO_read(self._pipe._from_ssl, buffer, BUFFER_SIZE)
+        if size <= 0:
+            return 0
+        sent = send(self._socket, buffer, size, 0)
+        if sent < 0:
+            sent = 0  # the transport meets the same error, and knows what follows from it
+        if sent < size:
+            self._write(PyBytes_FromStringAndSize(buffer + sent, size - sent))
+        if size == BUFFER_SIZE:
+            self._write(self._pipe.drain())
+        return 0
+
+
+cdef inline bint is_record(const char *data, Py_ssize_t size) noexcept:
+    """Return whether a read is one whole record of application data."""
+    cdef const unsigned char *header = <const unsigned char *>data
+    return (
+        size >= HEADER_SIZE
+        and header[0] == APPLICATION_DATA
+        and (header[3] << 8 | header[4]) == size - HEADER_SIZE
+    )

@@ -14,8 +14,9 @@ ordinary goes on in the TLS protocol:
 What is answered later, and not in a read, takes half of that way (`Shortcut.send`) while nothing
 waits before it.
 
-A compiled one, ``kvproto.tls._native``, does the same where it was built; the tests hold the two
-against each other.
+A compiled one, ``kvproto.tls._native``, does the same where it was built, and reads from the socket
+and sends to it as well (`kvproto.listeners.transport.DirectServer`), so that nothing is made of
+what is only passed on; the tests hold the two against each other.
 """
 
 from __future__ import annotations
