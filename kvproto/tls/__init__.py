@@ -24,6 +24,7 @@ from kvproto.tls.factory import KVTLSFactory
 from kvproto.tls.files import CredentialFiles, Options
 from kvproto.tls.generation import Generation, GenerationError, Stage
 from kvproto.tls.identity import DEFAULT_RULES, IdentityRule, parse_rule, user_of
+from kvproto.tls.protocol import KVTLSProtocol
 from kvproto.tls.reasons import (
     BudgetExceeded,
     CloseTimeout,
@@ -33,7 +34,6 @@ from kvproto.tls.reasons import (
 )
 from kvproto.tls.rotating import RotatingServerEndpoint
 from kvproto.tls.rotation import Rotation
-from kvproto.tls.shell import KVTLSProtocol
 from kvproto.tls.verdict import Action, ListenerResult, Verdict
 from kvproto.tls.watch import FileWatch
 

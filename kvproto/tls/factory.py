@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from kvproto.tls.contexts import ClientContext, CurrentContext
-from kvproto.tls.shell import KVTLSProtocol
+from kvproto.tls.protocol import KVTLSProtocol
 
 if TYPE_CHECKING:
     from OpenSSL.SSL import Connection

@@ -1,7 +1,9 @@
-"""`KVTLSProtocol`: TLS for any Twisted protocol; what surrounds a `kvproto.tls.machine.TLSMachine`.
+"""`Shell`: what surrounds a `kvproto.tls.machine.TLSMachine` between two Twisted protocols.
 
 Owns the transport, the deadlines, the producers, the application's pauses and how a connection
-ends; what is said in TLS, and when, is the machine's business.  The rules that a change must keep:
+ends; what is said in TLS, and when, is the machine's business; what transport and application see
+is `kvproto.tls.protocol.KVTLSProtocol`, which has no state of its own.  The rules that a change
+must keep:
 
 * One queue for all writes, so their order never changes.  What is written while ``dataReceived``
   runs leaves when it ends, in one write; what is written at other times leaves together at the
@@ -37,15 +39,13 @@ from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.protocol import BaseProtocol, connectionDone
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from kvproto.base.addresses import describe_peer
 from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import CONNECTION, make_logger
 from kvproto.base.turn import Turn
-from kvproto.interfaces import ISecuredTransport, IShortcutTransport
+from kvproto.interfaces import IShortcutTransport
 from kvproto.tls._handles import engine_for
 from kvproto.tls.contexts import OP_ALLOW_CLIENT_RENEGOTIATION
 from kvproto.tls.declare import provide_what
@@ -53,7 +53,6 @@ from kvproto.tls.ending import explain_failure, final_reason, is_worth_a_warning
 from kvproto.tls.gate import ProducerGate
 from kvproto.tls.machine import Event, State, TLSMachine
 from kvproto.tls.outbox import RECORD_SIZE
-from kvproto.tls.peer import peer_chain, tls_version
 from kvproto.tls.progress import ProgressDeadline
 from kvproto.tls.reasons import (
     BudgetExceeded,
@@ -66,8 +65,9 @@ from kvproto.tls.records import APPLICATION_DATA, HEADER_SIZE, leading_records
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IProtocol, IReactorTime
+    from twisted.protocols.tls import TLSMemoryBIOFactory
 
-__all__ = ["FLUSH_SIZE", "HELD_SIZE", "LIMITS", "KVTLSProtocol"]
+__all__ = ["FLUSH_SIZE", "HELD_SIZE", "Shell"]
 
 log = make_logger()
 
@@ -84,109 +84,100 @@ Most connections never get there, and are spared the registration."""
 HELD_SIZE: Final = 256 * 1024
 """Most plaintext kept for an application that has paused while TLS itself must read on."""
 
-LIMITS: Final = (
-    "handshake_timeout",
-    "close_timeout",
-    "half_close_timeout",
-    "answer_pause",
-    "allow_renegotiation",
-    "renegotiation_limit",
-    "junk_budget",
-)
-"""Attributes of the protocol class that a factory's attribute of the same name replaces."""
-
-_INHERIT: Final = object()
-
 
 def _owned(data: Any) -> bytes:
     """Copy a buffer that its owner may change; refuse what is no buffer."""
     return memoryview(data).tobytes()
 
 
-@implementer(ISecuredTransport, IHalfCloseableProtocol)
-class KVTLSProtocol(TLSMemoryBIOProtocol):
-    """TLS between a transport and a wrapped protocol, in place of Twisted's own.
+class Shell:
+    """One connection's TLS, from what the transport reads to what the application is given.
 
-    The attributes below can be changed on a subclass, or per factory: a factory that has an
-    attribute of the same name (``factory.handshake_timeout = 5``) gives its value to each
-    connection that it builds.
+    It is no part of `kvproto.tls.protocol.KVTLSProtocol`, which is a Twisted `ProtocolWrapper`:
+    those hand on what they lack, and CPython looks at length for each attribute of such a class.
+
+    Args:
+        factory: The TLS factory of the connection.
+        wrappedProtocol: The application's protocol.
 
     Attributes:
-        handshake_timeout: Seconds from the connection to the end of the handshake; a
-            renegotiation that blocks our writes gets the same.  None for no limit.
-        close_timeout: Seconds that a closing peer may take without progress; None for ever,
-            and then the next two are off as well.
-        half_close_timeout: Seconds that answers to a peer that has ended its side may take
-            without progress, the application's time included; None for ever.
-        answer_pause: Seconds of silence after which an application that is no
-            `IHalfCloseableProtocol` is taken to have answered such a peer; 0 to close at once.
-        allow_renegotiation: Whether TLS 1.2 peers may renegotiate.  The context must not
-            forbid it (``OP_NO_RENEGOTIATION``).
-        renegotiation_limit: How often, per connection.
-        junk_budget: Bytes of ciphertext that may arrive without any application data in
-            them, and bytes of TLS answers kept for a peer that does not read them.
-        generation: Number of the credentials in use, set by who creates the connection.
-        close_reason: Why the connection ended, for people; ``""`` while it has not.
+        machine: From the beginning of the connection to its end, None before and after.
+        disconnecting: Whether it has been asked to close.
+        producer: The gate of the application's producer, None while it has none.
     """
 
-    handshake_timeout: float | None = 10
-    close_timeout: float | None = 3
-    half_close_timeout: float | None = 30
-    answer_pause: float = 1.0
-    allow_renegotiation = False
-    renegotiation_limit = 3
-    junk_budget = 256 * 1024
-    generation = 0
+    # CPython keeps them in this order; what a request needs shares lines of the processor's cache.
+    __slots__ = (
+        "_aborted",
+        "_answer_call",
+        "_answering",
+        "_app_failed",
+        "_armed",
+        "_asked_at",
+        "_closing",
+        "_ended",
+        "_fast",
+        "_flushing",
+        "_full",
+        "_gap",
+        "_gate",
+        "_given",
+        "_half_closed",
+        "_handshake_call",
+        "_held",
+        "_input_ended",
+        "_is_client",
+        "_mute",
+        "_protocol",
+        "_read_paused",
+        "_reading",
+        "_reason",
+        "_shortcut",
+        "_transport_paused",
+        "_turn",
+        "_unread",
+        "_watching",
+        "_written",
+        "connected",
+        "disconnecting",
+        "factory",
+        "machine",
+        "producer",
+        "transport",
+        "wrappedProtocol",
+    )
 
-    transport: Any  # whatever the program puts below: asked for what it can do
-    wrappedProtocol: Any
-    _machine: Any  # a TLSMachine from the beginning to the end, None before and after
-
-    # What few connections change is the class's; what most do is set in `__init__`.
-    _aborted = False  # by us: the transport's word is all that is missing
-    _app_failed = False  # the application raised: it is given nothing more
-    _is_client = False  # we spoke first
-    _half_closed = False  # the application will read on after our close_notify
-    _answering = False  # the peer has ended its side, and the application may still answer
-    _input_ended = False  # the transport's input has: a FIN
-    _read_paused = False  # by the application
-    _transport_paused = False  # by us
-    _gap = False  # something was dropped: what follows it would pass for what is missing
-    _unread = 0  # bytes of TLS's own answers given to a transport that was full
-    _written = 0
-    _reason: Failure | None = None
-    _shortcut: Any = None
-    _turn: Turn[KVTLSProtocol] | None = None  # at whose end we flush; None while nothing waits
-    _handshake_call: IDelayedCall | None = None
-    _answer_call: IDelayedCall | None = None
-    _closing: ProgressDeadline | None = None
-
-    def __init__(
-        self, factory: TLSMemoryBIOFactory, wrappedProtocol: IProtocol, _connectWrapped: bool = True
-    ) -> None:
-        # CPython keeps up to 30 attributes side by side, without a dictionary for each instance,
-        # if it has seen all of their names while there were few instances.  So everything that
-        # most connections set while they live is set here, what a request needs first, since that
-        # then shares lines of the processor's cache.
+    def __init__(self, factory: TLSMemoryBIOFactory, wrappedProtocol: IProtocol) -> None:
+        self.factory: Any = factory
+        self.wrappedProtocol: Any = wrappedProtocol
+        self.transport: Any = None  # whatever the program puts below: asked for what it can do
+        self.machine: Any = None  # a TLSMachine while there is one
+        self._protocol: Any = None  # the KVTLSProtocol, while connected
         self._fast = self._reading = self._flushing = self._full = False
-        self._machine = None
-        self.wrappedProtocol = wrappedProtocol
+        self._mute = self._watching = self._armed = False
+        self.connected = self.disconnecting = self._ended = False
+        self._aborted = False  # by us: the transport's word is all that is missing
+        self._app_failed = False  # the application raised: it is given nothing more
+        self._is_client = False  # we spoke first
+        self._half_closed = False  # the application will read on after our close_notify
+        self._answering = False  # the peer has ended its side; the application may still answer
+        self._input_ended = False  # the transport's input has: a FIN
+        self._read_paused = False  # by the application
+        self._transport_paused = False  # by us
+        self._gap = False  # something was dropped: what follows would pass for what is missing
         self._given = 0  # bytes of ciphertext given to the transport
         self._asked_at = -1  # ... when the application was last given data
-        self._mute = self._watching = self._armed = False
-        self.transport = None
+        self._unread = 0  # bytes of TLS's own answers given to a transport that was full
+        self._written = 0
+        self._reason: Failure | None = None
         self._gate: ProducerGate | None = None
-        self._producer: ProducerGate | None = None
-        super().__init__(factory, wrappedProtocol, _connectWrapped)
+        self.producer: ProducerGate | None = None
+        self._shortcut: Any = None
+        self._turn: Turn[Shell] | None = None  # at whose end we flush; None while nothing waits
         self._held: deque[bytes] = deque()
-        self.connected = self._ended = False
-        self.close_reason = ""
-        for name in LIMITS:
-            value = getattr(factory, name, _INHERIT)
-            if value is not _INHERIT and value != getattr(self, name):
-                setattr(self, name, value)
-
-    # --- who is there ---------------------------------------------------------------------
+        self._handshake_call: IDelayedCall | None = None
+        self._answer_call: IDelayedCall | None = None
+        self._closing: ProgressDeadline | None = None
 
     @property
     def _clock(self) -> IReactorTime:
@@ -194,73 +185,47 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         return clock
 
     @property
-    def _tlsConnection(self) -> Any:
-        """The OpenSSL connection under the name that Twisted's code and tests use."""
-        machine = self._machine
-        return None if machine is None else machine.engine.connection
-
-    @_tlsConnection.setter
-    def _tlsConnection(self, connection: Connection) -> None:
-        engine = engine_for(connection)
-        if self._machine is None:
-            self._machine = TLSMachine(engine, self.junk_budget, self.renegotiation_limit)
-        else:
-            self._machine.engine = engine
-
-    @property
-    def _negotiated(self) -> Any:
-        """The OpenSSL connection once its handshake has ended, None before that."""
-        machine = self._machine
-        if machine is None or machine.last is State.HANDSHAKING:
-            return None
-        return machine.engine.connection
-
-    def getPeerCertificate(self) -> Any:
-        """Return the peer's certificate as pyOpenSSL's X509; None without one or at the end."""
-        connection = self._tlsConnection
-        return None if connection is None else connection.get_peer_certificate()
-
-    @property
-    def negotiatedProtocol(self) -> bytes | None:
-        """The protocol chosen by ALPN, None when there was no choice."""
-        connection = self._tlsConnection
-        return None if connection is None else connection.get_alpn_proto_negotiated() or None
-
-    def peer_chain(self) -> tuple[bytes, ...]:
-        """Return the peer's certificates as DER, leaf first; empty before the handshake's end."""
-        connection = self._negotiated
-        return () if connection is None else peer_chain(connection)
-
-    def tls_version(self) -> str:
-        """Return ``"TLSv1.2"`` or ``"TLSv1.3"``; ``""`` while nothing is negotiated."""
-        connection = self._negotiated
-        return "" if connection is None else tls_version(connection)
-
-    @property
     def stage(self) -> str:
         """``"handshake"``, ``"established"`` or ``"closing"``."""
-        machine = self._machine
+        machine = self.machine
         if machine is None or machine.last is State.HANDSHAKING:
             return "handshake"
         return "closing" if self.disconnecting or machine.last is not State.OPEN else "established"
 
+    def use(self, connection: Connection) -> None:
+        """Speak TLS by an OpenSSL connection from now on."""
+        engine = engine_for(connection)
+        if self.machine is None:
+            limits = self._protocol
+            self.machine = TLSMachine(engine, limits.junk_budget, limits.renegotiation_limit)
+        else:
+            self.machine.engine = engine
+
     # --- the beginning --------------------------------------------------------------------
 
-    def makeConnection(self, transport: Any) -> None:
-        """Begin TLS on a transport, and connect the wrapped protocol to us."""
-        provide_what(self, transport)
-        self.transport = transport
+    def begin(self, protocol: Any, transport: Any, *, connect: bool) -> None:
+        """Begin TLS on a transport.
+
+        Args:
+            protocol: The `KVTLSProtocol`, for both sides and for its limits.
+            transport: The transport.
+            connect: Whether the application's protocol is to be connected.
+        """
+        provide_what(protocol, transport)
+        self._protocol = protocol
+        self.transport = protocol.transport = transport
         failure = self._create_machine()
-        BaseProtocol.makeConnection(self, transport)
-        self.factory.registerProtocol(self)
+        self.connected = True
+        BaseProtocol.makeConnection(protocol, transport)
+        self.factory.registerProtocol(protocol)
         if failure is None:
             self._arm_handshake()
         else:
             self._reason = failure
             self._aborted = self._mute = True
-        if self._connectWrapped:
+        if connect:
             try:
-                self.wrappedProtocol.makeConnection(self)
+                self.wrappedProtocol.makeConnection(protocol)
             except BaseException:
                 self._app_failed = True
                 self.abortConnection()
@@ -268,7 +233,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         if failure is not None:
             self._abort_transport()
             return
-        machine = self._machine
+        machine = self.machine
         if not getattr(self.factory, "serves", False) and not self._aborted:
             machine.handshake()
             if machine.state is State.HANDSHAKING:
@@ -286,7 +251,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         try:
             # Twisted 26 has a callable, 24 and 25 a method.
             create = getattr(factory, "_creatorCallable", None) or factory._createConnection
-            connection = create(self)
+            connection = create(self._protocol)
         except Exception:
             failure = Failure()
             peer_log.failure("no TLS connection could be made for {peer}", peer=self._peer_name())
@@ -294,9 +259,9 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         # Absent in older pyOpenSSL; then OpenSSL's own default, to refuse clients, holds.
         set_options = getattr(connection, "set_options", None)
         if set_options is not None:
-            allowed = self.allow_renegotiation
+            allowed = self._protocol.allow_renegotiation
             set_options(OP_ALLOW_CLIENT_RENEGOTIATION if allowed else OP_NO_RENEGOTIATION)
-        self._tlsConnection = connection
+        self.use(connection)
         return None
 
     def _handshake_done(self, spoke: bool) -> None:
@@ -326,7 +291,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         if not self._fast or self._reading:
             self._receive(data)
             return
-        machine = self._machine
+        machine = self.machine
         size = len(data)
         if (
             size < HEADER_SIZE
@@ -364,7 +329,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         if not ends:
             self._receive(data)
             return
-        machine = self._machine
+        machine = self.machine
         plaintext = machine.open_records(data, ends)
         if plaintext:
             self._hand_over(plaintext)
@@ -375,7 +340,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def _receive(self, data: bytes) -> None:
         """Take ciphertext on the long way."""
-        machine = self._machine
+        machine = self.machine
         if machine is None or self._app_failed:
             return
         machine.receive(data)
@@ -396,7 +361,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             self._reading = False
         if rest:
             self._hand_over(rest)
-        machine = self._machine
+        machine = self.machine
         if machine.has_input:
             self._drive()
         elif machine.has_output:
@@ -404,7 +369,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def take_odd_record(self, error: Error, size: int) -> None:
         """Go on after one record that the shortcut has fed but that gave no application data."""
-        self._machine.note_odd(error, size)
+        self.machine.note_odd(error, size)
         self._drive()
 
     def _drive(self, *, spoke: bool = False) -> None:
@@ -413,7 +378,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         Args:
             spoke: Whether something has been sent in answer to this already.
         """
-        machine = self._machine
+        machine = self.machine
         self._reading = True
         try:
             while self._held and not self._read_paused:
@@ -423,7 +388,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
                 if self._aborted:
                     break
                 if event is None:
-                    if not self._input_ended or self._held or self._machine is None:
+                    if not self._input_ended or self._held or self.machine is None:
                         break
                     machine.end_input()
                     if not machine.has_input:
@@ -438,7 +403,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
                     self._tls_failed()
         finally:
             self._reading = False
-        if self._machine is None:
+        if self.machine is None:
             return
         if self._aborted:
             self._abort_transport()
@@ -447,7 +412,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         self._flush()
         if machine.dirty:
             self._send_output()
-            if self._unread > self.junk_budget:
+            if self._unread and not self._ended and self._unread > self._protocol.junk_budget:
                 self._abort_for(BudgetExceeded("the peer makes TLS answer and does not read"))
 
     def _hand_over(self, plaintext: bytes) -> None:
@@ -486,7 +451,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def _deliver_last(self) -> None:
         """Deliver what can still be decrypted; the transport is gone."""
-        machine = self._machine
+        machine = self.machine
         if machine.state is State.HANDSHAKING:
             return
         self._reading = True
@@ -498,7 +463,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
                 if isinstance(event, bytes):
                     self._deliver(event)
                 elif event is Event.FAILED:
-                    self._reason = self._reason or explain_failure(self._machine, self.stage)
+                    self._reason = self._reason or explain_failure(self.machine, self.stage)
         except Exception:
             peer_log.failure(
                 "the application failed while it was given the last data of {peer}",
@@ -515,7 +480,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
     def resumeProducing(self) -> None:
         """Deliver what has waited, then read on."""
         self._read_paused = False
-        machine = self._machine
+        machine = self.machine
         waits = bool(self._held) or (machine is not None and machine.has_input)
         if waits and not self._reading and not self._app_failed:
             self._drive()
@@ -530,7 +495,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def _holds_input(self) -> bool:
         """Return whether input waits for the application to resume."""
-        machine = self._machine
+        machine = self.machine
         return (
             self._read_paused
             and machine is not None
@@ -541,7 +506,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def _rules_changed(self) -> None:
         """Set what follows from the state: the short ways, whether writes count, the pause."""
-        machine = self._machine
+        machine = self.machine
         if self._armed:
             self._close_shortcut()
         state = State.CLOSED if machine is None else machine.state
@@ -557,7 +522,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             or state is State.CLOSED
             or state is State.SHUT
             or (state is State.PEER_ENDED and not self._answering)
-            or (ending and self._producer is None)
+            or (ending and self.producer is None)
         )
         paused = self._holds_input()
         if paused is not self._transport_paused and not (self._ended or self._input_ended):
@@ -579,7 +544,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             data = _owned(data)
         if self._mute or not data:
             return
-        outbox = self._machine.outbox
+        outbox = self.machine.outbox
         outbox.pieces.append(data)
         outbox.size += len(data)
         if outbox.size > FLUSH_SIZE or not (
@@ -596,7 +561,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         pieces = [piece if piece.__class__ is bytes else _owned(piece) for piece in iovec]
         if self._mute:
             return
-        outbox = self._machine.outbox
+        outbox = self.machine.outbox
         for piece in pieces:
             if piece:
                 outbox.put(piece)
@@ -617,20 +582,20 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         """Flush now what is much, at the end of the turn what is little."""
         if self._armed:
             self._close_shortcut()
-        if self._machine.outbox.size > FLUSH_SIZE:
+        if self.machine.outbox.size > FLUSH_SIZE:
             self._flush()
         elif self._turn is None and not self._full:
             factory: Any = self.factory
-            turn: Turn[KVTLSProtocol] | None = getattr(factory, "turn", None)
+            turn: Turn[Shell] | None = getattr(factory, "turn", None)
             if turn is None or turn.clock is not factory._clock:
-                turn = factory.turn = Turn(factory._clock, KVTLSProtocol.turn_ended)
+                turn = factory.turn = Turn(factory._clock, Shell.turn_ended)
             self._turn = turn
             turn.add(self)
 
     def turn_ended(self) -> None:
         """Send what was written in a turn of the reactor, apart from answers to reads."""
         self._turn = None
-        machine = self._machine
+        machine = self.machine
         if machine is not None and machine.outbox.pieces:
             self._flush_quickly()
         else:
@@ -641,7 +606,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
         While input takes its short way the connection is neither closing nor lost nor paused.
         """
-        machine = self._machine
+        machine = self.machine
         outbox = machine.outbox
         pieces = outbox.pieces
         if (
@@ -679,7 +644,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def _flush(self) -> None:
         """Encrypt and send what is queued, as far as OpenSSL and the transport take it."""
-        machine = self._machine
+        machine = self.machine
         if self._flushing or machine is None:
             # A transport that calls back from its write ends up here: the loop below sees
             # what came in addition.
@@ -694,7 +659,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
                         break
             finally:
                 self._flushing = False
-            if self._machine is None:
+            if self.machine is None:
                 return
             if machine.error is not None and machine.has_input and not self._reading:
                 self._drive()
@@ -727,28 +692,28 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def _ends_after_output(self) -> bool:
         """Return whether close_notify follows what is queued; a producer is waited for."""
-        if self._machine.state is State.PEER_ENDED and not self._answering:
+        if self.machine.state is State.PEER_ENDED and not self._answering:
             return True
-        return self._producer is None and bool(self.disconnecting or self._half_closed)
+        return self.producer is None and bool(self.disconnecting or self._half_closed)
 
     def _output_done(self) -> None:
         """Send close_notify: nothing is queued, and nothing will be."""
-        machine = self._machine
+        machine = self.machine
         if machine.state is State.PEER_ENDED:
             truncated = machine.truncated
-            self._shutdownTLS()
-            if self._machine is not None:
-                self._tlsShutdownFinished(self._end_of_input() if truncated else None)
+            self._protocol._shutdownTLS()
+            if self.machine is not None:
+                self.finish(self._end_of_input() if truncated else None)
         elif machine.state is State.OPEN:
-            self._shutdownTLS()
+            self._protocol._shutdownTLS()
             self._rules_changed()
-            if self._machine is not None and self._machine.state is State.CLOSED:
+            if self.machine is not None and self.machine.state is State.CLOSED:
                 # OpenSSL has seen the peer's close_notify, in the read that is being handled.
                 self._close_transport()
 
-    def _shutdownTLS(self) -> None:
-        """Send close_notify, under the name that Twisted has for it."""
-        self._machine.close()
+    def shut_down(self) -> None:
+        """Send close_notify."""
+        self.machine.close()
         self._send_output()
 
     def _transmit(self, ciphertext: bytes) -> None:
@@ -762,7 +727,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def _send_output(self) -> bool:
         """Send all of TLS's own output; return whether there was any."""
-        machine = self._machine
+        machine = self.machine
         if machine is None or self._ended:
             return False
         ciphertext = machine.take_output()
@@ -780,7 +745,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         With a gate only: what goes past us is not counted, so the transport has to tell us when it
         is full.  Whatever may make us keep something back closes the shortcut.
         """
-        machine = self._machine
+        machine = self.machine
         if (
             not self._fast
             or self._gate is None
@@ -813,19 +778,19 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         Raises:
             RuntimeError: Another producer is registered.
         """
-        machine = self._machine
+        machine = self.machine
         if machine is None or machine.state is State.CLOSED:
             producer.stopProducing()
             return
-        if self._producer is not None:
-            raise RuntimeError(f"{self!r} has a producer already: {self._producer.producer!r}")
-        push = producer if streaming else _PullToPush(producer, self)
+        if self.producer is not None:
+            raise RuntimeError(f"{self!r} has a producer already: {self.producer.producer!r}")
+        push = producer if streaming else _PullToPush(producer, self._protocol)
         gate = self._gate or ProducerGate(self)
         gate.attach(push)
         if self._gate is None:
             self.transport.registerProducer(gate, True)
             self._gate = gate
-        self._producer = gate
+        self.producer = gate
         if not streaming:
             push.startStreaming()
         if self._full or machine.waits_for_peer:
@@ -833,7 +798,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def unregisterProducer(self) -> None:
         """Let the producer go; a connection that waited for it to close does so now."""
-        gate, self._producer = self._producer, None
+        gate, self.producer = self.producer, None
         if gate is None:
             return
         if isinstance(gate.producer, _PullToPush):
@@ -889,7 +854,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         """
         if self.disconnecting or not self.connected:
             return
-        machine = self._machine
+        machine = self.machine
         if machine.state is State.HANDSHAKING and not machine.has_output:
             # close_notify cannot be sent before the handshake, and nobody needs it.
             self.abortConnection()
@@ -897,7 +862,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         self.disconnecting = True
         self._arm_close()
         self._rules_changed()
-        if self._producer is None or machine.has_output:
+        if self.producer is None or machine.has_output:
             self._flush()
 
     def loseWriteConnection(self) -> None:
@@ -919,12 +884,12 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             self._reason = Failure(ConnectionAborted())
         self._aborted = self.disconnecting = True
         self._rules_changed()
-        machine = self._machine
+        machine = self.machine
         if machine is not None:
             if machine.engine.busy:
                 # Called from a verification callback: OpenSSL has to return first.
                 return
-            self._shutdownTLS()
+            self._protocol._shutdownTLS()
             machine.abort()
         self._abort_transport()
 
@@ -955,7 +920,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def readConnectionLost(self) -> None:
         """Take the end of the transport's input: what came before it is answered."""
-        machine = self._machine
+        machine = self.machine
         if self._input_ended or self._ended or machine is None:
             return
         self._input_ended = True
@@ -971,13 +936,13 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def _peer_ended(self) -> None:
         """Let what the peer has asked be answered; then say goodbye."""
-        machine = self._machine
+        machine = self.machine
         if machine.state is State.CLOSED:
-            self._tlsShutdownFinished(self._end_of_input() if machine.truncated else None)
+            self.finish(self._end_of_input() if machine.truncated else None)
             return
         if not (self.disconnecting or self._half_closed or self._app_failed):
             self._await_answers()
-        if self._machine is not None and machine.state is not State.CLOSED:
+        if self.machine is not None and machine.state is not State.CLOSED:
             self._rules_changed()
             self._flush()
             self._arm_close()
@@ -1010,24 +975,24 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def _may_answer(self) -> bool:
         """Return whether an application that says nothing about it may be about to write."""
-        if not self.answer_pause or self.close_timeout is None:
+        if not self._protocol.answer_pause or self._protocol.close_timeout is None:
             return False
-        asked = self._asked_at == self._given and not self._machine.has_output
+        asked = self._asked_at == self._given and not self.machine.has_output
         return self._pulls() or (asked and not self._is_client)
 
     def _pulls(self) -> bool:
         """Return whether a pull producer is at work: one that ends."""
-        gate = self._producer
+        gate = self.producer
         return gate is not None and isinstance(gate.producer, _PullToPush)
 
     def _await_silence(self) -> None:
-        self._written = self._given + self._machine.outbox.size
+        self._written = self._given + self.machine.outbox.size
         if self._answer_call is None:
-            self._answer_call = self._clock.callLater(self.answer_pause, self._silent)
+            self._answer_call = self._clock.callLater(self._protocol.answer_pause, self._silent)
 
     def _silent(self) -> None:
         self._answer_call = None
-        if self._pulls() or self._machine.has_output or self._written != self._given:
+        if self._pulls() or self.machine.has_output or self._written != self._given:
             self._await_silence()
             return
         self.unregisterProducer()
@@ -1038,17 +1003,17 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         if self._aborted:
             self._abort_transport()
             return
-        failure = explain_failure(self._machine, self.stage)
+        failure = explain_failure(self.machine, self.stage)
         if isinstance(failure.value, BudgetExceeded):
             self._abort_for(failure.value)
         else:
-            self._tlsShutdownFinished(failure)
+            self.finish(failure)
 
     def _end_of_input(self) -> Failure | None:
         """Return what a FIN without close_notify is to OpenSSL; None for an orderly end."""
-        return None if self._machine.takes_fin_for_goodbye() else Failure(CONNECTION_LOST)
+        return None if self.machine.takes_fin_for_goodbye() else Failure(CONNECTION_LOST)
 
-    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+    def finish(self, reason: Failure | None) -> None:
         """Note that nothing more can come through TLS, and close the transport.
 
         Args:
@@ -1058,7 +1023,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             reason = Failure(CONNECTION_LOST)
         if self._reason is None:
             self._reason = reason
-        self._machine.abort()
+        self.machine.abort()
         self._rules_changed()
         # The alert that says what was wrong goes out before the transport closes.
         self._send_output()
@@ -1078,9 +1043,9 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
     # --- deadlines ------------------------------------------------------------------------
 
     def _arm_handshake(self) -> None:
-        if self.handshake_timeout is not None and self._handshake_call is None:
+        if self._protocol.handshake_timeout is not None and self._handshake_call is None:
             self._handshake_call = self._clock.callLater(
-                self.handshake_timeout, self._handshake_overdue
+                self._protocol.handshake_timeout, self._handshake_overdue
             )
 
     def _disarm_handshake(self) -> None:
@@ -1092,23 +1057,25 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
     def _handshake_overdue(self) -> None:
         self._handshake_call = None
         what = "TLS handshake" if self.stage == "handshake" else "renegotiation"
-        self._abort_for(HandshakeTimeout(f"{what} not finished in {self.handshake_timeout} s"))
+        self._abort_for(
+            HandshakeTimeout(f"{what} not finished in {self._protocol.handshake_timeout} s")
+        )
 
     def _arm_close(self) -> None:
-        if self.close_timeout is None or self._closing is not None or self._ended:
+        if self._ended or self._closing is not None or self._protocol.close_timeout is None:
             return
-        peer_ended = self._machine.state is State.PEER_ENDED
-        period = self.half_close_timeout if peer_ended else self.close_timeout
+        peer_ended = self.machine.state is State.PEER_ENDED
+        period = self._protocol.half_close_timeout if peer_ended else self._protocol.close_timeout
         if period is not None:
             self._closing = ProgressDeadline(
                 self._clock, period, self.transport, self._given, self._close_overdue
             )
 
     def _close_overdue(self, deadline: ProgressDeadline) -> None:
-        machine = self._machine
+        machine = self.machine
         self._closing = None
         app_is_busy = (
-            self._producer is not None
+            self.producer is not None
             and not self._full
             and machine.state in (State.OPEN, State.HANDSHAKING)
             and not machine.waits_for_peer
@@ -1133,7 +1100,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
         """Notify the application that the transport is gone, once."""
         if self._ended:
             return
-        machine = self._machine
+        machine = self.machine
         state = State.CLOSED if machine is None else machine.state
         clean = state is not State.HANDSHAKING
         # After a reset OpenSSL has nothing to say about how it ended, and while input takes its
@@ -1144,19 +1111,20 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             self._deliver_last()
         self._cancel_calls()
         registered, self.connected = self.connected, False
+        protocol = self._protocol
         reason, self._reason = final_reason(self._reason, reason, clean=clean), None
         try:
             self._report(reason.value)
         except Exception:
             # Whatever a transport answers to getPeer, the application hears of its end.
             log.failure("the end of a TLS connection could not be logged")
-        gate, self._gate, self._producer = self._gate or self._producer, None, None
+        gate, self._gate, self.producer = self._gate or self.producer, None, None
         try:
             if gate is not None:
                 gate.stopProducing()
                 gate.close()
             if registered:
-                self.factory.unregisterProtocol(self)
+                self.factory.unregisterProtocol(protocol)
         finally:
             try:
                 self.wrappedProtocol.connectionLost(reason)
@@ -1177,17 +1145,22 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     def _release(self) -> None:
         """Break the circle of protocol, application and OpenSSL objects."""
+        protocol, self._protocol = self._protocol, None
         self.wrappedProtocol = None
+        if protocol is not None:
+            protocol.connected = False
         self._fast = False
         if self._armed:
             self._close_shortcut()
         self._shortcut = None
-        self._machine = None
+        self.machine = None
 
     def _report(self, error: BaseException | None) -> None:
         """Write the one line about how this connection ended."""
-        self.close_reason = explanation(error)
-        if self._is_client or not is_worth_a_warning(error, self._machine):
+        reason = explanation(error)
+        if self._protocol is not None:
+            self._protocol.close_reason = reason
+        if self._is_client or not is_worth_a_warning(error, self.machine):
             # Nothing is put into words for a log that nobody keeps.
             log.debug(
                 "TLS connection with {peer()} ended: {error}", peer=self._peer_name, error=error
@@ -1201,7 +1174,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
             else CONNECTION + ": TLS ended ({stage}): {reason}",
             **({"peer": self._peer_name()} if known is None else known()),
             stage=getattr(error, "stage", self.stage),
-            reason=self.close_reason,
+            reason=reason,
         )
 
     def _peer_name(self) -> str:

@@ -460,7 +460,7 @@ class HeldTests(SynchronousTestCase):
         data = bytes(range(256)) * 8_000  # 2 MB
         self.wired.client_app.tls.write(data)
         self.wired.flush()
-        held = sum(map(len, self.wired.server._held))
+        held = sum(map(len, self.wired.server._shell._held))
         self.assertGreater(held, HELD_SIZE)
         self.assertLess(held, HELD_SIZE + 2 * 16_384)
         self.assertTrue(self.wired.pair.server.paused)

@@ -20,7 +20,7 @@ from zope.interface.verify import verifyObject
 from kvproto.errors import ConfigError, CredentialError
 from kvproto.testing.certificates import client_identity, root_authority, server_identity
 from kvproto.tls.endpoints import BACKLOG, parse_client, parse_server
-from kvproto.tls.shell import KVTLSProtocol
+from kvproto.tls.protocol import KVTLSProtocol
 from tests.reactors import ResolvingReactor
 from tests.tls.material import NOW, folder, shake_hands, write_identity
 

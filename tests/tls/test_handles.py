@@ -395,7 +395,7 @@ class ManyRecordsTests(SynchronousTestCase):
 
     def _said(self, *pieces: bytes) -> list[bytes]:
         """Return the client's ciphertext, a record for each piece."""
-        engine = self.wired.client._machine.engine
+        engine = self.wired.client._shell.machine.engine
         return [(engine.write(piece), engine.drain())[1] for piece in pieces]
 
     def test_whole_records_in_one_piece(self) -> None:
@@ -443,7 +443,7 @@ class ManyRecordsTests(SynchronousTestCase):
     def test_a_goodbye_behind_them(self) -> None:
         """Data in front of a close_notify in the same read is delivered, then the end."""
         said = self._said(b"a", b"b")
-        engine = self.wired.client._machine.engine
+        engine = self.wired.client._shell.machine.engine
         engine.shutdown()
         self.server.dataReceived(b"".join(said) + engine.drain())
         self.assertEqual(b"".join(self.pieces), b"ab")
@@ -537,13 +537,13 @@ class AnswerTests(SynchronousTestCase):
     def test_for_a_full_transport(self) -> None:
         """Nothing is encrypted for a transport that has enough; it waits, in order."""
         wired = self.wired()
-        wired.server.transport_full()
+        wired.server._shell.transport_full()
         wired.client_app.tls.write(b"one")
         wired.flush()
         wired.client_app.tls.write(b"two")
         wired.flush()
         self.assertEqual(wired.client_app.received, b"")
-        wired.server.transport_ready()
+        wired.server._shell.transport_ready()
         wired.flush()
         self.assertEqual(wired.client_app.received, b"onetwo")
 
@@ -593,7 +593,7 @@ class AnswerTests(SynchronousTestCase):
     def test_that_cannot_be_encrypted(self) -> None:
         """OpenSSL's error ends the connection, and the application hears of it."""
         wired = self.wired()
-        wired.server._machine.engine.connection.shutdown()
+        wired.server._shell.machine.engine.connection.shutdown()
         wired.client_app.tls.write(b"x")
         wired.flush()
         self.assertEqual(len(wired.server_app.reasons), 1)
@@ -601,7 +601,7 @@ class AnswerTests(SynchronousTestCase):
     def test_while_openssl_wants_to_read(self) -> None:
         """A refusal for the moment is answered by the identical call, later."""
         wired = self.wired(version=TLS12)
-        engine = wired.server._machine.engine
+        engine = wired.server._shell.machine.engine
         asked = []
 
         class Reluctant(CffiEngine):
@@ -614,7 +614,7 @@ class AnswerTests(SynchronousTestCase):
                 return super().write(data)
 
         reluctant = Reluctant(engine.connection)
-        wired.server._machine.engine = reluctant
+        wired.server._shell.machine.engine = reluctant
         wired.client_app.tls.write(b"x")
         wired.flush()
         self.assertEqual(asked, [b"x", b"x"])

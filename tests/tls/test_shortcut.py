@@ -562,7 +562,7 @@ class OddTests(Shortcuts):
 
     def test_a_write_that_openssl_refuses(self) -> None:
         """It ends the connection as it does on the usual way."""
-        self.wired.server._machine.engine.shutdown()
+        self.wired.server._shell.machine.engine.shutdown()
         self.wired.client.write(b"a")
         self.wired.flush()
         (reason,) = self.app.reasons
@@ -577,8 +577,8 @@ class OddTests(Shortcuts):
             replies.append(None)
             return len(data)
 
-        shortcut = self.wired.server._machine.engine.shortcut(
-            self.wired.server, answer, [], self.wired.server.transport.write
+        shortcut = self.wired.server._shell.machine.engine.shortcut(
+            self.wired.server._shell, answer, [], self.wired.server.transport.write
         )
         self.wired.client.write(b"a")
         self.wired.clock.advance(0)

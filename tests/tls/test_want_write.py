@@ -298,7 +298,7 @@ class WantWriteTests(SynchronousTestCase):
             wired = self.serve(connection, version).handshake()
             wired.client_app.tls.write(b"before")
             wired.flush()
-            records = wired.server._machine._records
+            records = wired.server._shell.machine._records
             self.assertTrue(records.aligned)
             for size in (100, 5000, 40_000):
                 wired.client_app.tls.write(b"x" * size)
