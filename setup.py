@@ -39,6 +39,7 @@ compiled = [
         "kvproto.store._walk",
         "kvproto.tls._native",
         "kvproto.upstream._pipe",
+        "kvproto.upstream._quick",
     )
 ]
 

@@ -45,6 +45,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvproto.base.log import make_logger
+from kvproto.upstream.direct import sender_of
+from kvproto.upstream.quick import Call, Queue
 from kvproto.upstream.resp import EngineFailure, Fate
 
 __all__ = ["Call", "EngineConnection"]
@@ -54,57 +56,11 @@ log = make_logger()
 MAX_PENDING = 100_000
 """Commands that may be unanswered on one connection: far more than any engine answers in time."""
 
-MAX_UNSENT = 64 << 20
-"""Bytes that may wait for the transport, above which commands are refused; one more may be added
-to less, however large it is."""
-
 _MORE = object()
 
 
-class Call:
-    """A command, and who gets its reply.
-
-    Args:
-        data: The encoded command.
-        answered: Called once with the reply, or with an `EngineFailure`, and this call.
-        write: Whether it may change something.
-        context: Whatever ``answered`` needs to know.
-        slot: The cluster's slot of its key; -1 when it has none.
-
-    Attributes:
-        tries: How often it has been sent on to somewhere else.
-        deferred: What the store has given to whoever asked; nobody here looks at it.
-        epoch: Of which epoch its key is; the store's too.
-        server: Where it was sent, None before that.
-        rider: Has a method ``ride(link)``, called before this is sent unless it is among the
-            link's companions already; None for nothing.
-    """
-
-    # Class attributes in place of slots: most calls need none of these, and who begins with
-    # nothing to set is made in half of the time.
-    tries = 0
-    deferred: Any = None
-    epoch: Any = None
-    server: Any = None
-    rider: Any = None
-
-    def __init__(
-        self,
-        data: bytes,
-        answered: Callable[[Any, Call], object],
-        write: bool = False,
-        context: Any = None,
-        slot: int = -1,
-    ) -> None:
-        self.data = data
-        self.answered = answered
-        self.write = write
-        self.context = context
-        self.slot = slot
-
-
 @implementer(IPushProducer)
-class EngineConnection(Protocol):
+class EngineConnection(Queue, Protocol):
     """A pipelined connection.
 
     Args:
@@ -117,7 +73,12 @@ class EngineConnection(Protocol):
             with them.
     """
 
+    MAX_UNSENT = 64 << 20
+    """Bytes that may wait for the transport, above which commands are refused; one more may be
+    added to less, however large it is."""
+
     transport: Any
+    _send_bytes: Callable[[bytes], object]
 
     def __init__(
         self,
@@ -158,21 +119,6 @@ class EngineConnection(Protocol):
 
     # what its owner says
 
-    def send(self, call: Call) -> None:
-        """Send a command at the end of this turn."""
-        pending = self._pending
-        if len(pending) >= self._room:
-            self._refuse(call)
-            return
-        pending.append(call)
-        self._out.append(call.data)
-        if self._turn_end is None:
-            self._turn_end = self._clock.callLater(0, self._end_turn)
-        elif self._paused:
-            self._unsent += len(call.data)
-            if self._unsent >= MAX_UNSENT:
-                self._room = 0
-
     def _refuse(self, call: Call) -> None:
         if self._open:
             failure = _not_performed("overload", "too much waits for the engine")
@@ -198,35 +144,23 @@ class EngineConnection(Protocol):
         for option in ("setTcpNoDelay", "setTcpKeepAlive"):
             if hasattr(self.transport, option):
                 getattr(self.transport, option)(True)
+        self._send_bytes = sender_of(self.transport)
         self.transport.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
         """Give each reply to its command."""
         if not self._open:
             return
-        reader, pending, out = self._reader, self._pending, self._out
+        reader = self._reader
         reader.feed(data)
-        gets = reader.gets
-        while True:
-            try:
-                reply = gets()
-            except hiredis.ProtocolError as error:
-                self._end("protocol", f"it does not speak RESP: {error}")
-                return
-            if reply is _MORE:
-                break
-            if len(pending) == len(out):
-                self._end("protocol", "a reply to no command")
-                return
-            call = pending.popleft()
-            try:
-                call.answered(reply, call)
-            except Exception:
-                log.failure("a reply could not be used")
-            if self._ended:
-                return
+        try:
+            self._take(reader.gets, _MORE)
+        except hiredis.ProtocolError as error:
+            self._end("protocol", f"it does not speak RESP: {error}")
+        if self._ended:
+            return
         self._note_answers()
-        if self._closing and not pending:
+        if self._closing and not self._pending:
             self._end("disconnected", "not needed any more")
 
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
@@ -276,7 +210,7 @@ class EngineConnection(Protocol):
 
     def _transmit(self, data: bytes) -> None:
         """Write whole commands, in whatever words the engine understands."""
-        self.transport.write(data)
+        self._send_bytes(data)
 
     def _note_answers(self) -> None:
         """Note how long what is answered took; forget the marks of writes that are."""

@@ -25,6 +25,7 @@ from kvproto.errors import OutcomeUnknown, StoreUnavailable, UpstreamError
 from kvproto.upstream.connection import Call
 from kvproto.upstream.link import Link
 from kvproto.upstream.options import EngineOptions
+from kvproto.upstream.quick import send_single
 from kvproto.upstream.resp import (
     EngineFailure,
     Fate,
@@ -383,16 +384,7 @@ class SingleEngine(Engine):
 
     slot = staticmethod(hash)  # type: ignore[assignment]
 
-    def send(self, call: Call) -> None:
-        """Send a command."""
-        links = self._links
-        link = links[call.slot % len(links)]
-        connection = link.ready
-        if connection is None or (call.rider is not None and call.rider not in link.companions):
-            self._ride(call, self.server.link(call.slot))
-        else:
-            call.server = self.server
-            connection.send(call)
+    send = send_single
 
     @property
     def tags(self) -> Sequence[tuple[int, bytes]]:

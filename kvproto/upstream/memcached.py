@@ -30,7 +30,6 @@ from kvproto.base.compiled import compiled
 from kvproto.base.log import make_logger
 from kvproto.errors import RemoteProtocolError
 from kvproto.upstream.connection import Call, EngineConnection
-from kvproto.upstream.direct import sender_of
 from kvproto.wire.constants import HEADER_SIZE, Magic, Opcode
 from kvproto.wire.encoding import HEADER, simple_reply
 from kvproto.wire.meta_frames import MAX_VALUE, MetaTranslation
@@ -181,7 +180,6 @@ class MemcachedConnection(EngineConnection):
     touched: dict[_Flushed, None]
     _translation: MetaTranslation | None = None
     _as_frames: Callable[[bytes], bytes] | None
-    _send_bytes: Callable[[bytes], object]
 
     def connectionMade(self) -> None:
         """Take the transport."""
@@ -191,7 +189,6 @@ class MemcachedConnection(EngineConnection):
         self._as_frames = self._recognise
         self._held_size = 0
         self._needed = HEADER_SIZE
-        self._send_bytes = sender_of(self.transport)
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:

@@ -35,12 +35,11 @@ from kvproto.store.operations import Operations
 from kvproto.store.rules import DEFAULT_MAX_VALUE, Limits, Rule
 from kvproto.store.statistics import Statistics
 from kvproto.upstream.change import Change, Changer
-from kvproto.upstream.codec import HEADER, decode
-from kvproto.upstream.connection import Call
 from kvproto.upstream.engine import Engine, EngineFullError, error_of
 from kvproto.upstream.epochs import Epochs, bucket_prefix, document_prefix
 from kvproto.upstream.keeper import EpochKeeper
 from kvproto.upstream.listing import Listing, put_back
+from kvproto.upstream.quick import Call, QuickStore
 from kvproto.upstream.reclaim import Reclaimer, serving
 from kvproto.upstream.resp import EngineFailure, Fate, command
 from kvproto.upstream.scripts import SET_PLAIN
@@ -52,21 +51,14 @@ log = make_logger()
 
 _MAX_WAITING = 10_000
 _COUNTED_EXACTLY = 100_000
-_CAS_SIZE = 8
-_HEAD_SIZE = HEADER.size
-_new = object.__new__
-_pack = HEADER.pack
 
-# A SET: the length of its key, the key, the length of the document, its header, its value; and the
-# same with a moment when it expires, of 13 digits until the year 2286.
-_SCRIPT = b"*5%b$%%d\r\n%%b\r\n$%%d\r\n%%b%%b\r\n" % SET_PLAIN.start
-_SCRIPT_EXPIRING = b"*6%b$%%d\r\n%%b\r\n$%%d\r\n%%b%%b\r\n$%%d\r\n%%b\r\n" % SET_PLAIN.start
-_PLAIN = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b%b\r\n"
-_PLAIN_EXPIRING = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b%b\r\n$4\r\nPXAT\r\n$%d\r\n%b\r\n"
+# How a SET begins, without and with a moment when it expires, and that moment.
+_SCRIPT = b"*5" + SET_PLAIN.start, b"*6" + SET_PLAIN.start, b"$%d\r\n%b\r\n"
+_PLAIN = b"*3\r\n$3\r\nSET\r\n", b"*5\r\n$3\r\nSET\r\n", b"$4\r\nPXAT\r\n$%d\r\n%b\r\n"
 
 
 @implementer(IStore, IListableStore)
-class EngineStore(Operations):
+class EngineStore(QuickStore):
     """A bucket in an engine.
 
     Args:
@@ -84,6 +76,8 @@ class EngineStore(Operations):
     persists = True
     seqno = 0
     persisted_seqno = 0
+    _engine: Engine
+    keeper: EpochKeeper
 
     def __init__(
         self,
@@ -100,9 +94,7 @@ class EngineStore(Operations):
         self._engine = engine
         self._bucket = bucket.encode()
         self.now = now
-        self._set_plain, self._set_expiring = (
-            (_SCRIPT, _SCRIPT_EXPIRING) if locks else (_PLAIN, _PLAIN_EXPIRING)
-        )
+        self._set_head, self._expiring_head, self._moment = _SCRIPT if locks else _PLAIN
         self.touch_keeps_cas = not locks
         self._ahead = ahead
         self.limit_values(max_value, max_item)
@@ -128,167 +120,6 @@ class EngineStore(Operations):
         self._max_value = max_value
         self._max_item = max_value + 1024 if max_item is None else max_item
         self.limits = Limits(max_value, self._max_item)
-
-    # -- the two that most requests are ---------------------------------------
-
-    def get(self, key: Key) -> Deferred[Document | None]:
-        """Read a document; see `IStore.get`."""
-        waiting: Deferred[Document | None] = Deferred()
-        prefix = self._prefix
-        if key.__class__ is bytes and prefix is not None and self._turns_over_at is None:
-            name = prefix + key
-        else:
-            located = self._locate(key)
-            if located is None:
-                self.when_loaded(waiting, self.get, key)
-                return waiting
-            prefix, name = located
-        call = Call(
-            b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name),
-            self._got,
-            False,
-            key,
-            self._slot(name),
-        )
-        call.deferred = waiting
-        call.epoch = prefix
-        call.rider = self.keeper
-        self._send(call)
-        return waiting
-
-    def _got(self, reply: Any, call: Call) -> None:
-        key = call.context
-        if call.epoch is not (
-            self._prefix if key.__class__ is bytes else self._prefixes.get(key[0])
-        ):
-            self.get(key).chainDeferred(call.deferred)
-            return
-        statistics = self.statistics
-        if reply.__class__ is bytes:
-            try:
-                document = decode(reply)
-            except UpstreamError:
-                call.deferred.errback(Failure())
-                return
-            if document.expires_at or document.locked_until or document.deleted:
-                now = self.now()
-                if document.deleted or 0.0 < document.expires_at <= now:
-                    statistics.get_misses += 1
-                    call.deferred.callback(None)
-                    return
-                if document.locked_until <= now:
-                    document.locked_until = 0.0
-            statistics.get_hits += 1
-            call.deferred.callback(document)
-        elif reply is None:
-            statistics.get_misses += 1
-            call.deferred.callback(None)
-        else:
-            failure = self._engine.settle(reply, call)
-            if failure is not None:
-                call.deferred.errback(error_of(failure, call))
-
-    def set(
-        self,
-        key: Key,
-        value: bytes,
-        flags: int = 0,
-        expiry: int = 0,
-        cas: int = 0,
-        *,
-        datatype: int = 0,
-        preserve_expiry: bool = False,
-    ) -> Any:
-        """Store whatever was there before; see `IStore.set`."""
-        expires_at = 0.0
-        if expiry:
-            now = self.now()
-            expires_at = deadline(expiry, now)
-        if cas or preserve_expiry or (expires_at and expires_at <= now):
-            return super().set(
-                key, value, flags, expiry, cas, datatype=datatype, preserve_expiry=preserve_expiry
-            )
-        size = len(value)
-        bare = key if key.__class__ is bytes else key[1]
-        if size > self._max_value or size + len(bare) > self._max_item:  # type: ignore[arg-type]
-            self.statistics.cmd_set += 1
-            self.statistics.too_large += 1
-            return Refusal.TOO_BIG
-        waiting: Deferred[Document | Refusal] = Deferred()
-        document = _new(Document)
-        document.value = value
-        document.flags = flags
-        document.cas = document.seqno = 0
-        document.expires_at = expires_at
-        document.locked_until = 0.0
-        document.datatype = datatype
-        document.due = document.kind = document.marks = 0
-        document.xattrs = None
-        document.deleted = False
-        self._set(key, document, waiting)
-        return waiting
-
-    def _set(self, key: Key, document: Document, waiting: Deferred[Document | Refusal]) -> None:
-        prefix = self._prefix
-        if key.__class__ is bytes and prefix is not None and self._turns_over_at is None:
-            name = prefix + key
-        else:
-            located = self._locate(key)
-            if located is None:
-                self.when_loaded(waiting, self._set_again, key, document)
-                return
-            prefix, name = located
-        # The script makes it larger than that of what is there, if it must.
-        document.cas = document.seqno = cas = self.next_cas(0)
-        value, expires_at = document.value, document.expires_at
-        micros = round(expires_at * 1e6) if expires_at else 0
-        head = _pack(1, cas, 0, 0, 0, document.flags, document.datatype & 0xFF, micros, 0, 0, cas)
-        size = _HEAD_SIZE + len(value)
-        if micros:
-            moment = self.expiry(expires_at)
-            data = self._set_expiring % (
-                len(name), name, size, head, value, len(moment), moment,
-            )  # fmt: skip
-        else:
-            data = self._set_plain % (len(name), name, size, head, value)
-        call = Call(data, self._was_set, True, (key, document), self._slot(name))
-        call.deferred = waiting
-        call.epoch = prefix
-        call.rider = self.keeper
-        self._send(call)
-
-    def _set_again(self, key: Key, document: Document) -> Deferred[Document | Refusal]:
-        waiting: Deferred[Document | Refusal] = Deferred()
-        self._set(key, document, waiting)
-        return waiting
-
-    def _was_set(self, reply: Any, call: Call) -> None:
-        key, document = call.context
-        if call.epoch is not (
-            self._prefix if key.__class__ is bytes else self._prefixes.get(key[0])
-        ):
-            self._set(key, document, call.deferred)
-            return
-        if reply == 1 or reply == b"OK":  # noqa: PLR1714 - bytes and a number
-            pass
-        elif reply.__class__ is not bytes:
-            failure = self._engine.settle(reply, call)
-            if failure is not None:
-                self.fail(call.deferred, failure, call)
-            return
-        elif len(reply) == _CAS_SIZE:
-            document.cas = document.seqno = int.from_bytes(reply)
-        else:
-            # It is locked, or has attributes that must be kept: the usual way.
-            expiry: Any = document.expires_at  # a moment is an expiry as well
-            super().set(
-                key, document.value, document.flags, expiry, datatype=document.datatype
-            ).chainDeferred(call.deferred)
-            return
-        statistics = self.statistics
-        statistics.cmd_set += 1
-        statistics.total_items += 1
-        call.deferred.callback(document)
 
     # -- all the others -------------------------------------------------------
 
@@ -491,21 +322,16 @@ class EngineStore(Operations):
 
     # -- numbers --------------------------------------------------------------
 
-    def next_cas(self, floor: int) -> int:
-        """Return a CAS that is larger than ``floor``, and is no other's.
-
-        It is the time in nanoseconds, the last three digits of which are the same for all that this
-        process makes, so two processes hardly ever make the same one.
-        """
-        cas = int((self.now() + self._ahead) * 1e6) * 1000 + self._digits
-        if cas <= self._cas:
-            cas = self._cas + 1000
-        self._cas = cas
-        return cas if cas > floor else floor + 1
-
     def expiry(self, expires_at: float) -> bytes:
         """Return when the engine is to forget a document: unix time in milliseconds."""
         return b"%d" % math.ceil((expires_at + self._ahead) * 1000)
+
+    def moment(self, expires_at: float) -> bytes:
+        """Return what a SET says at its end about when it expires."""
+        moment = self.expiry(expires_at)
+        return self._moment % (len(moment), moment)
+
+    error_of = staticmethod(error_of)
 
     def fail(self, waiting: Deferred[Any], failure: EngineFailure, call: Call) -> None:
         """Tell whoever waits that a write has failed."""

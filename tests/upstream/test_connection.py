@@ -80,7 +80,7 @@ class ConnectionTests(SynchronousTestCase):
     def test_one_write_for_each_turn(self) -> None:
         """Everything that is sent within a turn is written together, at its end."""
         writes: list[bytes] = []
-        self.pair.client.write = writes.append  # type: ignore[method-assign,assignment]
+        self.connection._send_bytes = writes.append
         self.companions.add("x")
         for name in "abc":
             self.call(name)
@@ -262,7 +262,7 @@ class ConnectionTests(SynchronousTestCase):
 
     def test_too_much(self) -> None:
         """So are those above the limit of bytes that wait for a full transport."""
-        self.patch(module, "MAX_UNSENT", 150)
+        self.patch(module.EngineConnection, "MAX_UNSENT", 150)
         self.connect(high_water=1, window=1)
         self.call("a")
         self.clock.advance(0)
