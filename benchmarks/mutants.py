@@ -102,7 +102,7 @@ class Rooms(importlib.abc.MetaPathFinder):
         self._functions: list[tuple[FunctionType, dict[str, Any]]] = []
         from mutmut.mutation import trampoline
 
-        trampoline.wrap_in_trampoline = self._wrap  # type: ignore[assignment]
+        trampoline.wrap_in_trampoline = self._wrap
 
     def find_spec(
         self, fullname: str, path: Any, target: ModuleType | None = None
