@@ -18,24 +18,30 @@ from cpython.bytes cimport (
     PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE, _PyBytes_Resize
 )
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_XDECREF
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+import os
 
 from kvproto.wire import constants
 from kvproto.wire.encoding import simple_reply as _simple_reply
 
-__all__ = ["Pipe", "Run", "take_runs", "use_plans"]
+__all__ = ["Pipe", "Places", "Run", "take_runs", "use_plans"]
 
 cdef object simple_reply = _simple_reply
 cdef int NOOP = constants.Opcode.NOOP
 cdef size_t MAX_KEY = constants.MAX_KEY
 cdef size_t LARGE_FRAME = 64 * 1024
 
+cdef uint64_t seed = int.from_bytes(os.urandom(8))
+
 cdef enum:
     HEADER_SIZE = 24
+    PLACES = 65536
+    NOT_KNOWN = -2
     FEW = 2
     # Entries that a run has room for from the beginning.
     MOST_SLOTS = 1024
@@ -87,6 +93,102 @@ cdef inline void patch(
     to[15] = <uint8_t>opaque
 
 
+cdef struct Place:
+    uint64_t hash
+    PyObject *key  # NULL: none
+    int32_t index
+
+
+cdef inline uint64_t hash_of(const uint8_t *at, size_t size) noexcept:
+    """Return a number that nobody knows in advance.
+
+    Who guesses keys with the same number makes us forget some of them, and that is all.
+    """
+    cdef uint64_t number = seed ^ size, word
+    while size >= 8:
+        memcpy(&word, at, 8)
+        number = (number ^ word) * <uint64_t>0x9E3779B97F4A7C15
+        number ^= number >> 29
+        at += 8
+        size -= 8
+    word = 0
+    memcpy(&word, at, size)
+    number = (number ^ word) * <uint64_t>0x9E3779B97F4A7C15
+    return number ^ number >> 32
+
+
+cdef class Places:
+    """The compiled twin of `kvproto.upstream.places.PythonPlaces`.
+
+    Each key may lie in one of two places, the newer one in the first.
+    """
+
+    cdef Place *_table
+
+    def __cinit__(self):
+        self._table = <Place *>PyMem_Calloc(PLACES, sizeof(Place))
+        if self._table is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef Py_ssize_t at
+        if self._table is not NULL:
+            for at in range(PLACES):
+                Py_XDECREF(self._table[at].key)
+            PyMem_Free(self._table)
+
+    cdef Place *_find(self, const uint8_t *key, size_t size, uint64_t number) noexcept:
+        """Return where a key is, NULL when it is nowhere."""
+        cdef Place *place = self._table + (number & (PLACES - 2))
+        cdef int more
+        for more in range(2):
+            if (
+                place.key is not NULL
+                and place.hash == number
+                and <size_t>PyBytes_GET_SIZE(<object>place.key) == size
+                and not memcmp(PyBytes_AS_STRING(<object>place.key), key, size)
+            ):
+                return place
+            place += 1
+        return NULL
+
+    cdef inline int _index_of(self, const uint8_t *key, size_t size) noexcept:
+        cdef Place *place = self._find(key, size, hash_of(key, size))
+        return NOT_KNOWN if place is NULL else place.index
+
+    def get(self, bytes key not None):
+        """Return the number of the server that has a key, None when that is not known."""
+        cdef int index = self._index_of(
+            <const uint8_t *>PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key)
+        )
+        return None if index == NOT_KNOWN else index
+
+    def put(self, bytes key not None, int index):
+        """Remember a key; another may be forgotten for it."""
+        cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(key)
+        cdef size_t size = <size_t>PyBytes_GET_SIZE(key)
+        cdef uint64_t number = hash_of(at, size)
+        cdef Place *place = self._find(at, size, number)
+        if place is NULL:
+            place = self._table + (number & (PLACES - 2))
+            if place[1].key is NULL or place[0].key is not NULL:
+                Py_XDECREF(place[1].key)
+                place[1] = place[0]
+            Py_INCREF(key)
+            place.key = <PyObject *>key
+            place.hash = number
+        place.index = index
+
+    def forget(self, bytes key not None):
+        """Forget a key, if it is known."""
+        cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(key)
+        cdef size_t size = <size_t>PyBytes_GET_SIZE(key)
+        cdef Place *place = self._find(at, size, hash_of(at, size))
+        if place is not NULL:
+            Py_DECREF(<object>place.key)
+            place.key = NULL
+
+
 cdef struct Entry:
     Py_ssize_t place
     uint32_t opaque
@@ -106,7 +208,7 @@ cdef class Run:
     cdef readonly bint complete
     cdef readonly Py_ssize_t got
     cdef readonly int tries
-    cdef object _index
+    cdef int _index
     cdef Entry *_entries
     cdef Py_ssize_t _count, _room
     cdef Entry[FEW] _few
@@ -264,7 +366,7 @@ cdef class Pipe:
     cdef public Py_ssize_t base
     cdef public bytes tail
     cdef public bint closed
-    cdef dict _places  # those that `_links` are of
+    cdef Places _places  # those that `_links` are of
     cdef dict _links  # by number of the server
 
     def __init__(self, fleet, lane, outlet):
@@ -330,8 +432,9 @@ cdef class Pipe:
         cdef uint32_t opaque
         cdef list slots = self.slots
         cdef object fleet = self.fleet
-        cdef dict places = fleet.places
-        cdef object index
+        cdef Places places = fleet.places
+        cdef const uint8_t *key
+        cdef int index
         cdef Run run = None, found
         if places is not self._places:
             self._places = places
@@ -364,13 +467,13 @@ cdef class Pipe:
                 or (used != body_size and not plan.value)
             ):
                 break
-            key = PyBytes_FromStringAndSize(
-                <const char *>header + HEADER_SIZE + extras_size, <Py_ssize_t>key_size
-            )
-            index = places.get(key)
-            if index is None:
-                index = fleet.index_of(key)
-            if run is None or index is not run._index:
+            key = header + HEADER_SIZE + extras_size
+            index = places._index_of(key, key_size)
+            if index == NOT_KNOWN:
+                index = fleet.index_of(
+                    PyBytes_FromStringAndSize(<const char *>key, <Py_ssize_t>key_size)
+                )
+            if run is None or index != run._index:
                 run = None
                 for found in runs:
                     if found._index == index:

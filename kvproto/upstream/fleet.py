@@ -38,6 +38,7 @@ from kvproto.upstream.memcached import (
     MetaConnection,
     greeting,
 )
+from kvproto.upstream.places import Places
 from kvproto.upstream.resp import EngineFailure, Fate
 from kvproto.upstream.ring import FleetServer, Ring, make_ring
 from kvproto.upstream.server import Server
@@ -52,8 +53,6 @@ _pack = HEADER.pack
 
 LARGE_VALUE = 64 * 1024
 """Bytes from which a value uses the connection beside the others."""
-
-_REMEMBERED_PLACES = 65_536
 
 _LARGE_KEYS = 4096
 """Keys with large values that are remembered."""
@@ -171,8 +170,7 @@ class Fleet:
         self._reactor = reactor
         self._running = False
         self.next_opaque = 1
-        # Where keys are: a server's number in the ring, -1 for what is not ordinary.
-        self.places: dict[bytes, int] = {}
+        self.places = Places()
         self._links: dict[str, Server] = {}
         self._large: OrderedDict[bytes, None] = OrderedDict()
         self._retiring: dict[Server, float] = {}
@@ -261,7 +259,7 @@ class Fleet:
         if tuple(servers) == self._pool.addresses:
             return False
         self._pool = self._make_pool(servers)
-        self.places = {}  # another one: pipes see by it that their connections are old
+        self.places = Places()  # another one: pipes see by it that their connections are old
         kept = {id(server) for server in self.servers}
         for name, server in list(self._links.items()):
             if id(server) not in kept:
@@ -358,13 +356,13 @@ class Fleet:
 
     def note_large(self, key: bytes) -> None:
         """Have requests for a key use the connection beside the others from now on."""
-        self.places[key] = -1
+        self.places.put(key, -1)
         large = self._large
         large[key] = None
         large.move_to_end(key)
         if len(large) > _LARGE_KEYS:
             forgotten, _ = large.popitem(last=False)
-            self.places.pop(forgotten, None)
+            self.places.forget(forgotten)
 
     # the short way, see `kvproto.upstream.pipe`
 
@@ -373,13 +371,10 @@ class Fleet:
         index = self.places.get(key)
         if index is None:
             try:
-                index = self._pool.index_of(key)
+                index = -1 if key in self._large else self._pool.index_of(key)
             except StoreUnavailable:
                 return -1
-            if len(self.places) >= _REMEMBERED_PLACES:
-                self.places.clear()
-                self.places.update(dict.fromkeys(self._large, -1))
-            self.places[key] = index
+            self.places.put(key, index)
         return index
 
     def plain_link(self, index: int, lane: int) -> Link | None:
@@ -421,7 +416,7 @@ class Fleet:
             self.note_large(request.key)
         elif self._large and request.key in self._large and not request.write:
             del self._large[request.key]
-            self.places.pop(request.key, None)
+            self.places.forget(request.key)
         try:
             result = request.parse(reply, call)
         except StoreUnavailable as error:

@@ -94,6 +94,18 @@ class FleetTests(SynchronousTestCase):
         self.assertFalse(fleet.change([FleetServer("a")]))
         fleet.stop()
 
+    def test_large_values_known(self) -> None:
+        """A key of a large value stays one, whatever else is forgotten."""
+        fleet = self.make(parse_fleet("memcached://a"))
+        self.assertEqual(fleet.index_of(b"k"), 0)
+        fleet.note_large(b"k")
+        self.assertEqual(fleet.index_of(b"k"), -1)
+        fleet.places.forget(b"k")
+        self.assertEqual(fleet.index_of(b"k"), -1)
+        fleet.change([FleetServer("b"), FleetServer("c")])
+        self.assertEqual(fleet.index_of(b"k"), -1)
+        fleet.stop()
+
     def test_gutter_expiry(self) -> None:
         """What goes to the gutter does not live long there, and what has expired stays so."""
         fleet = self.make(parse_fleet("memcached://a?gutter=g&gutter-expiry=7"))

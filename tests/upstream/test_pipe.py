@@ -12,7 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.testing.scripted import ScriptedTransport
 from kvproto.upstream import pipe as pipes
 from kvproto.upstream.memcached import FrameCall, MemcachedConnection
-from kvproto.upstream.pipe import MOST_SLOTS, PLANS, Pipe, PythonPipe, Run
+from kvproto.upstream.pipe import (
+    MOST_SLOTS,
+    PLANS,
+    Pipe,
+    PythonPipe,
+    Run,
+)
+from kvproto.upstream.places import Places, PythonPlaces
 from kvproto.upstream.resp import EngineFailure, Fate
 from kvproto.wire.binary import ResponseDecoder, encode_request, encode_response
 from kvproto.wire.constants import Opcode, Status
@@ -52,9 +59,9 @@ class FakeLink:
 class FakeFleet:
     """Servers of which each first letter of a key has one; ``x`` has none."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: Any) -> None:
         self.clock = Clock()
-        self.places: dict[bytes, int] = {}
+        self.places = places
         self.links = {index: FakeLink() for index in range(256)}
         self.next_opaque = 0xFFFF_FFF0
         self.large: list[bytes] = []
@@ -95,9 +102,9 @@ class FakeOutlet:
         self.failures.append(reason)
 
 
-def make_pipe(kind: Any = Pipe) -> tuple[Any, Any, FakeOutlet]:
+def make_pipe(kind: Any = Pipe, places: Any = Places) -> tuple[Any, Any, FakeOutlet]:
     """Make a pipe with its surroundings."""
-    fleet: Any = FakeFleet()
+    fleet: Any = FakeFleet(places())
     outlet = FakeOutlet()
     return kind(fleet, 0, outlet), fleet, outlet
 
@@ -348,15 +355,16 @@ class TwinTests(SynchronousTestCase):
     """The compiled code and Python do the same."""
 
     def setUp(self) -> None:
-        self.compiled = pipes.compiled_pipe(require_compiled("kvproto.upstream._pipe"))
+        module = require_compiled("kvproto.upstream._pipe")
+        self.kinds = ((PythonPipe, PythonPlaces), (pipes.compiled_pipe(module), module.Places))
 
     @settings(max_examples=300, deadline=None)
     @given(st.lists(REQUESTS, max_size=12).map(b"".join), st.data())
     def test_same(self, data: bytes, draw: st.DataObject) -> None:
         """For any read, and any answers cut anywhere."""
         outcomes = []
-        for kind in (PythonPipe, self.compiled):
-            pipe, fleet, outlet = make_pipe(kind)
+        for kind, places in self.kinds:
+            pipe, fleet, outlet = make_pipe(kind, places)
             runs: list[Any] = []
             at = pipe.scan(data, runs, 100)
             seen = [(run.opaque, run.entries, run.data, run.write, run.several) for run in runs]
@@ -389,8 +397,8 @@ class TwinTests(SynchronousTestCase):
     def test_wrong_among_right(self, count: int, cut: int, wrong: int) -> None:
         """What came before a wrong reply is handed on."""
         results = []
-        for kind in (PythonPipe, self.compiled):
-            pipe, fleet, outlet = make_pipe(kind)
+        for kind, places in self.kinds:
+            pipe, fleet, outlet = make_pipe(kind, places)
             pipe.forward(b"".join(get(b"a", number) for number in range(count)), [], 100)
             (run,) = fleet.links[b"a"[0] % 3].sent
             data = bytearray(replies_to(run, value=b"value"))
@@ -402,6 +410,47 @@ class TwinTests(SynchronousTestCase):
             pipe.flush()
             results.append((first, second, run.got, b"".join(outlet.replies), pipe.base))
         self.assertEqual(results[0], results[1])
+
+
+class PlacesTests(SynchronousTestCase):
+    """Where keys are, as far as that is remembered."""
+
+    make: Any = PythonPlaces
+
+    def test_remembered(self) -> None:
+        """A key has the number that it was given last, until it is forgotten."""
+        places = self.make()
+        for key in (b"", b"k", b"eight by", b"nine byte", bytes(250)):
+            self.assertIsNone(places.get(key))
+            places.put(key, 3)
+            self.assertEqual(places.get(key), 3)
+            places.put(key, -1)
+            self.assertEqual(places.get(key), -1)
+            places.forget(key)
+            self.assertIsNone(places.get(key))
+            places.forget(key)
+
+    def test_bounded(self) -> None:
+        """Most of what fits is there, and nothing has another's number, however much is put."""
+        places = self.make()
+        for number in range(20_000):
+            places.put(b"%d" % number, number)
+        found = [places.get(b"%d" % number) for number in range(20_000)]
+        self.assertGreater(sum(place is not None for place in found), 15_000)
+        for number in range(200_000):
+            places.put(b"%d" % number, number)
+        found = [places.get(b"%d" % number) for number in range(200_000)]
+        self.assertEqual(found[-1], 199_999)
+        self.assertLessEqual(sum(place is not None for place in found), 65_536)
+        for number, place in enumerate(found):
+            self.assertIn(place, (None, number))
+
+
+class CompiledPlacesTests(PlacesTests):
+    """The same compiled."""
+
+    def setUp(self) -> None:
+        self.make = require_compiled("kvproto.upstream._pipe").Places
 
 
 class ConnectionTests(SynchronousTestCase):
