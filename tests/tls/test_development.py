@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -22,7 +25,7 @@ from kvproto.tls.development import (
     ensure_development_credentials,
 )
 from kvproto.tls.files import CredentialFiles
-from tests.tls.material import NOW, folder, shake_hands
+from tests.tls.material import NOW, folder, moment, shake_hands
 
 
 class DevelopmentTests(SynchronousTestCase):
@@ -46,6 +49,42 @@ class DevelopmentTests(SynchronousTestCase):
         self.assertEqual(found.warnings, ())
         assert isinstance(found.key, ec.EllipticCurvePrivateKey)
         self.assertEqual(found.key.curve.name, "secp256r1")
+
+    def test_extensions(self) -> None:
+        """The CA signs nodes and nothing below them; a node signs nothing."""
+        made = self.ensure()
+        ca = load_credentials(CredentialFiles(None, client_ca=made.ca), NOW).client_cas[0]
+        node = load_credentials(made.files(), NOW).chain[0]
+        for certificate, signs in ((ca, True), (node, False)):
+            self.assertEqual(certificate.not_valid_before_utc, moment(0) - timedelta(hours=1))
+            found = {type(one.value): one for one in certificate.extensions}
+            self.assertEqual(
+                {kind for kind, one in found.items() if one.critical},
+                {x509.BasicConstraints, x509.KeyUsage},
+            )
+            self.assertEqual(
+                found[x509.BasicConstraints].value,
+                x509.BasicConstraints(ca=signs, path_length=0 if signs else None),
+            )
+            usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+            self.assertEqual((usage.key_cert_sign, usage.crl_sign), (signs, signs))
+            self.assertTrue(usage.digital_signature)
+            self.assertFalse(
+                usage.content_commitment
+                or usage.key_encipherment
+                or usage.data_encipherment
+                or usage.key_agreement
+            )
+        self.assertEqual(
+            node.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value,
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+                ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+            ),
+        )
+        self.assertEqual(
+            list(node.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value),
+            [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
+        )
 
     def test_handshake(self) -> None:
         """A client that trusts the CA accepts the node."""

@@ -13,7 +13,7 @@ from OpenSSL import SSL
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -105,6 +105,12 @@ class ServerStringTests(EndpointsCase):
         factory = self.reactor.tcpServers[0][1]
         protocol = factory.buildProtocol(None)
         self.assertIsInstance(protocol, KVTLSProtocol)
+        protocol.handshake_timeout = 10
+        transport = StringTransportWithDisconnection()
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        self.reactor.advance(11)
+        self.assertFalse(transport.connected)
 
     def test_positional_endpoint(self) -> None:
         """Another endpoint may stand in the place of the port."""
@@ -240,6 +246,11 @@ class ClientStringTests(EndpointsCase):
         text = "kvtls:localhost:1:caCertificate={f.ca}"
         self.assertTrue(self.handshake(f"{text}:certificate={mine}", "required"))
         self.assertFalse(self.handshake(text, "required"))
+        (chain := mine.with_name("chain.pem")).write_bytes(identity.chain_pem)
+        (own := mine.with_name("key.pem")).write_bytes(identity.encrypted_key_pem(b"sesame"))
+        for word in ("key", "privateKey"):
+            words = f":certificate={chain}:{word}={own}:passphraseFile={{f.secret}}"
+            self.assertTrue(self.handshake(text + words, "required"), word)
 
     def test_server_only_certificate(self) -> None:
         """A certificate that is for servers only is refused on the client's side."""

@@ -179,6 +179,17 @@ class TalkTests(SynchronousTestCase):
         self.assertEqual(received, b"".join(writes))
         self.assertTrue(pair.server.idle)
 
+    def test_reads_that_wait(self) -> None:
+        """What arrived while nobody took it is decrypted in the order in which it came."""
+        pair = Pair(junk=100_000)
+        pair.client.outbox.put(b"first" * 30_000)
+        pair.client.outbox.put(b"last")
+        while pair.client.has_output:
+            pair.server.receive(pair.client.encrypt())
+        self.assertGreater(len(pair.server.unfed), 1)
+        pair.talk()
+        self.assertEqual(pair.plaintext(pair.server), b"first" * 30_000 + b"last")
+
     def test_half_closed(self) -> None:
         """After the peer's end we may write, and it reads."""
         for version in VERSIONS.values():
