@@ -3,7 +3,7 @@
 mutmut makes the mutants, as ``[tool.mutmut]`` in pyproject.toml says.  This runs them: everything
 is imported once, with all mutants in it, and a fork for each mutant puts it in the place of its
 function and runs the tests that reach the changed line: first those that killed its neighbours,
-then the quickest, until one fails.  That makes several mutants a second, where one interpreter
+then its module's, until one fails.  That makes several mutants a second, where one interpreter
 each would take seconds.
 
     KVPROTO_PURE_PYTHON=1 KVPROTO_EXAMPLES=few nice python -m benchmarks.mutants run tls
@@ -35,6 +35,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -121,12 +122,19 @@ class Rooms(importlib.abc.MetaPathFinder):
 
     def add(self, module: str, path: str, source: str) -> CodeType:
         """Return a module's code with its mutants, and keep what they change."""
-        from mutmut.mutation.file_mutation import mutate_file_contents
+        kept = RESULTS / "code" / f"{module}.{zlib.crc32(source.encode()):08x}"
+        if kept.exists():
+            generated, names = json.loads(kept.read_text())
+        else:
+            from mutmut.mutation.file_mutation import mutate_file_contents
 
-        made = mutate_file_contents(path, source)
-        nodes = dict(_functions(ast.parse(made.code)))
-        text = made.code.splitlines()
-        for name in made.mutant_names:
+            made = mutate_file_contents(path, source)
+            generated, names = made.code, list(made.mutant_names)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps([generated, names]))
+        nodes = dict(_functions(ast.parse(generated)))
+        text = generated.splitlines()
+        for name in names:
             before, after = nodes[name.rpartition("__mutmut_")[0][2:]], nodes[name]
             old = text[before.lineno - 1 : before.end_lineno]
             new = text[after.lineno - 1 : after.end_lineno]
@@ -140,7 +148,7 @@ class Rooms(importlib.abc.MetaPathFinder):
                     [d for d in difflib.ndiff(old, new) if d[0] in "+-"],
                 )
             )
-        return compile(made.code, path, "exec", dont_inherit=True)
+        return compile(generated, path, "exec", dont_inherit=True)
 
     def _wrap(self, mutants: dict[str, Any], is_classmethod: bool = False) -> Callable[..., Any]:
         def keep(function: FunctionType) -> FunctionType:
@@ -359,7 +367,14 @@ def _verdict(
     mutant: Mutant, tests: list[Test], killers: list[Test], budget: float, folder: str
 ) -> dict[str, Any]:
     reach = [test for test in tests if mutant.lines & test.lines.get(mutant.path, set())]
-    reach.sort(key=lambda test: killers.index(test) if test in killers else len(killers))
+    # What killed a neighbour, then the tests of this module, then the others; the quickest first.
+    name = f".test_{mutant.name.split('.')[2].strip('_')}"
+    reach.sort(
+        key=lambda test: (
+            killers.index(test) if test in killers else len(killers),
+            name not in test.case.id(),
+        )
+    )
     spent = accumulate(test.seconds for test in reach)
     chosen = [test for test, sum_ in zip(reach, spent, strict=True) if sum_ <= budget] or reach[:1]
     if not chosen:

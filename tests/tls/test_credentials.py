@@ -665,6 +665,11 @@ class TrustTests(CredentialsCase):
         """A current list of each CA is accepted."""
         self.with_crl(crl_of(root_authority()))
         self.assertEqual(len(load_credentials(self.files, NOW).crls), 1)
+        other = Authority.root("other")
+        self.ca.write_bytes(root_authority().certificate_pem + other.certificate_pem)
+        # A file may hold the lists of several, and what they belong to.
+        self.with_crl(crl_of(root_authority()) + other.certificate_pem + crl_of(other))
+        self.assertEqual(len(load_credentials(self.files, NOW).crls), 2)
 
     def test_bad_crls(self) -> None:
         """Lists that are none, expired, foreign or missing are refused with the reason."""

@@ -19,18 +19,27 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from kvproto.config import ClientAuth
 from kvproto.testing.certificates import (
+    Authority,
     ca_names,
     client_identity,
     deep_server_identity,
+    root_authority,
     server_identity,
 )
 from kvproto.testing.contexts import TLS12, TLS13, Creator, client_context, server_context
 from kvproto.testing.transport import MemoryPair
 from kvproto.tls import HandshakeTimeout, KVTLSFactory, explanation
-from kvproto.tls.contexts import OP_ALLOW_CLIENT_RENEGOTIATION
+from kvproto.tls.contexts import (
+    OP_ALLOW_CLIENT_RENEGOTIATION,
+    ServerPolicy,
+    build_client_context,
+    build_server_context,
+)
 from tests.tls.libssl import TLS12 as LIB_TLS12
 from tests.tls.libssl import LibConnection, LibPeer
+from tests.tls.material import credentials_of
 from tests.tls.wired import STOCK, VERSIONS, PlainFactory, Wired
 
 FactoryClass = type[TLSMemoryBIOFactory]
@@ -313,7 +322,11 @@ class RefusalTests(SynchronousTestCase):
         self.assertFalse(stock.pair.server.disconnecting)
         self.assertRaises(AttributeError, stock.server.dataReceived, b"x")
 
-        ours = Wired(server_tls=Broken()).handshake()
+        ours = Wired(server_tls=Broken())
+        made: Any = lambda: ours.server_app.tls.write(b"welcome")  # noqa: E731
+        self.patch(ours.server_app, "connectionMade", made)
+        ours.handshake()
+        self.assertEqual(ours.pair.server.most_unsent, 0)
         self.assertTrue(ours.pair.server.aborted)
         self.assertEqual([reason.type for reason in ours.server_app.reasons], [ValueError])
         self.assertEqual(ours.server_factory.protocols, {})
@@ -354,6 +367,30 @@ class NotTLSTests(SynchronousTestCase):
             wired.server.dataReceived(sent)
             wired.flush()
             self.assertEqual(len(wired.server_app.reasons), 1, sent)
+
+    def test_refused_by_the_program(self) -> None:
+        """A program's own reason against a peer is what the application is told, the first one."""
+        wired = Wired().handshake()
+        for number in range(2):
+            wired.server.failVerification(Failure(ValueError(number)))
+        wired.flush()
+        wired.server.failVerification(Failure(ValueError("late")))
+        self.assertTrue(wired.pair.server.aborted)
+        self.assertEqual([str(r.value) for r in wired.server_app.reasons], ["0"])
+
+    def test_unverified_client(self) -> None:
+        """What is wrong with a peer's certificate is in the reason that the application gets."""
+        tls = build_server_context(
+            credentials_of(server_identity(), (root_authority(),)),
+            ServerPolicy(ClientAuth.REQUIRED),
+        )
+        stranger = Authority.root("other").issue("eve")
+        client = build_client_context(credentials_of(stranger), (root_authority().certificate,))
+        wired = Wired(server_tls=tls, client_tls=client).handshake()
+        [reason] = wired.server_app.reasons
+        self.assertIs(reason.type, Error)
+        self.assertIn("certificate", explanation(reason.value))
+        self.assertIn("CN=eve", explanation(reason.value))
 
     def test_abort_before_handshake(self) -> None:
         """Closing before the handshake has ended aborts: nobody waits for close_notify."""

@@ -32,7 +32,7 @@ class DevelopmentTests(SynchronousTestCase):
     """A state directory, from empty to old."""
 
     def setUp(self) -> None:
-        self.state = folder(self) / "state"
+        self.state = folder(self) / "above" / "state"
 
     def ensure(self, now: float = NOW, hostname: str = "kv.example") -> DevelopmentCredentials:
         return ensure_development_credentials(self.state, now, hostname)
@@ -176,6 +176,7 @@ class DevelopmentTests(SynchronousTestCase):
 
     def test_directory_cannot_be_made(self) -> None:
         """A state directory that is a file is an error that names the option."""
+        self.state.parent.mkdir()
         self.state.write_bytes(b"")
         error = self.assertRaises(ConfigError, self.ensure)
         self.assertIn("--state-dir: ", str(error))

@@ -14,6 +14,7 @@ from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -90,7 +91,8 @@ class ServerStringTests(EndpointsCase):
     def test_unix(self) -> None:
         """A UNIX socket instead of a port."""
         self.listen("kvtls:unix=/run/kv.sock:certificate={f.both}")
-        self.assertEqual(self.reactor.unixServers[0][0], "/run/kv.sock")
+        path, _, backlog, *_ = self.reactor.unixServers[0]
+        self.assertEqual((path, backlog), ("/run/kv.sock", BACKLOG))
 
     def test_wrapped(self) -> None:
         """Any other endpoint instead of a port."""
@@ -145,6 +147,20 @@ class ServerStringTests(EndpointsCase):
         )
         self.assertEqual(endpoint.contexts.current.number, 1)
 
+    def test_watched(self) -> None:
+        """With ``watch=`` new files are served while the port is open; the log names it."""
+        endpoint = self.listen("kvtls:11207:certificate={f.both}:watch=2")
+        factory = self.reactor.tcpServers[0][1]
+        factory.doStart()
+        new = root_authority().issue("node", ("localhost", "127.0.0.1", "::1"))
+        self.files.both.write_bytes(new.chain_pem + new.key_pem)
+        with capturedLogs() as events:
+            self.reactor.pump([0.5] * 40)
+        self.assertEqual(endpoint.contexts.current.number, 2)
+        self.assertTrue(any("kvtls:11207: " in formatEvent(event) for event in events), events)
+        factory.doStop()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
     def test_refused(self) -> None:
         """Each mistake names its parameter."""
         for text, option, phrase in (
@@ -159,6 +175,7 @@ class ServerStringTests(EndpointsCase):
             ("kvtls:0:certificate={f.both}:clientAuth=required", "clientCA=", "is missing"),
             ("kvtls:0:certificate={f.both}:unix=/x", "port=", "together with '/x'"),
             ("kvtls:0:certificate={f.both}:endpoint=tcp\\:1", "port=", "together with 'tcp:1'"),
+            ("kvtls:unix=/x:endpoint=tcp\\:1:certificate={f.both}", "unix=", "with 'tcp:1'"),
             ("kvtls:tcp\\:1:endpoint=tcp\\:2:certificate={f.both}", "endpoint=", "with 'tcp:1'"),
             ("kvtls:0:certificate={f.chain}:key={f.key}:privateKey=x", "privateKey=", "together"),
             ("kvtls:tcp\\:1\\:backlog=2:certificate={f.both}", "tcp:1:backlog", "after endpoint="),
@@ -188,12 +205,15 @@ class ClientStringTests(EndpointsCase):
 
     def test_connect(self) -> None:
         """Host and port are dialled, and the result is the application's protocol."""
-        endpoint = self.client("kvtls:127.0.0.1:11207:caCertificate={f.ca}:timeout=7")
+        endpoint = self.client(
+            "kvtls:127.0.0.1:11207:caCertificate={f.ca}:timeout=7:bindAddress=127.0.0.2"
+        )
         verifyObject(IStreamClientEndpoint, endpoint)
         connecting = endpoint.connect(Factory.forProtocol(Protocol))
         self.reactor.advance(1)
-        host, port, factory, timeout, _ = self.reactor.tcpClients[0]
+        host, port, factory, timeout, source = self.reactor.tcpClients[0]
         self.assertEqual((host, port, timeout), ("127.0.0.1", 11207, 7))
+        self.assertEqual(source, ("127.0.0.2", 0))
         self.assertNoResult(connecting)
         connecting.cancel()
         self.failureResultOf(connecting)

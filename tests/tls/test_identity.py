@@ -137,6 +137,7 @@ class ParseTests(SynchronousTestCase):
             parse_rule("san.uri:delimiter=/?:prefix=a\\:b:suffix=\\\\"),
             IdentityRule("san.uri", "a:b", "\\", "/?"),
         )
+        self.assertEqual(parse_rule("san.dns:suffix=\\"), IdentityRule("san.dns", suffix="\\"))
 
     def test_bad_rules(self) -> None:
         """What is no rule is refused with what one looks like."""
