@@ -16,13 +16,18 @@ Sources: memcached ``protocol_binary.h`` and ``doc/protocol.txt``.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.math cimport ceil
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport sprintf
 from libc.string cimport memcmp, memcpy
 
-from kvproto.server import decorators, documents, meta, replies
+from kvproto.server import decorators, documents, replies
 from kvproto.store import LOCKED_CAS as _LOCKED
+from kvproto.store import MARK_BITS as _MARK_BITS
 from kvproto.store import Document as _StoreDocument
+from kvproto.store import Mark
+from kvproto.store import last_access as _last_access
+from kvproto.store import marks_at as _marks_at
 from kvproto.wire import constants, frames
 from kvproto.wire import meta as meta_wire
 from kvproto.wire import text as text_wire
@@ -39,9 +44,10 @@ cdef object holds_json = documents.holds_json
 cdef object set_refused = documents.set_refused
 cdef object duration = decorators.duration
 cdef object stamped = decorators.stamped
-cdef object ttl = meta.ttl
-cdef object uncount_hit = meta.uncount_hit
-cdef uint64_t UNUSUAL = meta.UNUSUAL
+cdef object last_access = _last_access
+cdef object marks_at = _marks_at
+cdef uint64_t FETCHED = Mark.FETCHED
+cdef int MARK_BITS = _MARK_BITS
 cdef uint64_t LOCKED_CAS = _LOCKED
 cdef size_t MAX_OPAQUE = meta_wire.MAX_OPAQUE
 cdef bytes END = text_wire.END
@@ -69,7 +75,7 @@ cdef enum:
 
 
 cdef struct Buffer:
-    # Replies that are not in `out` yet, and how many bytes were handed over to it.
+    # Replies that are not in `out` yet, and how many bytes went there by way of it.
     uint8_t *start
     size_t size
     size_t room
@@ -128,6 +134,7 @@ cdef int put(Buffer *buffer, bytes reply, list out) except -1:
     if size > COPY_LIMIT:
         hand_over(buffer, out)
         out.append(reply)
+        buffer.passed += size
     elif size:
         memcpy(make_room(buffer, size), PyBytes_AS_STRING(reply), size)
         buffer.size += size
@@ -418,13 +425,14 @@ cdef uint8_t *write_number(uint8_t *to, uint64_t number) noexcept:
 
 
 cdef struct MetaLine:
-    # A line of mg or ms: where its flags begin, which there are, and what two of them say.
+    # A line of mg or ms: where its flags begin, which there are, and what three of them say.
     size_t key_at
     size_t key_size
     size_t flags_at
     uint64_t flags
     uint32_t client_flags
     uint32_t expiry
+    uint32_t recache
 
 
 cdef inline uint64_t flag(uint8_t letter) noexcept:
@@ -440,10 +448,11 @@ cdef uint64_t flags_of(bytes letters):
     return flags
 
 
-cdef uint64_t MG_FLAGS = flags_of(b"vqfctskO")
+cdef uint64_t MG_FLAGS = flags_of(b"vqfctshlkONR")
 cdef uint64_t MS_FLAGS = flags_of(b"qcskOITFM")
 cdef uint64_t QUIET = flag(c"q")
 cdef uint64_t VALUE = flag(c"v")
+cdef uint64_t VIVIFY = flag(c"N")
 
 
 cdef size_t read_flags(
@@ -452,9 +461,10 @@ cdef size_t read_flags(
     """Read flags of the usual form; return what is behind their line, 0 for all others."""
     cdef uint64_t bit
     cdef size_t most
+    cdef uint32_t vivify
     cdef uint8_t letter
     line.flags_at = at
-    line.flags = line.client_flags = line.expiry = 0
+    line.flags = line.client_flags = line.expiry = line.recache = 0
     while end - at > 2 and text[at] == c" ":
         letter = text[at + 1]
         bit = flag(letter)
@@ -468,6 +478,10 @@ cdef size_t read_flags(
                 at += 1
         elif letter == c"T":
             at = read_number(text, at, end, 9, &line.expiry)
+        elif letter == c"R":
+            at = read_number(text, at, end, 9, &line.recache)
+        elif letter == c"N":
+            at = read_number(text, at, end, 9, &vivify)
         elif letter == c"F":
             at = read_number(text, at, end, 9, &line.client_flags)
         elif letter == c"M":
@@ -480,7 +494,7 @@ cdef size_t read_flags(
 
 
 cdef uint8_t *write_given(
-    uint8_t *to, const uint8_t *text, MetaLine *line, dialect, document
+    uint8_t *to, const uint8_t *text, MetaLine *line, document, uint64_t marks, double now
 ) except NULL:
     """Write what the flags of a line give back, in their order.
 
@@ -488,15 +502,17 @@ cdef uint8_t *write_given(
         to: Where; there is room for `META_OVERHEAD` and the key.
         text: What was read.
         line: Where the flags are in it; they are sound.
-        dialect: Whose server knows the time.
         document: What they are about; None where there is nothing.
+        marks: What was known of it before.
+        now: Unix seconds.
 
     Returns:
         What is behind it.
     """
     cdef size_t at = line.flags_at, first
+    cdef uint64_t seen
     cdef uint8_t letter
-    cdef double expires_at
+    cdef double left
     while text[at] == c" ":
         first = at
         letter = text[at + 1]
@@ -520,69 +536,89 @@ cdef uint8_t *write_given(
             to = write_number(to, len(document.value))
         elif letter == c"c":
             to = write_number(to, LOCKED_CAS if document.locked_until else document.cas)
+        elif letter == c"h":
+            to = write_number(to, (marks & FETCHED) != 0)
+        elif letter == c"l":
+            # Marks tell most of them.
+            seen = marks >> MARK_BITS or <uint64_t>last_access(marks, document.cas)
+            to = write_number(to, <uint64_t>now - seen if 0 < seen < <uint64_t>now else 0)
+        elif document.expires_at:
+            left = ceil(<double>document.expires_at - now)
+            to = write_number(to, <uint64_t>left if left > 0 else 0)
         else:
-            expires_at = document.expires_at
-            if expires_at:
-                to = write_number(to, ttl(expires_at, dialect.server.now()))
-            else:
-                to[0], to[1] = c"-", c"1"
-                to += 2
+            to[0], to[1] = c"-", c"1"
+            to += 2
     return to
 
 
-cdef uint64_t GIVEN = flags_of(b"fsct")
+cdef uint64_t GIVEN = flags_of(b"fschlt")
+
+
+cdef int answer_meta(
+    Buffer *buffer,
+    list out,
+    const uint8_t *text,
+    MetaLine *line,
+    const char *code,
+    document,
+    uint64_t marks,
+    double now,
+) except -1:
+    """Write the answer to mg or ms, with the value where the line asks for it.
+
+    Args:
+        buffer: Where it goes.
+        out: Takes what is too large for that.
+        text: What was read.
+        line: Where the line is in it.
+        code: Of two letters; of a hit with a value it is ``VA``.
+        document: What it is about; None where there is nothing.
+        marks: What was known of it before.
+        now: Unix seconds.
+    """
+    cdef bytes value = document.value if document is not None and line.flags & VALUE else None
+    cdef uint8_t *first = make_room(buffer, META_OVERHEAD + line.key_size)
+    cdef uint8_t *to = first + 2
+    if value is not None:
+        memcpy(first, b"VA ", 3)
+        to = write_number(first + 3, PyBytes_GET_SIZE(value))
+    else:
+        memcpy(first, code, 2)
+    to = write_given(to, text, line, document, marks, now)
+    memcpy(to, b"\r\n", 2)
+    buffer.size += to + 2 - first
+    if value is not None:
+        put(buffer, value, out)
+        put(buffer, b"\r\n", out)
+    return 0
 
 
 cdef size_t serve_mg(
-    Buffer *buffer, list out, dialect, get, const uint8_t *text, size_t at, size_t end
+    Buffer *buffer, list out, read, now, seen, const uint8_t *text, size_t at, size_t end
 ) except? 0:
     """Serve an mg of the usual form; return what is behind it, 0 for what is left."""
     cdef MetaLine line
-    cdef size_t stop, size = 0
-    cdef uint8_t *first
-    cdef uint8_t *to
+    cdef size_t stop
     line.key_at = at + 3
     stop = skip_key(text, line.key_at, end)
     line.key_size = stop - line.key_at
     stop = read_flags(text, stop, end, MG_FLAGS, &line) if line.key_size else 0
     if not stop:
         return 0
-    document = get(PyBytes_FromStringAndSize(<const char *>text + line.key_at, line.key_size))
-    if document is None:
-        if not line.flags & QUIET:
-            first = make_room(buffer, META_OVERHEAD + line.key_size)
-            memcpy(first, b"EN", 2)
-            to = write_given(first + 2, text, &line, dialect, None)
-            memcpy(to, b"\r\n", 2)
-            buffer.size += to + 2 - first
-        return stop
-    if type(document) is not Document or <uint64_t>document.marks & UNUSUAL:
-        uncount_hit(dialect.store)  # the dialect asks for it again
+    found = read(
+        PyBytes_FromStringAndSize(<const char *>text + line.key_at, line.key_size),
+        now,
+        seen,
+        line.recache,
+        line.flags & VIVIFY != 0,
+    )
+    if found is None:
         return 0
-    value = document.value
-    size = len(value)
-    first = make_room(buffer, META_OVERHEAD + line.key_size + min(size, COPY_LIMIT))
-    if not line.flags & VALUE:
-        memcpy(first, b"HD", 2)
-        to = first + 2
-    else:
-        memcpy(first, b"VA ", 3)
-        to = write_number(first + 3, size)
-    to = write_given(to, text, &line, dialect, document)
-    memcpy(to, b"\r\n", 2)
-    to += 2
-    if line.flags & VALUE:
-        if size > COPY_LIMIT:
-            buffer.size += to - first
-            hand_over(buffer, out)
-            out.append(value)
-            buffer.passed += size
-            put(buffer, b"\r\n", out)
-            return stop
-        memcpy(to, PyBytes_AS_STRING(value), size)
-        memcpy(to + size, b"\r\n", 2)
-        to += size + 2
-    buffer.size += to - first
+    document, marks = <tuple>found
+    if document is not None:
+        answer_meta(buffer, out, text, &line, b"HD", document, marks, now)
+    elif not line.flags & QUIET:
+        answer_meta(buffer, out, text, &line, b"EN", None, 0, 0)
     return stop
 
 
@@ -593,8 +629,6 @@ cdef size_t serve_ms(
     cdef MetaLine line
     cdef size_t stop, value_at
     cdef uint32_t size
-    cdef uint8_t *first
-    cdef uint8_t *to
     line.key_at = at + 3
     stop = skip_key(text, line.key_at, end)
     line.key_size = stop - line.key_at
@@ -619,11 +653,7 @@ cdef size_t serve_ms(
             return 0
         put(buffer, dialect.refuse_meta(document, key), out)
     elif not line.flags & QUIET:
-        first = make_room(buffer, META_OVERHEAD + line.key_size)
-        memcpy(first, b"HD", 2)
-        to = write_given(first + 2, text, &line, dialect, document)
-        memcpy(to, b"\r\n", 2)
-        buffer.size += to + 2 - first
+        answer_meta(buffer, out, text, &line, b"HD", document, 0, 0)
     return value_at + size + 2
 
 
@@ -636,22 +666,27 @@ def scan_text(session, dialect, bytes data not None, list out not None, Py_ssize
     cdef bint noreply, plain = True
     cdef int meta_cmds = 0
     cdef Buffer buffer = Buffer(NULL, 0, 0, 0)
-    get, set_plainly = dialect.plain_get, dialect.plain_set
+    get, read, set_plainly = dialect.plain_get, dialect.plain_read, dialect.plain_set
+    now = seen = None  # the time of reads: asked anew after each write
     if get is None or dialect.server.prefixes is not None:
         return end
     store = dialect.store
     cdef size_t max_value = dialect.max_value
     try:
         while size < limit and end - at > 6:
+            written = buffer.passed + buffer.size
             if text[at] == c"m":
                 # Before that, the store need not tell which documents are read.
                 if text[at + 2] != c" " or not dialect.meta_seen:
                     break
-                written = buffer.passed + buffer.size
                 try:
                     if text[at + 1] == c"g":
-                        stop = serve_mg(&buffer, out, dialect, get, text, at, end)
+                        if now is None:
+                            now = store.now()
+                            seen = marks_at(FETCHED, now)
+                        stop = serve_mg(&buffer, out, read, now, seen, text, at, end)
                     elif text[at + 1] == c"s":
+                        now = None
                         stop = serve_ms(&buffer, out, dialect, text, at, end)
                     else:
                         stop = 0
@@ -665,7 +700,6 @@ def scan_text(session, dialect, bytes data not None, list out not None, Py_ssize
                 continue
             key_at = at + 4
             stop = skip_key(text, key_at, end)
-            written = buffer.size
             if stop == key_at:
                 break
             if memcmp(text + at, b"get ", 4) == 0:
@@ -685,10 +719,7 @@ def scan_text(session, dialect, bytes data not None, list out not None, Py_ssize
                         write_value(&buffer, key, document.flags, value)
                     else:
                         put(&buffer, b"VALUE %b %d %d\r\n" % (key, document.flags, len(value)), out)
-                        hand_over(&buffer, out)
-                        out.append(value)
-                        written = 0
-                        size += len(value)
+                        put(&buffer, value, out)
                         put(&buffer, b"\r\nEND\r\n", out)
             elif memcmp(text + at, b"set ", 4) == 0:
                 if text[stop] != c" ":
@@ -716,7 +747,7 @@ def scan_text(session, dialect, bytes data not None, list out not None, Py_ssize
                     break
                 value = data[value_at : value_at + length]
                 at = value_at + length + 2
-                reply = None
+                reply = now = None
                 try:
                     document = set_plainly(key, value, flags, expiry, 0)
                     if document is None:
@@ -735,13 +766,12 @@ def scan_text(session, dialect, bytes data not None, list out not None, Py_ssize
                 else:
                     hand_over(&buffer, out)
                     size += session.take_unusual(command, reply, out)
-                    written = 0
                     if not session.plain:
                         plain = False
                         break
             else:
                 break
-            size += buffer.size - written
+            size += buffer.passed + buffer.size - written
         hand_over(&buffer, out)
     finally:
         PyMem_Free(buffer.start)

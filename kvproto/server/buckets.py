@@ -293,6 +293,7 @@ class Bucket:
     Attributes:
         get: The store's ``get``, one object for all sessions.
         plain_get: The same of a store that answers at once, None where it does not promise that.
+        plain_read: The ``read_plainly`` of such a store.
         plain_set: The ``set_plainly`` of such a store.
         requests: What was asked for.
         groups: Whether the store is better asked for several things as a group, see
@@ -309,6 +310,7 @@ class Bucket:
         "manifest",
         "name",
         "plain_get",
+        "plain_read",
         "plain_set",
         "requests",
         "store",
@@ -325,6 +327,7 @@ class Bucket:
         self.history = False
         immediate = IImmediateStore.implementedBy(type(store))
         self.plain_get = self.get if immediate else None
+        self.plain_read = store.read_plainly if immediate else None
         self.plain_set = store.set_plainly if immediate else None
         self.manifest = Manifest() if manifest is None else manifest
         self._plain_states: dict[PlainState, PlainState] = {}

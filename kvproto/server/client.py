@@ -71,7 +71,7 @@ class TextClient(Protocol):
     server: KVServer
     store: IStore
     meta_seen: bool
-    plain_get: Callable[[bytes], Any] | None
+    plain_read: Callable[[bytes, float, int, int, bool], Any] | None
 
     def refuse_meta(self, refusal: Refusal, key: bytes = b"") -> Reply:
         """Answer a meta command that the store refused."""

@@ -24,18 +24,17 @@ from kvproto.store import (
     MetaRead,
     MetaWrite,
     accessed_at,
+    last_access,
+    marks_at,
 )
 from kvproto.store.expiry import deadline
 from kvproto.store.slab_classes import item_size, slab_class
 from kvproto.wire.meta import MetaCommand, meta_key
 
-__all__ = ["META_HANDLERS", "UNUSUAL", "ttl", "uncount_hit"]
+__all__ = ["META_HANDLERS"]
 
-_RULED = frozenset(b"hluNRT")
-"""Flags of mg that need more of the store than a document."""
-
-UNUSUAL = int(Mark.STALE | Mark.WON)
-"""Marks of documents that mg tells more about."""
+_RULED = frozenset(b"uT")
+"""Flags of mg that do more than to read."""
 
 _COMMON = frozenset(b"Ok")
 """What every answer gives back."""
@@ -43,22 +42,21 @@ _COMMON = frozenset(b"Ok")
 
 def _mg(session: TextClient, command: MetaCommand) -> Reply:
     session.server.counters.meta_cmds += 1
-    store, key = session.store, command.key
+    store: Any = session.store
+    key, read = command.key, session.plain_read
     # Where the store answers at once, and nobody watches.
-    if session.meta_seen and session.plain_get is not None and _RULED.isdisjoint(command.letters):
-        outcome = store.get(key)
-        if outcome is None:
-            return _miss(command)
-        if outcome.__class__ is Document and not outcome.marks & UNUSUAL:
-            return _value(outcome, command, _given(session, command, _OF_READS, outcome))
-        uncount_hit(store)
+    if session.meta_seen and read is not None and _RULED.isdisjoint(command.letters):
+        now = store.now()
+        seen = marks_at(Mark.FETCHED, now)
+        found = read(key, now, seen, command.recache or 0, command.vivify is not None)
+        if found is not None:
+            document, marks = found
+            if document is None:
+                return _miss(command)
+            accessed = last_access(marks, document.cas)
+            return _read(MetaRead(document, document.expires_at, marks, accessed), session, command)
     session.meta_seen = True
     return then(store.meta(key, command), _read, session, command)
-
-
-def uncount_hit(store: Any) -> None:
-    """Take back that a document was found, before it is asked for again in another way."""
-    store.statistics.get_hits -= 1
 
 
 def _miss(command: MetaCommand) -> bytes:
@@ -158,7 +156,7 @@ def _cas_of(session: Any, document: Document, read: Any, expires_at: float) -> i
 
 
 def _ttl_of(session: TextClient, document: Any, read: Any, expires_at: float) -> int:
-    return ttl(expires_at, session.server.now())
+    return _ttl(expires_at, session.server.now())
 
 
 def _idle(session: TextClient, document: Document, read: MetaRead, expires_at: float) -> int:
@@ -180,7 +178,7 @@ _NUMBERS: dict[int, Callable[[Any, Any, Any, float], int]] = {
 }
 
 
-def ttl(expires_at: float, now: float) -> int:
+def _ttl(expires_at: float, now: float) -> int:
     """Return how many seconds a document has left, -1 for ever."""
     return max(0, math.ceil(expires_at - now)) if expires_at else -1
 
@@ -284,7 +282,7 @@ def _told(outcome: Any, session: TextClient, command: MetaCommand) -> Reply:
     key = meta_key(command.key, binary=b"b" in command.letters)[1:].removesuffix(b" b")
     return b"ME %b exp=%d la=%d cas=%d fetch=%b cls=%d size=%d\r\n" % (
         key,
-        ttl(document.expires_at, now),
+        _ttl(document.expires_at, now),
         _since(accessed_at(document), now),
         _cas_of(session, document, None, 0.0),
         b"yes" if document.marks & Mark.FETCHED else b"no",

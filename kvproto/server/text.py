@@ -79,6 +79,7 @@ class TextSession:
         "meta_seen",
         "peer",
         "plain_get",
+        "plain_read",
         "plain_set",
         "server",
         "store",
@@ -100,6 +101,7 @@ class TextSession:
         self._late_error = b""
         self.meta_seen = False
         self.plain_get: Callable[[bytes], Any] | None = None
+        self.plain_read: Callable[[bytes, float, int, int, bool], Any] | None = None
         self.plain_set: Callable[[bytes, bytes, int, int, int], Any] | None = None
         self._update_rights()
 
@@ -279,6 +281,7 @@ class TextSession:
             self.store = observed(self.store, self.server.watch, bucket, self.peer.number)
             usual = self.store is bucket.store
             self.plain_get = bucket.plain_get if usual else None
+            self.plain_read = bucket.plain_read if usual else None
             self.plain_set = bucket.plain_set if usual else None
 
     def _stranger(self, item: TextCommand | TextRefusal) -> Reply:

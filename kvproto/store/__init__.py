@@ -5,11 +5,14 @@ from __future__ import annotations
 from kvproto.store.document import (
     DO_NOT_CREATE,
     LOCKED_CAS,
+    MARK_BITS,
     Document,
     Key,
     Mark,
     Refusal,
     accessed_at,
+    last_access,
+    marks_at,
 )
 from kvproto.store.file.store import FileStore
 from kvproto.store.interfaces import (
@@ -38,6 +41,7 @@ from kvproto.wire.subdoc_terms import (
 __all__ = [
     "DO_NOT_CREATE",
     "LOCKED_CAS",
+    "MARK_BITS",
     "MAX_SPECS",
     "DocFlag",
     "Document",
@@ -65,4 +69,6 @@ __all__ = [
     "Refusal",
     "accessed_at",
     "is_json",
+    "last_access",
+    "marks_at",
 ]

@@ -24,6 +24,7 @@ __all__ = [
     "Mark",
     "Refusal",
     "accessed_at",
+    "last_access",
     "marks_at",
 ]
 
@@ -79,7 +80,12 @@ def accessed_at(document: Document) -> int:
 
     Stores make the CAS from the clock, so it tells when; one that a client gave does not.
     """
-    return document.marks >> MARK_BITS or document.cas // 1_000_000_000
+    return last_access(document.marks, document.cas)
+
+
+def last_access(marks: int, cas: int) -> int:
+    """Return the same for a document that has, or had, these."""
+    return marks >> MARK_BITS or cas // 1_000_000_000
 
 
 @dataclass(slots=True)

@@ -301,6 +301,28 @@ class IImmediateStore(IStore):
 
     statistics = Attribute("kvproto.store.statistics.Statistics: what it counts, as it counts.")
 
+    now = Attribute("Callable[[], float]: its clock, in unix seconds, by which documents expire.")
+
+    def read_plainly(
+        key: bytes, now: float, seen: int, recache: int, makes: bool
+    ) -> tuple[Document | None, int] | None:
+        """Read as ``mg`` does where nobody is told to fetch anew, and nothing is made.
+
+        It is only asked once somebody has called `meta`.
+
+        Args:
+            key: Which document.
+            now: Of its clock, since it was last changed: several reads may share that.
+            seen: Marks of what is read now (`kvproto.store.marks_at`).
+            recache: Seconds below which one client is told to fetch anew; 0 for none.
+            makes: Whether something is made where nothing is.
+
+        Returns:
+            The document, None where there is none, and its marks before that; or None when there
+            is more to consider, so that only `meta` will do; nothing has happened then that would
+            not happen there.
+        """
+
     def set_plainly(
         key: bytes, value: bytes, flags: int, expiry: int, datatype: int
     ) -> Document | None:

@@ -4,8 +4,9 @@ What an operation means is a rule (`kvproto.store.rules`, `kvproto.store.partial
 are kept within the memory limit is `kvproto.store.table`'s; here the two are put together: the
 store finds the document, asks the rule, and does at once what the rule decided.
 
-GET and a plain SET are most of what is ever asked, so `get` and `set_plainly` are written out by
-hand.  They must do exactly what the rules do: `tests/store/test_plain.py` compares them.
+GET and a plain SET are most of what is ever asked, so `get`, `read_plainly` and `set_plainly` are
+written out by hand.  They must do exactly what the rules do: `tests/store/test_plain.py` and
+`tests/server/test_meta.py` compare them.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ _PIECE = 100
 """Documents that are listed without a pause."""
 
 _FUTURE_NS = 86400e9
+
+_UNUSUAL = meta.UNUSUAL
 
 _new = object.__new__
 
@@ -195,7 +198,7 @@ class MemoryStore(Operations):
         """Return itself for "majority": it is all there is, and nothing of it is on a disk."""
         return self if level == 1 else None
 
-    # -- the two that are written out -----------------------------------------
+    # -- those that are written out ---------------------------------------------
 
     def get(self, key: Key) -> Document | None:
         """Read a document; see `IStore.get`."""
@@ -221,6 +224,36 @@ class MemoryStore(Operations):
         use(key)
         return document
 
+    def read_plainly(
+        self, key: Key, now: float, seen: int, recache: int, makes: bool
+    ) -> tuple[Document | None, int] | None:
+        """Read as ``mg`` does where it is usual; see `IImmediateStore.read_plainly`."""
+        table = self.table
+        look = table.look
+        document = look(key)
+        if document is not None and document.expires_at:
+            if document.expires_at <= now:
+                table.expire(key, document)
+                self.statistics.get_expired += 1
+                document = None
+            elif recache and meta.nears_end(document.expires_at, now, recache):
+                return None
+        if document is None:
+            if makes:
+                return None
+            self.statistics.get_misses += 1
+            return None, 0
+        marks = document.marks
+        if marks & _UNUSUAL:
+            return None
+        if document.locked_until and document.locked_until <= now:
+            document.locked_until = 0.0
+        document.marks = seen
+        self.statistics.get_hits += 1
+        use = table.use
+        use(key)
+        return document, marks
+
     def set_plainly(  # noqa: PLR0915 - written out, as fast as Python can
         self, key: Key, value: bytes, flags: int, expiry: int, datatype: int
     ) -> Document | None:
@@ -234,9 +267,9 @@ class MemoryStore(Operations):
             then that would not happen there.
         """
         table, clock = self.table, self.now
-        find = table.find
+        look = table.look
         now = clock()
-        old = find(key)
+        old = look(key)
         expires_at = deadline(expiry, now) if expiry else 0.0
         size = len(value)
         if isinstance(key, bytes):
@@ -451,7 +484,7 @@ class MemoryStore(Operations):
         table = self.table
         for keys in table.walk(_PIECE):
             now = self.now()
-            found = [(key, table.find(key) or table.tombstones.get(key)) for key in keys]
+            found = [(key, table.look(key) or table.tombstones.get(key)) for key in keys]
             yield [
                 (key, document)
                 for key, document in found
@@ -485,7 +518,7 @@ class MemoryStore(Operations):
         """
         table = self.table
         # One of a dropped collection has to go first: it is not counted among those there are.
-        old = table.find(key)
+        old = table.look(key)
         if document is None or (document.expires_at and document.expires_at <= now):
             if old is not None:
                 table.remove(key, old)

@@ -16,11 +16,14 @@ from enum import Enum
 from typing import Any
 
 from kvproto.store.document import Document, Mark, Refusal, accessed_at, marks_at
-from kvproto.store.expiry import deadline
+from kvproto.store.expiry import RELATIVE_LIMIT_S, deadline
 from kvproto.store.rules import Counts, Decision, Effect, count, counted_marks, storing, tombstone
 from kvproto.wire.meta import MetaCommand
 
-__all__ = ["RULES", "MetaAnswer", "MetaRead", "MetaWrite"]
+__all__ = ["RULES", "UNUSUAL", "MetaAnswer", "MetaRead", "MetaWrite", "nears_end"]
+
+UNUSUAL = int(Mark.STALE | Mark.WON)
+"""Marks of documents that mg tells more about."""
 
 
 class MetaWrite(Enum):
@@ -85,16 +88,21 @@ _N, _R, _T = b"NRT"
 
 
 def _recache(command: MetaCommand, expires_at: float, now: float) -> bool:
-    """Return whether a document is near enough to its end to be fetched anew.
-
-    What is left is counted as ``t`` tells it, in whole seconds, rounded up.
-    """
+    """Return whether a document is near enough to its end to be fetched anew."""
     if command.recache is None:
         return False
     letters = command.letters
     if _T in letters and letters.index(_T) < letters.index(_R):
         expires_at = deadline(command.expiry or 0, now)
-    below = deadline(command.recache, now) - now
+    return nears_end(expires_at, now, command.recache)
+
+
+def nears_end(expires_at: float, now: float, recache: int) -> bool:
+    """Return whether less is left until a moment than ``R`` says, an expiry as clients give it.
+
+    What is left is counted as ``t`` tells it, in whole seconds, rounded up.
+    """
+    below = recache if recache <= RELATIVE_LIMIT_S else recache - now
     return expires_at != 0.0 and math.ceil(expires_at - now) < below
 
 

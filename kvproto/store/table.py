@@ -118,6 +118,7 @@ class DocumentTable:
         collections: The keys of each collection but the default one.
         find: Finds a document to be read, expired or not; changes with what there is to look out
             for, so look it up for each use.
+        look: The same, without a mark on the document; also changes.
         use: Makes a document the most recently used one; also changes.
         limit: Bytes that all documents may take together.
         used: Bytes that they take now.
@@ -162,10 +163,10 @@ class DocumentTable:
     def _choose_find(self) -> None:
         """Read the table directly unless something in it may be dead without showing it."""
         if self._dropped or self.garbage or self.flush_at != math.inf:
-            self._look: _Find = self._look_with_care
+            self.look: _Find = self._look_with_care
         else:
-            self._look = self.items.get
-        self.find = _noting(self._look, self._now) if self._noting else self._look
+            self.look = self.items.get
+        self.find = _noting(self.look, self._now) if self._noting else self.look
 
     def note_reads(self) -> None:
         """Mark from now on each document that is found as read, for those who ask about it.
@@ -213,11 +214,12 @@ class DocumentTable:
 
     def live(self, key: Key, now: float) -> Document | None:
         """Find a document that has not expired, its lapsed lock wiped."""
-        document = self._look(key)
+        document = self.look(key)
         if document is None:
             return None
         if document.expires_at and document.expires_at <= now:
             self.expire(key, document)
+            self._statistics.get_expired += 1
             return None
         if document.locked_until and document.locked_until <= now:
             document.locked_until = 0.0

@@ -58,8 +58,9 @@ def sets(draw: st.DrawFn) -> bytes:
 
 
 MG_FLAGS = (
-    *(b"v", b"q", b"f", b"c", b"t", b"s", b"k", b"O", b"Oab", b"O" + b"x" * 31, b"O" + b"x" * 32),
-    *(b"b", b"h", b"l", b"u", b"v1", b"N9", b"R9", b"T9", b"E7", b"C1", b"I", b"\x7f", b"", b"M"),
+    *(b"v", b"q", b"f", b"c", b"t", b"s", b"k", b"h", b"l", b"O", b"Oab", b"N9", b"R9", b"R100"),
+    *(b"O" + b"x" * 31, b"O" + b"x" * 32, b"N", b"Nx", b"N-1", b"R", b"Rx", b"R4294967295"),
+    *(b"b", b"u", b"v1", b"R999999999", b"T9", b"E7", b"C1", b"I", b"\x7f", b"", b"M", b"N0"),
 )
 MS_FLAGS = (
     *(b"q", b"c", b"s", b"k", b"O1", b"I", b"T0", b"T1", b"T100", b"F0", b"F9", b"MS", b"T", b"Fx"),
@@ -78,7 +79,7 @@ def flags(draw: st.DrawFn, common: int, among: tuple[bytes, ...]) -> bytes:
 @st.composite
 def meta_reads(draw: st.DrawFn) -> bytes:
     """Draw an mg, mostly plain."""
-    return b"mg " + draw(KEYS) + draw(flags(10, MG_FLAGS)) + draw(ENDS)
+    return b"mg " + draw(KEYS) + draw(flags(14, MG_FLAGS)) + draw(ENDS)
 
 
 @st.composite
@@ -239,7 +240,7 @@ class ScanTests(ScanCase):
         value = bytes(COPY_LIMIT + 1)
         data = (
             b"mg a\r\nmg a v q\r\nms a 5\r\nhel\r\n\r\nms a 1 T9 F1 q k c s MS I O1\r\n1\r\n"
-            b"mg a v\r\nmg a t f v k O1 c s q\r\nmg a\r\n"
+            b"mg a v\r\nmg a t f v k O1 c s q\r\nmg a\r\nmg a f h l t v N30 R5\r\n"
             b"ms b %d\r\n%b\r\nmg b v\r\nget a\r\n" % (len(value), value)
         )
         made = self.link()
@@ -250,13 +251,14 @@ class ScanTests(ScanCase):
     def test_the_rest_of_meta_commands(self) -> None:
         """Flags that need more, or are none, and what is stale are left."""
         made = self.link()
-        made.ask(b"ms a 1\r\nx\r\nms s 1\r\nx\r\nmd s I\r\n")
+        made.ask(b"ms a 1\r\nx\r\nms e 1 T60\r\nx\r\nms s 1\r\nx\r\nmd s I\r\n")
         get = b"mg a\r\n"
-        flags = (b"h", b"l", b"u", b"b", b"N1", b"R1", b"T1", b"E1", b"C1", b"v1", b"v v", b"vx")
+        flags = (b"u", b"b", b"N", b"R-1", b"T1", b"E1", b"C1", b"v1", b"v v", b"vx")
         for odd in (
             *(b"mg a %b\r\n" % flag for flag in flags),
             *(b"ms a 1 %b\r\nx\r\n" % flag for flag in (b"C1", b"E1", b"ME", b"M", b"T-1", b"t")),
-            *(b"mg s v\r\n", b"md a\r\n", b"mn\r\n", b"mg a v\n", b"mg  a\r\n", b"ms a 2\r\nx\r\n"),
+            *(b"mg z N9\r\n", b"mg e v R99\r\n", b"mg s v\r\n", b"mg a v\n", b"mg  a\r\n"),
+            *(b"md a\r\n", b"mn\r\n", b"ms a 2\r\nx\r\n"),
         ):
             self.assertEqual(self.taken(get + odd, made), len(get), odd)
 

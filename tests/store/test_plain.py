@@ -1,4 +1,4 @@
-"""The short way of SET does what the general way does, to the last counter."""
+"""The short ways of SET and ``mg`` do what the general way does, to the last counter."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from kvproto.store import (
     DocFlag,
     Document,
     Key,
+    Mark,
     MemoryStore,
+    MetaRead,
     MutationSpec,
     PathFlag,
     PathOp,
     Refusal,
+    last_access,
+    marks_at,
 )
 from kvproto.store.jsoncheck import Kind
 from kvproto.store.table import COLLECTION_OVERHEAD, ITEM_OVERHEAD
+from kvproto.wire.meta import MetaCommand, parse_meta
 from tests.examples import examples
 from tests.store.test_stateful import START, check_books
 
@@ -34,10 +39,30 @@ WITH_XATTR = [MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", b"1")]
 
 
 class Careful(MemoryStore):
-    """A store without the short way."""
+    """A store without the short ways."""
 
     def set_plainly(self, *_: Any) -> None:
         return None
+
+    def read_plainly(self, *_: Any) -> None:
+        return None
+
+
+def read(store: MemoryStore, key: Key, recache: int, makes: bool) -> Any:
+    """Read as ``mg`` does; return the document, and what was known of it before."""
+    store.table.note_reads()
+    now = store.now()
+    found = store.read_plainly(key, now, marks_at(Mark.FETCHED, now), recache, makes)
+    if found is not None:
+        document, marks = found
+        return document and (document, marks, last_access(marks, document.cas), False)
+    flags = [b"R%d" % recache] * bool(recache) + [b"N1"] * makes
+    command = parse_meta("mg", [b"mg", b"k", *flags])
+    assert isinstance(command, MetaCommand)
+    answer = store.meta(key, command)
+    if not isinstance(answer, MetaRead):
+        return answer
+    return answer.document, answer.marks, answer.accessed, answer.won
 
 
 class Pair(RuleBasedStateMachine):
@@ -90,6 +115,11 @@ class Pair(RuleBasedStateMachine):
             return store.set(key, value, cas=found.cas if found and right else 7)
 
         self.both(ask)
+
+    @rule(key=keys, recache=st.sampled_from([0, 0, 1, 2, 5, 2592001]), makes=st.booleans())
+    def read(self, key: Key, recache: int, makes: bool) -> None:
+        """As ``mg`` does, which may make something, or be told to fetch it anew."""
+        self.both(lambda store: read(store, key, recache, makes))
 
     @rule(key=keys)
     def add_attribute(self, key: Key) -> None:
@@ -144,7 +174,7 @@ def everything_in(store: MemoryStore) -> Any:
 
 
 class PlainTests(SynchronousTestCase):
-    """`MemoryStore.set` with and without its short way."""
+    """`MemoryStore`, with and without its short ways."""
 
     def test_same(self) -> None:
         """Any sequence of operations, with time passing, leaves both stores the same."""
@@ -180,6 +210,17 @@ class PlainTests(SynchronousTestCase):
         self.assertIs(store.set(b"a", b""), Refusal.LOCKED)
         stats = store.stats()
         self.assertEqual([stats["cmd_set"], stats["total_items"]], [3, 1])
+
+    def test_only_reads_are_noted(self) -> None:
+        """A SET that is refused, and a list of all documents, leave what was not read unread."""
+        store = MemoryStore(lambda: START, max_value=10)
+        store.table.note_reads()
+        store.set(b"a", b"")
+        store.set(b"a", bytes(11))
+        [[(_, document)]] = store.pieces()
+        self.assertFalse(document.marks & Mark.FETCHED)
+        store.get(b"a")
+        self.assertTrue(document.marks & Mark.FETCHED)
 
     def test_the_expired(self) -> None:
         """A document that has expired is no old one, also in the second before chores find it."""

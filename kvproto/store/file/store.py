@@ -72,7 +72,9 @@ class FileStore(Operations):
         run_sync: Runs what forces changes to the disk; `run` does when None.
 
     Attributes:
-        get: As `IStore.get`, the memory's own; so are `peek`, `survey` and `watch_evictions`.
+        get: As `IStore.get`, the memory's own; so are `read_plainly`, `peek`, `survey` and
+            `watch_evictions`.
+        now: The memory's.
         at_once: Whether `set` never answers by a Deferred.
         groups: Whether changes wait for the disk, so that a group of them is worth it.
     """
@@ -95,7 +97,7 @@ class FileStore(Operations):
         self.directory = directory
         self._sync = sync
         self._memory = memory
-        self._now = memory.now
+        self.now = memory.now
         self._clock = clock
         self._run: Run = maybeDeferred if run is None else run
         self._disk = Disk() if disk is None else disk
@@ -105,7 +107,7 @@ class FileStore(Operations):
         self._at_once = sync is not Sync.ALWAYS
         self.groups = sync is Sync.ALWAYS
         self._grouped_from = 0
-        self.get = memory.get
+        self.get, self.read_plainly = memory.get, memory.read_plainly
         # The interpreter finds what an instance keeps sooner than what another one does.
         self._set_in_memory = memory.set_plainly
         self.peek, self.survey = memory.peek, memory.survey
@@ -123,7 +125,7 @@ class FileStore(Operations):
 
     async def _open_now(self) -> None:
         memory, journal = self._memory, self._journal
-        self._loader = Loader(self.directory, memory, self._now, self._clock, self._run, self._disk)
+        self._loader = Loader(self.directory, memory, self.now, self._clock, self._run, self._disk)
         loaded = await self._loader.load()
         self._loader = None
         journal.numbers = self._numbers
@@ -221,8 +223,8 @@ class FileStore(Operations):
 
     def _find(self, key: Key) -> Document | None:
         table = self._memory.table
-        found = table.find(key) or table.tombstones.get(key)
-        if found is not None and found.expires_at and found.expires_at <= self._now():
+        found = table.look(key) or table.tombstones.get(key)
+        if found is not None and found.expires_at and found.expires_at <= self.now():
             return None
         return found
 

@@ -91,7 +91,7 @@ class RestartTests(FileCase):
     def everything(self, store: Any) -> dict[Key, Any]:
         """Return all that is in a store, without its numbers for expiry's sake."""
         table = store._memory.table
-        there = [(key, table.find(key)) for key in list(table.items)]  # dropped ones are not found
+        there = [(key, table.look(key)) for key in list(table.items)]  # dropped ones are not found
         return {
             key: (d.value, d.flags, d.cas, d.seqno, d.expires_at, d.datatype, d.xattrs, d.deleted)
             for key, d in [*there, *table.tombstones.items()]
