@@ -294,7 +294,8 @@ class LeavingTests(SynchronousTestCase):
         one.ask(b"get a\r\nset b 0 0 1\r\nx\r\nset e 0 0 1\r\nx\r\n")
         self.assertEqual(stats(one, b"items")[b"items:1:reclaimed"], b"3")
         general = stats(one, b"")
-        self.assertEqual((general[b"reclaimed"], general[b"get_expired"]), (b"3", b"1"))
+        # Two of them were looked for; the third made room.
+        self.assertEqual((general[b"reclaimed"], general[b"get_expired"]), (b"3", b"2"))
 
     def test_flushed(self) -> None:
         """Whoever looks for what was flushed is counted once, as long as it is in memory."""
