@@ -14,6 +14,7 @@ from OpenSSL.SSL import Error, WantReadError
 from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import Factory
+from twisted.logger import LogLevel, capturedLogs
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -358,6 +359,18 @@ class NotTLSTests(SynchronousTestCase):
             self.assertEqual(explanation(reason.value), words)
             self.assertEqual(getattr(reason.value, "stage", ""), "handshake")
             self.assertEqual(wired.server.close_reason, words)
+
+    def test_which_ends_are_warnings(self) -> None:
+        """A peer that goes without a word is a probe; one that goes halfway is worth a line."""
+        for sent, warnings in ((b"", 0), (b"\x16\x03\x01\x02", 1)):
+            wired = Wired().connect()
+            wired.pair.client.unsent.clear()
+            with capturedLogs() as events:
+                wired.server.dataReceived(sent)
+                wired.pair.server.lose(Failure(ConnectionLost()))
+            self.assertEqual(
+                len([e for e in events if e["log_level"] is LogLevel.warn]), warnings, sent
+            )
 
     def test_guard_stock_closes_too(self) -> None:
         """Stock ends such connections as well; it says nothing."""

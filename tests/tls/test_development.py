@@ -174,6 +174,22 @@ class DevelopmentTests(SynchronousTestCase):
             (self.state / "development" / name).write_bytes(before[name])
         self.assertEqual(self.ensure().made, ("node",))
 
+    def test_whose_directory(self) -> None:
+        """The state directory may be a link, what is made in it may not; nobody else may write."""
+        self.ensure()
+        linked = self.state.with_name("linked")
+        linked.symlink_to(self.state)
+        self.assertEqual(ensure_development_credentials(linked, NOW, "kv.example").made, ())
+        folder, elsewhere = self.state / "development", self.state / "elsewhere"
+        self.state.chmod(0o770)
+        self.assertIn("others may write", str(self.assertRaises(ConfigError, self.ensure)))
+        self.state.chmod(0o700)
+        folder.rename(elsewhere)
+        folder.symlink_to(elsewhere)
+        error = self.assertRaises(ConfigError, self.ensure)
+        self.assertEqual(error.option, "--state-dir")
+        self.assertIn(f"{folder} is a symbolic link", str(error))
+
     def test_directory_cannot_be_made(self) -> None:
         """A state directory that is a file is an error that names the option."""
         self.state.parent.mkdir()

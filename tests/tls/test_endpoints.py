@@ -175,6 +175,7 @@ class ServerStringTests(EndpointsCase):
             ("kvtls:0:certificate={f.both}:clientAuth=required", "clientCA=", "is missing"),
             ("kvtls:0:certificate={f.both}:unix=/x", "port=", "together with '/x'"),
             ("kvtls:0:certificate={f.both}:endpoint=tcp\\:1", "port=", "together with 'tcp:1'"),
+            ("kvtls:unix=/x:interface=\\:\\::certificate={f.both}", "interface=", "with '/x'"),
             ("kvtls:unix=/x:endpoint=tcp\\:1:certificate={f.both}", "unix=", "with 'tcp:1'"),
             ("kvtls:tcp\\:1:endpoint=tcp\\:2:certificate={f.both}", "endpoint=", "with 'tcp:1'"),
             ("kvtls:0:certificate={f.chain}:key={f.key}:privateKey=x", "privateKey=", "together"),
@@ -215,9 +216,13 @@ class ClientStringTests(EndpointsCase):
         self.assertEqual((host, port, timeout), ("127.0.0.1", 11207, 7))
         self.assertEqual(source, ("127.0.0.2", 0))
         self.assertNoResult(connecting)
-        connecting.cancel()
-        self.failureResultOf(connecting)
-        self.assertIsNotNone(factory)
+        tls = factory.buildProtocol(None)
+        transport = StringTransportWithDisconnection()
+        transport.protocol = tls
+        tls.makeConnection(transport)
+        self.assertTrue(self.successResultOf(connecting).connected)
+        self.reactor.advance(11)
+        self.assertFalse(transport.connected)
 
     def test_wrapped(self) -> None:
         """Any other endpoint can be below."""
@@ -292,7 +297,10 @@ class ClientStringTests(EndpointsCase):
             ("kvtls:localhost:1:timeout=0", "timeout=", "is no number of seconds"),
             ("kvtls:localhost:1:verify=no", "verify=", "is no parameter"),
             ("kvtls:a:1:endpoint=tcp\\:b\\:1", "host=", "together with 'tcp:b:1'"),
+            ("kvtls:hostname=a:port=1:endpoint=tcp\\:b\\:1", "port=", "together with 'tcp:b:1'"),
+            ("kvtls:hostname=a:bindAddress=c:endpoint=tcp\\:b\\:1", "bindAddress=", "together"),
             ("kvtls:endpoint=tcp\\:b\\:1", "hostname=", "is missing"),
+            ("kvtls:a..b:1", "hostname=", ""),
             ("kvtls:localhost:1:caCertificate={f.key}", "caCertificate=", "holds no certificate"),
             ("kvtls:localhost:1:caCertificate=/nowhere", "caCertificate=", "no such file"),
         ):

@@ -77,6 +77,21 @@ class HalfCloseTestCase(SynchronousTestCase):
         self.assertEqual(wired.clock.getDelayedCalls(), [], name)
 
 
+class UnlimitedTests(HalfCloseTestCase):
+    """Where waiting for an answer would have no end, or is not wanted, there is none."""
+
+    def test_nobody_waits(self) -> None:
+        """Without a pause or a deadline what is not answered when the peer ends is not awaited."""
+        for limit, value in (("answer_pause", 0), ("close_timeout", None)):
+            for version in VERSIONS.values():
+                wired = Wired(version=version, limits={limit: value}).handshake()
+                wired.client_app.tls.write(b"question")
+                end_by_close_notify(wired)
+                wired.flush()
+                self.assertEqual([w.type for w in wired.server_app.reasons], [ConnectionDone])
+                self.assertEqual(wired.clock.getDelayedCalls(), [])
+
+
 class ToldTests(HalfCloseTestCase):
     """Applications that are told, and say when they have answered."""
 

@@ -499,6 +499,7 @@ class SubscriberTests(RotationCase):
         )
         self.assertEqual(verdict.reason, "crash: crash; fails: fails")
         self.assertEqual([one.ok for one in verdict.listeners], [False, False, True])
+        self.assertTrue(all(one.done for one in verdict.listeners))
 
     def test_slow(self) -> None:
         """A verdict waits a bounded time for a subscriber, whose work goes on."""
