@@ -26,6 +26,7 @@ from kvproto.server.opcodes import (
     DURABLE,
     PRESERVING,
     REFUSED,
+    STORE_COUNTS,
     after_login,
     before_login,
     has_key,
@@ -44,7 +45,7 @@ from kvproto.server.window import BARRIER, FREE, Subject
 from kvproto.store import Document, Key, Refusal
 from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, simple_reply
 from kvproto.wire.collections import unknown_collection_body
-from kvproto.wire.constants import Datatype, Feature, Opcode, Status
+from kvproto.wire.constants import Datatype, Feature, Status
 from kvproto.wire.extras import mutation_token
 from kvproto.wire.frames import FrameError, Oversized, Request
 from kvproto.wire.framing import Durability, decode_request_framing
@@ -94,7 +95,6 @@ def _is_fenced(request: Request) -> bool:
         return False  # it will be refused
 
 
-_PLAIN = frozenset({Opcode.GET, Opcode.GETQ, Opcode.GETK, Opcode.GETKQ, Opcode.SET, Opcode.SETQ})
 _LEVELS = frozenset({1, 2, 3})
 
 
@@ -144,9 +144,11 @@ class BinarySession:
         "_status_of",
         "_strict",
         "_table",
+        "_tables",
         "_unobserved",
         "bucket",
         "collections",
+        "counts",
         "feed",
         "get",
         "in_order",
@@ -161,6 +163,7 @@ class BinarySession:
         "scan",
         "selected",
         "server",
+        "set_plainly",
         "store",
         "timer",
         "tokens",
@@ -178,6 +181,7 @@ class BinarySession:
         self._unobserved = False
         self.feed = self._decoder.feed
         self.bucket: Bucket | None = None
+        self.counts = server.requests
         self.selected = False
         self.said_hello = False
         self.preserve_expiry = False
@@ -275,6 +279,7 @@ class BinarySession:
 
     def _use(self, bucket: Bucket | None, *, selected: bool) -> None:
         self.bucket, self.selected = bucket, selected
+        self.counts = self.server.requests if bucket is None else bucket.requests
         if bucket is not None:
             self.store = bucket.store_for_connection()
             self._choose_store()
@@ -290,24 +295,29 @@ class BinarySession:
         bucket = self.bucket
         if bucket is not None:
             self.store = observed(self.store, self.server.watch, bucket, self.peer.number)
-            self.get = bucket.get if self.store is bucket.store else self.store.get
+            usual = self.store is bucket.store
+            self.get = bucket.get if usual else self.store.get
+            self.set_plainly = bucket.plain_set if usual else None
 
     def _choose_table(self) -> None:
         state = PlainState(self.collections, self.max_body, self.json, self.tokens, self.timer)
+        known = self.peer.user is not None and not self.peer.refused
+        if known and self.bucket is not None and self.store is self.bucket.store:
+            state = self.bucket.plain_state(state)
+        self.plain_state = state
         if self.peer.refused:
-            self._table = REFUSED
+            self._tables = REFUSED
         elif self.peer.user is None:
-            self._table = before_login(strict=self._strict)
+            self._tables = before_login(strict=self._strict)
         else:
-            self._table = after_login(
+            self._tables = after_login(
                 has_bucket=self.bucket is not None,
+                store_counts=state.get is not None,
                 collections=self.collections,
                 traced=self.timer is not None,
                 strict=self._strict,
             )
-            if self.bucket is not None and self.store is self.bucket.store:
-                state = self.bucket.plain_state(state)
-        self.plain_state = state
+        self._table = self._tables.counting
         self._open_pipe()
         self.scan = self.usual_scan if self._pipe is None else _forward
 
@@ -322,24 +332,17 @@ class BinarySession:
             self._pipe = make(self.store, self._outlet)
 
     def execute(self, request: Request | Oversized) -> Reply:
-        """Serve one frame, and count it."""
-        if self.plain_state.get is not None and request.opcode in _PLAIN and request.key:
-            # The store itself counts these, as after a scan.
-            if not isinstance(request, Request):
-                return self._oversized(request)
-            if request.framing:
-                return self._framed(request)
-            return self._table[request.opcode](self, request)
-        counts = self.server.requests if self.bucket is None else self.bucket.requests
-        reply: Reply = counts.binary(self._execute, request)
-        return reply
-
-    def _execute(self, request: Request | Oversized) -> Reply:
+        """Serve one frame."""
         if request.__class__ is Request and not request.framing:
             return self._table[request.opcode](self, request)
+        serve: Any = BinarySession._framed
         if isinstance(request, Oversized):
-            return self._oversized(request)
-        return self._framed(request)
+            serve = BinarySession._oversized
+        if self.plain_state.get is not None and request.opcode in STORE_COUNTS:
+            reply: Reply = serve(self, request)
+        else:
+            reply = self.counts.binary(serve, self, request)
+        return reply
 
     begin = execute
 
@@ -392,29 +395,29 @@ class BinarySession:
         try:
             if framing.durability is not None and self.bucket is not None:
                 return self._durably(request, framing.durability)
-            return self._table[request.opcode](self, request)
+            return self._tables.bare[request.opcode](self, request)
         finally:
             self.preserve_expiry = False
 
     def _durably(self, request: Request, durability: Durability) -> Reply:
         """Serve a mutation that is to be durable before it is answered."""
-        usual = self.store
+        usual, plainly = self.store, self.set_plainly
         milliseconds = durability.timeout_ms
         timeout = None if milliseconds is None else milliseconds / 1000
         durable = usual.durable(durability.level, timeout)
         if durable is None:
             return self.error_to(request, Status.DURABILITY_IMPOSSIBLE)
-        self.store = durable
+        self.store, self.set_plainly = durable, None
         try:
-            return self._table[request.opcode](self, request)
+            return self._tables.bare[request.opcode](self, request)
         finally:
-            self.store = usual
+            self.store, self.set_plainly = usual, plainly
 
     def _oversized(self, frame: Oversized) -> Reply:
         """Answer a frame that was thrown away."""
         request = Request(opcode=frame.opcode, opaque=frame.opaque, key=frame.key or b"")
         if self.peer.user is None or self.bucket is None:
-            return self._table[frame.opcode](self, request)
+            return self._tables.bare[frame.opcode](self, request)
         if frame.answer == Status.TOO_BIG:
             self.server.counters.too_large += 1
         if frame.key and frame.answer == Status.TOO_BIG and is_set(frame.opcode):

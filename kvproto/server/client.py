@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from kvproto.errors import RemoteProtocolError
 from kvproto.server.buckets import Bucket
 from kvproto.server.replies import Reply
+from kvproto.server.requests import RequestCounts
 from kvproto.server.sasl import Mechanism
 from kvproto.server.server import KVServer, Peer
 from kvproto.store import Document, IStore, Key, Refusal
@@ -26,8 +27,10 @@ class BinaryClient(Protocol):
     server: KVServer
     peer: Peer
     bucket: Bucket | None
+    counts: RequestCounts
     store: IStore
     get: Callable[[Key], Any]
+    set_plainly: Callable[[Key, bytes, int, int, int], Any] | None
     collections: bool
     json: bool
     tokens: bool

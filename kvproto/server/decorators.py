@@ -1,4 +1,4 @@
-"""What can be put around a handler: silence, collections, a duration.
+"""What can be put around a handler: counting, silence, collections, a duration.
 
 Each takes a handler and returns one, so that a session without the feature pays nothing for it.
 """
@@ -18,6 +18,7 @@ from kvproto.wire.frames import Request
 from kvproto.wire.framing import encode_server_duration
 
 __all__ = [
+    "counted",
     "duration",
     "in_collections",
     "quiet",
@@ -25,6 +26,16 @@ __all__ = [
     "stamped",
     "with_duration",
 ]
+
+
+def counted(handler: Handler) -> Handler:
+    """Make the form of a handler whose requests are counted."""
+
+    def counting(session: BinaryClient, request: Request) -> Reply:
+        reply: Reply = session.counts.binary(handler, session, request)
+        return reply
+
+    return counting
 
 
 def _silencing(silent: bytes) -> Callable[[Handler], Handler]:

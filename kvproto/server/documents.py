@@ -22,9 +22,9 @@ from kvproto.wire.binary import (
     counter_reply,
     encode_response,
     get_head,
-    get_reply,
     getk_head,
     mutation_reply,
+    pack_hit,
     simple_reply,
 )
 from kvproto.wire.collections import join_key
@@ -33,6 +33,7 @@ from kvproto.wire.frames import Request
 
 __all__ = [
     "Handler",
+    "add",
     "append",
     "counter",
     "delete",
@@ -46,8 +47,9 @@ __all__ = [
     "getk_and_touch",
     "holds_json",
     "prepend",
+    "replace",
+    "set_",
     "set_refused",
-    "store_handler",
     "touch",
     "unlock",
 ]
@@ -92,14 +94,17 @@ def get(session: BinaryClient, request: Request) -> Reply:
     value = document.value
     if len(value) > COPY_LIMIT or document.locked_until:
         return encode_hit(session, request, document)
-    return get_reply(
+    head = pack_hit(
+        0x81,
         request.opcode,
+        4,
         session.json and holds_json(document),
+        4 + len(value),
         request.opaque,
         document.cas,
         document.flags,
-        value,
     )
+    return head + value
 
 
 def encode_hit(session: BinaryClient, request: Request, document: Document) -> Reply:
@@ -197,14 +202,29 @@ def _touched(session: BinaryClient, request: Request, document: Document) -> Rep
     return simple_reply(request.opcode, 0, request.opaque, document.cas)
 
 
-def store_handler(method: str, *, is_set: bool = False) -> Handler:
-    """Make the handler of SET, ADD or REPLACE.
+def set_(session: BinaryClient, request: Request) -> Reply:
+    """SET; in memcached mode it deletes what it could not replace."""
+    flags, expiry = _STORE_EXTRAS.unpack(request.extras)
+    outcome: Any = None
+    if session.set_plainly is not None and not (request.cas or session.preserve_expiry):
+        # The store's `set` would come there first, too.
+        outcome = session.set_plainly(request.key, request.value, flags, expiry, request.datatype)
+    if outcome is None:
+        outcome = session.store.set(
+            request.key,
+            request.value,
+            flags,
+            expiry,
+            request.cas,
+            datatype=request.datatype,
+            preserve_expiry=session.preserve_expiry,
+        )
+    if outcome.__class__ is Document:
+        return _mutated(session, request, outcome)
+    return then(outcome, set_refused, session, request)
 
-    Args:
-        method: The store's method.
-        is_set: Whether it is SET, which in memcached mode deletes what it could not replace.
-    """
 
+def _storing(method: str) -> Handler:
     def handler(session: BinaryClient, request: Request) -> Reply:
         flags, expiry = _STORE_EXTRAS.unpack(request.extras)
         outcome = getattr(session.store, method)(
@@ -216,13 +236,13 @@ def store_handler(method: str, *, is_set: bool = False) -> Handler:
             datatype=request.datatype,
             preserve_expiry=session.preserve_expiry,
         )
-        if outcome.__class__ is Document:
-            return _mutated(session, request, outcome)
-        if is_set:
-            return then(outcome, set_refused, session, request)
         return encode_outcome(outcome, session, request, _mutated)
 
     return handler
+
+
+add = _storing("add")
+replace = _storing("replace")
 
 
 def set_refused(outcome: Any, session: BinaryClient, request: Request) -> Reply:

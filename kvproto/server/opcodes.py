@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 from kvproto.server import commands, documents, subdoc
-from kvproto.server.decorators import in_collections, quiet, quiet_on_miss, with_duration
+from kvproto.server.decorators import counted, in_collections, quiet, quiet_on_miss, with_duration
 from kvproto.server.documents import Handler
-from kvproto.server.shapes import SHAPES, shaped
+from kvproto.server.shapes import SHAPES, misshapen, shaped
 from kvproto.wire.constants import LOUD, MAX_KEY, QUIET_ON_MISS, Opcode
 
 __all__ = [
     "DURABLE",
     "PRESERVING",
     "REFUSED",
+    "STORE_COUNTS",
+    "Tables",
     "after_login",
     "before_login",
     "has_key",
@@ -22,8 +25,20 @@ __all__ = [
     "may_be_reordered",
 ]
 
-Table = tuple[Handler, ...]
 Handlers = dict[int, Handler]
+
+
+class Tables(NamedTuple):
+    """The handlers of all opcodes.
+
+    Attributes:
+        bare: They.
+        counting: The same, counting what they serve where the store does not.
+    """
+
+    bare: tuple[Handler, ...]
+    counting: tuple[Handler, ...]
+
 
 _DOCUMENTS: dict[int, Handler] = {
     Opcode.GET: documents.get,
@@ -31,9 +46,9 @@ _DOCUMENTS: dict[int, Handler] = {
     Opcode.GAT: documents.get_and_touch,
     Opcode.GATK: documents.getk_and_touch,
     Opcode.GET_META: documents.get_meta,
-    Opcode.SET: documents.store_handler("set", is_set=True),
-    Opcode.ADD: documents.store_handler("add"),
-    Opcode.REPLACE: documents.store_handler("replace"),
+    Opcode.SET: documents.set_,
+    Opcode.ADD: documents.add,
+    Opcode.REPLACE: documents.replace,
     Opcode.DELETE: documents.delete,
     Opcode.INCREMENT: documents.counter("increment"),
     Opcode.DECREMENT: documents.counter("decrement"),
@@ -78,8 +93,21 @@ _ANYBODY: dict[int, Handler] = {
 """What may be asked for before a login."""
 
 
-def _table(handlers: dict[int, Handler], default: Handler) -> Table:
-    return tuple(handlers.get(opcode, default) for opcode in range(256))
+STORE_COUNTS = frozenset(
+    {Opcode.GET, Opcode.GETQ, Opcode.GETK, Opcode.GETKQ, Opcode.SET, Opcode.SETQ}
+)
+"""Plain requests, which a store that answers at once counts itself: nobody else needs to."""
+
+
+def _table(handlers: Handlers, default: Handler, uncounted: frozenset[int] = frozenset()) -> Tables:
+    bare = tuple(handlers.get(opcode, default) for opcode in range(256))
+    return Tables(
+        bare,
+        tuple(
+            handler if opcode in uncounted else counted(handler)
+            for opcode, handler in enumerate(bare)
+        ),
+    )
 
 
 def _quiet_forms(handlers: dict[int, Handler]) -> dict[int, Handler]:
@@ -90,26 +118,41 @@ def _quiet_forms(handlers: dict[int, Handler]) -> dict[int, Handler]:
     }
 
 
-def _shaped(handlers: dict[int, Handler], *, strict: bool, max_key: int = MAX_KEY) -> Handlers:
-    """Let each handler see requests of its opcode's shape only."""
+def _shaped(
+    handlers: Handlers,
+    *,
+    strict: bool,
+    max_key: int = MAX_KEY,
+    uncounted: frozenset[int] = frozenset(),
+) -> Handlers:
+    """Let each handler see requests of its opcode's shape only; count what the store never sees."""
     return {
-        code: shaped(handler, SHAPES[LOUD.get(code, code)], strict=strict, max_key=max_key)
+        code: shaped(
+            handler,
+            SHAPES[LOUD.get(code, code)],
+            strict=strict,
+            max_key=max_key,
+            refuse=counted(misshapen) if code in uncounted else misshapen,
+        )
         for code, handler in handlers.items()
     }
 
 
 @lru_cache
-def before_login(*, strict: bool) -> Table:
+def before_login(*, strict: bool) -> Tables:
     """Return the table before a login; see `after_login`."""
     return _table(_shaped(_ANYBODY, strict=strict), commands.log_in_first)
 
 
 @lru_cache
-def after_login(*, has_bucket: bool, collections: bool, traced: bool, strict: bool) -> Table:
+def after_login(
+    *, has_bucket: bool, store_counts: bool, collections: bool, traced: bool, strict: bool
+) -> Tables:
     """Return the table of somebody who may work.
 
     Args:
         has_bucket: Whether there is a bucket to work in.
+        store_counts: Whether its store counts plain requests itself.
         collections: Whether keys begin with the id of their collection.
         traced: Whether replies say how long they took.
         strict: Whether requests are checked as Couchbase does, or as memcached.
@@ -118,7 +161,8 @@ def after_login(*, has_bucket: bool, collections: bool, traced: bool, strict: bo
     if collections:
         about_documents = {code: in_collections(handler) for code, handler in _DOCUMENTS.items()}
         max_key += 1
-    in_bucket = _shaped(about_documents, strict=strict, max_key=max_key)
+    uncounted = STORE_COUNTS if store_counts else frozenset()
+    in_bucket = _shaped(about_documents, strict=strict, max_key=max_key, uncounted=uncounted)
     in_bucket |= _shaped(_IN_BUCKET, strict=strict)
     in_bucket |= _quiet_forms(in_bucket)
     if not has_bucket:
@@ -126,7 +170,7 @@ def after_login(*, has_bucket: bool, collections: bool, traced: bool, strict: bo
     elif traced:
         in_bucket = {code: with_duration(handler) for code, handler in in_bucket.items()}
     others = _shaped(_LOGGED_IN | _ANYBODY, strict=strict)
-    return _table(in_bucket | others, commands.unknown)
+    return _table(in_bucket | others, commands.unknown, uncounted)
 
 
 REFUSED = _table({}, commands.refuse)

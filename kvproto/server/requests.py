@@ -176,11 +176,12 @@ class RequestCounts:
         self._turn = 0
         self.times: dict[str, Histogram] = {}
 
-    def binary(self, serve: Callable[[Any], Any], request: Any) -> Any:
+    def binary(self, serve: Callable[[Any, Any], Any], session: Any, request: Any) -> Any:
         """Serve a request of the binary protocol, and count it; return the reply.
 
         Args:
-            serve: Serves it.
+            serve: Serves it, given session and request.
+            session: Whose request it is.
             request: It has an ``opcode``.
         """
         opcode = request.opcode
@@ -194,7 +195,7 @@ class RequestCounts:
         self._turn = turn = self._turn + 1
         if turn % MEASURED == 1:
             started = perf_counter()
-        reply = serve(request)
+        reply = serve(session, request)
         if kind == _READING:
             self._elsewhere[0] += statistics.get_hits - hits
             self._elsewhere[1] += statistics.get_misses - misses

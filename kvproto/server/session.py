@@ -131,11 +131,9 @@ def decode_and_execute(
     session: Session, dialect: Dialect, data: bytes, out: list[bytes], limit: int
 ) -> int:
     """Serve a read as a scan does, by what the dialect has for it: a `Scan` for all dialects."""
-    requests, execute = dialect.feed(data), dialect.execute
+    requests, execute = iter(dialect.feed(data)), dialect.execute
     size = 0
-    served = 0
     for request in requests:
-        served += 1
         try:
             reply = execute(request)
         except Exception as error:
@@ -154,7 +152,7 @@ def decode_and_execute(
         if not dialect.held and dialect.error is None:
             return 0
     if session.hangup is None:
-        session.queue(requests, served)
+        session.queue(list(requests))
     return -1
 
 
@@ -458,14 +456,9 @@ class Session:
             self._report(Failure())
         return self.dialect.conclude(request, self.dialect.failed(request, error))
 
-    def queue(self, requests: list[Any], first: int) -> None:
-        """Keep requests that were decoded, to be served when that is possible.
-
-        Args:
-            requests: They.
-            first: The first that has not been served.
-        """
-        self._requests, self._next = requests, first
+    def queue(self, requests: list[Any]) -> None:
+        """Keep requests that were decoded, to be served when that is possible."""
+        self._requests, self._next = requests, 0
 
     # the loop
 

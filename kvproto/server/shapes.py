@@ -20,7 +20,7 @@ from kvproto.server.replies import Reply
 from kvproto.wire.constants import MAX_KEY, Datatype, Opcode, Status
 from kvproto.wire.frames import Request
 
-__all__ = ["SHAPES", "Shape", "shaped"]
+__all__ = ["SHAPES", "Shape", "misshapen", "shaped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,19 @@ SHAPES: dict[int, Shape] = {
 """The shape of each opcode's requests; quiet opcodes have that of their loud one."""
 
 
-def shaped(handler: Handler, shape: Shape, *, strict: bool, max_key: int = MAX_KEY) -> Handler:
+def misshapen(session: BinaryClient, request: Request) -> Reply:
+    """Answer a request that does not have the shape of its opcode."""
+    return session.error_to(request, Status.INVALID)
+
+
+def shaped(
+    handler: Handler,
+    shape: Shape,
+    *,
+    strict: bool,
+    max_key: int = MAX_KEY,
+    refuse: Handler = misshapen,
+) -> Handler:
     """Make the form of a handler that is given requests of this shape only.
 
     Args:
@@ -101,28 +113,29 @@ def shaped(handler: Handler, shape: Shape, *, strict: bool, max_key: int = MAX_K
         shape: What that is.
         strict: Whether to check CAS, datatype and partition too, as Couchbase does.
         max_key: Longest key as it is on the wire, in bytes.
+        refuse: Answers the others.
     """
-    sizes, least_key = frozenset(shape.extras), int(shape.key is True)
+    sizes, needs_key = frozenset(shape.extras), shape.key is True
     most_key = 0 if shape.key is False else max_key
-    value, cas, partition = shape.value, shape.cas, shape.partition
+    no_extras, no_value = shape.extras == (0,), not shape.value
     # The Couchbase SDK sets JSON unasked; compressed values and values with attributes need
     # features that nobody was offered.
     foreign = ~int(shape.datatypes if strict else Datatype.JSON)
+    # None: nothing about it matters.
+    cas = shape.cas if strict or shape.cas else None
+    at_home = strict and not shape.partition
 
     def check(session: BinaryClient, request: Request) -> Reply:
         if (
-            len(request.extras) not in sizes
-            or not least_key <= len(request.key) <= most_key
-            or (request.value and not value)
-            or request.datatype & foreign
+            (request.extras if no_extras else len(request.extras) not in sizes)
+            or (needs_key and not request.key)
+            or len(request.key) > most_key
+            or (no_value and request.value)
+            or (request.datatype and request.datatype & foreign)
+            or (cas is not None and cas != bool(request.cas))
+            or (at_home and request.vbucket)
         ):
-            return session.error_to(request, Status.INVALID)
-        if strict:
-            unlike = cas is not None and cas != bool(request.cas)
-            if unlike or (request.vbucket and not partition):
-                return session.error_to(request, Status.INVALID)
-        elif cas and not request.cas:
-            return session.error_to(request, Status.INVALID)
+            return refuse(session, request)
         return handler(session, request)
 
     return check

@@ -14,6 +14,7 @@ Sources: memcached ``protocol_binary.h``; Couchbase kv_engine ``docs/BinaryProto
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Any, Generic, TypeVar
 
 from kvproto.wire.constants import HEADER_SIZE, MAX_COLLECTION_PREFIX, MAX_KEY, Magic, Status
@@ -28,6 +29,7 @@ from kvproto.wire.encoding import (
     get_reply,
     getk_head,
     mutation_reply,
+    pack_hit,
     response_head,
     simple_reply,
 )
@@ -48,6 +50,7 @@ __all__ = [
     "get_reply",
     "getk_head",
     "mutation_reply",
+    "pack_hit",
     "response_head",
     "simple_reply",
 ]
@@ -59,6 +62,10 @@ HEAD_BOUND = HEADER_SIZE + 255 + 255 + MAX_KEY + MAX_COLLECTION_PREFIX
 """Most bytes kept of a frame whose value has not begun: header, framing, extras, longest key."""
 
 _unpack_header = HEADER.unpack_from
+_unpack_usual = Struct(">BBHHHIIQ").unpack_from
+"""The same header, lengths of extras and datatype as one number: most requests have neither."""
+
+_new = object.__new__
 
 _Reads = dict[int, tuple[type[Request] | type[Response], bool]]
 _FrameT = TypeVar("_FrameT")
@@ -125,7 +132,9 @@ class _Decoder(Generic[_FrameT]):
         self._frame = self._pieces = None
         self.held = False
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[_FrameT]:
+    def feed(  # noqa: PLR0915 - written out, as fast as Python can
+        self, data: bytes | bytearray | memoryview
+    ) -> list[_FrameT]:
         """Decode what was read.
 
         Nothing is raised for what this call finds: the frames before a broken one are returned, and
@@ -155,40 +164,48 @@ class _Decoder(Generic[_FrameT]):
                 data = self._tail + data
                 self._tail = b""
         end = len(data)
-        unpack, append, make, plain = _unpack_header, frames.append, self._make, self._plain
+        unpack, append, new, make = _unpack_usual, frames.append, _new, self._make
+        plain, is_request = self._plain, make is Request
         max_body, max_key = self.max_body, self._max_key
-        while end - at >= HEADER_SIZE:
-            header = unpack(data, at)
-            magic, opcode, key_size, extras_size, datatype, status, body_size, opaque, cas = header
-            body_at = at + HEADER_SIZE
-            key_at = body_at + extras_size
-            value_at = key_at + key_size
-            stop = body_at + body_size
+        last = end - HEADER_SIZE
+        while at <= last:
+            magic, opcode, key_size, layout, status, body_size, opaque, cas = unpack(data, at)
+            key_at = at + HEADER_SIZE
+            stop = key_at + body_size
+            if layout:
+                extras_at = key_at
+                key_at += layout >> 8
+                extras, datatype = data[extras_at:key_at], layout & 0xFF
+            else:
+                extras, datatype = b"", 0
             # One test for all that is unusual: other layout, beyond a limit, broken, incomplete.
             if (
                 magic != plain
-                or value_at > stop
                 or stop > end
                 or body_size > max_body
                 or key_size > max_key
+                or (value_at := key_at + key_size) > stop
             ):
-                at = self._unusual(data, at, header, frames)
+                at = self._unusual(data, at, frames)
                 if at < 0:
                     return frames
                 continue
-            append(
-                make(
-                    magic,
-                    opcode,
-                    status,
-                    datatype,
-                    opaque,
-                    cas,
-                    data[body_at:key_at],
-                    data[key_at:value_at],
-                    data[value_at:stop],
-                )
-            )
+            # What ``make(...)`` does, in half of its time.
+            frame: Any = new(make)
+            if is_request:
+                frame.vbucket = status
+            else:
+                frame.status = status
+            frame.magic = magic
+            frame.opcode = opcode
+            frame.datatype = datatype
+            frame.opaque = opaque
+            frame.cas = cas
+            frame.extras = extras
+            frame.key = data[key_at:value_at]
+            frame.value = data[value_at:stop] if value_at < stop else b""
+            frame.framing = b""
+            append(frame)
             at = stop
         if at < end:
             # The first byte is judged at once: whoever speaks another protocol must not be left
@@ -199,12 +216,13 @@ class _Decoder(Generic[_FrameT]):
                 self._fail(f"unknown magic 0x{data[at]:02x}")
         return frames
 
-    def _unusual(self, data: bytes, at: int, header: tuple[int, ...], frames: list[Any]) -> int:
+    def _unusual(self, data: bytes, at: int, frames: list[Any]) -> int:
         """Decode one frame the slow way.
 
         Returns:
             Where the next frame begins; -1 when the rest of `data` has been dealt with.
         """
+        header: tuple[int, ...] = _unpack_header(data, at)
         magic, opcode, key_size, extras_size, datatype, status, body_size, opaque, cas = header
         if magic not in self._reads:
             return self._fail(f"unknown magic 0x{magic:02x}")

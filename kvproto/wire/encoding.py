@@ -26,6 +26,7 @@ __all__ = [
     "get_reply",
     "getk_head",
     "mutation_reply",
+    "pack_hit",
     "response_head",
     "simple_reply",
 ]
@@ -165,24 +166,30 @@ def encode_frame(frame: Request | Response) -> bytes:
 
 
 # A server's frequent replies: one prebuilt Struct each, arguments not checked again.  They trust
-# their caller; a number out of range raises struct.error.
+# their caller; a number out of range raises struct.error.  What is 0 is padding, no argument.
 
-_pack_get = Struct(">BBHBBHIIQI").pack
-_pack_mutation = Struct(">BBHBBHIIQQQ").pack
-_pack_counter = Struct(">BBHBBHIIQQ").pack
-_pack_counter_token = Struct(">BBHBBHIIQQQQ").pack
+_pack_get = Struct(">BBHBB2xIIQI").pack
+_pack_simple = Struct(">BB4xH4xIQ").pack
+_pack_mutation = Struct(">BB2xB3xIIQQQ").pack
+_pack_counter = Struct(">BB6xIIQQ").pack
+_pack_counter_token = Struct(">BB2xB3xIIQQQQ").pack
+
+pack_hit = Struct(">BB2xBB2xIIQI").pack
+"""What `get_head` calls, with the same arguments in the order of the wire, for those who are called
+so often that one call less counts: 0x81, opcode, 4 (bytes of extras), datatype, 4 + value size,
+opaque, CAS, flags."""
 
 
 def get_head(
     opcode: int, datatype: int, opaque: int, cas: int, flags: int, value_size: int
 ) -> bytes:
     """Encode a hit of GET or GAT up to its value: 28 bytes; `value_size` bytes must follow."""
-    return _pack_get(0x81, opcode, 0, 4, datatype, 0, 4 + value_size, opaque, cas, flags)
+    return pack_hit(0x81, opcode, 4, datatype, 4 + value_size, opaque, cas, flags)
 
 
 def get_reply(opcode: int, datatype: int, opaque: int, cas: int, flags: int, value: bytes) -> bytes:
     """Encode a whole hit of GET or GAT; for values short enough to be copied."""
-    return _pack_get(0x81, opcode, 0, 4, datatype, 0, 4 + len(value), opaque, cas, flags) + value
+    return pack_hit(0x81, opcode, 4, datatype, 4 + len(value), opaque, cas, flags) + value
 
 
 def getk_head(
@@ -191,19 +198,18 @@ def getk_head(
     """Encode a hit of GETK or GATK up to its value: 28 bytes and the key."""
     size = len(key)
     return (
-        _pack_get(0x81, opcode, size, 4, datatype, 0, 4 + size + value_size, opaque, cas, flags)
-        + key
+        _pack_get(0x81, opcode, size, 4, datatype, 4 + size + value_size, opaque, cas, flags) + key
     )
 
 
 def simple_reply(opcode: int, status: int, opaque: int, cas: int = 0) -> bytes:
     """Encode a reply without a body."""
-    return _pack_header(0x81, opcode, 0, 0, 0, status, 0, opaque, cas)
+    return _pack_simple(0x81, opcode, status, opaque, cas)
 
 
 def mutation_reply(opcode: int, opaque: int, cas: int, vbucket_uuid: int, seqno: int) -> bytes:
     """Encode a successful mutation with its mutation token (feature 0x04)."""
-    return _pack_mutation(0x81, opcode, 0, 16, 0, 0, 16, opaque, cas, vbucket_uuid, seqno)
+    return _pack_mutation(0x81, opcode, 16, 16, opaque, cas, vbucket_uuid, seqno)
 
 
 def counter_reply(
@@ -214,8 +220,8 @@ def counter_reply(
     `token`, where feature 0x04 was negotiated: vbucket UUID and sequence number.
     """
     if token is None:
-        return _pack_counter(0x81, opcode, 0, 0, 0, 0, 8, opaque, cas, value)
-    return _pack_counter_token(0x81, opcode, 0, 16, 0, 0, 24, opaque, cas, *token, value)
+        return _pack_counter(0x81, opcode, 8, opaque, cas, value)
+    return _pack_counter_token(0x81, opcode, 16, 24, opaque, cas, *token, value)
 
 
 def error_reply(opcode: int, status: int, opaque: int, cas: int = 0) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -142,11 +143,16 @@ class BudgetTests(SynchronousTestCase):
 class ConnectionTests(SynchronousTestCase):
     """What connections say they hold is what they hold."""
 
-    def server(self, limit: int = 8 * MIB, users: dict[str, str] | None = None) -> KVServer:
+    def server(
+        self,
+        limit: int = 8 * MIB,
+        users: dict[str, str] | None = None,
+        wrap: Callable[[Any], Any] = lambda store: store,
+    ) -> KVServer:
         self.clock = Clock()
         self.store = MemoryStore(lambda: NOW)
         return KVServer(
-            self.store,
+            wrap(self.store),
             ServerSettings(max_unfinished=limit),
             UserTable.of_passwords(users or {}, iterations=1),
             now=lambda: NOW,
@@ -253,9 +259,8 @@ class ConnectionTests(SynchronousTestCase):
 
     def test_slow_store(self) -> None:
         """Requests that wait for the store count, and are cancelled with their connection."""
-        server = self.server(2 * MIB)
-        slow = SlowStore(self.store)
-        server.buckets["default"].store = slow  # type: ignore[assignment]
+        server = self.server(2 * MIB, wrap=SlowStore)
+        slow: Any = server.buckets["default"].store
         links = [Link(server) for _ in range(3)]
         request = encode_request(Opcode.SET, key=K, value=bytes(900_000), extras=bytes(8))
         for link in links:

@@ -86,15 +86,23 @@ class CountTests(SynchronousTestCase):
             {("sasl_auth", "auth_error"): 1, ("get", "auth_error"): 1},
         )
 
+    def test_misshapen(self) -> None:
+        """A plain request that is refused for its shape is counted: the store never sees it."""
+        link = Link()
+        link.call(Opcode.GET, key=b"k", extras=bytes(4))
+        link.call(Opcode.GETK)
+        link.call(Opcode.SET, key=b"k")
+        self.assertEqual(self.counts(link), {("get", "error"): 2, ("set", "error"): 1})
+
     def test_later(self) -> None:
         """A request that is answered later is counted then, one that fails as an error."""
         counts = RequestCounts()
         waiting: Deferred[bytes] = Deferred()
-        counts.binary(lambda _: waiting, Request(opcode=Opcode.GET))
+        counts.binary(lambda *_: waiting, None, Request(opcode=Opcode.GET))
         self.assertEqual(counts.report(), {})
         waiting.callback(b"\x81\0\0\0\0\0" + int(Status.NOT_FOUND).to_bytes(2) + bytes(16))
         failing: Deferred[bytes] = fail(ValueError())
-        counts.binary(lambda _: failing, Request(opcode=Opcode.GET))
+        counts.binary(lambda *_: failing, None, Request(opcode=Opcode.GET))
         self.failureResultOf(failing, ValueError)
         self.assertEqual(counts.report(), {("get", "miss"): 1, ("get", "error"): 1})
 
@@ -102,7 +110,7 @@ class CountTests(SynchronousTestCase):
         """One request in so many is timed, the first one included."""
         counts = RequestCounts()
         for _ in range(2 * MEASURED):
-            counts.binary(lambda _: bytes(24), Request(opcode=Opcode.NOOP))
+            counts.binary(lambda *_: bytes(24), None, Request(opcode=Opcode.NOOP))
         self.assertEqual(counts.times["noop"].cumulative()[-1][1], 2)
 
     def test_times_of_reads(self) -> None:
@@ -132,6 +140,6 @@ class CountTests(SynchronousTestCase):
         for opcode in range(256):
             for status in range(256):
                 reply = bytes(6) + status.to_bytes(2) + bytes(16)
-                counts.binary(lambda _, reply=reply: reply, Request(opcode=opcode))  # type: ignore[misc]
+                counts.binary(lambda *_, reply=reply: reply, None, Request(opcode=opcode))
         self.assertLessEqual({operation for operation, _ in counts.report()}, OPERATIONS)
         self.assertLessEqual({result for _, result in counts.report()}, RESULTS)
