@@ -253,6 +253,9 @@ class SilentTests(SynchronousTestCase):
             wired.server.dataReceived(bytes([byte]))
             wired.clock.advance(0.95)
         self.assertTrue(wired.pair.server.aborted)
+        wired.pair.server.send()
+        (reason,) = wired.server_app.reasons
+        self.assertEqual(str(reason.value), "TLS handshake not finished in 10 s")
 
     def test_deadline_is_cancelled(self) -> None:
         """After the handshake no timer is left."""
@@ -344,6 +347,7 @@ class NotTLSTests(SynchronousTestCase):
         b"version\r\n": "text protocol on a TLS port",
         b"get some_key\r\n": "text protocol on a TLS port",
         b"\x80\x00\x00\x03" + bytes(20): "no TLS on a TLS port (first byte 0x80)",
+        b"\x7fELF\r\n" * 4: "no TLS on a TLS port (first byte 0x7f)",
         b"\x00" * 64: "no TLS on a TLS port (first byte 0x00)",
     }
 

@@ -78,6 +78,7 @@ class UserTests(SynchronousTestCase):
             ("san.uri:prefix=spiffe\\://example/ns/:delimiter=/", "prod"),
             ("san.uri:prefix=spiffe\\://example/ns/prod/", "carol"),
             ("san.email:delimiter=.@", "bob"),
+            ("san.uri:prefix=spiffe\\:/:delimiter=l", "/examp"),
         ):
             self.assertEqual(user_of(PEER, [parse_rule(text)], known(name)), name, text)
 
@@ -138,6 +139,7 @@ class ParseTests(SynchronousTestCase):
             IdentityRule("san.uri", "a:b", "\\", "/?"),
         )
         self.assertEqual(parse_rule("san.dns:suffix=\\"), IdentityRule("san.dns", suffix="\\"))
+        self.assertEqual(parse_rule("san.dns:prefix=a=b"), IdentityRule("san.dns", prefix="a=b"))
 
     def test_bad_rules(self) -> None:
         """What is no rule is refused with what one looks like."""
