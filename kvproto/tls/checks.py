@@ -88,7 +88,8 @@ def path_of(chain: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
 def order_fault(chain: tuple[x509.Certificate, ...]) -> str:
     """Return what is wrong with the order of a chain, ``""`` for nothing.
 
-    Each certificate must be signed by the next one, but for what is sent along.
+    Each certificate must be signed by the next one, but for what is sent along; a second
+    certificate of an issuer signs what the first one signs.
 
     Source: RFC 8446 section 4.4.2: clients are prepared for extraneous certificates, and servers
     send cross-signed ones in times of transition.
@@ -96,7 +97,7 @@ def order_fault(chain: tuple[x509.Certificate, ...]) -> str:
     for number, (before, certificate) in enumerate(itertools.pairwise(chain), 2):
         # Faults are rare, and most chains short: what is looked at is what came before.
         seen = chain[: number - 1]
-        if not any(_signs(certificate, one) or _same_issuer(certificate, one) for one in seen):
+        if not any(_signs(certificate, one) for one in seen):
             return (
                 f"chain out of order: certificate {number} ({subject_of(certificate)}) does not "
                 f"sign certificate {number - 1} ({subject_of(before)}); the order is the node's "
@@ -118,16 +119,6 @@ def _signs(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
-
-
-def _same_issuer(one: x509.Certificate, other: x509.Certificate) -> bool:
-    """Return whether two certificates are of one CA: cross-signed, or issued again."""
-    return (
-        one.subject == other.subject
-        and one.public_key() == other.public_key()
-        and is_ca(one)
-        and is_ca(other)
-    )
 
 
 def certificate_message_size(chain: Iterable[x509.Certificate]) -> int:
