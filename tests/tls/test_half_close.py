@@ -239,6 +239,42 @@ class ToldTests(HalfCloseTestCase):
         self.assertEqual(wired.clock.getDelayedCalls(), [])
 
 
+class OurEndTests(HalfCloseTestCase):
+    """We close while a producer has more to write."""
+
+    def test_a_peer_that_does_not_read(self) -> None:
+        """A producer that is kept from writing by its peer does not keep the connection."""
+        for version in VERSIONS.values():
+            wired = Wired(version=version).handshake()
+            tls = wired.server_app.tls
+            tls.registerProducer(TwentyAnswers(tls), True)
+            wired.pair.client.paused = True
+            tls.write(ANSWER)
+            tls.loseConnection()
+            for _ in range(3):
+                wired.flush()
+                wired.clock.advance(30)
+            self.assertEqual([why.type for why in wired.server_app.reasons], [CloseTimeout])
+            self.assertEqual(wired.clock.getDelayedCalls(), [])
+
+    def test_a_producer_that_takes_its_time(self) -> None:
+        """A producer that may write and has nothing yet is waited for, however long."""
+        for version in VERSIONS.values():
+            wired = Wired(version=version).handshake()
+            tls = wired.server_app.tls
+            producer = TwentyAnswers(tls)
+            tls.registerProducer(producer, True)
+            tls.loseConnection()
+            for _ in range(5):
+                wired.flush()
+                wired.clock.advance(30)
+            self.assertEqual(wired.server_app.reasons, [])
+            producer.resumeProducing()
+            wired.flush()
+            self.assertEqual(len(wired.client_app.received), 20 * len(ANSWER))
+            self.assert_ended(wired, "close_notify")
+
+
 class BothEndTests(HalfCloseTestCase):
     """Both sides end at once."""
 
