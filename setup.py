@@ -35,6 +35,7 @@ compiled = [
     Extension(name, [f"{name.replace('.', '/')}.pyx"], optional=True)
     for name in (
         "kvproto.base._clock",
+        "kvproto.server._answering",
         "kvproto.server._scan",
         "kvproto.store._walk",
         "kvproto.tls._native",

@@ -20,6 +20,7 @@ from kvproto.errors import (
     RemoteProtocolError,
     StoreUnavailable,
 )
+from kvproto.server.answering import forward
 from kvproto.server.buckets import Bucket
 from kvproto.server.documents import holds_json
 from kvproto.server.opcodes import (
@@ -39,7 +40,7 @@ from kvproto.server.replies import Hangup, Reply, then
 from kvproto.server.sasl import Mechanism
 from kvproto.server.scan import scan_binary
 from kvproto.server.server import KVServer, Peer
-from kvproto.server.session import Scan, Session
+from kvproto.server.session import Scan
 from kvproto.server.watched import WatchedStore, observed
 from kvproto.server.window import BARRIER, FREE, Subject
 from kvproto.store import Document, Key, Refusal
@@ -96,20 +97,6 @@ def _is_fenced(request: Request) -> bool:
 
 
 _LEVELS = frozenset({1, 2, 3})
-
-
-def _forward(session: Session, dialect: Any, data: bytes, out: list[bytes], limit: int) -> int:
-    """Forward requests where others would be scanned; see `kvproto.server.session.Scan`."""
-    if dialect._unobserved and not dialect.forwarding:
-        dialect.observe()
-    pipe = dialect._pipe
-    if pipe is None:
-        return len(data)
-    at: int = pipe.forward(data, out, dialect.max_body)
-    if at >= 0:
-        return len(data) - at
-    dialect.give_back()  # not ordinary after all
-    return len(data)
 
 
 class BinarySession:
@@ -319,7 +306,7 @@ class BinarySession:
             )
         self._table = self._tables.counting
         self._open_pipe()
-        self.scan = self.usual_scan if self._pipe is None else _forward
+        self.scan = self.usual_scan if self._pipe is None else forward
 
     def _open_pipe(self) -> None:
         """Forward plain requests where the store can, for clients that have not said HELLO."""

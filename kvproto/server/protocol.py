@@ -8,7 +8,6 @@ session's (`kvproto.server.session`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
@@ -23,9 +22,9 @@ from kvproto.base.addresses import describe_peer, is_local
 from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import CONNECTION, make_logger
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
+from kvproto.server.answering import JOIN_LIMIT, Answering
 from kvproto.server.binary import BinarySession
 from kvproto.server.buckets import Bucket
-from kvproto.server.counters import MEASURED_READS
 from kvproto.server.replies import Hangup
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.session import Session
@@ -41,9 +40,6 @@ _MOST_UNREAD = 16
 """Times ``unsent_limit`` that a peer may leave unread of what it had asked for before it stopped
 reading, where that comes from elsewhere and cannot be called off."""
 
-_JOIN_LIMIT = 32 * 1024
-"""Replies of one write up to this size, in bytes, are joined: cheaper than many parts."""
-
 _FATES = {"idle": "idle_timeout", "process stopping": "shutdown", "acceptor stopping": "shutdown"}
 """What ended a connection, and memcached's words for it."""
 
@@ -52,7 +48,7 @@ MakeDialect: TypeAlias = Any
 
 
 @implementer(IPushProducer, IAnswers, IDrainable, IHalfCloseableProtocol)
-class KVServerProtocol(TwistedProtocol):
+class KVServerProtocol(Answering, TwistedProtocol):
     """One connection of a key-value client, on any transport.
 
     Args:
@@ -70,7 +66,6 @@ class KVServerProtocol(TwistedProtocol):
     """
 
     transport: Any
-    _write_alone: Callable[[bytes], object]
 
     def __init__(
         self,
@@ -146,40 +141,6 @@ class KVServerProtocol(TwistedProtocol):
         if not settled or self._held:
             self._attend()
 
-    def answer(self, data: bytes, replies: list[bytes]) -> int:
-        """Take a read, and give the replies back; see `kvproto.interfaces.IAnswers`.
-
-        Whatever is left to do to the transport is done when the read comes to `dataReceived`.
-        """
-        session = self.session
-        if session is None:
-            return 0
-        counters, size = self._counters, len(data)
-        counters.unmeasured = unmeasured = counters.unmeasured - 1
-        started = 0.0 if unmeasured else perf_counter()
-        try:
-            settled = session.receive(data, replies)
-        except Exception:
-            self._report(Failure())
-            session.end(Hangup(reason="an internal error"))
-            settled = False
-        if started:
-            counters.unmeasured = MEASURED_READS
-            self._server.requests.took_read(data, perf_counter() - started)
-        # Forwarded requests have no replies yet.
-        written = (
-            0 if not replies else len(replies[0]) if len(replies) == 1 else sum(map(len, replies))
-        )
-        if written > _JOIN_LIMIT:  # less is not worth the time of those who send little
-            self._written = written
-        counters.bytes_read += size
-        counters.bytes_written += written
-        self.last_read = counters.recently
-        if settled and not self._held:
-            return size
-        self._answered = True
-        return 0
-
     def readConnectionLost(self) -> None:
         """Answer what was asked, then close: the peer has ended its side."""
         session = self.session
@@ -234,31 +195,14 @@ class KVServerProtocol(TwistedProtocol):
 
     # what was forwarded, past the session
 
-    def forwarded(self, replies: list[bytes], last: bool) -> None:
-        """Write replies to forwarded requests.
+    def _unread(self) -> None:
+        """Bound what is kept for a peer that does not read.
 
-        Args:
-            replies: Perhaps none.
-            last: Whether no request is under way any more: then what has waited is served.
+        It was asked for before the peer stopped reading, and nobody else may wait for it.
         """
-        if self._closed:
-            return
-        if replies:
-            size = len(replies[0]) if len(replies) == 1 else sum(map(len, replies))
-            if last and size <= _JOIN_LIMIT:
-                self._written = size
-                self._counters.bytes_written += size
-                self._write_alone(replies[0] if len(replies) == 1 else b"".join(replies))
-            else:
-                self._write(replies)
-            if self._paused:
-                # They were asked for before it stopped reading, and nobody else may wait for it.
-                self._unread_replies += self._written
-                if self._unread_replies > _MOST_UNREAD * self._server.settings.unsent_limit:
-                    self.let_go("the peer does not read its replies")
-        session = self.session
-        if last and session is not None and not session.plain and session.waits:
-            self.proceed()
+        self._unread_replies += self._written
+        if self._unread_replies > _MOST_UNREAD * self._server.settings.unsent_limit:
+            self.let_go("the peer does not read its replies")
 
     def forwarding_failed(self, reason: str) -> None:
         """Close: a request of unknown fate must not be answered."""
@@ -401,7 +345,7 @@ class KVServerProtocol(TwistedProtocol):
         self._counters.bytes_written += size
         if len(out) == 1:
             self.transport.write(out[0])
-        elif size <= _JOIN_LIMIT:
+        elif size <= JOIN_LIMIT:
             self.transport.write(b"".join(out))
         else:
             self.transport.writeSequence(out)
@@ -474,6 +418,11 @@ class KVServerProtocol(TwistedProtocol):
             stage="before its login" if self._peer.user is None else "in its session",
             reason=reason,
         )
+
+    def _not_served(self, session: Session) -> None:
+        """Report a defect in the middle of a read, after which nothing is served any more."""
+        self._report(Failure())
+        session.end(Hangup(reason="an internal error"))
 
     def _break_off(self) -> None:
         """Report a defect that left the stream in an unknown state, and drop the connection."""

@@ -1,0 +1,9 @@
+"""Types of the compiled ``_answering.pyx``."""
+
+from typing import Any
+
+class Answering:
+    def answer(self, data: bytes, replies: list[bytes]) -> int: ...
+    def forwarded(self, replies: list[bytes], last: bool) -> None: ...
+
+def forward(session: Any, dialect: Any, data: bytes, out: list[bytes], limit: int) -> int: ...
