@@ -38,6 +38,7 @@ compiled = [
         "kvproto.server._answering",
         "kvproto.server._scan",
         "kvproto.store._walk",
+        "kvproto.store.file._tail",
         "kvproto.tls._native",
         "kvproto.upstream._pipe",
         "kvproto.upstream._quick",

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -31,16 +30,14 @@ from twisted.python.failure import Failure
 from kvproto.base.log import make_logger
 from kvproto.config import Sync
 from kvproto.errors import StoreUnavailable
-from kvproto.store.document import ALL_MARKS, Document, Key
+from kvproto.store.document import Document, Key
 from kvproto.store.file.disk import Disk
 from kvproto.store.file.records import (
     ALIGNMENT,
-    HEAD_SIZE,
     Kind,
     body_of,
     decode,
     encode,
-    pack_head,
     size_of,
 )
 from kvproto.store.file.segments import (
@@ -52,6 +49,7 @@ from kvproto.store.file.segments import (
     seed_of,
     segment_name,
 )
+from kvproto.store.file.tail import Tail
 
 __all__ = ["SEGMENT_SIZE", "Journal", "Numbers"]
 
@@ -125,7 +123,7 @@ class Sealed:
     size: int
 
 
-class Journal:
+class Journal(Tail):
     """The log in one directory.
 
     Args:
@@ -139,8 +137,6 @@ class Journal:
         run_sync: Runs what forces records to the disk; `run` does when None.
 
     Attributes:
-        at: Where the next record goes.
-        limit: Where the room for documents ends; 0 when nothing can be appended.
         numbers: Returns what the store has now.
         find: Returns what the store has under a key, a tombstone included, for cleaning.
         documents: Returns all that the store has, in pieces.
@@ -148,7 +144,6 @@ class Journal:
         state: What goes into each segment's STATE record.
         sealed: The segments before the one that is written to, the oldest first.
         fault: Why nothing can be appended, for people; "" when it can.
-        appended: How many records have been appended.
         persisted: Sequence number up to which everything is on the disk.
     """
 
@@ -186,6 +181,7 @@ class Journal:
         self._wanted = 0
         self._waiting: deque[Deferred[None]] = deque()
         self._active: _Segment | None = None
+        self._map: mmap.mmap | None = None
         self.at = 0
         self.limit = 0
         self._seed = 0
@@ -273,7 +269,7 @@ class Journal:
             path, at = self._active.path, self.at
             end = end_record(self._active.number)
             self._close(self._active)
-            self._active = None
+            self._active = self._map = None
             try:
                 await self._in_thread(self._disk.seal, path, at, end)
             except OSError as error:
@@ -400,50 +396,6 @@ class Journal:
 
     # -- appending ------------------------------------------------------------
 
-    def put(self, key: Key, document: Document, *, newest: bool = True) -> None:
-        """Append that this is the document, or tombstone, under a key now.
-
-        Args:
-            key: Which.
-            document: What is there.
-            newest: Whether the store has made no larger CAS.
-        """
-        if (
-            newest
-            and key.__class__ is bytes
-            and document.xattrs is None
-            and not document.deleted
-            and not document.marks & ALL_MARKS
-        ):
-            value = document.value
-            key_size = len(key)
-            head = pack_head(
-                HEAD_SIZE + key_size + len(value),
-                1,
-                document.datatype,
-                key_size,
-                0,
-                document.flags,
-                document.cas,
-                document.seqno,
-                document.expires_at,
-            )
-            body = head + key + value
-        else:
-            kind = Kind.TOMBSTONE if document.deleted else Kind.PUT
-            body = body_of(kind, key, document, newest=newest)
-        at = self.at
-        end = at + 4 + len(body)
-        if end > self.limit:
-            self._roll(len(body))
-            at = self.at
-            end = at + 4 + len(body)
-        assert self._active is not None
-        checksum = crc32(body, self._seed).to_bytes(4, "little")
-        self._active.map[at:end] = checksum + body
-        self.at = (end + 7) & -ALIGNMENT
-        self.appended += 1
-
     def remove(self, key: Key, cas: int, seqno: int) -> None:
         """Append that there is nothing under a key."""
         self._append_own(Kind.REMOVE, key, Document(b"", cas=cas, seqno=seqno))
@@ -516,6 +468,7 @@ class Journal:
         spare.path = path
         self._renamed = True
         self._active = spare
+        self._map = spare.map
         self._seed = seed_of(spare.number)
         self.limit = spare.size - RESERVE
         numbers = self.numbers()
