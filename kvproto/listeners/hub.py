@@ -38,7 +38,7 @@ try:
 except ImportError:  # not Linux
     EPollReactor = None  # type: ignore[assignment, misc]
 
-__all__ = ["COHORT", "TURN", "VISITS", "Hub", "hub_for"]
+__all__ = ["COHORT", "TURN", "VISITS", "Hub", "HubReactor", "hub_for"]
 
 log = make_logger()
 peer_log = LimitedLog(log)
@@ -61,10 +61,10 @@ _REASONS: Final[dict[type[BaseException], Failure]] = {
 
 @implementer(IReactorFDSet, IReadDescriptor)
 class Hub:
-    """A reactor to the transports in it, one of its readers to the reactor.
+    """Watches transports for a reactor, to which it is one reader.
 
     Args:
-        reactor: An epoll reactor; asked for everything else.
+        reactor: An epoll reactor.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -74,10 +74,6 @@ class Hub:
         self._members: list[Any] = []
         self._masks: list[int] = []
         self._count = 0
-
-    def __getattr__(self, name: str) -> Any:
-        """Delegate everything else to the real reactor."""
-        return getattr(self._reactor, name)
 
     # for transports
 
@@ -241,8 +237,28 @@ class Hub:
                 peer_log.failure("a connection's protocol failed at its end", peer="")
 
 
+class HubReactor:
+    """A hub to the transports in it: a reactor.
+
+    The hub itself hands nothing on, since CPython looks at length for each attribute of who does.
+
+    Args:
+        hub: Watches the transports.
+        reactor: Asked for everything else.
+    """
+
+    def __init__(self, hub: Hub, reactor: Any) -> None:
+        self._reactor = reactor
+        self.addReader, self.removeReader = hub.addReader, hub.removeReader
+        self.addWriter, self.removeWriter = hub.addWriter, hub.removeWriter
+
+    def __getattr__(self, name: str) -> Any:
+        """Delegate everything else to the real reactor."""
+        return getattr(self._reactor, name)
+
+
 def hub_for(reactor: Any) -> Any:
     """Return a hub for new connections, or the reactor itself where there can be none."""
     if EPollReactor is not None and isinstance(reactor, EPollReactor):
-        return Hub(reactor)
+        return HubReactor(Hub(reactor), reactor)
     return reactor

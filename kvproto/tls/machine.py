@@ -60,7 +60,17 @@ from kvproto.tls.outbox import PIECE_SIZE, RECORD_SIZE, Outbox
 from kvproto.tls.reasons import BudgetExceeded
 from kvproto.tls.records import UNKNOWN, RecordCounter
 
-__all__ = ["TABLE", "Event", "State", "TLSMachine"]
+__all__ = [
+    "CLOSED",
+    "HANDSHAKING",
+    "OPEN",
+    "PEER_ENDED",
+    "SHUT",
+    "TABLE",
+    "Event",
+    "State",
+    "TLSMachine",
+]
 
 SLICE_SIZE: Final = RECORD_SIZE
 """Bytes of ciphertext fed at a time: OpenSSL's BIO keeps the size of the largest piece."""
@@ -93,7 +103,10 @@ class Event(enum.Enum):
     FAILED = "failed"
 
 
-_H, _O, _P, _S, _C = State
+HANDSHAKING, OPEN, PEER_ENDED, SHUT, CLOSED = _H, _O, _P, _S, _C = State
+"""The states, for who asks often: CPython looks at length for each attribute of an enumeration."""
+
+_HANDSHAKE_DONE: Final = Event.HANDSHAKE_DONE
 
 TABLE: Final[dict[str, dict[State, State]]] = {
     "handshake done": {_H: _O, _O: _O, _P: _P, _S: _S, _C: _C},
@@ -161,7 +174,7 @@ class TLSMachine:
         self.engine = engine
         self.junk = 0
         self.outbox = Outbox()
-        self.state = self.last = State.HANDSHAKING
+        self.state = self.last = HANDSHAKING
         self.dirty = self.waits_for_peer = self.truncated = False
         self.error: Exception | None = None
         self.first_bytes = b""
@@ -180,7 +193,7 @@ class TLSMachine:
 
     def _move(self, what: str) -> None:
         self.state = new = TABLE[what][self.state]
-        if new is not State.CLOSED:
+        if new is not CLOSED:
             self.last = new
 
     # --- in -------------------------------------------------------------------------------
@@ -189,7 +202,7 @@ class TLSMachine:
         """Take ciphertext that was read; `next_event` tells what follows from it."""
         if not data or self.state not in _HEARS:
             return
-        if self.state is State.HANDSHAKING and len(self.first_bytes) < 8:
+        if self.state is HANDSHAKING and len(self.first_bytes) < 8:
             self.first_bytes = (self.first_bytes + data[:8])[:8]
         self.unfed.append(data)
 
@@ -268,7 +281,7 @@ class TLSMachine:
     @property
     def idle(self) -> bool:
         """Whether the next input begins a record, and nothing waits to be told."""
-        return self.state is State.OPEN and not self.has_input and self._records.aligned
+        return self.state is OPEN and not self.has_input and self._records.aligned
 
     @property
     def has_input(self) -> bool:
@@ -295,10 +308,10 @@ class TLSMachine:
             engine.busy = False
         if failure is not None:
             self._fail(failure)
-        elif done and self.state is State.HANDSHAKING:
+        elif done and self.state is HANDSHAKING:
             self._records.cipher_changes = 0
             self._move("handshake done")
-            self._news = Event.HANDSHAKE_DONE
+            self._news = _HANDSHAKE_DONE
 
     def end_input(self) -> None:
         """Take a FIN for the peer's end, where it has not said close_notify before."""
@@ -308,7 +321,7 @@ class TLSMachine:
 
     def finish_input(self) -> None:
         """Let `next_event` tell all that is left; the transport is gone."""
-        if self.state is not State.HANDSHAKING:
+        if self.state is not HANDSHAKING:
             self._readable = UNKNOWN
             self._final = True
 
@@ -335,9 +348,9 @@ class TLSMachine:
             piece = piece[:taken]
         self._refusals = 0 if taken else self._refusals + 1
         records = self._records.count(piece) if taken else UNKNOWN
-        if self.state is State.HANDSHAKING:
+        if self.state is HANDSHAKING:
             self.handshake()
-            more = self._news is Event.HANDSHAKE_DONE and self.engine.may_hold_input()
+            more = self._news is _HANDSHAKE_DONE and self.engine.may_hold_input()
             records = UNKNOWN if more else 0
             taken = 0  # a handshake has a deadline, not a budget
         elif self._records.cipher_changes and not self._renegotiate():
@@ -394,7 +407,7 @@ class TLSMachine:
         self._news = Event.PEER_ENDED
 
     def _fail(self, error: Exception) -> None:
-        if self.state is State.CLOSED:
+        if self.state is CLOSED:
             return
         # Without its frames: they would keep whoever called, and with it the connection.
         self.error = error.with_traceback(None)

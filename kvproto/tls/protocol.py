@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvproto.interfaces import ISecuredTransport
-from kvproto.tls.machine import State
+from kvproto.tls.machine import HANDSHAKING
 from kvproto.tls.peer import peer_chain, tls_version
 from kvproto.tls.shell import Shell
 
@@ -103,7 +103,7 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
     def _negotiated(self) -> Any:
         """The OpenSSL connection once its handshake has ended, None before that."""
         machine = self._shell.machine
-        if machine is None or machine.last is State.HANDSHAKING:
+        if machine is None or machine.last is HANDSHAKING:
             return None
         return machine.engine.connection
 

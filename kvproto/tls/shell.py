@@ -51,7 +51,15 @@ from kvproto.tls.contexts import OP_ALLOW_CLIENT_RENEGOTIATION
 from kvproto.tls.declare import provide_what
 from kvproto.tls.ending import explain_failure, final_reason, is_worth_a_warning
 from kvproto.tls.gate import ProducerGate
-from kvproto.tls.machine import Event, State, TLSMachine
+from kvproto.tls.machine import (
+    CLOSED,
+    HANDSHAKING,
+    OPEN,
+    PEER_ENDED,
+    SHUT,
+    Event,
+    TLSMachine,
+)
 from kvproto.tls.outbox import RECORD_SIZE
 from kvproto.tls.progress import ProgressDeadline
 from kvproto.tls.reasons import (
@@ -188,9 +196,9 @@ class Shell:
     def stage(self) -> str:
         """``"handshake"``, ``"established"`` or ``"closing"``."""
         machine = self.machine
-        if machine is None or machine.last is State.HANDSHAKING:
+        if machine is None or machine.last is HANDSHAKING:
             return "handshake"
-        return "closing" if self.disconnecting or machine.last is not State.OPEN else "established"
+        return "closing" if self.disconnecting or machine.last is not OPEN else "established"
 
     def use(self, connection: Connection) -> None:
         """Speak TLS by an OpenSSL connection from now on."""
@@ -236,7 +244,7 @@ class Shell:
         machine = self.machine
         if not getattr(self.factory, "serves", False) and not self._aborted:
             machine.handshake()
-            if machine.state is State.HANDSHAKING:
+            if machine.state is HANDSHAKING:
                 self._send_output()
             else:
                 # Stand-ins that are done at once may have nothing to fetch from.
@@ -452,7 +460,7 @@ class Shell:
     def _deliver_last(self) -> None:
         """Deliver what can still be decrypted; the transport is gone."""
         machine = self.machine
-        if machine.state is State.HANDSHAKING:
+        if machine.state is HANDSHAKING:
             return
         self._reading = True
         try:
@@ -499,7 +507,7 @@ class Shell:
         return (
             self._read_paused
             and machine is not None
-            and machine.state is not State.HANDSHAKING
+            and machine.state is not HANDSHAKING
             and not (self.disconnecting or self._ended)
             and not (machine.waits_for_peer and sum(map(len, self._held)) <= HELD_SIZE)
         )
@@ -509,9 +517,9 @@ class Shell:
         machine = self.machine
         if self._armed:
             self._close_shortcut()
-        state = State.CLOSED if machine is None else machine.state
+        state = CLOSED if machine is None else machine.state
         self._fast = (
-            state is State.OPEN
+            state is OPEN
             and machine.idle
             and not (self._read_paused or self._held or self.disconnecting or self._app_failed)
         )
@@ -519,9 +527,9 @@ class Shell:
         self._mute = (
             self._ended
             or self._aborted
-            or state is State.CLOSED
-            or state is State.SHUT
-            or (state is State.PEER_ENDED and not self._answering)
+            or state is CLOSED
+            or state is SHUT
+            or (state is PEER_ENDED and not self._answering)
             or (ending and self.producer is None)
         )
         paused = self._holds_input()
@@ -649,7 +657,7 @@ class Shell:
             # A transport that calls back from its write ends up here: the loop below sees
             # what came in addition.
             return
-        if machine.state is not State.HANDSHAKING:
+        if machine.state is not HANDSHAKING:
             self._flushing = True
             try:
                 while machine.has_output and not self._full:
@@ -665,7 +673,7 @@ class Shell:
                 self._drive()
                 return
             self._watch_for_peer(machine)
-        if machine.state is State.CLOSED:
+        if machine.state is CLOSED:
             return
         gate = self._gate
         if machine.has_output:
@@ -674,7 +682,7 @@ class Shell:
             if gate is not None:
                 gate.hold()
         elif self._ends_after_output():
-            if machine.state is not State.HANDSHAKING:
+            if machine.state is not HANDSHAKING:
                 self._output_done()
         elif gate is not None and not self._full:
             gate.release()
@@ -692,22 +700,22 @@ class Shell:
 
     def _ends_after_output(self) -> bool:
         """Return whether close_notify follows what is queued; a producer is waited for."""
-        if self.machine.state is State.PEER_ENDED and not self._answering:
+        if self.machine.state is PEER_ENDED and not self._answering:
             return True
         return self.producer is None and bool(self.disconnecting or self._half_closed)
 
     def _output_done(self) -> None:
         """Send close_notify: nothing is queued, and nothing will be."""
         machine = self.machine
-        if machine.state is State.PEER_ENDED:
+        if machine.state is PEER_ENDED:
             truncated = machine.truncated
             self._protocol._shutdownTLS()
             if self.machine is not None:
                 self.finish(self._end_of_input() if truncated else None)
-        elif machine.state is State.OPEN:
+        elif machine.state is OPEN:
             self._protocol._shutdownTLS()
             self._rules_changed()
-            if self.machine is not None and self.machine.state is State.CLOSED:
+            if self.machine is not None and self.machine.state is CLOSED:
                 # OpenSSL has seen the peer's close_notify, in the read that is being handled.
                 self._close_transport()
 
@@ -779,7 +787,7 @@ class Shell:
             RuntimeError: Another producer is registered.
         """
         machine = self.machine
-        if machine is None or machine.state is State.CLOSED:
+        if machine is None or machine.state is CLOSED:
             producer.stopProducing()
             return
         if self.producer is not None:
@@ -855,7 +863,7 @@ class Shell:
         if self.disconnecting or not self.connected:
             return
         machine = self.machine
-        if machine.state is State.HANDSHAKING and not machine.has_output:
+        if machine.state is HANDSHAKING and not machine.has_output:
             # close_notify cannot be sent before the handshake, and nobody needs it.
             self.abortConnection()
             return
@@ -924,9 +932,9 @@ class Shell:
         if self._input_ended or self._ended or machine is None:
             return
         self._input_ended = True
-        if machine.state is State.CLOSED or self._aborted or self._app_failed:
+        if machine.state is CLOSED or self._aborted or self._app_failed:
             return
-        if machine.state is State.HANDSHAKING:
+        if machine.state is HANDSHAKING:
             self.transport.loseConnection()
         elif not self._reading:
             self._drive()
@@ -937,12 +945,12 @@ class Shell:
     def _peer_ended(self) -> None:
         """Let what the peer has asked be answered; then say goodbye."""
         machine = self.machine
-        if machine.state is State.CLOSED:
+        if machine.state is CLOSED:
             self.finish(self._end_of_input() if machine.truncated else None)
             return
         if not (self.disconnecting or self._half_closed or self._app_failed):
             self._await_answers()
-        if self.machine is not None and machine.state is not State.CLOSED:
+        if self.machine is not None and machine.state is not CLOSED:
             self._rules_changed()
             self._flush()
             self._arm_close()
@@ -1064,7 +1072,7 @@ class Shell:
     def _arm_close(self) -> None:
         if self._ended or self._closing is not None or self._protocol.close_timeout is None:
             return
-        peer_ended = self.machine.state is State.PEER_ENDED
+        peer_ended = self.machine.state is PEER_ENDED
         period = self._protocol.half_close_timeout if peer_ended else self._protocol.close_timeout
         if period is not None:
             self._closing = ProgressDeadline(
@@ -1077,13 +1085,13 @@ class Shell:
         app_is_busy = (
             self.producer is not None
             and not self._full
-            and machine.state in (State.OPEN, State.HANDSHAKING)
+            and machine.state in (OPEN, HANDSHAKING)
             and not machine.waits_for_peer
         )
         if app_is_busy or deadline.made_progress(self._given):
             self._arm_close()
             return
-        if machine.state is State.PEER_ENDED:
+        if machine.state is PEER_ENDED:
             why = "the peer has ended its side, and nothing more was answered or taken"
         else:
             why = "the peer did not close"
@@ -1101,13 +1109,13 @@ class Shell:
         if self._ended:
             return
         machine = self.machine
-        state = State.CLOSED if machine is None else machine.state
-        clean = state is not State.HANDSHAKING
+        state = CLOSED if machine is None else machine.state
+        clean = state is not HANDSHAKING
         # After a reset OpenSSL has nothing to say about how it ended, and while input takes its
         # short way it holds none: then there is nothing to ask it for.
         nothing_left = self._fast and isinstance(reason.value, ConnectionLost)
         self._ended = self._mute = True
-        if not (state is State.CLOSED or self._aborted or self._app_failed or nothing_left):
+        if not (state is CLOSED or self._aborted or self._app_failed or nothing_left):
             self._deliver_last()
         self._cancel_calls()
         registered, self.connected = self.connected, False

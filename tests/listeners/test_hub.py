@@ -20,7 +20,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from kvproto.listeners import hub as under_test
-from kvproto.listeners.hub import COHORT, TURN, VISITS, Hub, hub_for
+from kvproto.listeners.hub import COHORT, TURN, VISITS, Hub, HubReactor, hub_for
 
 
 class Outer(Clock):
@@ -105,8 +105,16 @@ class HubTests(SynchronousTestCase):
 
     def test_the_reactor_in_everything_else(self) -> None:
         """Timers are the reactor's."""
-        call = self.hub.callLater(1, lambda: None)
+        reactor = HubReactor(self.hub, self.outer)
+        call = reactor.callLater(1, lambda: None)
         self.assertEqual(self.outer.getDelayedCalls(), [call])
+        member, _ = self.member()
+        reactor.addReader(member)
+        reactor.addWriter(member)
+        self.assertEqual((self.hub.getReaders(), self.hub.getWriters()), ([member], [member]))
+        reactor.removeReader(member)
+        reactor.removeWriter(member)
+        self.assertEqual((self.hub.getReaders(), self.hub.getWriters()), ([], []))
 
     def test_the_reactor_watches_while_there_are_members(self) -> None:
         """An empty hub is nothing to the reactor: it leaves nothing behind."""
@@ -390,6 +398,6 @@ class HubTests(SynchronousTestCase):
         self.assertIs(hub_for(self.outer), self.outer)
         # Never initialised: nothing to clean up.
         epoll_reactor = EPollReactor.__new__(EPollReactor)
-        self.assertIsInstance(hub_for(epoll_reactor), Hub)
+        self.assertIsInstance(hub_for(epoll_reactor), HubReactor)
         self.patch(under_test, "EPollReactor", None)
         self.assertIs(hub_for(epoll_reactor), epoll_reactor)
