@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvproto.interfaces import IShortcutTransport
@@ -54,6 +55,9 @@ _LATER: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.ENOBUFS, errno
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET})
 """The peer has closed: whoever reads from such a socket is told so by its next read."""
 
+_DONE: Final = Failure(CONNECTION_DONE)
+"""The usual end, made once as Twisted does."""
+
 QUICKACK: Final[int | None] = getattr(sockets, "TCP_QUICKACK", None)
 """Linux' option; None elsewhere."""
 
@@ -80,6 +84,7 @@ class _SendsAtOnce(_ServerBase):
     _read: Callable[[], bytes | int | None] | None
     _reads = False
     _writes = False
+    _read_ends = False  # while the protocol is told so
     _send_failed = False
     _peer_gone = False
     _sendmsgQueue: Any = ()  # descriptors that wait; only Unix sockets have any
@@ -119,7 +124,8 @@ class _SendsAtOnce(_ServerBase):
         if self._peer_gone and self._reads:
             return  # the next read says it, and needs no change of what is watched
         self._writes = True
-        self.reactor.addWriter(self)
+        if not self._read_ends:
+            self.reactor.addWriter(self)
 
     def stopWriting(self) -> None:
         """Stop asking for room."""
@@ -279,6 +285,24 @@ class DirectServer(_SendsAtOnce, tcp.Server):
             return None
         self._shouldShutdown = False  # there is nothing left to shut down
         return CONNECTION_LOST
+
+    def readConnectionLost(self, reason: Failure) -> None:
+        """Tell the protocol that the peer has ended its side; close at once if it has done so.
+
+        Twisted would wait until the reactor says that there is room to write what nothing is left
+        of: two changes of what is watched and a turn for each connection.
+        """
+        self._read_ends = True
+        try:
+            super().readConnectionLost(reason)
+        finally:
+            self._read_ends = False
+        if self._writes and self.connected:
+            why = self.doWrite()
+            if why is not None:
+                self.connectionLost(_DONE if why is CONNECTION_DONE else Failure(why))
+            elif self._writes:
+                self.reactor.addWriter(self)
 
 
 class DirectUNIXServer(_SendsAtOnce, unix.Server):

@@ -200,7 +200,7 @@ class BinarySession:
         A store that can forward requests as they are (`open_pipe`) does so from now on.
         """
         self._outlet = outlet
-        self._choose_table()
+        self._choose_scan()
 
     @property
     def forwarding(self) -> bool:
@@ -305,10 +305,9 @@ class BinarySession:
                 strict=self._strict,
             )
         self._table = self._tables.counting
-        self._open_pipe()
-        self.scan = self.usual_scan if self._pipe is None else forward
+        self._choose_scan()
 
-    def _open_pipe(self) -> None:
+    def _choose_scan(self) -> None:
         """Forward plain requests where the store can, for clients that have not said HELLO."""
         logged_in = self.bucket is not None and self.peer.user is not None
         make = getattr(type(self.store), "open_pipe", None) if logged_in else None
@@ -317,6 +316,7 @@ class BinarySession:
         elif self._pipe is None or self._piped is not self.store:
             self._piped = self.store
             self._pipe = make(self.store, self._outlet)
+        self.scan = self.usual_scan if self._pipe is None else forward
 
     def execute(self, request: Request | Oversized) -> Reply:
         """Serve one frame."""

@@ -403,7 +403,7 @@ class KVServerProtocol(Answering, TwistedProtocol):
         """Return how a connection ends that was lost: closed, or for one side's fault."""
         if self._connection is not None and self._connection.ended_by in _FATES:
             return _FATES[self._connection.ended_by]
-        closed = reason.check(ConnectionDone) is not None and not self._faulty
+        closed = isinstance(reason.value, ConnectionDone) and not self._faulty
         return "normal" if closed else "error"
 
     def _note(self, reason: str) -> None:

@@ -11,7 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, Final
 
-from OpenSSL.SSL import Connection, Error, WantReadError, WantWriteError
+from OpenSSL.SSL import (
+    OP_IGNORE_UNEXPECTED_EOF,
+    Connection,
+    Error,
+    WantReadError,
+    WantWriteError,
+)
 
 from kvproto.tls.outbox import RECORD_SIZE
 
@@ -167,6 +173,12 @@ class Engine:
     def shutdown(self) -> bool:
         """Send close_notify; return whether the peer's has arrived as well."""
         return bool(self.connection.shutdown())
+
+    def may_take_fin_for_goodbye(self) -> bool:
+        """Return whether the options tell OpenSSL to take the end of the input for a goodbye."""
+        # Absent in older pyOpenSSL, and in what tests put here: then OpenSSL is to be asked.
+        set_options = getattr(self.connection, "set_options", None)
+        return set_options is None or bool(set_options(0) & OP_IGNORE_UNEXPECTED_EOF)
 
     def end_of_input(self) -> None:
         """Mark the end of the input: no more ciphertext will be fed."""

@@ -281,7 +281,11 @@ class TLSMachine:
     @property
     def idle(self) -> bool:
         """Whether the next input begins a record, and nothing waits to be told."""
-        return self.state is OPEN and not self.has_input and self._records.aligned
+        return (
+            self.state is OPEN
+            and self._records.aligned
+            and not (self.unfed or self._readable or self._news or self._odd)
+        )
 
     @property
     def has_input(self) -> bool:
@@ -327,6 +331,8 @@ class TLSMachine:
 
     def takes_fin_for_goodbye(self) -> bool:
         """Return whether a FIN without close_notify is an orderly end to OpenSSL's options."""
+        if not self.engine.may_take_fin_for_goodbye():
+            return False
         self.engine.end_of_input()
         try:
             self.engine.read()

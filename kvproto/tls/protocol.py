@@ -76,6 +76,9 @@ class KVTLSProtocol(TLSMemoryBIOProtocol):
 
     transport: Any
 
+    __conform__ = None
+    """Asked at each adaptation; looked for in the transport otherwise, and not found there."""
+
     def __init__(
         self, factory: TLSMemoryBIOFactory, wrappedProtocol: IProtocol, _connectWrapped: bool = True
     ) -> None:

@@ -93,6 +93,10 @@ HELD_SIZE: Final = 256 * 1024
 """Most plaintext kept for an application that has paused while TLS itself must read on."""
 
 
+_UNANNOUNCED: Final = Failure(CONNECTION_LOST)
+"""The end of most connections, made once as Twisted does with its own."""
+
+
 def _owned(data: Any) -> bytes:
     """Copy a buffer that its owner may change; refuse what is no buffer."""
     return memoryview(data).tobytes()
@@ -281,7 +285,6 @@ class Shell:
         """
         spoke = spoke or self._send_output()
         self._disarm_handshake()
-        self._rules_changed()
         if not self.disconnecting and IHandshakeListener.providedBy(self.wrappedProtocol):
             try:
                 self.wrappedProtocol.handshakeCompleted()
@@ -391,7 +394,7 @@ class Shell:
         try:
             while self._held and not self._read_paused:
                 self._deliver(self._held.popleft())
-            while not (self._app_failed or self._holds_input()):
+            while not (self._app_failed or (self._read_paused and self._holds_input())):
                 event = machine.next_event()
                 if self._aborted:
                     break
@@ -417,7 +420,8 @@ class Shell:
             self._abort_transport()
             return
         self._rules_changed()
-        self._flush()
+        if machine.state is not HANDSHAKING or self._gate is not None:
+            self._flush()
         if machine.dirty:
             self._send_output()
             if self._unread and not self._ended and self._unread > self._protocol.junk_budget:
@@ -502,11 +506,10 @@ class Shell:
     # --- what follows from the state ------------------------------------------------------
 
     def _holds_input(self) -> bool:
-        """Return whether input waits for the application to resume."""
+        """Return whether input waits for the application, which has paused, to resume."""
         machine = self.machine
         return (
-            self._read_paused
-            and machine is not None
+            machine is not None
             and machine.state is not HANDSHAKING
             and not (self.disconnecting or self._ended)
             and not (machine.waits_for_peer and sum(map(len, self._held)) <= HELD_SIZE)
@@ -518,21 +521,21 @@ class Shell:
         if self._armed:
             self._close_shortcut()
         state = CLOSED if machine is None else machine.state
-        self._fast = (
-            state is OPEN
-            and machine.idle
-            and not (self._read_paused or self._held or self.disconnecting or self._app_failed)
-        )
-        ending = bool(self.disconnecting or self._half_closed)
+        if state is OPEN:
+            self._fast = machine.idle and not (
+                self._read_paused or self._held or self.disconnecting or self._app_failed
+            )
+        else:
+            self._fast = False
         self._mute = (
             self._ended
             or self._aborted
             or state is CLOSED
             or state is SHUT
             or (state is PEER_ENDED and not self._answering)
-            or (ending and self.producer is None)
+            or ((self.disconnecting or self._half_closed) and self.producer is None)
         )
-        paused = self._holds_input()
+        paused = self._read_paused and self._holds_input()
         if paused is not self._transport_paused and not (self._ended or self._input_ended):
             self._transport_paused = paused
             if paused:
@@ -1019,7 +1022,7 @@ class Shell:
 
     def _end_of_input(self) -> Failure | None:
         """Return what a FIN without close_notify is to OpenSSL; None for an orderly end."""
-        return None if self.machine.takes_fin_for_goodbye() else Failure(CONNECTION_LOST)
+        return None if self.machine.takes_fin_for_goodbye() else _UNANNOUNCED
 
     def finish(self, reason: Failure | None) -> None:
         """Note that nothing more can come through TLS, and close the transport.

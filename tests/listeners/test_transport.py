@@ -380,6 +380,62 @@ class EndingTests(_Transports):
             self.assertIs(transport.doRead(), main.CONNECTION_DONE)
 
 
+class PeerEndedTests(_Transports):
+    """What follows when the peer has ended its side."""
+
+    def ends(self, *answers: bytes, close: bool = True) -> list[object]:
+        """Let it end; return who waited to write while the protocol heard so, and closed."""
+        waited: list[object] = []
+
+        def answer() -> None:
+            for piece in answers:
+                self.transport.write(piece)
+            if close:
+                self.transport.loseConnection()
+            waited.extend(self.reactor.writers)
+            self.assertEqual(self.protocol.lost, [])
+
+        self.protocol.readConnectionLost = answer  # type: ignore[method-assign]
+        self.transport.readConnectionLost(Failure(main.CONNECTION_DONE))
+        return waited
+
+    def test_closed_at_once(self) -> None:
+        """A protocol that has nothing more to say is told of the end as soon as it has returned."""
+        self.assertEqual(self.ends(b"last"), [])
+        (reason,) = self.protocol.lost
+        self.assertIsInstance(reason.value, error.ConnectionDone)
+        self.assertEqual(self.peer.recv(10), b"last")
+        self.assertEqual(self.peer.recv(10), b"")
+        self.assertEqual((self.reactor.readers, self.reactor.writers), (set(), set()))
+
+    def test_closed_after_what_is_queued(self) -> None:
+        """What the socket does not take at once is sent before the end."""
+        self.ends(MUCH)
+        self.assertEqual(self.protocol.lost, [])
+        self.assertEqual(self.reactor.writers, {self.transport})
+        self.assertEqual(self._received(), MUCH)
+        self.assertEqual(len(self.protocol.lost), 1)
+
+    def test_still_open(self) -> None:
+        """A protocol that goes on is left alone, and may write and close later."""
+        self.ends(close=False)
+        self.assertEqual((self.protocol.lost, self.reactor.writers), ([], set()))
+        self.transport.write(b"later")
+        self.transport.loseConnection()
+        self.assertEqual(self.reactor.writers, {self.transport})
+        self.reactor.turn()
+        self.assertEqual(self.peer.recv(10), b"later")
+        self.assertEqual(len(self.protocol.lost), 1)
+
+    def test_a_protocol_that_fails(self) -> None:
+        """It is told of the end, once."""
+        self.protocol.readConnectionLost = lambda: 1 // 0  # type: ignore[method-assign, assignment]
+        self.transport.readConnectionLost(Failure(main.CONNECTION_DONE))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        (reason,) = self.protocol.lost
+        self.assertIsInstance(reason.value, ZeroDivisionError)
+
+
 class ReadingTests(_Transports):
     """What happens with what arrives."""
 
