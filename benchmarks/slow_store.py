@@ -67,7 +67,8 @@ def serve(directory: Path) -> None:
     files = CredentialFiles(directory / "chain.pem", directory / "key.pem")
     endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
     secured = RotatingServerEndpoint(endpoint, files, reactor, watch=0)
-    server: Any = KVServer(SlowStore())
+    # As a service makes it: what is answered in one turn is sent together.
+    server: Any = KVServer(SlowStore(), later=reactor.callLater)
     listening: Deferred[Any] = secured.listen(KVServerFactory(server))
     listening.addCallback(lambda port: print(port.getHost().port, flush=True))
     reactor.run()

@@ -24,16 +24,16 @@ from kvproto.server.answering import forward
 from kvproto.server.buckets import Bucket
 from kvproto.server.documents import holds_json
 from kvproto.server.opcodes import (
+    BARRIERS,
     DURABLE,
+    KEYED,
     PRESERVING,
     REFUSED,
+    REORDERED,
     STORE_COUNTS,
     after_login,
     before_login,
-    has_key,
-    is_barrier,
     is_set,
-    may_be_reordered,
 )
 from kvproto.server.plain_state import PlainState
 from kvproto.server.replies import Hangup, Reply, then
@@ -345,12 +345,12 @@ class BinarySession:
             started: Whether it has been served up to a Deferred, so that its key is the store's.
         """
         opcode, bucket = request.opcode, self.bucket
-        if is_barrier(opcode) or not (self.in_order or may_be_reordered(opcode)):
+        if opcode in BARRIERS or not (self.in_order or opcode in REORDERED):
             return BARRIER
-        if isinstance(request, Request) and request.framing and _is_fenced(request):
+        if request.__class__ is Request and request.framing and _is_fenced(request):
             return BARRIER
         key = request.key
-        if not key or bucket is None or not has_key(opcode):
+        if not key or bucket is None or opcode not in KEYED:
             return FREE
         if started or not self.collections:
             return key

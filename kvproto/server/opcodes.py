@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,17 +13,17 @@ from kvproto.server.shapes import SHAPES, misshapen, shaped
 from kvproto.wire.constants import LOUD, MAX_KEY, QUIET_ON_MISS, Opcode
 
 __all__ = [
+    "BARRIERS",
     "DURABLE",
+    "KEYED",
     "PRESERVING",
     "REFUSED",
+    "REORDERED",
     "STORE_COUNTS",
     "Tables",
     "after_login",
     "before_login",
-    "has_key",
-    "is_barrier",
     "is_set",
-    "may_be_reordered",
 ]
 
 Handlers = dict[int, Handler]
@@ -207,28 +208,23 @@ _POSITIONED = frozenset(_IN_BUCKET) - {Opcode.FLUSH, Opcode.STAT} | {
 """What is answered at once, and waits for nothing: only its reply has a place."""
 
 
-def has_key(opcode: int) -> bool:
-    """Return whether an opcode is about one document."""
-    return LOUD.get(opcode, opcode) in _DOCUMENTS
+def _and_quiet(loud: Iterable[int]) -> frozenset[int]:
+    """Return opcodes, and the quiet forms of them."""
+    known = frozenset(loud)
+    return known | {opcode for opcode, form in LOUD.items() if form in known}
 
 
-def is_barrier(opcode: int) -> bool:
-    """Return whether a request waits for all before it, and all behind it wait for it.
+KEYED = _and_quiet(_DOCUMENTS)
+"""What is about one document."""
 
-    That is what is about the connection or the whole store, and what nobody knows.
-    """
-    loud = LOUD.get(opcode, opcode)
-    return loud not in _DOCUMENTS and loud not in _POSITIONED
+BARRIERS = frozenset(range(256)) - KEYED - _and_quiet(_POSITIONED)
+"""What waits for all before it, and all behind it wait for it.
 
+That is what is about the connection or the whole store, and what nobody knows."""
 
-_REORDERED = frozenset(_DOCUMENTS) - {Opcode.GATK, Opcode.GET_META}
+REORDERED = frozenset(_DOCUMENTS) - {Opcode.GATK, Opcode.GET_META}
+"""Whose reply may overtake others where the client has agreed to it.
 
+Those are kv_engine's: loud operations on documents.  Whoever sends quiet ones relies on order.
 
-def may_be_reordered(opcode: int) -> bool:
-    """Return whether an opcode's reply may overtake others where the client has agreed to it.
-
-    Those are kv_engine's: loud operations on documents.  Whoever sends quiet ones relies on order.
-
-    Source: Couchbase kv_engine ``docs/UnorderedExecution.md``.
-    """
-    return opcode in _REORDERED
+Source: Couchbase kv_engine ``docs/UnorderedExecution.md``."""

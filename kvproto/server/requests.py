@@ -287,12 +287,13 @@ class RequestCounts:
 
 def _binary_result(operation: str, reply: Any) -> str:
     """Return what became of a request, from its answer."""
-    if reply.__class__ is list and reply:
-        reply = reply[0]
-    if isinstance(reply, Hangup):
-        reply = reply.reply
-    if isinstance(reply, Failure) or not isinstance(reply, bytes | list):
-        return "error"
+    if reply.__class__ is not bytes:
+        if reply.__class__ is list and reply:
+            reply = reply[0]
+        if isinstance(reply, Hangup):
+            reply = reply.reply
+        if isinstance(reply, Failure) or not isinstance(reply, bytes | list):
+            return "error"
     if not reply:  # quiet requests say nothing where nobody waits for it
         return "miss" if operation in _READS else "ok"
     status = int.from_bytes(reply[6:8])

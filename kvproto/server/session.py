@@ -49,7 +49,7 @@ from twisted.python.failure import Failure
 from kvproto.errors import RemoteProtocolError, UpstreamError
 from kvproto.server.buckets import Bucket
 from kvproto.server.replies import Hangup, Reply, size_of
-from kvproto.server.window import BARRIER, Servant, State, Subject, Window
+from kvproto.server.window import BARRIER, EMPTY, FENCED, Servant, Subject, Window
 from kvproto.store import IGroupingStore
 
 __all__ = ["Dialect", "Scan", "Session"]
@@ -398,7 +398,7 @@ class Session:
         """
         if self._group is not None and isinstance(reply, Deferred | Hangup):
             self.end_group(out)
-            if isinstance(reply, Hangup) and self.window.state is not State.EMPTY:
+            if isinstance(reply, Hangup) and self.window.state is not EMPTY:
                 reply = succeed(reply)  # behind what waits
         if isinstance(reply, Deferred):
             self._adopt(request, reply)
@@ -422,7 +422,7 @@ class Session:
         Returns:
             How many bytes were put into `out`.
         """
-        if self.window.state is not State.EMPTY:
+        if self.window.state is not EMPTY:
             self.window.enter(request, self.dialect.subject(request))
             return 0
         return self.take_unusual(request, self.dialect.execute(request), out)
@@ -452,7 +452,7 @@ class Session:
     @property
     def _waits_for_group(self) -> bool:
         """Whether what is read is better kept, to be served as the next group."""
-        return self._scan is scan_in_group and self.window.state is State.FENCED
+        return self._scan is scan_in_group and self.window.state is FENCED
 
     def answer_failure(self, request: Any, error: Exception) -> Reply:
         """Report an exception that is being handled; return what the peer hears of it."""
@@ -491,7 +491,7 @@ class Session:
             self.moved = True
         try:
             while True:
-                if window.state is not State.EMPTY:
+                if window.state is not EMPTY:
                     size += window.take(out, limit - size)
                 self._blocked = False
                 size = self._serve_queue(out, size)
@@ -512,7 +512,7 @@ class Session:
                     continue
                 error = dialect.error
                 if error is not None:
-                    if window.state is not State.EMPTY:
+                    if window.state is not EMPTY:
                         self._blocked = True  # what came before the fault is answered first
                         break
                     last_words = dialect.last_words(error)
@@ -555,7 +555,7 @@ class Session:
     def _may_scan(self) -> bool:
         """Whether what was kept may be scanned, as a read is."""
         return (
-            self.window.state is State.EMPTY
+            self.window.state is EMPTY
             and not self.dialect.held
             and not self._draining
             and self._scannable
@@ -575,7 +575,7 @@ class Session:
         while self._next < len(self._requests) and size < limit and self.hangup is None:
             if self._left <= 0:
                 break
-            if window.state is State.EMPTY:
+            if window.state is EMPTY:
                 size = self._serve_alone(out, size)
             elif not self._enter_next():
                 self._blocked = True
@@ -600,7 +600,7 @@ class Session:
                     size += len(reply)
             else:
                 size += self.take_unusual(requests[at], reply, out)
-                if self.hangup is not None or self.window.state is not State.EMPTY:
+                if self.hangup is not None or self.window.state is not EMPTY:
                     break
             if size >= limit:
                 break
@@ -644,7 +644,7 @@ class Session:
     def _look_again(self) -> None:
         """See whether anything stops us, whether to read, and whether a read may be scanned."""
         dialect = self.dialect
-        busy = self.window.state is not State.EMPTY
+        busy = self.window.state is not EMPTY
         queued = bool(self._requests or self._kept)
         held = dialect.held
         self.idle = not (busy or queued or held)
@@ -664,7 +664,7 @@ class Session:
 
     def _end_drain(self) -> None:
         """Hang up if all is answered; otherwise wait for the request that is coming in, only."""
-        if self._stopped or self.window.state is not State.EMPTY or self.dialect.forwarding:
+        if self._stopped or self.window.state is not EMPTY or self.dialect.forwarding:
             return
         if self._last_came or not self.dialect.partial:
             self._hang_up(Hangup())

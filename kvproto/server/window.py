@@ -62,7 +62,17 @@ from twisted.python.failure import Failure
 from kvproto.errors import UpstreamError
 from kvproto.server.replies import Hangup, Reply, size_of
 
-__all__ = ["BARRIER", "FREE", "MAX_REQUESTS", "Servant", "State", "Subject", "Window"]
+__all__ = [
+    "BARRIER",
+    "EMPTY",
+    "FENCED",
+    "FREE",
+    "MAX_REQUESTS",
+    "Servant",
+    "State",
+    "Subject",
+    "Window",
+]
 
 MAX_REQUESTS = 256
 """Requests of one connection under way together.  More would gain nothing: this many hide 250
@@ -92,6 +102,10 @@ class State(Enum):
     FENCED = "a barrier is under way"
     ENDING = "a hangup is inside: nothing starts any more"
     ENDED = "everything has been let go of"
+
+
+# By name: to look a member up in its class costs more than what is done with it.
+EMPTY, _OPEN, _FULL, FENCED, _ENDING, _ENDED = State
 
 
 class Servant(Protocol):
@@ -143,6 +157,7 @@ class Window:
         unfinished: Requests that have not ended.
         size: Bytes of unfinished requests and of replies that have not left.
         hangup: The hangup that has left, None before that.
+        ready: Requests whose replies may leave; for others, whether there are any.
     """
 
     __slots__ = (
@@ -151,7 +166,6 @@ class Window:
         "_fence",
         "_last",
         "_order",
-        "_ready",
         "_report",
         "_running",
         "_servant",
@@ -160,6 +174,7 @@ class Window:
         "hangup",
         "in_order",
         "limit",
+        "ready",
         "size",
         "size_limit",
         "state",
@@ -179,7 +194,7 @@ class Window:
         self._report = report
         self.limit = limit
         self.size_limit = size_limit
-        self.state = State.EMPTY
+        self.state = EMPTY
         self.in_order = True
         self.unfinished = 0
         self.size = 0
@@ -187,7 +202,7 @@ class Window:
         self.hangup: Hangup | None = None
         # Requests whose replies wait for those before them; then replies that may leave.
         self._order: deque[_Entry] = deque()
-        self._ready: deque[_Entry] = deque()
+        self.ready: deque[_Entry] = deque()
         self._running: set[_Entry] = set()
         # The last request of each subject that has not ended.
         self._last: dict[Subject, _Entry] = {}
@@ -196,20 +211,15 @@ class Window:
         self._startable: deque[_Entry] = deque()
         self._starting = False
 
-    @property
-    def ready(self) -> bool:
-        """Whether there are replies that may leave."""
-        return bool(self._ready)
-
     def admits(self, subject: Subject) -> bool:
         """Return whether a request may enter now.
 
         Args:
             subject: What it is about.
         """
-        if self.state is State.EMPTY:
+        if self.state is EMPTY:
             return True
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             return False
         return subject is not BARRIER or not self.unfinished
 
@@ -222,17 +232,17 @@ class Window:
             size: Bytes that it holds.
         """
         entry = self._add(request, subject, size)
+        before = None
         if subject is BARRIER:
             self._fence = entry
         elif subject is not FREE:
             before = self._last.get(subject)
             self._last[subject] = entry
-            if before is not None:
-                before.follower = entry
-                self._settle()
-                return
-        self._startable.append(entry)
-        self._start()
+        if before is None:
+            self._startable.append(entry)
+            self._start()
+        else:
+            before.follower = entry
         self._settle()
 
     def adopt(self, request: Any, subject: Subject, size: int, reply: Deferred[Any]) -> None:
@@ -269,7 +279,7 @@ class Window:
         Returns:
             How many bytes were put into `out`.
         """
-        ready = self._ready
+        ready = self.ready
         total = 0
         while ready and total < limit:
             entry = ready.popleft()
@@ -297,9 +307,9 @@ class Window:
 
     def end(self) -> None:
         """Let go of everything: cancel what is under way, forget what has not left."""
-        self.state = State.ENDED
+        self.state = _ENDED
         self._order.clear()
-        self._ready.clear()
+        self.ready.clear()
         self._startable.clear()
         self._last.clear()
         self._fence = None
@@ -329,7 +339,7 @@ class Window:
             while self._startable:
                 entry = self._startable[0]
                 full = self.size - entry.size >= self.size_limit
-                if full and (self._running or self._ready):
+                if full and (self._running or self.ready):
                     break
                 self._startable.popleft()
                 try:
@@ -349,35 +359,45 @@ class Window:
         entry.deferred = reply
         self._running.add(entry)
         reply.addCallbacks(self._answered, self._failed, (entry,), {}, (entry,), {})
-        reply.addErrback(self._report)
+
+    # Nothing follows these two on a Deferred, so they report their own failure.
 
     def _answered(self, reply: Reply, entry: _Entry) -> None:
-        self._running.discard(entry)
-        entry.deferred = None
-        if self.state is State.ENDED:
-            return
-        self._ended(entry, reply)
-        if not self._starting:
-            # Nobody above is in a method of ours: this comes from the store.
-            self._start()
-            self._settle()
-            self._changed()
+        try:
+            self._running.discard(entry)
+            entry.deferred = None
+            if self.state is _ENDED:
+                return
+            self._ended(entry, reply)
+            if not self._starting:
+                # Nobody above is in a method of ours: this comes from the store.
+                if self._startable:
+                    self._start()
+                self._settle()
+                self._changed()
+        except Exception:
+            self._report(Failure())
 
     def _failed(self, failure: Failure, entry: _Entry) -> None:
-        if self.state is State.ENDED:
-            self._running.discard(entry)
-            if not failure.check(CancelledError):
+        try:
+            if self.state is _ENDED:
+                self._running.discard(entry)
+                if not failure.check(CancelledError):
+                    self._report(failure)
+                return
+            if not failure.check(UpstreamError):
                 self._report(failure)
+            reply = self._servant.failed(entry.request, failure.value)
+        except Exception:
+            self._report(Failure())
             return
-        if not failure.check(UpstreamError):
-            self._report(failure)
-        self._answered(self._servant.failed(entry.request, failure.value), entry)
+        self._answered(reply, entry)
 
     def _ended(self, entry: _Entry, reply: Reply) -> None:
         """Note how a request has ended; what waited for that may start, or leave."""
         entry.reply = reply
         self.unfinished -= 1
-        size = size_of(reply)
+        size = len(reply) if reply.__class__ is bytes else size_of(reply)
         self.size += size - entry.size
         entry.size = size
         if entry is self._fence:
@@ -389,9 +409,9 @@ class Window:
                 self._startable.append(follower)
             elif self._last.get(entry.subject) is entry:
                 del self._last[entry.subject]
-        if isinstance(reply, Hangup):
-            self.state = State.ENDING
-        order, ready = self._order, self._ready
+        if reply.__class__ is Hangup:
+            self.state = _ENDING
+        order, ready = self._order, self.ready
         if not order:  # it was not put there: it may leave as it comes
             ready.append(entry)
         while order and order[0].reply is not None:
@@ -399,13 +419,14 @@ class Window:
 
     def _settle(self) -> None:
         """Say in `state` what follows from what is inside."""
-        if self.state is State.ENDING or self.state is State.ENDED:
+        state = self.state
+        if state is _ENDING or state is _ENDED:
             return
         if self._fence is not None:
-            self.state = State.FENCED
+            self.state = FENCED
         elif not self._count:
-            self.state = State.EMPTY
+            self.state = EMPTY
         elif self._count >= self.limit or self.size >= self.size_limit:
-            self.state = State.FULL
+            self.state = _FULL
         else:
-            self.state = State.OPEN
+            self.state = _OPEN

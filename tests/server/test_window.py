@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,6 +109,25 @@ class OrderTests(SynchronousTestCase):
         self.assertEqual(bench.take(), [b"b"])
         bench.servant.answer("a")
         self.assertEqual(bench.take(), [b"a"])
+
+    def test_defect_behind_an_answer(self) -> None:
+        """What goes wrong in answering, or in naming a failure, is reported, not lost."""
+
+        def broken(*_: object) -> NoReturn:
+            raise ValueError("a defect")
+
+        failures: list[Failure] = []
+        servant: Any = Servant()
+        servant.failed = broken
+        window = Window(servant, SIZE_LIMIT, broken, failures.append, limit=LIMIT)
+        window.enter("a", FREE)
+        servant.answer("a")
+        self.assertEqual([str(failure.value) for failure in failures], ["a defect"])
+        window.enter("b", FREE)
+        servant.waiting.pop("b").errback(RuntimeError("why"))
+        self.assertEqual(
+            [str(failure.value) for failure in failures], ["a defect", "why", "a defect"]
+        )
 
     def test_one_subject(self) -> None:
         """Requests about one thing follow each other, whatever the order of replies."""
