@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from kvproto.base.limited_log import LimitedLog
 from kvproto.config import ClientAuth
 from kvproto.testing.certificates import (
     Authority,
@@ -31,7 +32,7 @@ from kvproto.testing.certificates import (
 )
 from kvproto.testing.contexts import TLS12, TLS13, Creator, client_context, server_context
 from kvproto.testing.transport import MemoryPair
-from kvproto.tls import HandshakeTimeout, KVTLSFactory, explanation
+from kvproto.tls import HandshakeTimeout, KVTLSFactory, explanation, shell
 from kvproto.tls.contexts import (
     OP_ALLOW_CLIENT_RENEGOTIATION,
     ServerPolicy,
@@ -366,6 +367,7 @@ class NotTLSTests(SynchronousTestCase):
 
     def test_which_ends_are_warnings(self) -> None:
         """A peer that goes without a word is a probe; one that goes halfway is worth a line."""
+        self.patch(shell, "peer_log", LimitedLog(shell.log))
         for sent, warnings in ((b"", 0), (b"\x16\x03\x01\x02", 1)):
             wired = Wired().connect()
             wired.pair.client.unsent.clear()
