@@ -149,7 +149,11 @@ class ServerStringTests(EndpointsCase):
 
     def test_watched(self) -> None:
         """With ``watch=`` new files are served while the port is open; the log names it."""
-        endpoint = self.listen("kvtls:11207:certificate={f.both}:watch=2")
+        endpoint = self.listen(
+            "kvtls:11207:certificate={f.both}:clientCA={f.ca}:clientAuth=required:watch=2"
+        )
+        required = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        self.assertEqual(endpoint.contexts.current.context.get_verify_mode(), required)
         factory = self.reactor.tcpServers[0][1]
         factory.doStart()
         new = root_authority().issue("node", ("localhost", "127.0.0.1", "::1"))

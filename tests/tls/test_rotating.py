@@ -126,6 +126,18 @@ class RotationTests(RotatingCase):
         self.assertEqual(self.shown(), der(identity))
         self.assertTrue(old.transport.connected)
 
+    def test_silent_client(self) -> None:
+        """A client that says nothing is cut at the deadline, on the endpoint's clock."""
+        self.listen(self.make())
+        lost: list[object] = []
+        silent = Protocol()
+        silent.connectionLost = lost.append  # type: ignore[method-assign, assignment]
+        self.network.client_endpoint().connect(Factory.forProtocol(lambda: silent))
+        self.network.flush()
+        self.clock.advance(11)
+        self.network.flush()
+        self.assertEqual(len(lost), 1)
+
     def test_bad_files(self) -> None:
         """What cannot be served is logged once, with its reason; the old is served on."""
         self.listen(self.make())
