@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -62,6 +63,36 @@ class DiskTests(SynchronousTestCase):
             Disk().sync([(ended, 4)], self.descriptor, named)
         self.assertEqual(os.pread(ended, 100, 0), b"0123")
         self.assertEqual(os.fstat(self.descriptor).st_size, SIZE)
+
+    def test_forced(self) -> None:
+        """Whatever is promised is forced to the disk after it was written, names last."""
+        forced: list[tuple[str, int, int]] = []
+
+        def spy(name: str) -> Callable[[int], None]:
+            real = getattr(os, name)
+
+            def force(descriptor: int) -> None:
+                forced.append((name, descriptor, os.fstat(descriptor).st_size))
+                real(descriptor)
+
+            return force
+
+        for name in ("fsync", "fdatasync"):
+            self.patch(os, name, spy(name))
+        ended = Disk().prepare(self.path.with_name("ended"), 7)
+        self.addCleanup(os.close, ended)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        self.addCleanup(os.close, directory)
+        self.assertEqual(forced, [("fsync", ended, 7)])
+        forced.clear()
+        Disk().sync([(ended, 4)], self.descriptor, directory)
+        self.assertEqual(
+            [(name, descriptor) for name, descriptor, _ in forced],
+            [("fdatasync", ended), ("fdatasync", self.descriptor), ("fsync", directory)],
+        )
+        forced.clear()
+        Disk().seal(self.path, 4, b"END")
+        self.assertEqual([(name, size) for name, _, size in forced], [("fsync", 7)])
 
     def test_sealed(self) -> None:
         """What is behind the place goes, and the end is written there."""
