@@ -262,29 +262,33 @@ def fork(work: Callable[[], int], folder: str) -> int:
 def survey(rooms: Rooms, tests: list[Test], folder: str, kept: Path, slowest: float) -> None:
     """Learn what each test takes and which lines it runs, and whether it passes."""
     if not kept.exists():
-        pid = fork(lambda: _measure(rooms, tests, kept, slowest), folder)
-        os.waitpid(pid, 0)
+        files = {mutant.path for mutant in rooms.mutants}
+        found = {}
+        answer = Path(f"{folder}.answer")
+        for test in tests:
+            # Each in a fork, as against a mutant: what one test leaves behind saves others lines.
+            pid = fork(lambda: _measure(test, files, answer, slowest), folder)  # noqa: B023
+            os.waitpid(pid, 0)
+            done = answer.exists()
+            found[test.case.id()] = pickle.loads(answer.read_bytes()) if done else (False, 0.0, {})
+            answer.unlink(missing_ok=True)
+        kept.write_bytes(pickle.dumps(found))
     known = pickle.loads(kept.read_bytes())
     for test in tests:
         test.passes, test.seconds, test.lines = known[test.case.id()]
 
 
-def _measure(rooms: Rooms, tests: list[Test], kept: Path, slowest: float) -> int:
-    files = {mutant.path for mutant in rooms.mutants}
-    found = {}
-    for test in tests:
-        started = time.process_time()
-        passed = run_test(test.case)
-        seconds = time.process_time() - started
-        lines: dict[str, set[int]] = {path: set() for path in files}
-        if passed and seconds <= slowest:
-            _trace(lines)
-            passed = run_test(test.case)
-            sys.settrace(None)
-            threading.settrace(None)
-        lines = {path: own for path, own in lines.items() if own}
-        found[test.case.id()] = bool(passed) and seconds <= slowest, seconds, lines
-    kept.write_bytes(pickle.dumps(found))
+def _measure(test: Test, files: set[str], answer: Path, slowest: float) -> int:
+    lines: dict[str, set[int]] = {path: set() for path in files}
+    _trace(lines)
+    passed = run_test(test.case)
+    sys.settrace(None)
+    threading.settrace(None)
+    lines = {path: own for path, own in lines.items() if own}
+    started = time.process_time()
+    passed = passed and run_test(test.case)
+    seconds = time.process_time() - started
+    answer.write_bytes(pickle.dumps((bool(passed) and seconds <= slowest, seconds, lines)))
     return 0
 
 
@@ -333,7 +337,7 @@ def run(room: str, options: argparse.Namespace, results: Path) -> None:
     folder = tempfile.mkdtemp(prefix="mutants-", dir=memory if memory.is_dir() else None)
     try:
         print(f"{len(rooms.mutants)} mutants, {len(tests)} tests", flush=True)
-        survey(rooms, tests, folder, results.with_suffix(".survey"), options.slowest)
+        survey(rooms, tests, f"{folder}/survey", results.with_suffix(".survey"), options.slowest)
         for test in tests:
             if not test.passes:
                 print(f"left out: {test.case.id()}, {test.seconds:.1f} s")
