@@ -27,7 +27,16 @@ from kvproto.store.interfaces import IImmediateStore, IListableStore
 from kvproto.store.operations import Operations
 from kvproto.store.partial import IN_PIECES, RuleInPieces
 from kvproto.store.pieces import PIECE, Pieces, Work
-from kvproto.store.rules import DEFAULT_MAX_VALUE, Answer, Decision, Effect, Limits, Rule, live
+from kvproto.store.rules import (
+    DEFAULT_MAX_VALUE,
+    TOUCHED,
+    Answer,
+    Decision,
+    Effect,
+    Limits,
+    Rule,
+    live,
+)
 from kvproto.store.statistics import Statistics
 from kvproto.store.table import COLLECTION_OVERHEAD, ITEM_OVERHEAD, DocumentTable
 from kvproto.wire.meta import MetaCommand
@@ -407,6 +416,8 @@ class MemoryStore(Operations):
             if document is not None:
                 # What has expired already is there until somebody looks for it: it counts then.
                 refusal = self.table.put(key, document, old, now)
+                if refusal is None and (old is None or TOUCHED not in decision.counts):
+                    statistics.total_items += 1
             elif old is not None:
                 self.table.remove(key, old)
         elif effect is Effect.DELETE:

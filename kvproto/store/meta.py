@@ -17,7 +17,16 @@ from typing import Any
 
 from kvproto.store.document import Document, Mark, Refusal, accessed_at, marks_at
 from kvproto.store.expiry import RELATIVE_LIMIT_S, deadline
-from kvproto.store.rules import Counts, Decision, Effect, count, counted_marks, storing, tombstone
+from kvproto.store.rules import (
+    TOUCHED,
+    Counts,
+    Decision,
+    Effect,
+    count,
+    counted_marks,
+    storing,
+    tombstone,
+)
 from kvproto.wire.meta import MetaCommand
 
 __all__ = ["RULES", "UNUSUAL", "MetaAnswer", "MetaRead", "MetaWrite", "nears_end"]
@@ -70,7 +79,7 @@ class MetaRead:
 
 _GET_HIT: Counts = ("get_hits",)
 _GET_MISS: Counts = ("get_misses",)
-_TOUCH_HIT: Counts = ("cmd_touch", "touch_hits")
+_TOUCH_HIT: Counts = ("cmd_touch", TOUCHED)
 _SET: Counts = ("cmd_set",)
 
 

@@ -38,6 +38,7 @@ from kvproto.store.expiry import deadline
 __all__ = [
     "DEFAULT_MAX_VALUE",
     "TOMBSTONE_LIFETIME_S",
+    "TOUCHED",
     "Decision",
     "Effect",
     "Limits",
@@ -80,6 +81,9 @@ _JSON = 1
 
 Counts: TypeAlias = tuple[str, ...]
 """Names of `kvproto.store.statistics.Statistics` that grow by one."""
+
+TOUCHED = "touch_hits"
+"""Among the counts: what is there is kept for longer, and is no new item."""
 
 
 class Effect(Enum):
@@ -398,7 +402,7 @@ def touch(old: Document | None, now: float, expiry: int, keeps_cas: bool = False
         return Decision(Refusal.NOT_FOUND, counts=("cmd_touch", "touch_misses"))
     if old.locked_until:
         return Decision(Refusal.LOCKED, counts=("cmd_touch",))
-    counts = ("cmd_touch", "touch_hits")
+    counts = ("cmd_touch", TOUCHED)
     expires_at = deadline(expiry, now)
     # Where somebody wants to know which documents are read, this is a read.
     marks = marks_at(old.marks | Mark.FETCHED, now) if old.marks else 0

@@ -247,7 +247,6 @@ class DocumentTable:
         if old is None and self.walks:
             self._tell_added()
         self.used += growth
-        self._statistics.total_items += 1
         if self.tombstones:
             self.exhume(key)
         if document.expires_at:

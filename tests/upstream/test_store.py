@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.errors import OutcomeUnknown, StoreUnavailable, UpstreamError
 from kvproto.store import Document, IStore, Refusal
 from kvproto.testing.store import StoreContract
-from kvproto.testing.store_meta import MetaContract
+from kvproto.testing.store_meta import MetaContract, meta_command
 from kvproto.testing.store_subdoc import SubdocContract
 from kvproto.upstream import EngineStore
 from kvproto.upstream.change import MOST_LOSSES
@@ -39,6 +39,18 @@ class EngineStoreContractTests(StoreContract, SubdocContract, MetaContract, Sync
     def ask(self, answer: Any) -> Any:
         turn(self.clock, answer)
         return self.successResultOf(answer) if isinstance(answer, Deferred) else answer
+
+    def test_total_items(self) -> None:
+        """To keep a document for longer stores nothing."""
+        for answer in (
+            self.store.set(b"a", b"1"),
+            self.store.touch(b"a", 30),
+            self.store.get_and_touch(b"a", 40),
+            self.store.meta(b"a", meta_command("mg a v T50")),
+            self.store.append(b"a", b"2"),
+        ):
+            self.ask(answer)
+        self.assertEqual(self.ask(self.store.stats())["total_items"], 2)
 
 
 class TroubleTests(SynchronousTestCase):

@@ -136,7 +136,6 @@ class Loader:
             await self._load_segment(number, path, last=place == len(paths) - 1)
         self._memory.table.on_evicted = None
         self._check_all_are_there(number for number, _ in paths)
-        self._memory.statistics.total_items = 0
         if self._loaded.header is not None:
             self._loaded.next_number = paths[-1][0] + 1
             uuid = self._loaded.header.uuid

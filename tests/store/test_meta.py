@@ -1,0 +1,183 @@
+"""Rules of meta commands beyond the contract: expiry, CAS, counters, what is counted.
+
+Source: memcached 1.6.45, ``doc/protocol.txt`` and ``proto_text.c``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvproto.store import Mark, MemoryStore, MetaWrite, Refusal
+from kvproto.testing.store_case import KEY, START
+from kvproto.testing.store_meta import meta_command
+
+
+class MetaTests(SynchronousTestCase):
+    """A store that is asked by meta commands."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.rightNow = START
+        self.store = MemoryStore(self.clock.seconds)
+
+    def meta(self, line: str, value: bytes = b"") -> Any:
+        """Do a meta command on the key, whatever key the line names."""
+        return self.store.meta(KEY, meta_command(line, value))
+
+    def expiry(self) -> int:
+        """Return in how many seconds the document expires, 0 for never."""
+        expires_at = self.meta("me k").document.expires_at
+        return round(expires_at - START) if expires_at else 0
+
+    def counted(self, **counts: int) -> None:
+        """What was counted since the last time is this, and nothing else."""
+        now = {name: int(value) for name, value in self.store.statistics.report().items()}
+        before, self.before = getattr(self, "before", dict.fromkeys(now, 0)), now
+        changed = {name: now[name] - before[name] for name in now if now[name] != before[name]}
+        self.assertEqual(changed, counts)
+
+    def test_recache_never(self) -> None:
+        """A document that never expires is not near its end; a new expiry counts if it is first."""
+        self.meta("ms k", b"value")
+        self.assertFalse(self.meta("mg k v R30").won)
+        self.meta("ms k T40", b"value")
+        self.assertFalse(self.meta("mg k v R30 T10").won)
+        self.meta("ms k T40", b"value")
+        self.assertTrue(self.meta("mg k v T10 R30").won)
+        self.meta("ms k T30", b"value")
+        self.assertFalse(self.meta("mg k v R30").won)
+        self.clock.advance(1)
+        self.assertTrue(self.meta("mg k v R30").won)
+
+    def test_expiry(self) -> None:
+        """T sets it, N only where something is made; the later flag wins."""
+        for line, expected in (
+            ("mg k v N30", 30),
+            ("mg k v N30 T20", 20),
+            ("mg k v T20 N30", 30),
+            ("ma k N30", 30),
+            ("ma k N0", 0),
+            ("ms k MA N30", 30),
+            ("ms k T30", 30),
+        ):
+            self.meta("md k")
+            self.meta(line, b"1" if line.startswith("ms") else b"")
+            self.assertEqual(self.expiry(), expected, line)
+        for line, expected in (
+            ("ma k", 30),
+            ("ma k N20", 30),
+            ("ma k N20 T40", 40),
+            ("mg k v N20", 30),
+            ("mg k v T0", 0),
+            ("ms k MP N20", 30),
+            ("md k I", 30),
+            ("md k I T20", 20),
+            ("md k x", 0),
+            ("md k x T20", 20),
+        ):
+            self.meta("ms k T30", b"1")
+            self.meta(line, b"2" if line.startswith("ms") else b"")
+            self.assertEqual(self.expiry(), expected, line)
+
+    def test_cas(self) -> None:
+        """E gives a CAS of the client's own wherever something changes."""
+        for line in ("mg k v N0 E77", "ma k N0 E77", "ms k E77"):
+            self.meta("md k")
+            self.meta(line, b"1" if line.startswith("ms") else b"")
+            self.assertEqual(self.meta("me k").document.cas, 77, line)
+        for line in ("ma k E77", "ms k MA E77", "ms k MR E77", "md k I E77", "md k x E77"):
+            self.meta("ms k", b"1")
+            self.meta(line, b"2" if line.startswith("ms") else b"")
+            self.assertEqual(self.meta("me k").document.cas, 77, line)
+        old = self.meta("ms k", b"1").cas
+        self.meta("md k x")
+        self.assertEqual(self.meta("me k").document.cas, old)
+        self.assertGreater(self.meta("ma k").document.cas if self.meta("ms k", b"1") else 0, old)
+
+    def test_counting(self) -> None:
+        """Up, down, from where it begins; a wrong CAS or no number changes nothing."""
+        for line, value in (
+            ("ma k N0 J5", b"5"),
+            ("ma k", b"6"),
+            ("ma k MI D4", b"10"),
+            ("ma k M+", b"11"),
+            ("ma k MD D2", b"9"),
+            ("ma k M-", b"8"),
+            ("ma k MD D9", b"0"),
+        ):
+            self.assertEqual(self.meta(line).document.value, value, line)
+        cas = self.meta("me k").document.cas
+        self.assertEqual(self.meta(f"ma k C{cas + 1}"), MetaWrite.EXISTS)
+        self.assertEqual(self.meta(f"ma k C{cas}").document.value, b"1")
+        self.meta("ms k", b"")
+        self.assertEqual(self.meta("ma k C5"), Refusal.NOT_A_NUMBER)
+
+    def test_late(self) -> None:
+        """Only a CAS of the past makes a write a late one, and only with I."""
+        cas = self.meta("ms k T30", b"old").cas
+        for line in (f"ms k C{cas + 1} I", f"ms k C{cas - 1}", "ms k C0 I"):
+            self.assertEqual(self.meta(line, b"new"), MetaWrite.EXISTS, line)
+        self.meta(f"ms k T90 C{cas - 1} I", b"late")
+        self.assertEqual(self.meta("me k").document.value, b"late")
+        self.assertEqual(self.expiry(), 30)
+        self.assertTrue(self.meta("me k").document.marks & Mark.STALE)
+
+    def test_attributes_stay(self) -> None:
+        """What was stored beside a value stays when another value is stored."""
+        self.store.set(KEY, b"1", 7)
+        self.store.table.items[KEY].xattrs = {"a": b"1"}
+        for line in ("ms k", "ms k MA", "ms k MR", "ma k"):
+            self.meta(line, b"1" if line.startswith("ms") else b"")
+            self.assertEqual(self.meta("me k").document.xattrs, {"a": b"1"}, line)
+
+    def test_locked(self) -> None:
+        """A locked document is changed only with the CAS of its lock."""
+        self.store.set(KEY, b"1")
+        cas = self.store.get_and_lock(KEY, 10).cas
+        for line in ("ms k", "ms k MA", "ma k", "md k", "md k I", "mg k v T30", f"ma k C{cas + 1}"):
+            self.assertIs(
+                self.meta(line, b"2" if line.startswith("ms") else b""), Refusal.LOCKED, line
+            )
+        self.assertEqual(self.meta("mg k v").document.value, b"1")
+        self.assertEqual(self.meta(f"ma k C{cas}").document.value, b"2")
+
+    def test_counts(self) -> None:
+        """Each command is counted as memcached counts it."""
+        self.counted()
+        self.meta("mg k v")
+        self.counted(cmd_get=1, get_misses=1)
+        self.meta("mg k v N0")
+        self.counted(cmd_get=1, get_hits=1, total_items=1)
+        self.meta("mg k v")
+        self.counted(cmd_get=1, get_hits=1)
+        self.meta("mg k v T30")
+        self.counted(cmd_touch=1, touch_hits=1)
+        self.store.touch(KEY, 30)
+        self.counted(cmd_touch=1, touch_hits=1)
+        self.store.get_and_touch(KEY, 0)
+        self.counted(cmd_get=1, get_hits=1, cmd_touch=1, touch_hits=1)
+        cas = self.meta("ms k", b"1").cas
+        self.counted(cmd_set=1, total_items=1)
+        self.meta(f"ms k C{cas + 9}", b"1")
+        self.counted(cmd_set=1, cas_badval=1)
+        self.meta(f"ms k C{cas}", b"1")
+        self.counted(cmd_set=1, cas_hits=1, total_items=1)
+        self.meta("ma k")
+        self.counted(incr_hits=1, total_items=1)
+        self.meta("ma k MD")
+        self.counted(decr_hits=1, total_items=1)
+        self.meta("md k C1")
+        self.counted(delete_misses=1)
+        self.meta("md k")
+        self.counted(delete_hits=1)
+        self.meta("md k")
+        self.counted(delete_misses=1)
+        self.meta("ma k")
+        self.counted(incr_misses=1)
+        self.meta("ma k MD")
+        self.counted(decr_misses=1)
+        self.meta("ms k C7", b"1")
+        self.counted(cmd_set=1, cas_misses=1)
