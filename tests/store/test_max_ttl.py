@@ -79,6 +79,13 @@ class MaxTTLTests(SynchronousTestCase):
                 ask(self.store, given)
                 self.assertEqual(self.expiry(b"new"), kept, (name, given))
 
+    def test_keys_are_no_collections(self) -> None:
+        """A collection's own limit is not for keys whose first byte is its number."""
+        self.store.limit_ttl(LIMIT, {K[0]: 5, 9: 0})
+        for key, kept in ((K, LIMIT), ((K[0], K), 5), ((8, K), LIMIT), ((9, K), -1)):
+            self.store.set(key, b"")
+            self.assertEqual(self.expiry(key), kept, key)
+
     def test_expires(self) -> None:
         """Then it is gone, and what is touched meanwhile lives on from then."""
         self.store.limit_ttl(LIMIT, {})

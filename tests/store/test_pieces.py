@@ -31,7 +31,7 @@ from kvproto.store import (
 )
 from kvproto.store.jsontext import kind
 from kvproto.store.multi import MAX_RESULTS, MAX_XATTRS, look_up_all, mutate_all
-from kvproto.store.pieces import PIECE, TURN_S, Pieces, Work, at_once
+from kvproto.store.pieces import AT_ONCE, PIECE, TURN_S, Pieces, Work, at_once
 from kvproto.wire.meta import MetaCommand
 
 SIZE = 3 * PIECE
@@ -356,6 +356,12 @@ class PiecesTests(SynchronousTestCase):
         self.assertEqual(
             [self.successResultOf(deferreds[at]) for at in (1, 2, 3, 5, 6)], [*"bcdfg"]
         )
+        at_work: set[str] = set()
+        most = 0
+        for piece in self.done[8:]:
+            (at_work.discard if piece[1] == "2" else at_work.add)(piece[0])
+            most = max(most, len(at_work))
+        self.assertEqual(most, AT_ONCE)
         after = self.done.index("f1")
         self.assertLess(after, self.done.index("g1"))
         self.assertNotIn("e1", self.done)

@@ -255,6 +255,9 @@ class DepthTests(SynchronousTestCase):
         self.assertIsInstance(outcome(LAST, deep, path, "[]", False), str)
         self.assertIs(outcome(LAST, deep, path, "[5]", False), TOO_DEEP)
         self.assertIsInstance(outcome(LAST, deep, path, "5,6", False), str)
+        for at, where in ((FIRST, path), (INSERT, path + "[0]")):
+            self.assertIsInstance(outcome(at, deep, where, "[]", False), str)
+            self.assertIs(outcome(at, deep, where, "[5]", False), TOO_DEEP)
         self.assertIs(outcome(LAST, "[]", "", "[" * 100_000, False), TOO_DEEP)
         names = ".".join("a" * 31)
         self.assertIsInstance(outcome(ADD, "{}", names, "1", True), str)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -511,6 +511,8 @@ class _Persisting(Operations):
 
 
 def _not_saved(failure: Failure) -> Any:
+    if failure.check(CancelledError):  # its time is over; `_unknown` says so
+        return failure
     raise OutcomeUnknown(failure.getErrorMessage())
 
 

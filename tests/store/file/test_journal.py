@@ -147,6 +147,18 @@ class DamageTests(FileCase):
         missing.unlink()
         self.assertIn(f"{missing} is missing", self.broken())
 
+    def test_cut_before_the_last(self) -> None:
+        """A segment that was ended must be whole, even where nothing follows what it lacks."""
+        for _ in range(2):
+            store = self.open()
+            store.set(b"more", b"")
+            self.kill(store)
+        path = self.segments()[1]
+        data = path.read_bytes()
+        at = data.rindex(b"more") - 44
+        path.write_bytes(data[:at] + bytes(len(data) - at))
+        self.assertIn(str(path), self.broken())
+
     def test_begun_and_not_used(self) -> None:
         """A segment that got its name and nothing else is no damage."""
         self.close(self.open())

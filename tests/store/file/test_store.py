@@ -140,6 +140,50 @@ class RestartTests(FileCase):
                 self.assertFalse(found.won, key)
                 self.assertTrue(found.marks & Mark.WON, key)
 
+    def test_reading_writes_nothing(self) -> None:
+        """When a document was read is no reason to write to the log; that one has won it is."""
+        store = self.open()
+        store.meta(b"a", meta_command("ms a", b"1"))
+        store.meta(b"a", meta_command("mg a v"))
+        self.clock.advance(5)
+        before = store._journal.at
+        for _ in range(3):
+            self.clock.advance(5)
+            store.meta(b"a", meta_command("mg a v"))
+            store.get(b"a")
+        self.assertEqual(store._journal.at, before)
+        store.meta(b"a", meta_command("ms a T5", b"1"))
+        before = store._journal.at
+        self.assertTrue(store.meta(b"a", meta_command("mg a R30 v")).won)
+        self.assertGreater(store._journal.at, before)
+
+    def test_status(self) -> None:
+        """What is told of a store, before, while and after it is loaded."""
+        store = self.open()
+        store.set(b"a", b"1")
+        self.clock.advance(2)
+        expected = {
+            "items": 1,
+            "log_bytes": store._journal.size,
+            "loaded_percent": 100,
+            "fault": "",
+            "persisted_seqno": 1,
+            "seqno": 1,
+        }
+        self.assertEqual(store.status(), expected)
+        self.assertGreater(store._journal.size, 0)
+
+    def test_less_memory(self) -> None:
+        """What does not fit any more when it is loaded is gone for good."""
+        store = self.open(evict=False)
+        for number in range(50):
+            store.set(b"%d" % number, b"v" * 1000)
+        store = self.again(store, kill=False, memory_limit=20_000, evict=False)
+        left = set(store._memory.table.items)
+        self.assertTrue(0 < len(left) < 50)
+        store = self.again(store, evict=False)
+        self.assertEqual(set(store._memory.table.items), left)
+
     def test_progress(self) -> None:
         """While a log is read, `ready` says how much of it has been, within a file too."""
         store = self.open()
@@ -493,6 +537,34 @@ class DurabilityTests(FileCase):
                 refused = store.durable(level, None).add(b"k%d" % level, b"")
                 self.assertIs(refused, Refusal.EXISTS)
             self.finish(store, threads)
+
+    def test_attributes(self) -> None:
+        """Changes within documents wait for the disk exactly as others do."""
+        for sync, waits in ((Sync.ALWAYS, True), (Sync.EVERY_SECOND, False), (Sync.NEVER, False)):
+            store, threads = self.open_with_threads(sync)
+            for ask, waiting in ((store, waits), (store.durable(3, 2.5), True)):
+                answer = ask.mutate_in(b"a", XATTRS, DocFlag.MKDOC)
+                self.assertIs(isinstance(answer, Deferred), waiting, sync)
+                if waiting:
+                    self.assertNoResult(answer)
+                    self.clock.advance(0)
+                    threads.step()
+                    self.successResultOf(answer)
+            late = store.durable(3, 2.5).mutate_in(b"a", XATTRS, DocFlag.MKDOC)
+            self.clock.advance(2.6)
+            failure = self.failureResultOf(late, OutcomeUnknown)
+            self.assertIn("not answered in time", str(failure.value))
+            while threads.step():
+                pass
+            self.finish(store, threads)
+
+    def test_what_persists_is_the_store(self) -> None:
+        """What reads, and what concerns all of a store, is the store's own."""
+        store, _ = self.open_with_threads(Sync.EVERY_SECOND)
+        persisting = store.durable(2, None)
+        for name in ("get", "flush", "drop_collection", "stats", "ready", "durable"):
+            self.assertEqual(getattr(persisting, name), getattr(store, name), name)
+        self.assertEqual((persisting.uuid, persisting.seqno), (store.uuid, store.seqno))
 
     def test_slow_disk(self) -> None:
         """A durable write whose time is over is ambiguous: it may still reach the disk."""
