@@ -93,7 +93,10 @@ class Dialect(Servant, Protocol):
 
     @property
     def held(self) -> bool:
-        """Whether the next bytes continue something, or their meaning depends on what was."""
+        """Whether the next bytes continue something, or their meaning depends on what was.
+
+        Always where the stream is broken.
+        """
 
     @property
     def partial(self) -> bool:
@@ -149,7 +152,7 @@ def decode_and_execute(
         if size >= limit:
             break
     else:
-        if not dialect.held and dialect.error is None:
+        if not dialect.held:
             return 0
     if session.hangup is None:
         session.queue(list(requests))

@@ -113,7 +113,7 @@ class TextSession:
     @property
     def held(self) -> bool:
         """Whether the next bytes continue something, or a retrieval has not ended yet."""
-        return self._failed_keys or bool(self._late_error) or self._decoder.partial
+        return self._decoder.held or self._failed_keys or bool(self._late_error)
 
     @property
     def partial(self) -> bool:
@@ -149,8 +149,10 @@ class TextSession:
 
     def begin(self, item: TextCommand | TextRefusal) -> Reply:
         """Start one command, whatever becomes of those before it, and count it."""
-        if self.plain_get is not None and item.__class__ is TextCommand and item.verb in _PLAIN:
-            return _HANDLERS[item.verb](self, item)  # the store itself counts these
+        if self.plain_get is not None and item.__class__ is TextCommand:
+            handler = _PLAIN.get(item.verb)
+            if handler is not None:
+                return handler(self, item)  # the store itself counts these
         counts = self.server.requests if self.bucket is None else self.bucket.requests
         reply: Reply = counts.text(self._begin, item)
         return reply
@@ -310,7 +312,11 @@ class TextSession:
 
 
 def _get(session: TextSession, command: TextCommand) -> Reply:
-    return then(session.store.get(command.key), _found, session, command.key)
+    key = command.key
+    outcome = session.store.get(key)
+    if outcome.__class__ is Document:
+        return _found(outcome, session, key)
+    return then(outcome, _found, session, key)
 
 
 def _gets(session: TextSession, command: TextCommand) -> Reply:
@@ -355,6 +361,20 @@ def _end(session: TextSession, command: TextCommand) -> Reply:
 
 
 # Storage
+
+
+def _set(session: TextSession, command: TextCommand) -> Reply:
+    if session.server.prefixes is not None:
+        _note_set(session, command)
+    key, value, flags, expiry = command.key, command.value, command.flags, command.expiry
+    outcome: Any = None
+    if session.plain_set is not None:  # the store's `set` would come there first, too
+        outcome = session.plain_set(key, value, flags, expiry, 0)
+    if outcome is None:
+        outcome = session.store.set(key, value, flags, expiry)
+    if outcome.__class__ is Document:
+        return b"" if command.noreply else wire.STORED
+    return then(outcome, _stored, session, command, _REFUSED)
 
 
 def _storage(method: str, refused: dict[Refusal, bytes]) -> Handler:
@@ -504,7 +524,6 @@ def _quit(session: TextSession, command: TextCommand) -> Reply:
     return Hangup()
 
 
-_PLAIN = frozenset({"get", "set", "end"})
 _DISCARDING = frozenset({"set", "ms"})
 _KEYS = frozenset({"get", "gets", "gat", "gats"})
 _WITHOUT_BUCKET = frozenset(
@@ -513,13 +532,14 @@ _WITHOUT_BUCKET = frozenset(
 _POSITIONED = _WITHOUT_BUCKET | {"end"}
 """What is answered at once, and waits for nothing: only its reply has a place."""
 
+_PLAIN: dict[str, Handler] = {"get": _get, "set": _set, "end": _end}
+"""What a store that answers at once counts itself."""
+
 _HANDLERS: dict[str, Handler] = {
-    "get": _get,
+    **_PLAIN,
     "gets": _gets,
     "gat": _gat,
     "gats": _gats,
-    "end": _end,
-    "set": _storage("set", _REFUSED),
     "add": _storage("add", _NOT_STORED),
     "replace": _storage("replace", _NOT_STORED),
     "append": _extension("append"),

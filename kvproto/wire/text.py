@@ -69,6 +69,8 @@ DEFAULT_MAX_VALUE = 20 * 1024 * 1024
 DEFAULT_MAX_LINE = 2048
 """Longest line without its line feed, in bytes: where memcached begins to suspect a line."""
 
+_CR = 0x0D
+
 _LONG_RETRIEVAL = re.compile(rb" {0,100}(gets?) ")
 """What a line beyond the limit must begin with; memcached allows the spaces."""
 
@@ -92,10 +94,10 @@ class TextDecoder:
         login: Whether a ``set`` may be a login, of which only the value counts: a refused one then
             has its value.
         error: Why the stream cannot be read any further, None while it can.
+        held: Whether the next bytes continue something: part of a command, or a broken stream.
     """
 
     __slots__ = (
-        "_held",
         "_keys",
         "_line_end",
         "_max_key",
@@ -107,6 +109,7 @@ class TextDecoder:
         "_skipping",
         "_tail",
         "error",
+        "held",
         "login",
         "max_value",
     )
@@ -122,7 +125,7 @@ class TextDecoder:
         self._max_key = max_key
         self._max_line = max_line
         # True when anything below is set: the usual read, whole commands only, looks at one flag.
-        self._held = False
+        self.held = False
         self._tail = b""
         # Whose value is coming in, or being thrown away; None when its answer is out already.
         self._owed: Item | None = None
@@ -144,13 +147,13 @@ class TextDecoder:
     @property
     def partial(self) -> bool:
         """Whether the stream, not broken, has stopped in the middle of a command."""
-        return self._held and self.error is None
+        return self.held and self.error is None
 
     def discard(self) -> None:
         """Forget what is held of a command that will never be complete; nothing may follow."""
         self._tail = b""
         self._owed = self._pieces = None
-        self._held = False
+        self.held = False
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Item]:
         """Decode what was read.
@@ -172,37 +175,36 @@ class TextDecoder:
             data = bytes(data)
         items: list[Item] = []
         at = 0
-        if self._held:
+        if self.held:
             if self.error is not None:
                 raise self.error
-            self._held = False
+            self.held = False
             data, at = self._resume(data, items)
         end = len(data)
-        max_line = self._max_line
+        max_line, max_key = self._max_line, self._max_key
         while at < end:
             line_end = data.find(b"\n", at, at + max_line + 1)
             if line_end < 0:
                 if end - at <= max_line:
-                    self._held = True
+                    self.held = True
                     self._tail = data[at:]
                     break
                 at = self._long_line(data, at, items)
                 continue
-            line = data[at:line_end]
             line_at, at = at, line_end + 1
-            if line.endswith(b"\r"):
-                line = line[:-1]
-            tokens = line.split(b" ")
+            if data[line_end - 1] == _CR and line_end > line_at:
+                line_end -= 1
+            tokens = data[line_at:line_end].split(b" ")
             name = tokens[0]
             if b"" in tokens:
                 tokens = [token for token in tokens if token] or [b""]
             if name in RETRIEVALS:
-                items += parse_retrieval(RETRIEVALS[name], tokens, self._max_key)
+                parse_retrieval(RETRIEVALS[name], tokens, items, max_key)
             elif name in _STORAGE:
                 at = self._storage(_STORAGE[name], tokens, data, at, items)
             elif name in _SIMPLE:
                 verb, parse = _SIMPLE[name]
-                items.append(parse(verb, tokens, self._max_key))
+                items.append(parse(verb, tokens, max_key))
             elif (refusal := parse_other(data[line_at:at], tokens)) is not None:
                 items.append(refusal)
             else:
@@ -225,7 +227,7 @@ class TextDecoder:
     def _storage(
         self, verb: str, tokens: list[bytes], data: bytes, at: int, items: list[Item]
     ) -> int:
-        """Begin a storage command; return where the next line begins."""
+        """Take a storage command, or begin to; return where the next line begins."""
         command: Item
         if verb == "ms":
             command, size = parse_meta_set(tokens, self._max_key)
@@ -234,31 +236,29 @@ class TextDecoder:
         if size is None:
             items.append(command)
             return at
-        return self._begin_value(command, size, data, at, items)
-
-    def _begin_value(self, owed: Item, size: int, data: bytes, at: int, items: list[Item]) -> int:
-        """Take the value of a command, or of a refusal; return where the next line begins."""
         stop = at + size
-        if isinstance(owed, TextRefusal):
-            self._missing = size + 2
-            if self.login and owed.verb == "set" and size <= self.max_value:
-                self._owed = owed
-                self._pieces = Pieces()
-            else:
-                items.append(owed)
-        elif size > self.max_value:
-            line = b"" if owed.noreply else TOO_LARGE
-            self._owed = TextRefusal(line, owed.verb, owed.key, too_large=True)
-            self._missing = size + 2
-        elif data[stop : stop + 2] == b"\r\n":
-            owed.value = data[at:stop]
-            items.append(owed)
-            return stop + 2
-        else:
-            self._owed = owed
-            self._missing = size + 2
+        if command.__class__ is not TextRefusal and size <= self.max_value:
+            if data[stop : stop + 2] == b"\r\n":
+                command.value = data[at:stop]
+                items.append(command)
+                return stop + 2
+            self._owed = command
             self._pieces = Pieces()
+        else:
+            self._owe_refusal(command, size, items)
+        self._missing = size + 2
         return self._take_value(data, at, items)
+
+    def _owe_refusal(self, command: Item, size: int, items: list[Item]) -> None:
+        """Refuse a command of which a value is still to come."""
+        if not isinstance(command, TextRefusal):
+            line = b"" if command.noreply else TOO_LARGE
+            self._owed = TextRefusal(line, command.verb, command.key, too_large=True)
+        elif self.login and command.verb == "set" and size <= self.max_value:
+            self._owed = command
+            self._pieces = Pieces()
+        else:
+            items.append(command)
 
     def _take_value(self, data: bytes, at: int, items: list[Item]) -> int:
         """Take what belongs to the value that is coming in; return where the next line begins."""
@@ -271,7 +271,7 @@ class TextDecoder:
             self._line_end += data[value_end:stop]
         self._missing -= take
         if self._missing:
-            self._held = True
+            self.held = True
             return stop
         owed, self._owed, self._pieces = self._owed, None, None
         if pieces is not None and owed is not None:
@@ -323,7 +323,7 @@ class TextDecoder:
                 self._keys += 1
                 items.append(TextCommand(verb, key))
         if not whole:
-            self._held = True
+            self.held = True
             return len(data)
         if not self._skipping:
             items.append(END_OF_KEYS if self._keys else TextRefusal(BAD_FORMAT, verb))
@@ -332,7 +332,7 @@ class TextDecoder:
 
     def _fail(self, reason: str, end: int) -> int:
         """Note that the peer broke the stream: the one place where a decoder blames anybody."""
-        self._held = True
+        self.held = True
         self.error = RemoteProtocolError(reason)
         return end
 

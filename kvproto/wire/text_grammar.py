@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from kvproto.wire.constants import MAX_KEY
 
@@ -47,6 +48,8 @@ TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
 
 EXPIRED = 30 * 24 * 60 * 60 + 1
 """The smallest expiry that is an absolute time: 31 January 1970.  Stands for "expired at once"."""
+
+_new = object.__new__
 
 _MAX_I32 = 0x7FFF_FFFF
 _MAX_U32 = 0xFFFF_FFFF
@@ -116,6 +119,9 @@ END_OF_KEYS = TextCommand("end")
 """Closes each retrieval; one object for all, not to be changed."""
 
 RETRIEVALS: dict[bytes, str] = {b"get": "get", b"gets": "gets", b"gat": "gat", b"gats": "gats"}
+_KEYS_AT = {"get": 1, "gets": 1, "gat": 2, "gats": 2}
+"""Where on the line of a retrieval its keys begin."""
+
 STORAGE: dict[bytes, str] = {
     b"set": "set",
     b"add": "add",
@@ -164,37 +170,48 @@ def _refuse(line: bytes, verb: str, tokens: list[bytes]) -> TextRefusal:
 
 
 def parse_retrieval(
-    verb: str, tokens: list[bytes], max_key: int = MAX_KEY
-) -> list[TextCommand | TextRefusal]:
+    verb: str, tokens: list[bytes], items: list[Any], max_key: int = MAX_KEY
+) -> None:
     """Read get, gets, gat or gats.
 
     Args:
         verb: Which of them.
         tokens: The line's tokens, the verb included.
+        items: Takes one command a key and `END_OF_KEYS`; or one refusal, when any key is too long.
         max_key: Longest key, in bytes.
-
-    Returns:
-        One command a key and `END_OF_KEYS`; or one refusal, when any key is too long.
     """
-    keys_at = 1 if verb in {"get", "gets"} else 2
+    keys_at = _KEYS_AT[verb]
     if len(tokens) <= keys_at:
-        return [TextRefusal(BAD_FORMAT, verb)]
+        items.append(TextRefusal(BAD_FORMAT, verb))
+        return
     expiry = 0 if keys_at == 1 else _expiry(tokens[1])
     if expiry is None:
-        return [TextRefusal(BAD_EXPIRY, verb)]
-    commands: list[TextCommand | TextRefusal] = []
+        items.append(TextRefusal(BAD_EXPIRY, verb))
+        return
+    first = len(items)
     for key in tokens[keys_at:]:
         if len(key) > max_key:
-            return [TextRefusal(BAD_FORMAT, verb)]
-        commands.append(TextCommand(verb, key, b"", 0, expiry))
-    commands.append(END_OF_KEYS)
-    return commands
+            items[first:] = [TextRefusal(BAD_FORMAT, verb)]
+            return
+        # What ``TextCommand(...)`` does, in two thirds of its time.
+        command = _new(TextCommand)
+        command.verb = verb
+        command.key = key
+        command.expiry = expiry
+        command.flags = command.cas = command.delta = 0
+        command.value = b""
+        command.noreply = False
+        command.args = ()
+        items.append(command)
+    items.append(END_OF_KEYS)
 
 
 def parse_size(token: bytes) -> int | None:
     """Read how many bytes of value follow a line; None when it does not say."""
-    size = number(token, -_MAX_SIZE, _MAX_SIZE) if len(token) <= _SIZE_DIGITS else None
-    return None if size is None or size < 0 else size
+    if len(token) > _SIZE_DIGITS:
+        return None
+    size = int(token) if token.isdigit() else number(token, -_MAX_SIZE, _MAX_SIZE)
+    return size if size is not None and 0 <= size <= _MAX_SIZE else None
 
 
 def parse_storage(
@@ -216,7 +233,9 @@ def parse_storage(
         return TextRefusal(BAD_FORMAT, verb), None
     key = tokens[1]
     flags = _lenient_number(tokens[2], 0, _MAX_U32)
-    expiry = expiry_of(_lenient_number(tokens[3], -_MAX_U64, _MAX_U32))
+    expiry = _lenient_number(tokens[3], -_MAX_U64, _MAX_U32)
+    if expiry:
+        expiry = expiry_of(expiry)
     cas: int | None = 0
     if verb == "cas":
         cas = number(tokens[5], 0, _MAX_U64) if len(tokens) > 5 else None
