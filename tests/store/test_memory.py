@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from kvproto.store import IStore, MemoryStore, accessed_at
-from kvproto.store.document import ALL_MARKS
+from kvproto.store.document import ALL_MARKS, Document
 from kvproto.testing.store import StoreContract
 from kvproto.testing.store_meta import MetaContract
 from kvproto.testing.store_subdoc import SubdocContract
@@ -73,6 +74,30 @@ class WaitingStoreContractTests(StoreContract, SubdocContract, SynchronousTestCa
     def test_interface(self) -> None:
         """This wrapper passes calls on by name, so the interface is checked on what it wraps."""
         self.assertTrue(IStore.providedBy(self.store))
+
+
+class LookingThroughTests(SynchronousTestCase):
+    """What somebody wants with all documents, or with one from elsewhere."""
+
+    def test_survey(self) -> None:
+        """Every document that has not expired is shown once, in pieces."""
+        clock = Clock()
+        store = MemoryStore(clock.seconds)
+        for number in range(5000):
+            store.set(b"%d" % number, b"", 0, 0 if number % 7 else 10)
+        clock.advance(10)
+        found: list[Any] = []
+        store.survey(lambda key, document: found.append(key))
+        self.assertEqual(found, [b"%d" % number for number in range(5000) if number % 7])
+
+    def test_put_back(self) -> None:
+        """The CAS of a document that is put back is below those that follow, if time allows."""
+        now = 1_700_000_000.0
+        store = MemoryStore(lambda: now)
+        for seconds, follows in ((-5, True), (0, True), (30, True), (10_000_000, False)):
+            cas = int((now + seconds) * 1e9)
+            self.assertIsNone(store.put_back(b"a", Document(b"", cas=cas)))
+            self.assertEqual(store.set(b"b", b"").cas > cas, follows, seconds)
 
 
 class CountedCasTests(SynchronousTestCase):
