@@ -265,20 +265,9 @@ cdef class Run:
     cpdef send(self):
         """Send it, or send it again."""
         self.tries += 1
-        connection = self.link.ready
-        if connection is None:
-            self.link.send(self)
-            return
-        # `EngineConnection.send`, spelled out for the usual case: others were sent in this turn.
-        if (
-            connection._turn_end is None
-            or connection._paused
-            or len(connection._pending) >= connection._room
-        ):
-            connection.send(self)
-            return
-        connection._pending.append(self)
-        (<list>connection._out).append(self.data)
+        link = self.link
+        connection = link.ready
+        (link if connection is None else connection).send(self)
 
     def take(self, dict touched, bytes data, Py_ssize_t at, Py_ssize_t end):
         """Take replies; see `kvproto.upstream.memcached.FrameCall.take`."""

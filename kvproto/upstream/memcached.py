@@ -41,6 +41,10 @@ log = make_logger()
 MAX_BODY = MAX_VALUE
 """Bytes of a reply."""
 
+READ_SIZE = 120 * 1024
+"""Most bytes of one read: several large values, few of them cut; still short of what the C library
+would ask the kernel for anew each time (128 KiB)."""
+
 _LARGE = 16 * 1024
 """Bytes from which a reply is handed over as a view of what was read, so that its value is copied
 once."""
@@ -190,6 +194,7 @@ class MemcachedConnection(EngineConnection):
         self._held_size = 0
         self._needed = HEADER_SIZE
         super().connectionMade()
+        self.transport.bufferSize = READ_SIZE
 
     def connectionLost(self, reason: Failure = CONNECTION_DONE) -> None:
         """Tell every request that it will not be answered."""
