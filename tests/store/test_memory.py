@@ -10,8 +10,17 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from kvproto.store import IStore, MemoryStore, accessed_at
+from kvproto.store import (
+    IStore,
+    LookupSpec,
+    MemoryStore,
+    MutationSpec,
+    PathFlag,
+    PathOp,
+    accessed_at,
+)
 from kvproto.store.document import ALL_MARKS, Document
+from kvproto.store.table import ITEM_OVERHEAD
 from kvproto.testing.store import StoreContract
 from kvproto.testing.store_meta import MetaContract
 from kvproto.testing.store_subdoc import SubdocContract
@@ -98,6 +107,54 @@ class LookingThroughTests(SynchronousTestCase):
             cas = int((now + seconds) * 1e9)
             self.assertIsNone(store.put_back(b"a", Document(b"", cas=cas)))
             self.assertEqual(store.set(b"b", b"").cas > cas, follows, seconds)
+
+
+class CountTests(SynchronousTestCase):
+    """What statistics count, and what a mutation answers."""
+
+    def test_looked_up(self) -> None:
+        """A lookup within a document is a read, of one that is there or not."""
+        store = MemoryStore(lambda: 1_700_000_000.0)
+        path = LookupSpec(PathOp.EXISTS, 0, b"a")
+        store.lookup_in(b"a", [path])
+        store.set(b"a", b"{}")
+        store.lookup_in(b"a", [path, path])
+        stats = store.stats()
+        self.assertEqual((stats["get_misses"], stats["get_hits"]), (1, 1))
+
+    def test_evicted(self) -> None:
+        """What made room is counted: with an expiry, unread, and how old it was."""
+        clock = Clock()
+        clock.rightNow = 1_700_000_000.0
+        store = MemoryStore(clock.seconds, 3 * (ITEM_OVERHEAD + 100))
+        store.table.note_reads()
+        for name, expiry in ((b"a", 0), (b"b", 900), (b"c", 0)):
+            store.set(name, b"v" * 99, 0, expiry)
+        clock.advance(3)
+        store.get(b"a")
+        clock.advance(4)
+        for name in (b"d", b"e", b"f"):
+            store.set(name, b"v" * 99)
+        self.assertEqual([*store.table.items], [b"d", b"e", b"f"])
+        stats = store.stats()
+        self.assertEqual((stats["evictions"], stats["evicted_unfetched"]), (3, 2))
+        (counts,) = store.statistics.classes.values()
+        self.assertEqual(
+            (counts.evicted, counts.evicted_nonzero, counts.evicted_unfetched), (3, 1, 2)
+        )
+        self.assertEqual(counts.evicted_time, 4)
+
+    def test_results_of_attributes(self) -> None:
+        """A counter among several changes tells its value and which one it was."""
+        store = MemoryStore(lambda: 1_700_000_000.0)
+        store.set(b"a", b"{}")
+        specs = [
+            MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"x", b'{"a":1}'),
+            MutationSpec(PathOp.COUNTER, PathFlag.XATTR, b"x.n", b"5"),
+            MutationSpec(PathOp.COUNTER, 0, b"n", b"-7"),
+        ]
+        result = store.mutate_in(b"a", specs)
+        self.assertEqual(result.results, [(1, 0, b"5"), (2, 0, b"-7")])
 
 
 class CountedCasTests(SynchronousTestCase):
