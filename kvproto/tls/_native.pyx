@@ -136,7 +136,6 @@ cdef class Shortcut:
     cdef object _write
     cdef object _transport  # None where others read and send
     cdef int _socket
-    cdef public bint armed
 
     def __cinit__(self, Pipe pipe not None, owner, answer, queued, write):
         self._pipe = pipe
@@ -146,7 +145,6 @@ cdef class Shortcut:
         self._write = write
         self._transport = None
         self._socket = -1
-        self.armed = False
 
     def take_socket(self, transport):
         """Read from, and send to, the socket of a `kvproto.listeners.transport.DirectServer`."""
@@ -156,7 +154,7 @@ cdef class Shortcut:
     def send(self, bytes data not None):
         """Encrypt and write what nothing waits before; return whether that was done."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
-        if not self.armed or not 0 < size <= PIECE_SIZE or len(self._queued):
+        if not 0 < size <= PIECE_SIZE or len(self._queued):
             return False
         if SSL_write(self._pipe._ssl, PyBytes_AS_STRING(data), <int>size) <= 0:
             # OpenSSL says the same once more, to who knows what follows from it.

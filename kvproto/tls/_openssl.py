@@ -48,12 +48,10 @@ class Engine:
         unfed: The rest of a record that `open` could not feed, a view of the record.
         asked_at: Bytes given to the transport when the application was last given data, -1 before
             that; set by who gives.
-        armed: Whether the transport has been offered a shortcut; set by who offers it.
-        made: The shortcut, once there has been one.
         busy: Whether a call to `handshake` is on the stack, callbacks included; set by its caller.
     """
 
-    __slots__ = ("armed", "asked_at", "bounded", "busy", "connection", "made", "unfed")
+    __slots__ = ("asked_at", "bounded", "busy", "connection", "unfed")
 
     seals = False
     """Whether there is a `seal`: an encryption that is whole or not at all."""
@@ -63,8 +61,7 @@ class Engine:
         self.connection: Any = connection
         self.unfed: memoryview | None = None
         self.asked_at = -1
-        self.made: Callable[[bytes], bytes | None] | None = None
-        self.armed = self.bounded = self.busy = False
+        self.bounded = self.busy = False
 
     def feed(self, data: bytes | memoryview) -> int:
         """Give ciphertext to OpenSSL and return how many bytes it took."""

@@ -585,8 +585,7 @@ class Shell:
         While input goes past us nothing waits before it, and it is sent at once: others that are
         written need not wait for the turn to end, and the shortcut stays open.
         """
-        shortcut = self._shortcut
-        if shortcut is None or not shortcut.send(data):
+        if not self._armed or not self._shortcut.send(data):
             self.write(data)
 
     def _plan_flush(self) -> None:
@@ -773,12 +772,12 @@ class Shell:
             shortcut = self._shortcut = machine.engine.shortcut(
                 self, answer, machine.outbox.pieces, write
             )
-        self._armed = shortcut.armed = True
+        self._armed = True
         self.transport.shortcut = shortcut
 
     def _close_shortcut(self) -> None:
         """Have all reads given to us."""
-        self._armed = self._shortcut.armed = False
+        self._armed = False
         self.transport.shortcut = None
 
     # --- producers ------------------------------------------------------------------------

@@ -52,12 +52,9 @@ class Shortcut:
         answer: The application's.
         queued: What waits to be encrypted, longer than nothing if something does.
         write: Takes ciphertext for the transport.
-
-    Attributes:
-        armed: Whether it is open.
     """
 
-    __slots__ = ("_answer", "_engine", "_owner", "_queued", "_write", "armed")
+    __slots__ = ("_answer", "_engine", "_owner", "_queued", "_write")
 
     def __init__(
         self,
@@ -72,7 +69,6 @@ class Shortcut:
         self._answer = answer
         self._queued = queued
         self._write = write
-        self.armed = False
 
     def send(self, data: bytes) -> bool:
         """Encrypt and write what nothing waits before.
@@ -80,7 +76,7 @@ class Shortcut:
         Returns:
             Whether that was done; otherwise nothing was.
         """
-        if not self.armed or self._queued or not 0 < len(data) <= PIECE_SIZE:
+        if self._queued or not 0 < len(data) <= PIECE_SIZE:
             return False
         try:
             ciphertext = self._engine.seal(data)
