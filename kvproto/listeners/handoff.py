@@ -59,6 +59,12 @@ _BEFORE_CLIENT_HELLO = b"before SSL initialization"
 """OpenSSL's name for a server that has not seen a whole ClientHello yet."""
 
 
+# CPython looks at length for each attribute of an enumeration; these every connection needs.
+_HANDSHAKING, _OFFERED, _OWNED, _CLOSING, _CANCELLED, _CLOSED = State
+_HANDSHAKE_DONE, _CLAIMED, _DRAIN = Event.HANDSHAKE_DONE, Event.CLAIMED, Event.DRAIN
+_PEER_ENDED, _PEER_LOST = Event.PEER_ENDED, Event.PEER_LOST
+
+
 @implementer(IHandshakeListener, IHalfCloseableProtocol)
 class Handoff(VerifiedConnection, Protocol):
     """One accepted connection on its way to an owner.
@@ -89,7 +95,7 @@ class Handoff(VerifiedConnection, Protocol):
         self._drain_wanted = False
         self._peer_ended = False
         self._lost: Failure | None = None
-        self._ended_by = Event.PEER_LOST
+        self._ended_by = _PEER_LOST
         self.entry = self._ledger.admit(factory.name, address, self)
 
     # what the transport says
@@ -107,8 +113,8 @@ class Handoff(VerifiedConnection, Protocol):
     def handshakeCompleted(self) -> None:
         """Take the connection on: the layer below has verified the peer."""
         entry = self.entry
-        if entry.state is not State.HANDSHAKING:
-            self.fire(Event.HANDSHAKE_DONE)
+        if entry.state is not _HANDSHAKING:
+            self.fire(_HANDSHAKE_DONE)
             return
         transport = self.transport
         peer = transport.getPeer()
@@ -123,11 +129,11 @@ class Handoff(VerifiedConnection, Protocol):
             self.fire(Event.GENERATION_RETIRED, objection)
             return
         reason = self._ledger.over_limit(entry, self.factory.limit)
-        self.fire(Event.OVER_LIMIT if reason else Event.HANDSHAKE_DONE, reason)
+        self.fire(Event.OVER_LIMIT if reason else _HANDSHAKE_DONE, reason)
 
     def progressed(self) -> bool:
         """Return whether the peer has sent a whole ClientHello, or needed none."""
-        if self.entry.state is not State.HANDSHAKING:
+        if self.entry.state is not _HANDSHAKING:
             return True
         if not ISystemHandle.providedBy(self.transport):
             return False
@@ -146,19 +152,19 @@ class Handoff(VerifiedConnection, Protocol):
         has kept this bound method reaches the owner all the same.
         """
         state = self.entry.state
-        if state is State.CANCELLED or state is State.CLOSED:
+        if state is _CANCELLED or state is _CLOSED:
             return
         if self._owner_reads:
             self._owner.dataReceived(data)
             return
         self._kept.append(data)
-        if not self._paused and state is State.OFFERED:
+        if not self._paused and state is _OFFERED:
             self._paused = True
             self.transport.pauseProducing()
 
     def readConnectionLost(self) -> None:
         """Fire the event: the peer will send nothing more, and may still read."""
-        self.fire(Event.PEER_ENDED)
+        self.fire(_PEER_ENDED)
 
     def writeConnectionLost(self) -> None:
         """Nothing to do: nobody here closes one side of a connection."""
@@ -167,11 +173,11 @@ class Handoff(VerifiedConnection, Protocol):
         """Fire the events of a transport that is gone, whoever has ended it."""
         self._lost = reason
         why = _explain(reason)
-        if self.entry.state is State.HANDSHAKING and not isinstance(reason.value, _LEFT):
+        if self.entry.state is _HANDSHAKING and not isinstance(reason.value, _LEFT):
             words = str(getattr(reason.value, "reason", "") or why)
             self._ledger.failed_handshakes[self.entry.listener, handshake_fault(words)] += 1
             self.fire(Event.HANDSHAKE_FAILED, why)
-        self.fire(Event.PEER_LOST, why)
+        self.fire(_PEER_LOST, why)
 
     # the machine
 
@@ -190,7 +196,7 @@ class Handoff(VerifiedConnection, Protocol):
         if after is not before and before in LIVE_STATES and after not in LIVE_STATES:
             self._ended_by = event
             entry.reason = entry.reason or reason
-        if event is Event.DRAIN:
+        if event is _DRAIN:
             self._drain_within = within
         if after is not before or move.deadline is not None:
             self._ledger.enter(entry, after, move.deadline, within)
@@ -225,14 +231,14 @@ class Handoff(VerifiedConnection, Protocol):
     def _claimed(self, owner: IProtocol) -> None:
         """Take the controller's answer, which may come at any time."""
         self._claim = None
-        if self.entry.state is State.OFFERED:
+        if self.entry.state is _OFFERED:
             self._owner = owner
-        self.fire(Event.CLAIMED)
+        self.fire(_CLAIMED)
 
     def _claim_failed(self, failure: Failure) -> None:
         """Fire the event of a claim that has failed: there will be no owner."""
         self._claim = None
-        if self.entry.state is State.OFFERED:
+        if self.entry.state is _OFFERED:
             peer_log.failure(
                 CONNECTION + ": the controller failed to take it",
                 failure=failure,
@@ -266,12 +272,12 @@ class Handoff(VerifiedConnection, Protocol):
             self._report(Failure())
             self.fire(Event.OWNER_FAILED, "the owner failed while it took over")
             return
-        if entry.state is State.OWNED:
+        if entry.state is _OWNED:
             self._watch_expiry()
             if self._drain_wanted:
-                self.fire(Event.DRAIN, "drained", within=self._drain_within)
+                self.fire(_DRAIN, "drained", within=self._drain_within)
         if self._peer_ended:
-            self.fire(Event.PEER_ENDED)
+            self.fire(_PEER_ENDED)
 
     def _resume(self) -> None:
         """Read again, before the owner can have a wish of its own about that."""
@@ -281,7 +287,7 @@ class Handoff(VerifiedConnection, Protocol):
 
     def _hand_over(self, owner: IProtocol) -> None:
         """Let reads go to the owner directly, beginning with what was kept."""
-        if self.entry.state not in (State.OWNED, State.CLOSING):
+        if self.entry.state not in (_OWNED, _CLOSING):
             return
         kept, self._kept = b"".join(self._kept), []
         self._owner_reads = True
@@ -372,7 +378,7 @@ class Handoff(VerifiedConnection, Protocol):
 
     def _drain_failed(self, failure: Failure) -> None:
         """Close what could not finish what it was asked, unless it is gone anyway."""
-        if self.entry.state is State.CLOSING:
+        if self.entry.state is _CLOSING:
             self._report(failure)
             self._close_soon()
 

@@ -33,6 +33,8 @@ from kvproto.listeners.unauthenticated import UnauthenticatedPool
 
 __all__ = ["Ledger", "Limits"]
 
+_CLOSING = State.CLOSING
+
 _DEADLINE_REASONS = {
     State.HANDSHAKING: "no handshake within {0.handshake:g} s",
     State.OFFERED: "the controller did not answer within {0.claim:g} s",
@@ -222,7 +224,7 @@ class Ledger:
         entry.since = now
         if state in LIVE_STATES:
             entry.stage = state
-        elif state is not State.CLOSING:
+        elif state is not _CLOSING:
             self._give_up_place(entry)
         self._deadlines.set(entry, when)
 

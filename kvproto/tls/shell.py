@@ -93,6 +93,9 @@ HELD_SIZE: Final = 256 * 1024
 """Most plaintext kept for an application that has paused while TLS itself must read on."""
 
 
+# CPython looks at length for each attribute of an enumeration; these every connection needs.
+_HANDSHAKE_DONE, _PEER_ENDED = Event.HANDSHAKE_DONE, Event.PEER_ENDED
+
 _UNANNOUNCED: Final = Failure(CONNECTION_LOST)
 """The end of most connections, made once as Twisted does with its own."""
 
@@ -406,9 +409,9 @@ class Shell:
                         break
                 elif isinstance(event, bytes):
                     self._deliver(event)
-                elif event is Event.HANDSHAKE_DONE:
+                elif event is _HANDSHAKE_DONE:
                     self._handshake_done(spoke)
-                elif event is Event.PEER_ENDED:
+                elif event is _PEER_ENDED:
                     self._peer_ended()
                 else:
                     self._tls_failed()
