@@ -566,6 +566,35 @@ class DurabilityTests(FileCase):
             self.assertEqual(getattr(persisting, name), getattr(store, name), name)
         self.assertEqual((persisting.uuid, persisting.seqno), (store.uuid, store.seqno))
 
+    def test_names_are_forced_too(self) -> None:
+        """The first record in a new file is there after a power cut only if its name is."""
+        forced: list[bool] = []
+        sync = self.disk.sync
+
+        def spy(ended: Any, descriptor: int, directory: int | None) -> None:
+            forced.append(directory is not None)
+            sync(ended, descriptor, directory)
+
+        self.patch(self.disk, "sync", spy)
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        journal = store._journal
+        number, begun = 0, 0
+        for _ in range(40):
+            before = len(forced)
+            stored: list[object] = []
+            store.set(b"a", b"v" * 100_000).addCallback(stored.append)
+            for _ in range(1000):
+                if stored:
+                    break
+                if not threads.step():
+                    self.clock.advance(0)
+            self.assertTrue(stored)
+            if journal._active.number != number:
+                number, begun = journal._active.number, begun + 1
+                self.assertIn(True, forced[before:], number)
+        self.assertGreater(begun, 5)
+        self.assertIn(False, forced)
+
     def test_slow_disk(self) -> None:
         """A durable write whose time is over is ambiguous: it may still reach the disk."""
         store, threads = self.open_with_threads(Sync.EVERY_SECOND)
