@@ -382,9 +382,9 @@ cdef size_t skip_key(const uint8_t *text, size_t at, size_t end) noexcept:
 
 
 cdef size_t read_number(
-    const uint8_t *text, size_t at, size_t end, int digits, uint32_t *number
+    const uint8_t *text, size_t at, size_t end, int digits, uint64_t *number
 ) noexcept:
-    """Read a number of at most so many digits; return where it ends, 0 where it is none."""
+    """Read a number of at most so many digits, 19; return where it ends, 0 where it is none."""
     cdef size_t first = at
     number[0] = 0
     while at < end and c"0" <= text[at] <= c"9":
@@ -425,14 +425,15 @@ cdef uint8_t *write_number(uint8_t *to, uint64_t number) noexcept:
 
 
 cdef struct MetaLine:
-    # A line of mg or ms: where its flags begin, which there are, and what three of them say.
+    # A line of mg or ms: where its flags begin, which there are, and what four of them say.
     size_t key_at
     size_t key_size
     size_t flags_at
     uint64_t flags
-    uint32_t client_flags
-    uint32_t expiry
-    uint32_t recache
+    uint64_t client_flags
+    uint64_t expiry
+    uint64_t recache
+    uint64_t cas
 
 
 cdef inline uint64_t flag(uint8_t letter) noexcept:
@@ -449,7 +450,7 @@ cdef uint64_t flags_of(bytes letters):
 
 
 cdef uint64_t MG_FLAGS = flags_of(b"vqfctshlkONR")
-cdef uint64_t MS_FLAGS = flags_of(b"qcskOITFM")
+cdef uint64_t MS_FLAGS = flags_of(b"qcskOITFCM")
 cdef uint64_t QUIET = flag(c"q")
 cdef uint64_t VALUE = flag(c"v")
 cdef uint64_t VIVIFY = flag(c"N")
@@ -461,10 +462,10 @@ cdef size_t read_flags(
     """Read flags of the usual form; return what is behind their line, 0 for all others."""
     cdef uint64_t bit
     cdef size_t most
-    cdef uint32_t vivify
+    cdef uint64_t vivify
     cdef uint8_t letter
     line.flags_at = at
-    line.flags = line.client_flags = line.expiry = line.recache = 0
+    line.flags = line.client_flags = line.expiry = line.recache = line.cas = 0
     while end - at > 2 and text[at] == c" ":
         letter = text[at + 1]
         bit = flag(letter)
@@ -484,6 +485,10 @@ cdef size_t read_flags(
             at = read_number(text, at, end, 9, &vivify)
         elif letter == c"F":
             at = read_number(text, at, end, 9, &line.client_flags)
+        elif letter == c"C":
+            at = read_number(text, at, end, 19, &line.cas)
+            if not line.cas:
+                return 0
         elif letter == c"M":
             at = at + 1 if text[at] == c"S" else 0
         if not at:
@@ -628,7 +633,7 @@ cdef size_t serve_ms(
     """Serve an ms of the usual form; return what is behind it, 0 for what is left."""
     cdef MetaLine line
     cdef size_t stop, value_at
-    cdef uint32_t size
+    cdef uint64_t size
     line.key_at = at + 3
     stop = skip_key(text, line.key_at, end)
     line.key_size = stop - line.key_at
@@ -639,14 +644,14 @@ cdef size_t serve_ms(
     if (
         not value_at
         or size > <size_t>dialect.max_value
-        or end - value_at < <size_t>size + 2
+        or end - value_at < size + 2
         or memcmp(text + value_at + size, b"\r\n", 2) != 0
     ):
         return 0
     key = PyBytes_FromStringAndSize(<const char *>text + line.key_at, line.key_size)
     value = PyBytes_FromStringAndSize(<const char *>text + value_at, size)
-    document = dialect.plain_set(key, value, line.client_flags, line.expiry, 0)
-    if document is None and dialect.store.at_once:
+    document = dialect.plain_set(key, value, line.client_flags, line.expiry, 0, line.cas)
+    if document is None and not line.cas and dialect.store.at_once:
         document = dialect.store.set(key, value, line.client_flags, line.expiry)
     if type(document) is not Document:
         if document is None:
@@ -662,7 +667,7 @@ def scan_text(session, dialect, bytes data not None, list out not None, Py_ssize
     cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef Py_ssize_t size = 0
     cdef size_t at = 0, end = PyBytes_GET_SIZE(data), key_at, stop, value_at, written
-    cdef uint32_t flags, expiry, length
+    cdef uint64_t flags, expiry, length
     cdef bint noreply, plain = True
     cdef int meta_cmds = 0
     cdef Buffer buffer = Buffer(NULL, 0, 0, 0)

@@ -102,7 +102,7 @@ class TextSession:
         self.meta_seen = False
         self.plain_get: Callable[[bytes], Any] | None = None
         self.plain_read: Callable[[bytes, float, int, int, bool], Any] | None = None
-        self.plain_set: Callable[[bytes, bytes, int, int, int], Any] | None = None
+        self.plain_set: Callable[..., Any] | None = None
         self._update_rights()
 
     @property

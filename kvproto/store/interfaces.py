@@ -324,7 +324,7 @@ class IImmediateStore(IStore):
         """
 
     def set_plainly(
-        key: bytes, value: bytes, flags: int, expiry: int, datatype: int
+        key: bytes, value: bytes, flags: int, expiry: int, datatype: int, cas: int = 0
     ) -> Document | None:
         """Do as `set` where nothing unusual is in the way, at once.
 

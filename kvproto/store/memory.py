@@ -264,7 +264,7 @@ class MemoryStore(Operations):
         return document, marks
 
     def set_plainly(  # noqa: PLR0915 - written out, as fast as Python can
-        self, key: Key, value: bytes, flags: int, expiry: int, datatype: int
+        self, key: Key, value: bytes, flags: int, expiry: int, datatype: int, cas: int = 0
     ) -> Document | None:
         """Do as `set` where nothing unusual is in the way, in half of its time.
 
@@ -287,13 +287,16 @@ class MemoryStore(Operations):
             item_size, overhead = size + len(key[1]), ITEM_OVERHEAD + COLLECTION_OVERHEAD
         if old is None:
             # A tombstone of this very key, perhaps; beside a document there is none.
-            if table.tombstones or table.walks:
+            if table.tombstones or table.walks or cas:
                 return None
             growth = item_size + overhead
             if growth > table.limit:
                 return None
         elif (
-            old.locked_until or old.xattrs is not None or (old.expires_at and old.expires_at <= now)
+            old.locked_until
+            or old.xattrs is not None
+            or (old.expires_at and old.expires_at <= now)
+            or (cas and cas != old.cas)
         ):
             return None
         else:
@@ -318,17 +321,19 @@ class MemoryStore(Operations):
         statistics = self.statistics
         statistics.cmd_set += 1
         statistics.total_items += 1
+        if cas:
+            statistics.cas_hits += 1
         self._seqno = seqno = self._seqno + 1
         nanoseconds = now * 1e9
         if nanoseconds < self._cas_until:
-            self._cas = cas = self._cas + 1
+            self._cas = new_cas = self._cas + 1
         else:
-            cas = self._next_cas(now)
+            new_cas = self._next_cas(now)
         # What ``Document(...)`` does, in 0.6 of the time.
         document = _new(Document)
         document.value = value
         document.flags = flags
-        document.cas = cas
+        document.cas = new_cas
         document.expires_at = expires_at
         document.locked_until = 0.0
         document.seqno = seqno
@@ -565,8 +570,8 @@ class MemoryStore(Operations):
         preserve_expiry: bool = False,
     ) -> Any:
         """Store whatever was there before; see `IStore.set`."""
-        if not cas and not preserve_expiry:
-            document = self.set_plainly(key, value, flags, expiry, datatype)
+        if not preserve_expiry:
+            document = self.set_plainly(key, value, flags, expiry, datatype, cas)
             if document is not None:
                 return document
         return super().set(

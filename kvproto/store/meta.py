@@ -11,7 +11,7 @@ Source: memcached 1.6.45, ``doc/protocol.txt``, ``proto_parser.c``, ``memcached.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -22,6 +22,7 @@ from kvproto.store.rules import (
     Counts,
     Decision,
     Effect,
+    copied,
     count,
     counted_marks,
     storing,
@@ -112,7 +113,7 @@ def nears_end(expires_at: float, now: float, recache: int) -> bool:
     What is left is counted as ``t`` tells it, in whole seconds, rounded up.
     """
     below = recache if recache <= RELATIVE_LIMIT_S else recache - now
-    return expires_at != 0.0 and math.ceil(expires_at - now) < below
+    return expires_at != 0.0 and max(0, math.ceil(expires_at - now)) < below
 
 
 def read(
@@ -141,7 +142,8 @@ def read(
     counts = _TOUCH_HIT if touches else _GET_HIT
     if not touches and marks == old.marks:
         return Decision(_found(old, old, won=won), counts=counts)
-    new = replace(old, marks=marks)
+    new = copied(old, old.locked_until)
+    new.marks = marks
     answer = _found(new, old, won=won)
     if not touches:
         return Decision(answer, Effect.MARK, new, counts)
@@ -156,8 +158,9 @@ def _found(new: Document, old: Document, *, won: bool = False) -> MetaRead:
 
 
 def _storing(answer: Any, document: Document, now: float, counts: Counts) -> Decision[Any]:
-    decision = storing(document, now, counts)
-    return Decision(answer, decision.effect, document, counts)
+    decision: Decision[Any] = storing(document, now, counts)
+    decision.answer = answer
+    return decision
 
 
 def _check(old: Document, command: MetaCommand, counts: Counts) -> tuple[Any, Counts]:
@@ -224,6 +227,13 @@ def _extend(old: Document | None, now: float, command: MetaCommand, new: Documen
     return storing(new, now, _SET)
 
 
+def _changed(old: Document, command: MetaCommand) -> Document:
+    """Return a copy that will have another CAS: the client's, or one of the store's."""
+    new = copied(old, old.locked_until)
+    new.cas, new.seqno, new.kind = command.new_cas or 0, 0, 0
+    return new
+
+
 def remove(old: Document | None, now: float, command: MetaCommand) -> Decision[Any]:
     """Do md: delete, or empty (``x``), or mark as stale (``I``)."""
     if old is None:
@@ -236,7 +246,7 @@ def remove(old: Document | None, now: float, command: MetaCommand) -> Decision[A
     if not stale and not empty:
         grave = tombstone(old, Document(b""), now)
         return Decision(grave, Effect.DELETE, grave, ("delete_hits",))
-    new = replace(old, cas=command.new_cas or 0, seqno=0, kind=0)
+    new = _changed(old, command)
     if empty:
         new.value, new.flags, new.datatype = b"", 0, 0
         new.marks = marks_at(0, now)
@@ -268,7 +278,8 @@ def calculate(old: Document | None, now: float, command: MetaCommand) -> Decisio
     value = count(old.value, -command.delta if down else command.delta)
     if value is None:
         return Decision(Refusal.NOT_A_NUMBER)
-    new = replace(old, value=value, cas=command.new_cas or 0, seqno=0, kind=0)
+    new = _changed(old, command)
+    new.value = value
     new.marks = counted_marks(old, value)
     new.expires_at = _expiry_after(command, old.expires_at, now, made=False)
     answer = _found(new, old)

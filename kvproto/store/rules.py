@@ -165,7 +165,7 @@ def live(found: Document | None, now: float) -> Document | None:
     if found is None or (found.expires_at and found.expires_at <= now):
         return None
     if found.locked_until and found.locked_until <= now:
-        return _copy(found, 0.0)
+        return copied(found, 0.0)
     return found
 
 
@@ -409,7 +409,7 @@ def touch(old: Document | None, now: float, expiry: int, keeps_cas: bool = False
     if expires_at == old.expires_at:
         if not marks:
             return Decision(old, counts=counts)
-        marked = _copy(old, old.locked_until)
+        marked = copied(old, old.locked_until)
         marked.marks = marks
         return Decision(marked, Effect.MARK, marked, counts)
     made = _successor(old, old.value, old.flags, expires_at, old.datatype)
@@ -439,7 +439,7 @@ def get_and_lock(old: Document | None, now: float, seconds: int) -> Changed:
         return Decision(Refusal.LOCKED)
     if not 0 < seconds <= _MAX_LOCK_S:
         seconds = _DEFAULT_LOCK_S
-    locked = _copy(old, now + seconds)
+    locked = copied(old, now + seconds)
     return Decision(locked, Effect.LOCK, locked, ("get_hits",))
 
 
@@ -451,10 +451,10 @@ def unlock(old: Document | None, now: float, cas: int) -> Decision[Refusal | Non
         return Decision(Refusal.NOT_LOCKED)
     if cas != old.cas:
         return Decision(Refusal.LOCKED)
-    return Decision(None, Effect.UNLOCK, _copy(old, 0.0))
+    return Decision(None, Effect.UNLOCK, copied(old, 0.0))
 
 
-def _copy(old: Document, locked_until: float) -> Document:
+def copied(old: Document, locked_until: float) -> Document:
     """Return the same document with another lock."""
     return Document(
         old.value,

@@ -14,6 +14,7 @@ from base64 import b64encode
 from binascii import a2b_base64
 from collections.abc import Callable
 from dataclasses import dataclass
+from string import ascii_letters, digits
 
 from kvproto.wire.constants import MAX_KEY
 from kvproto.wire.text_grammar import (
@@ -35,7 +36,7 @@ _MAX_FLAGS = 20
 MAX_OPAQUE = 32
 """Longest opaque token in bytes, its letter included."""
 
-_is_flag = re.compile(rb"[A-Za-z0-9\[\\\]^_`]").match
+_FLAGS = frozenset(b"[\\]^_`" + (ascii_letters + digits).encode())
 """What memcached's tokenizer takes for the beginning of a flag."""
 
 DUPLICATE = b"CLIENT_ERROR duplicate flag\r\n"
@@ -141,10 +142,9 @@ def parse_meta_set(
 def _parse_flags(
     verb: str, key: bytes, flags: tuple[bytes, ...], tokens: int, max_key: int
 ) -> MetaCommand | TextRefusal:
-    for flag in flags:
-        if not _is_flag(flag):
-            return TextRefusal(BAD_FORMAT, verb)
-    letters = bytes(flag[0] for flag in flags)
+    letters = bytes([flag[0] for flag in flags])
+    if not _FLAGS.issuperset(letters):
+        return TextRefusal(BAD_FORMAT, verb)
     command = MetaCommand(verb, key, flags, letters)
     fault = _read_flags(command, tokens, max_key)
     if fault is not None:
@@ -153,7 +153,8 @@ def _parse_flags(
         if verb in _BAD_MODE:
             return TextRefusal(_BAD_MODE[verb], verb)
         command.mode = 0
-    if any(len(flag) > MAX_OPAQUE for flag in flags if flag[0] == _OPAQUE):
+    at = letters.find(_OPAQUE)
+    if at >= 0 and len(flags[at]) > MAX_OPAQUE:
         return TextRefusal(LONG_OPAQUE, verb)
     return command
 

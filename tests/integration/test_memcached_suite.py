@@ -44,7 +44,7 @@ LEFT_OUT = {
     "00-startup daemonize issue_50 issue_67": "how the process of a memcached is started",
     "restart": "pages of slabs in a file that outlives the process; `file:` keeps values here",
     "udp": "UDP",
-    "conn-limits": "what worker threads allocate for replies that are a few bytes here",
+    "conn-limits": "what threads allocate for answers to keys that are not there: nothing here",
     "64bit dyn-maxbytes issue_22 slabs-cas slabs-mover slabs-reassign-chunked slabs-reassign2 "
     "slabs_reassign": "pages of slabs: how many there are, and when they are full",
     "lru lru-crawler lru-maintainer": "queues of a segmented LRU, and its threads",

@@ -203,6 +203,13 @@ class LeaseTests(SynchronousTestCase):
         one.time += 0.6
         self.assertEqual(one.ask(b"mg a R60 t\r\n"), b"HD t59 W\r\n")
 
+    def test_recache_of_what_is_over(self) -> None:
+        """Nobody wins what a flag before has ended, unless R asks for some time."""
+        one = link()
+        for flags, won in ((b"R0", b""), (b"R-1", b""), (b"R2592001", b""), (b"R30", b" W")):
+            one.ask(b"ms a 1 T60\r\nx\r\n")
+            self.assertEqual(one.ask(b"mg a T-1 %b\r\n" % flags), b"HD%b\r\n" % won)
+
     def test_stale(self) -> None:
         """A stale value is shown as such, until it is stored anew."""
         one = link()

@@ -20,7 +20,7 @@ from kvproto.testing.scripted import ScriptedTransport
 from kvproto.wire.text import TOO_LARGE
 from tests.compiled import require_compiled
 from tests.examples import examples
-from tests.server.support import Link, link_with
+from tests.server.support import NOW, Link, link_with
 
 KEYS = st.sampled_from(
     [b"a", b"b", b"k" * 250, b"k" * 251, b"", b"a b", b"\x7f", b"\xc3\xa9", b"a\r"]
@@ -64,7 +64,22 @@ MG_FLAGS = (
 )
 MS_FLAGS = (
     *(b"q", b"c", b"s", b"k", b"O1", b"I", b"T0", b"T1", b"T100", b"F0", b"F9", b"MS", b"T", b"Fx"),
-    *(b"ME", b"MA", b"Ms", b"MSx", b"M", b"E7", b"C1", b"b", b"t", b"f", b"T-1", b"T4294967295"),
+    *(
+        b"C9",
+        b"C12",
+        b"ME",
+        b"MA",
+        b"Ms",
+        b"MSx",
+        b"M",
+        b"E7",
+        b"C1",
+        b"b",
+        b"t",
+        b"f",
+        b"T-1",
+        b"T4294967295",
+    ),
     *(b"F4294967295", b"F4294967296", b"T0000000001", b"O" + b"x" * 32),
 )
 
@@ -241,9 +256,9 @@ class ScanTests(ScanCase):
         data = (
             b"mg a\r\nmg a v q\r\nms a 5\r\nhel\r\n\r\nms a 1 T9 F1 q k c s MS I O1\r\n1\r\n"
             b"mg a v\r\nmg a t f v k O1 c s q\r\nmg a\r\nmg a f h l t v N30 R5\r\n"
-            b"ms b %d\r\n%b\r\nmg b v\r\nget a\r\n" % (len(value), value)
+            b"ms a 1 C2 c\r\n1\r\nms b %d\r\n%b\r\nmg b v\r\nget a\r\n" % (len(value), value)
         )
-        made = self.link()
+        made = self.link(server=KVServer(MemoryStore(lambda: NOW, count_cas=True)))
         self.assertEqual(self.taken(data, made), 0)
         made.ask(b"mg a\r\n")
         self.assertEqual(self.taken(data, made), len(data))
@@ -256,7 +271,7 @@ class ScanTests(ScanCase):
         flags = (b"u", b"b", b"N", b"R-1", b"T1", b"E1", b"C1", b"v1", b"v v", b"vx")
         for odd in (
             *(b"mg a %b\r\n" % flag for flag in flags),
-            *(b"ms a 1 %b\r\nx\r\n" % flag for flag in (b"C1", b"E1", b"ME", b"M", b"T-1", b"t")),
+            *(b"ms a 1 %b\r\nx\r\n" % flag for flag in (b"C9", b"C0", b"E1", b"ME", b"M", b"t")),
             *(b"mg z N9\r\n", b"mg e v R99\r\n", b"mg s v\r\n", b"mg a v\n", b"mg  a\r\n"),
             *(b"md a\r\n", b"mn\r\n", b"ms a 2\r\nx\r\n"),
         ):

@@ -199,6 +199,8 @@ class PlainTests(SynchronousTestCase):
         for name in (b"a", b"b", b"c", b"a"):
             self.assertIsInstance(store.set((8, name), b""), Document)
         self.assertEqual(store.table.collections, {8: {(8, b"a"): None}})
+        now = store.set((8, b"a"), b"")
+        self.assertIsInstance(store.set((8, b"a"), b"", cas=now.cas), Document)
         self.assertRaises(AssertionError, store.set, (8, b"a"), b"", cas=1)
 
     def test_it_gives_up_before_it_changes_anything(self) -> None:

@@ -236,13 +236,13 @@ class FileStore(Operations):
     # -- operations -----------------------------------------------------------
 
     def set_plainly(
-        self, key: bytes, value: bytes, flags: int, expiry: int, datatype: int
+        self, key: bytes, value: bytes, flags: int, expiry: int, datatype: int, cas: int = 0
     ) -> Document | None:
         """Do as `MemoryStore.set_plainly`; None also when the answer has to wait."""
         journal = self._journal
         if journal.at + 2 * len(value) + _MARGIN > journal.limit or not self._at_once:
             return None
-        document = self._set_in_memory(key, value, flags, expiry, datatype)
+        document = self._set_in_memory(key, value, flags, expiry, datatype, cas)
         if document is not None:
             journal.put(key, document)
         return document
@@ -259,8 +259,8 @@ class FileStore(Operations):
         preserve_expiry: bool = False,
     ) -> Any:
         """Store whatever was there before; see `IStore.set`."""
-        if not cas and not preserve_expiry and key.__class__ is bytes:
-            document = self.set_plainly(key, value, flags, expiry, datatype)
+        if not preserve_expiry and key.__class__ is bytes:
+            document = self.set_plainly(key, value, flags, expiry, datatype, cas)
             if document is not None:
                 return document
         return super().set(
