@@ -74,15 +74,18 @@ class Deadlines(Generic[T]):
 
     def _schedule(self) -> None:
         """Let the one delayed call wait for the top of the heap."""
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
         while self._heap and self._heap[0][2].deadline != self._heap[0][0]:
             heapq.heappop(self._heap)  # left; waking up for it would be for nothing
         if self._heap:
             self._call_at = self._heap[0][0]
             delay = max(0.0, self._call_at - self._clock.seconds())
-            self._call = self._clock.callLater(delay, self._fire)
+            if self._call is None:
+                self._call = self._clock.callLater(delay, self._fire)
+            else:
+                self._call.reset(delay)
+        elif self._call is not None:
+            self._call.cancel()
+            self._call = None
 
     def _fire(self) -> None:
         """Report what is due, then wait for the next."""
