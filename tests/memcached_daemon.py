@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -75,17 +77,23 @@ def config_of(options: argparse.Namespace, directory: Path) -> Config:
     )
 
 
-def start_fleet(options: argparse.Namespace) -> str:
-    """Run one memcached that ends with this process; return the URL of a fleet of it."""
+def built_memcached() -> str:
+    """Return the program for debugging that the checkout was built to, ``""`` when it was not."""
+    checkout = os.environ.get("MEMCACHED_REPO")
+    return shutil.which("memcached-debug", path=checkout) or "" if checkout else ""
+
+
+def start_fleet(options: argparse.Namespace) -> Memcached:
+    """Run one memcached that ends with this process: the checkout's own if it was built."""
     # What is too large for the service never comes there; memcached itself takes no small limit
     # without more options.
     largest = max(size(options.I or "1m"), 1 << 20)
     arguments = ["-I", str(largest), "-m", options.m or "64"]
     if options.M:
         arguments.append("-M")
-    server = Memcached(*arguments)
+    server = Memcached(*arguments, program=built_memcached())
     atexit.register(server.kill)
-    return f"memcached://{server.name}"
+    return server
 
 
 def movable_clock() -> Callable[[float], None]:
@@ -98,6 +106,18 @@ def movable_clock() -> Callable[[float], None]:
 
     reactor.seconds = lambda: seconds() + ahead
     return advance
+
+
+def with_clock_of(server: Memcached, advance: Callable[[float], None]) -> Callable[[float], None]:
+    """Return what moves the clock of a server on as well, if it was built for debugging."""
+
+    def advance_both(by: float) -> None:
+        advance(by)
+        with server.connect() as connection:
+            connection.sendall(b"debugtime %d\r\n" % by)
+            connection.recv(16)
+
+    return advance_both
 
 
 def main() -> None:
@@ -119,7 +139,9 @@ def main() -> None:
             advance = movable_clock()
             config = config_of(options, Path(directory))
             if options.fleet:
-                config = replace(config, store=start_fleet(options))
+                server = start_fleet(options)
+                advance = with_clock_of(server, advance)
+                config = replace(config, store=f"memcached://{server.name}")
             service = KVTLSService(config)
         except ConfigError as error:
             sys.exit(f"Failed to start: {error}")

@@ -41,15 +41,16 @@ class Memcached:
         options: Of ``memcached``, e.g. ``"-m", "64"``.
         port: Where it listens; a free one when 0.
         path: The Unix socket where it listens in place of a port.
+        program: Another build of it; Debian's by default.
 
     Raises:
         SkipTest: It is not installed.
     """
 
-    def __init__(self, *options: str, port: int = 0, path: str = "") -> None:
+    def __init__(self, *options: str, port: int = 0, path: str = "", program: str = "") -> None:
         self._path = path
         self.port = 0 if path else port or free_port()
-        self._program = require("memcached", "memcached")
+        self._program = program or require("memcached", "memcached")
         where = ("-s", path) if path else ("-l", "127.0.0.1", "-p", str(self.port), "-U", "0")
         # As root it asks for a name.
         self._command = [self._program, *where, "-u", getpass.getuser(), *options]

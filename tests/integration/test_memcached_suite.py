@@ -19,6 +19,7 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.integration.peers import require
+from tests.memcached_daemon import built_memcached
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,14 +64,19 @@ SCRIPT_SECONDS = 600.0
 FAILURE = re.compile("^not ok ([0-9]+)", re.MULTILINE)
 
 FLEET_LEFT_OUT = {
-    "issue_29 issue_42 issue_163": "statistics of slabs, which are each server's own",
-    "metaget": "flags that Debian's memcached is too old for",
-    "watcher watcher_connid": "what a server has before a write, and what it evicts",
-    "expirations": "the clock of the servers, which nobody moves",
-    "issue_183 stats": "what each server counts of its own, or lists",
-    "dash-M": "a count that memcached does not keep of binary requests: no memory",
+    "issue_29 issue_42": "chunks and bytes that slabs have allocated, which are each server's own",
+    "issue_163 issue_183": "how many items were reclaimed, which each server counts",
+    "watcher watcher_connid": "that a set has found nothing before it, and what was evicted",
+    "stats": "how many lines there are, the keys in a slab, and items that were flushed when asked",
+    "dash-M": "a count of stores for which there was no memory: it has none for binary requests",
 }
 """What else does not pass where values live in a memcached behind the service."""
+
+FLEET_NEEDS_BUILD = {
+    "metaget": "flags that Debian's memcached is too old for",
+    "expirations": "a server whose clock is moved on, as only a build for debugging can",
+}
+"""What passes there only where the checkout was built (``make memcached-debug``)."""
 
 
 def run_alone(command: list[str], directory: Path) -> tuple[int | None, str]:
@@ -114,6 +120,8 @@ class SuiteTests(SynchronousTestCase):
     def test_scripts_through_a_fleet(self) -> None:
         """They pass with values in a memcached behind the service."""
         left_out = " ".join(FLEET_LEFT_OUT).split()
+        if not built_memcached():
+            left_out += FLEET_NEEDS_BUILD
         self.run_scripts([one for one in PASSING.split() if one not in left_out], "--fleet")
 
     def run_scripts(self, scripts: list[str], *options: str) -> None:
