@@ -1,11 +1,16 @@
 """What keeping documents in a directory costs: CPU of GET and SET, and a million documents.
 
-``python -m benchmarks.file_store [--rounds N] [--seconds S] [--documents N] [--directory DIR]``
+``python -m benchmarks.file_store [--rounds N] [--seconds S] [--only LOAD …] [--stores STORE …]
+[--documents N] [--directory DIR]``
 
 The CPU of the server's process, user and system time of all its threads, is compared with that of
 ``memory:``, one after the other in each round, under the load of ``benchmarks/kvload.c`` over TLS;
-each figure is the median of the rounds with their range.  The directory should be on the disk that
-is meant: ``sync=always`` measures it, and in ``/dev/shm`` everything but it.
+each figure is the median of the rounds with their range.  A load is operation, connections and
+requests in flight on each, as in ``set,2,32``.  The directory should be on the disk that is meant:
+``sync=always`` measures it, and in ``/dev/shm`` everything but it.  What of it is the kernel's, for
+sockets and for the disk, is told beside it.
+
+It takes rounds times loads times stores times seconds: a minute for three rounds of five loads.
 
 With ``--documents`` nothing of this is done: so many documents are stored, the service is killed,
 and what its next start takes is printed.
@@ -25,8 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from twisted.internet.task import Clock
@@ -62,49 +66,66 @@ def service(store: str, directory: Path) -> Iterator[tuple[int, int]]:
         process.wait()
 
 
-def cpu_of(pid: int) -> float:
-    """Return the CPU seconds of a process, its threads included."""
+def cpu_of(pid: int) -> tuple[float, float]:
+    """Return the CPU seconds of a process, its threads included: all, and the kernel's."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+    user, system = int(fields[11]), int(fields[12])
+    return (user + system) / 100, system / 100
+
+
+def load_with(kvload: Path, port: int, load: tuple[str, int, int], seconds: int) -> float:
+    """Load a service for so long; return operations a second."""
+    mode, connections, depth = load
+    options = {"-p": port, "-m": mode, "-c": connections, "-d": depth, "-t": seconds}
+    command = [str(kvload), *map(str, itertools.chain.from_iterable(options.items()))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    found = re.search(r"ops/s=([\d.]+)", done.stdout)
+    assert found is not None, done.stdout
+    return float(found[1])
 
 
 def measure(
     kvload: Path, pid: int, port: int, load: tuple[str, int, int], seconds: int
-) -> tuple[float, float]:
-    """Return microseconds of the server's CPU for each operation, and operations a second."""
-    mode, connections, depth = load
-    run = partial(subprocess.run, stdout=subprocess.PIPE, text=True, check=False)
-    run([kvload, "-p", str(port), "-m", "set", "-t", "1"])  # something to be found
-    before = cpu_of(pid)
-    options = {"-p": port, "-m": mode, "-c": connections, "-d": depth, "-t": seconds}
-    done = run([kvload, *map(str, itertools.chain.from_iterable(options.items()))])
-    found = re.search(r"ops=(\d+)", done.stdout) or re.search(r"ops/s=([\d.]+)", done.stdout)
-    assert found is not None, done.stdout
-    number = float(found[1]) * (seconds if "ops/s" in found[0] else 1)
-    return (cpu_of(pid) - before) / number * 1e6, number / seconds
+) -> tuple[float, float, float]:
+    """Return microseconds of CPU for each operation, those in the kernel, operations a second."""
+    all_before, system_before = cpu_of(pid)
+    speed = load_with(kvload, port, load, seconds)
+    everything, system = cpu_of(pid)
+    each = 1e6 / (speed * seconds)
+    return (everything - all_before) * each, (system - system_before) * each, speed
 
 
-def compare(rounds: int, seconds: int, directory: Path) -> None:
+def compare(options: argparse.Namespace, directory: Path) -> None:
     """Print the CPU of each store in each load, and what it is of memory's."""
     kvload = directory / "kvload"
     subprocess.run(["cc", "-O2", "-o", kvload, HERE / "kvload.c", "-lssl", "-lcrypto"], check=True)
-    results: dict[tuple[tuple[str, int, int], str], list[tuple[float, float]]] = {}
-    for turn in range(rounds):
-        for load, store in itertools.product(LOADS, STORES[:: -1 if turn % 2 else 1]):
-            with service(store, directory) as (pid, port):
-                measured = measure(kvload, pid, port, load, seconds)
+    stores = ["memory:", *(store for store in options.stores if store != "memory:")]
+    results: dict[tuple[tuple[str, int, int], str], list[tuple[float, float, float]]] = {}
+    with ExitStack() as stack:
+        running = {store: stack.enter_context(service(store, directory)) for store in stores}
+        for _, port in running.values():
+            load_with(kvload, port, ("set", 1, 1), 1)  # something to be found
+        for turn in range(options.rounds):
+            for load, store in itertools.product(options.only, stores[:: -1 if turn % 2 else 1]):
+                measured = measure(kvload, *running[store], load, options.seconds)
                 results.setdefault((load, store), []).append(measured)
-    for load in LOADS:
+    for load in options.only:
         mode, connections, depth = load
         memory = results[load, "memory:"]
-        for store in STORES:
-            mine, speeds = zip(*results[load, store], strict=True)
-            ratios = [us / its for us, (its, _) in zip(mine, memory, strict=True)]
+        for store in stores:
+            mine, kernel, speeds = zip(*results[load, store], strict=True)
+            ratios = [us / its for us, (its, *_) in zip(mine, memory, strict=True)]
             print(
                 f"{mode} {connections:3} connections, {depth:2} in flight, {store:9}"
-                f" {_told(mine):18} us, {_told(ratios, 2):18} of memory,"
-                f" {statistics.median(speeds):7.0f} a second"
+                f" {_told(mine):18} us, {statistics.median(kernel):4.1f} of it the kernel's,"
+                f" {_told(ratios, 2):18} of memory, {statistics.median(speeds):7.0f} a second"
             )
+
+
+def _load(text: str) -> tuple[str, int, int]:
+    """Read a load from the command line."""
+    mode, connections, depth = text.split(",")
+    return mode, int(connections), int(depth)
 
 
 def _told(figures: Sequence[float], digits: int = 1) -> str:
@@ -144,7 +165,7 @@ def count(documents: int, directory: Path) -> None:
         if "kvtls ready on" in line:
             break
     wall = time.perf_counter() - started
-    print(f"ready after {wall:.1f} s, {cpu_of(process.pid):.1f} s of CPU")
+    print(f"ready after {wall:.1f} s, {cpu_of(process.pid)[0]:.1f} s of CPU")
     status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
     for name in ("VmRSS", "RssAnon", "RssFile"):
         found = re.search(rf"{name}:\s+(\d+) kB", status)
@@ -161,7 +182,9 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=1)
+    parser.add_argument("--only", type=_load, nargs="+", default=LOADS, metavar="LOAD")
+    parser.add_argument("--stores", nargs="+", default=STORES, choices=STORES)
     parser.add_argument("--documents", type=int, default=0)
     parser.add_argument("--directory", type=Path)
     options = parser.parse_args()
@@ -170,7 +193,7 @@ def main() -> None:
         if options.documents:
             count(options.documents, directory)
         else:
-            compare(options.rounds, options.seconds, directory)
+            compare(options, directory)
     finally:
         shutil.rmtree(directory)
 

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The compiled twin of `kvproto.store.file.tail.PythonTail`: the same bytes in the same places.
+"""The compiled twins of what is in `kvproto.store.file.tail`: the same bytes in the same places.
 
 Sizes.  C checks no bounds, so the code does: a record is written where all of it fits into the map.
 """
@@ -14,7 +14,7 @@ from zlib import crc32 as _crc32
 from kvproto.store.document import ALL_MARKS as _ALL_MARKS
 from kvproto.store.file import records
 
-__all__ = ["Tail"]
+__all__ = ["PlainSets", "Tail"]
 
 cdef object crc32 = _crc32
 cdef object body_of = records.body_of
@@ -22,6 +22,9 @@ cdef object PUT = records.Kind.PUT
 cdef object TOMBSTONE = records.Kind.TOMBSTONE
 cdef uint64_t ALL_MARKS = _ALL_MARKS
 cdef size_t HEAD_SIZE = records.HEAD_SIZE
+
+cdef enum:
+    MARGIN = 1024
 
 
 cdef inline uint8_t *write_32(uint8_t *to, uint32_t number) noexcept:
@@ -61,12 +64,16 @@ cdef class Tail:
     cdef public uint32_t _seed
     cdef public object _map
 
-    def put(self, key, document, *, newest=True):
+    def put(self, key, document, *, bint newest=True):
         """See `PythonTail.put`."""
+        self.append(key, document, newest)
+
+    cdef int append(self, key, document, bint newest) except -1:
         cdef bytes body
         cdef Py_buffer view
         cdef Py_ssize_t size, end
         cdef uint8_t *to
+        cdef uint32_t checksum
         if (
             newest
             and type(key) is bytes
@@ -80,7 +87,7 @@ cdef class Tail:
         size = PyBytes_GET_SIZE(body)
         if self.at + 4 + size > self.limit:
             self._roll(size)
-        cdef uint32_t checksum = crc32(body, self._seed)
+        checksum = crc32(body, self._seed)
         end = self.at + 4 + size
         PyObject_GetBuffer(self._map, &view, PyBUF_WRITABLE)
         try:
@@ -92,3 +99,22 @@ cdef class Tail:
             PyBuffer_Release(&view)
         self.at = (end + 7) & ~<Py_ssize_t>7
         self.appended += 1
+        return 0
+
+
+cdef class PlainSets:
+    """See `PythonPlainSets`."""
+
+    cdef public Tail _journal
+    cdef public bint _at_once
+    cdef public object _set_in_memory
+
+    def set_plainly(self, key, value, flags, expiry, datatype, cas=0):
+        """See `PythonPlainSets.set_plainly`."""
+        cdef Tail journal = self._journal
+        if journal.at + 2 * len(value) + MARGIN > journal.limit or not self._at_once:
+            return None
+        document = self._set_in_memory(key, value, flags, expiry, datatype, cas)
+        if document is not None:
+            journal.append(key, document, True)
+        return document

@@ -26,6 +26,7 @@ from kvproto.store.file.disk import Disk
 from kvproto.store.file.journal import SEGMENT_SIZE, Journal, Numbers, Run
 from kvproto.store.file.loading import Loader
 from kvproto.store.file.records import HEAD_SIZE, size_of
+from kvproto.store.file.tail import MARGIN, PlainSets
 from kvproto.store.interfaces import IGroupingStore, IImmediateStore, IListableStore, IStore
 from kvproto.store.memory import MemoryStore
 from kvproto.store.operations import Operations
@@ -37,10 +38,6 @@ from kvproto.wire.meta import MetaCommand
 __all__ = ["FileStore"]
 
 log = make_logger()
-
-_MARGIN = 1024
-"""Bytes of room that are asked for beside a record's own: for a key, and alignment."""
-
 
 _NOT_KEPT = frozenset({Effect.NOTHING, Effect.UNLOCK})
 """Effects that leave no record: locks do not outlive the process."""
@@ -58,7 +55,7 @@ class _NoRoom(Exception):
 
 
 @implementer(IImmediateStore, IListableStore, IGroupingStore)
-class FileStore(Operations):
+class FileStore(PlainSets, Operations):
     """A store in memory that is kept in a directory.
 
     Args:
@@ -82,6 +79,7 @@ class FileStore(Operations):
     at_once = False
     persists = True
     tokens = True
+    _journal: Journal
 
     def __init__(
         self,
@@ -235,18 +233,6 @@ class FileStore(Operations):
 
     # -- operations -----------------------------------------------------------
 
-    def set_plainly(
-        self, key: bytes, value: bytes, flags: int, expiry: int, datatype: int, cas: int = 0
-    ) -> Document | None:
-        """Do as `MemoryStore.set_plainly`; None also when the answer has to wait."""
-        journal = self._journal
-        if journal.at + 2 * len(value) + _MARGIN > journal.limit or not self._at_once:
-            return None
-        document = self._set_in_memory(key, value, flags, expiry, datatype, cas)
-        if document is not None:
-            journal.put(key, document)
-        return document
-
     def set(
         self,
         key: Key,
@@ -342,7 +328,7 @@ class FileStore(Operations):
         stays = document is not None and effect is not Effect.REMOVE
         if document is not None and stays and (effect is not Effect.DELETE or document.xattrs):
             # Twice: what has to be evicted for it is recorded too.
-            size = 2 * size_of(key, document) + _MARGIN
+            size = 2 * size_of(key, document) + MARGIN
             if not journal.has_room(size):
                 raise _NoRoom(size)
         elif not journal.has_reserve(key):
@@ -377,7 +363,7 @@ class FileStore(Operations):
     def put_back(self, key: Key, document: Document) -> Any:
         """Store a document with the CAS that it has; see `IListableStore.put_back`."""
         self._need_reserve()
-        size = 2 * size_of(key, document) + _MARGIN
+        size = 2 * size_of(key, document) + MARGIN
         if not self._journal.has_room(size):
             waiting = self._journal.wait_for_room(size)
             return waiting.addCallback(lambda _: self.put_back(key, document))

@@ -1,12 +1,14 @@
-"""`Tail`: where a log is appended to, compiled where the installation found a C compiler.
+"""What each SET passes, compiled where the installation found a C compiler.
 
-`PythonTail`, here, and the compiled one, in ``_tail.pyx``, write the same bytes.
-`kvproto.store.file.journal.Journal` derives from either.
+`Tail` is where a log is appended to, `PlainSets` how a store does it in the usual case.  Their
+Python twins, here, and the compiled ones, in ``_tail.pyx``, do the same and write the same bytes;
+`kvproto.store.file.journal.Journal` and `kvproto.store.file.store.FileStore` derive from either.
 """
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -14,7 +16,10 @@ from kvproto.base.compiled import compiled
 from kvproto.store.document import ALL_MARKS, Document, Key
 from kvproto.store.file.records import ALIGNMENT, HEAD_SIZE, Kind, body_of, pack_head
 
-__all__ = ["PythonTail", "Tail"]
+__all__ = ["MARGIN", "PlainSets", "PythonPlainSets", "PythonTail", "Tail"]
+
+MARGIN = 1024
+"""Bytes of room that are asked for beside a record's own: for a key, and alignment."""
 
 
 class PythonTail:
@@ -81,9 +86,31 @@ class PythonTail:
         self.appended += 1
 
 
+class PythonPlainSets:
+    """The usual SET of a store in memory that is kept in a log."""
+
+    _journal: PythonTail
+    _at_once: bool
+    _set_in_memory: Callable[[bytes, bytes, int, int, int, int], Document | None]
+
+    def set_plainly(
+        self, key: bytes, value: bytes, flags: int, expiry: int, datatype: int, cas: int = 0
+    ) -> Document | None:
+        """Do as `MemoryStore.set_plainly`; None also when the answer has to wait."""
+        journal = self._journal
+        if journal.at + 2 * len(value) + MARGIN > journal.limit or not self._at_once:
+            return None
+        document = self._set_in_memory(key, value, flags, expiry, datatype, cas)
+        if document is not None:
+            journal.put(key, document)
+        return document
+
+
 _compiled = compiled("kvproto.store.file._tail")
 
-if TYPE_CHECKING or _compiled is None:  # noqa: SIM108 - a base class
+if TYPE_CHECKING or _compiled is None:
     Tail = PythonTail
+    PlainSets = PythonPlainSets
 else:
     Tail = _compiled.Tail
+    PlainSets = _compiled.PlainSets

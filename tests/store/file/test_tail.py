@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.store import Document
 from kvproto.store.file.records import decode
-from kvproto.store.file.tail import PythonTail
+from kvproto.store.file.tail import MARGIN, PythonPlainSets, PythonTail
 from tests.compiled import require_compiled
 
 NUMBERS = st.integers(0, (1 << 64) - 1)
@@ -87,3 +87,27 @@ class TwinTests(SynchronousTestCase):
             self.assertRaises(IndexError, tail.put, b"k", Document(bytes(5000)))
             tail._map = None
             self.assertRaises((AssertionError, TypeError), tail.put, b"k", Document(b""))
+
+    def test_plain_sets(self) -> None:
+        """The usual SET is appended; without room, or when answers wait, nothing happens."""
+        module = require_compiled("kvproto.store.file._tail")
+        outcomes = []
+        for kind, tail_kind in ((PythonPlainSets, PythonTail), (module.PlainSets, self.compiled)):
+            store: Any = kind()
+            tail = store._journal = tail_of(tail_kind)
+            calls: list[Any] = []
+            answers: list[Any] = [Document(b"v", cas=5), None]
+
+            def set_plainly(*args: Any, calls: Any = calls, answers: Any = answers) -> Any:
+                calls.append(args)
+                return answers.pop(0)
+
+            store._set_in_memory, tail.limit = set_plainly, MARGIN + 300
+            found: list[Any] = []
+            for at_once, size in ((False, 1), (True, 200), (True, 1), (True, 2)):
+                store._at_once = at_once
+                document = store.set_plainly(b"k", bytes(size), 3, 4, 1, size)
+                found.append((document, tail.at, tail.appended, len(calls)))
+            outcomes.append((found, calls, tail._map[:]))
+        self.assertEqual(outcomes[0], outcomes[1])
+        self.assertEqual([counts for _, *counts in outcomes[0][0]][-1], [64, 1, 2])
