@@ -32,17 +32,8 @@ def long_description():
 
 pure = os.environ.get("KVPROTO_PURE_PYTHON") == "1"
 compiled = [
-    Extension(name, [f"{name.replace('.', '/')}.pyx"], optional=True)
-    for name in (
-        "kvproto.base._clock",
-        "kvproto.server._answering",
-        "kvproto.server._scan",
-        "kvproto.store._walk",
-        "kvproto.store.file._tail",
-        "kvproto.tls._native",
-        "kvproto.upstream._pipe",
-        "kvproto.upstream._quick",
-    )
+    Extension(".".join(source.with_suffix("").parts), [str(source)], optional=True)
+    for source in sorted(Path("kvproto").rglob("_*.pyx"))
 ]
 
 setup(

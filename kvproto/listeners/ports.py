@@ -243,6 +243,17 @@ class AcceptorUNIXPort(_Accepting, unix.Port):
 
     transport = unix_server_transport()
 
+    def connectionLost(self, reason: Failure) -> None:
+        """Close the socket, whether or not somebody has removed its file meanwhile."""
+        try:
+            super().connectionLost(reason)
+        except FileNotFoundError:
+            # Twisted removes the file first, and stops at this: nothing would be closed, and who
+            # waits for the end would wait for ever.
+            if self.lockFile is not None:
+                self.lockFile.unlock()
+            tcp.Port.connectionLost(self, reason)
+
 
 class ListeningReactor:
     """A reactor as endpoints see it, whose ports are ours.

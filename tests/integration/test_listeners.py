@@ -255,6 +255,16 @@ class BindTests(ListenerCase):
             await acceptor.stopService()
             self.assertEqual(os.listdir(directory), [])
 
+    async def test_unix_socket_removed(self) -> None:
+        """A Unix socket whose file somebody has removed is closed all the same."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "kv.sock")
+            acceptor = await self.start(f"unix:{path}:lockfile=1")
+            os.unlink(path)
+            await acceptor.stopService()
+            self.assertEqual(os.listdir(directory), [])
+            self.assertEqual(acceptor.status()["state"], "stopped")
+
     async def test_socket_from_outside(self) -> None:
         """A socket that was passed to us is accepted from, again after a stop, and stays open."""
         with socket.create_server(("127.0.0.1", 0)) as passed:
