@@ -306,19 +306,25 @@ class DocumentTable:
 
     def bury(self, key: Key, tombstone: Document, now: float) -> bool:
         """Keep a deleted document that still has attributes; False when there is no memory."""
+        # Taken out first: making room could take it as well, and its bytes would be free twice.
         before = self.tombstones.get(key)
-        growth = footprint(key, tombstone) - (footprint(key, before) if before else 0)
-        if footprint(key, tombstone) > self.limit or (
+        self.exhume(key)
+        growth = footprint(key, tombstone)
+        if growth > self.limit or (
             self.used + growth > self.limit and not self.make_room(growth, now)
         ):
+            if before is not None:
+                self._keep_tombstone(key, before)
             return False
-        self.exhume(key)
+        self._keep_tombstone(key, tombstone)
+        self._queue(math.ceil(tombstone.expires_at), key)
+        return True
+
+    def _keep_tombstone(self, key: Key, tombstone: Document) -> None:
         self.tombstones[key] = tombstone
         if self.walks:
             self._tell_added()
         self.used += footprint(key, tombstone)
-        self._queue(math.ceil(tombstone.expires_at), key)
-        return True
 
     def exhume(self, key: Key) -> None:
         """Forget a tombstone, if there is one."""

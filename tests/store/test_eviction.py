@@ -371,6 +371,19 @@ class LimitTests(SynchronousTestCase):
         flags = DocFlag.MKDOC | DocFlag.ACCESS_DELETED
         store.mutate_in(key, [spec], flags | rng.choice((0, DocFlag.CREATE_AS_DELETED)))
 
+    def test_larger_tombstone(self) -> None:
+        """The attributes of a deleted document that grow never take more than the limit."""
+        flags = DocFlag.MKDOC | DocFlag.ACCESS_DELETED | DocFlag.CREATE_AS_DELETED
+        for size in range(3 * ITEM):
+            store = self.store_of(4)
+            self.put(store, "ab")
+            for length in (50, size):
+                value = b'"' + b"v" * length + b'"'
+                spec = MutationSpec(PathOp.DICT_UPSERT, PathFlag.XATTR, b"_s", value)
+                store.mutate_in(b"t", [spec], flags)
+                self.assertLessEqual(stat(store, "bytes"), 4 * ITEM)
+            check_books(store)
+
     def test_tombstones_go_before_the_living(self) -> None:
         """What is kept of deleted documents makes room first, and is gone after three days."""
         store = self.store_of(4)
