@@ -107,6 +107,10 @@ _WORDS = {
 """OpenSSL's reasons that operators meet most, in words that say what to look for."""
 
 
+_CONTENT_TYPES = range(0x14, 0x18)
+"""With which a record begins (RFC 8446, section 5.1)."""
+
+
 def describe_error(error: Error, first_bytes: bytes, stage: str) -> str:
     """Return one phrase about why OpenSSL gave up.
 
@@ -123,6 +127,9 @@ def describe_error(error: Error, first_bytes: bytes, stage: str) -> str:
     queue = error.args[0] if error.args else ()
     text = str(queue[-1][-1]) if queue and not isinstance(queue, int) else ""
     words = _WORDS.get(text, text) or "TLS failed without a reason"
-    if text == "wrong version number" and stage == "handshake" and first_bytes:
-        return f"no TLS on a TLS port (first byte 0x{first_bytes[0]:02x})"
+    if stage == "handshake" and first_bytes:
+        # What OpenSSL calls bytes that are no record differs between its versions.
+        no_record = text == "record layer failure" and first_bytes[0] not in _CONTENT_TYPES
+        if text == "wrong version number" or no_record:
+            return f"no TLS on a TLS port (first byte 0x{first_bytes[0]:02x})"
     return words
