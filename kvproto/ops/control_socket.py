@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IListeningPort
 from kvproto.base.log import make_logger
 from kvproto.base.private_files import directory_fault
 from kvproto.errors import ConfigError
+from kvproto.listeners.ports import ListeningReactor
 from kvproto.ops.commands import CONTROL_SOCKET
 from kvproto.ops.control import ControlFactory
 
@@ -162,7 +163,7 @@ class ControlSocket(Service):
         """Bind the socket, which nobody else can open from its first moment on."""
         try:
             with _umask(0o177):
-                port: IListeningPort = self._reactor.listenUNIX(
+                port: IListeningPort = ListeningReactor(self._reactor).listenUNIX(
                     os.fspath(self.path), self._factory, mode=0o600
                 )
         except CannotListenError as error:
@@ -184,8 +185,6 @@ class ControlSocket(Service):
     def _end(self, port: IListeningPort) -> None:
         """Close the port and the connections."""
         self._ending = True
-        # Twisted removes the file first and closes nothing when it is not there.
-        self.path.touch(mode=0o600)
         ends: list[Deferred[Any]] = [
             maybeDeferred(port.stopListening),
             self._factory.close_all(),

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The compiled twins of what is in `kvproto.server.answering`."""
+"""The compiled form of `kvproto.server.answering`: the same behaviour."""
 
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
@@ -7,15 +7,13 @@ from cpython.list cimport PyList_GET_SIZE
 from time import perf_counter as _perf_counter
 
 from kvproto.server.counters import MEASURED_READS as _MEASURED_READS
+from kvproto.server.replies import JOIN_LIMIT as _JOIN_LIMIT
 
 __all__ = ["Answering", "forward"]
 
 cdef object perf_counter = _perf_counter
 cdef object MEASURED_READS = _MEASURED_READS
-
-cdef enum:
-    JOIN_LIMIT = 32 * 1024
-    # As in `kvproto.server.answering`.
+cdef Py_ssize_t JOIN_LIMIT = _JOIN_LIMIT
 
 
 cdef Py_ssize_t size_of(list replies) except -1:
@@ -34,7 +32,7 @@ cdef class Answering:
 
     def answer(self, bytes data not None, list replies not None):
         """See `PythonAnswering.answer`."""
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(data), written, left
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data), written
         cdef bint settled
         session = self.session
         if session is None:
@@ -44,14 +42,7 @@ cdef class Answering:
         counters.unmeasured = unmeasured
         started = None if unmeasured else perf_counter()
         try:
-            # `Session.receive`, spelled out: it decides nothing that a scan has not decided.
-            if session.plain:
-                left = session._scan(session, session.dialect, data, replies, session._limit)
-                settled = not left or session.receive_rest(
-                    data[size - left :] if left > 0 else b"", replies
-                )
-            else:
-                settled = session.receive(data, replies)
+            settled = session.receive(data, replies)
         except Exception:
             self._not_served(session)
             settled = False

@@ -21,6 +21,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport sprintf
 from libc.string cimport memcmp, memcpy
 
+from kvproto.wire._numbers cimport read_16, read_32, read_64, write_32, write_64, write_number
+
 from kvproto.server import decorators, documents, replies
 from kvproto.store import LOCKED_CAS as _LOCKED
 from kvproto.store import MARK_BITS as _MARK_BITS
@@ -89,30 +91,6 @@ cdef int hand_over(Buffer *buffer, list out) except -1:
         buffer.passed += buffer.size
         buffer.size = 0
     return 0
-
-
-cdef inline uint16_t read_16(const uint8_t *at) noexcept:
-    return <uint16_t>(at[0] << 8 | at[1])
-
-
-cdef inline uint32_t read_32(const uint8_t *at) noexcept:
-    return <uint32_t>read_16(at) << 16 | read_16(at + 2)
-
-
-cdef inline uint64_t read_64(const uint8_t *at) noexcept:
-    return <uint64_t>read_32(at) << 32 | read_32(at + 4)
-
-
-cdef inline void write_32(uint8_t *to, uint32_t number) noexcept:
-    to[0] = number >> 24
-    to[1] = number >> 16 & 0xFF
-    to[2] = number >> 8 & 0xFF
-    to[3] = number & 0xFF
-
-
-cdef inline void write_64(uint8_t *to, uint64_t number) noexcept:
-    write_32(to, <uint32_t>(number >> 32))
-    write_32(to + 4, <uint32_t>number)
 
 
 cdef inline uint8_t *make_room(Buffer *buffer, size_t more) except NULL:
@@ -408,20 +386,6 @@ cdef int write_value(Buffer *buffer, bytes key, uint32_t flags, bytes value) exc
     memcpy(to + size, b"\r\nEND\r\n", 7)
     buffer.size += to + size + 7 - first
     return 0
-
-
-cdef uint8_t *write_number(uint8_t *to, uint64_t number) noexcept:
-    """Write a number in decimal; return what is behind it."""
-    cdef uint8_t digits[20]
-    cdef int left = 20
-    while True:
-        left -= 1
-        digits[left] = <uint8_t>(c"0" + number % 10)
-        number //= 10
-        if not number:
-            break
-    memcpy(to, digits + left, 20 - left)
-    return to + 20 - left
 
 
 cdef struct MetaLine:

@@ -1,8 +1,8 @@
-"""What every read and every forwarded reply passes: compiled where there is a C compiler.
+"""The code that every read and every forwarded reply runs, compiled where there is a C compiler.
 
 `Answering` is the part of a client's connection (`kvproto.server.protocol.KVServerProtocol`) that
-is called for each, and `forward` what a session does with requests that go on to other servers.
-Their Python twins, here, and the compiled ones, in ``_answering.pyx``, do the same.
+takes them, and `forward` hands a session's requests on to other servers.  The Python code here and
+the compiled code in ``_answering.pyx`` do the same.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from kvproto.base.compiled import compiled
 from kvproto.server.counters import MEASURED_READS, Counters
+from kvproto.server.replies import JOIN_LIMIT
 
 if TYPE_CHECKING:
     from kvproto.server.session import Session
 
-__all__ = ["JOIN_LIMIT", "Answering", "PythonAnswering", "forward", "python_forward"]
-
-JOIN_LIMIT = 32 * 1024
-"""Replies of one write up to this size, in bytes, are joined: cheaper than many parts."""
+__all__ = ["Answering", "PythonAnswering", "forward", "python_forward"]
 
 
 class PythonAnswering:

@@ -215,15 +215,15 @@ def _and_quiet(loud: Iterable[int]) -> frozenset[int]:
 
 
 KEYED = _and_quiet(_DOCUMENTS)
-"""What is about one document."""
+"""Opcodes of requests about one document."""
 
 BARRIERS = frozenset(range(256)) - KEYED - _and_quiet(_POSITIONED)
-"""What waits for all before it, and all behind it wait for it.
+"""Opcodes of requests that wait for all before them, and that all behind them wait for.
 
-That is what is about the connection or the whole store, and what nobody knows."""
+Those are about the connection or the whole store, or are not known."""
 
 REORDERED = frozenset(_DOCUMENTS) - {Opcode.GATK, Opcode.GET_META}
-"""Whose reply may overtake others where the client has agreed to it.
+"""Opcodes of requests whose reply may overtake others where the client has agreed to it.
 
 Those are kv_engine's: loud operations on documents.  Whoever sends quiet ones relies on order.
 

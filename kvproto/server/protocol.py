@@ -22,10 +22,10 @@ from kvproto.base.addresses import describe_peer, is_local
 from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import CONNECTION, make_logger
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
-from kvproto.server.answering import JOIN_LIMIT, Answering
+from kvproto.server.answering import Answering
 from kvproto.server.binary import BinarySession
 from kvproto.server.buckets import Bucket
-from kvproto.server.replies import Hangup
+from kvproto.server.replies import JOIN_LIMIT, Hangup
 from kvproto.server.server import KVServer, Peer
 from kvproto.server.session import Session
 from kvproto.server.text import TextSession

@@ -12,13 +12,25 @@ from typing import Any, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
 
-__all__ = ["COPY_LIMIT", "ErrorLine", "Hangup", "LateError", "Reply", "size_of", "then"]
+__all__ = [
+    "COPY_LIMIT",
+    "JOIN_LIMIT",
+    "ErrorLine",
+    "Hangup",
+    "LateError",
+    "Reply",
+    "size_of",
+    "then",
+]
 
 _T = TypeVar("_T")
 
 COPY_LIMIT = 16 * 1024
 """Values up to this size, in bytes, are copied behind their header; a longer one is passed on as a
 part of its own."""
+
+JOIN_LIMIT = 32 * 1024
+"""Replies of one write up to this size, in bytes, are joined: cheaper than many parts."""
 
 
 @dataclass(slots=True)

@@ -297,10 +297,6 @@ class Session:
             if not left:
                 return True
             data = data[-left:] if left > 0 else b""
-        return self.receive_rest(data, out)
-
-    def receive_rest(self, data: bytes, out: list[bytes]) -> bool:
-        """Take what the scan has left of a read, perhaps nothing, as `receive` does."""
         if self.hangup is not None:
             return False
         waits = bool(data) and self._waits_for_group

@@ -84,7 +84,7 @@ def accessed_at(document: Document) -> int:
 
 
 def last_access(marks: int, cas: int) -> int:
-    """Return the same for a document that has, or had, these."""
+    """Return what `accessed_at` would for a document with these marks and this CAS."""
     return marks >> MARK_BITS or cas // 1_000_000_000
 
 

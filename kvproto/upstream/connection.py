@@ -46,7 +46,7 @@ from zope.interface import implementer
 
 from kvproto.base.log import make_logger
 from kvproto.upstream.direct import sender_of
-from kvproto.upstream.quick import Call, Queue
+from kvproto.upstream.fast_path import Call, Queue
 from kvproto.upstream.resp import EngineFailure, Fate
 
 __all__ = ["Call", "EngineConnection"]

@@ -23,9 +23,9 @@ from twisted.python.failure import Failure
 
 from kvproto.errors import OutcomeUnknown, StoreUnavailable, UpstreamError
 from kvproto.upstream.connection import Call
+from kvproto.upstream.fast_path import send_single
 from kvproto.upstream.link import Link
 from kvproto.upstream.options import EngineOptions
-from kvproto.upstream.quick import send_single
 from kvproto.upstream.resp import (
     EngineFailure,
     Fate,

@@ -37,9 +37,9 @@ from kvproto.store.statistics import Statistics
 from kvproto.upstream.change import Change, Changer
 from kvproto.upstream.engine import Engine, EngineFullError, error_of
 from kvproto.upstream.epochs import Epochs, bucket_prefix, document_prefix
+from kvproto.upstream.fast_path import Call, GetAndSet
 from kvproto.upstream.keeper import EpochKeeper
 from kvproto.upstream.listing import Listing, put_back
-from kvproto.upstream.quick import Call, QuickStore
 from kvproto.upstream.reclaim import Reclaimer, serving
 from kvproto.upstream.resp import EngineFailure, Fate, command
 from kvproto.upstream.scripts import SET_PLAIN
@@ -58,7 +58,7 @@ _PLAIN = b"*3\r\n$3\r\nSET\r\n", b"*5\r\n$3\r\nSET\r\n", b"$4\r\nPXAT\r\n$%d\r\n
 
 
 @implementer(IStore, IListableStore)
-class EngineStore(QuickStore):
+class EngineStore(GetAndSet):
     """A bucket in an engine.
 
     Args:

@@ -337,7 +337,9 @@ class BindingReactor(Clock):
 
     mode_at_birth = 0
 
-    def listenUNIX(self, path: str, factory: object, mode: int) -> object:
+    def listenUNIX(
+        self, path: str, factory: object, backlog: int, mode: int, wantPID: bool
+    ) -> object:
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(path)
             self.mode_at_birth = stat.S_IMODE(Path(path).stat().st_mode)

@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.server import answering
 from kvproto.server.counters import MEASURED_READS, Counters
+from kvproto.server.replies import JOIN_LIMIT
 from kvproto.server.server import KVServer
 from kvproto.store import MemoryStore
 from tests.compiled import require_compiled
@@ -40,11 +41,11 @@ class FakeSession:
             left = self._scan(self, self.dialect, data, out, self._limit)
             if not left:
                 return True
-            return self.receive_rest(data[-left:] if left > 0 else b"", out)
+            return self._take_rest(data[-left:] if left > 0 else b"", out)
         self.said.append(("receive", data))
         return self.settled
 
-    def receive_rest(self, data: bytes, out: list[bytes]) -> bool:
+    def _take_rest(self, data: bytes, out: list[bytes]) -> bool:
         self.said.append(("rest", data))
         return self.settled
 
@@ -147,12 +148,12 @@ class PythonTests(SynchronousTestCase):
 
     def test_much(self) -> None:
         """How much was written is noted where it is much."""
-        owner = self.owner(FakeSession(replies=[bytes(answering.JOIN_LIMIT)]))
+        owner = self.owner(FakeSession(replies=[bytes(JOIN_LIMIT)]))
         owner.answer(b"a", [])
         self.assertEqual(owner._written, 0)
-        owner = self.owner(FakeSession(replies=[bytes(answering.JOIN_LIMIT), b"x"]))
+        owner = self.owner(FakeSession(replies=[bytes(JOIN_LIMIT), b"x"]))
         owner.answer(b"a", [])
-        self.assertEqual(owner._written, answering.JOIN_LIMIT + 1)
+        self.assertEqual(owner._written, JOIN_LIMIT + 1)
 
     def test_a_defect(self) -> None:
         """It is reported, and does not reach who called."""
@@ -174,7 +175,7 @@ class PythonTests(SynchronousTestCase):
 
     def test_forwarded(self) -> None:
         """Replies are written alone where nothing follows, together with others else."""
-        much = bytes(answering.JOIN_LIMIT)
+        much = bytes(JOIN_LIMIT)
         for replies, last, said in (
             ([b"a"], True, [("alone", b"a")]),
             ([b"a", b"b"], True, [("alone", b"ab")]),

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The compiled twins of what is in `kvproto.store.file.tail`: the same bytes in the same places.
+"""The compiled form of `kvproto.store.file.tail`: the same bytes in the same places.
 
 Sizes.  C checks no bounds, so the code does: a record is written where all of it fits into the map.
 """
@@ -22,9 +22,7 @@ cdef object PUT = records.Kind.PUT
 cdef object TOMBSTONE = records.Kind.TOMBSTONE
 cdef uint64_t ALL_MARKS = _ALL_MARKS
 cdef size_t HEAD_SIZE = records.HEAD_SIZE
-
-cdef enum:
-    MARGIN = 1024
+cdef Py_ssize_t MARGIN = records.MARGIN
 
 
 cdef inline uint8_t *write_32(uint8_t *to, uint32_t number) noexcept:

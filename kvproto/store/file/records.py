@@ -31,7 +31,17 @@ from struct import Struct
 
 from kvproto.store.document import Document, Key
 
-__all__ = ["ALIGNMENT", "HEAD_SIZE", "Kind", "Record", "body_of", "decode", "encode", "size_of"]
+__all__ = [
+    "ALIGNMENT",
+    "HEAD_SIZE",
+    "MARGIN",
+    "Kind",
+    "Record",
+    "body_of",
+    "decode",
+    "encode",
+    "size_of",
+]
 
 _HEAD = Struct("<IBBHIIQQd")
 """All of a record's head but the checksum."""
@@ -39,6 +49,9 @@ _HEAD = Struct("<IBBHIIQQd")
 HEAD_SIZE = 4 + _HEAD.size
 
 ALIGNMENT = 8
+
+MARGIN = 1024
+"""Bytes of room that are asked for beside a record's own: for a key, and alignment."""
 
 _LENGTH = Struct("<I")
 

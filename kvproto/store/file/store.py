@@ -25,8 +25,8 @@ from kvproto.store.document import Document, Key, Mark
 from kvproto.store.file.disk import Disk
 from kvproto.store.file.journal import SEGMENT_SIZE, Journal, Numbers, Run
 from kvproto.store.file.loading import Loader
-from kvproto.store.file.records import HEAD_SIZE, size_of
-from kvproto.store.file.tail import MARGIN, PlainSets
+from kvproto.store.file.records import HEAD_SIZE, MARGIN, size_of
+from kvproto.store.file.tail import PlainSets
 from kvproto.store.interfaces import IGroupingStore, IImmediateStore, IListableStore, IStore
 from kvproto.store.memory import MemoryStore
 from kvproto.store.operations import Operations

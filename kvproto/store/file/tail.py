@@ -1,8 +1,8 @@
-"""What each SET passes, compiled where the installation found a C compiler.
+"""The end of a store's log, to which every SET appends; compiled where there is a C compiler.
 
-`Tail` is where a log is appended to, `PlainSets` how a store does it in the usual case.  Their
-Python twins, here, and the compiled ones, in ``_tail.pyx``, do the same and write the same bytes;
-`kvproto.store.file.journal.Journal` and `kvproto.store.file.store.FileStore` derive from either.
+`Tail` appends records, `PlainSets` is a store's usual SET.  The Python classes here and the
+compiled ones in ``_tail.pyx`` do the same and write the same bytes; from either derive
+`kvproto.store.file.journal.Journal` and `kvproto.store.file.store.FileStore`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from zlib import crc32
 
 from kvproto.base.compiled import compiled
 from kvproto.store.document import ALL_MARKS, Document, Key
-from kvproto.store.file.records import ALIGNMENT, HEAD_SIZE, Kind, body_of, pack_head
+from kvproto.store.file.records import ALIGNMENT, HEAD_SIZE, MARGIN, Kind, body_of, pack_head
 
-__all__ = ["MARGIN", "PlainSets", "PythonPlainSets", "PythonTail", "Tail"]
-
-MARGIN = 1024
-"""Bytes of room that are asked for beside a record's own: for a key, and alignment."""
+__all__ = ["PlainSets", "PythonPlainSets", "PythonTail", "Tail"]
 
 
 class PythonTail:
@@ -37,9 +34,10 @@ class PythonTail:
     _seed: int
     _map: mmap.mmap | None
 
-    def _roll(self, size: int) -> None:
-        """Begin another file, in which a record of some size fits."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def _roll(self, size: int) -> None:
+            """Its owner's: begin another file, in which a record of some size fits."""
 
     def put(self, key: Key, document: Document, *, newest: bool = True) -> None:
         """Append that this is the document, or tombstone, under a key now.

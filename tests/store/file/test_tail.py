@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.store import Document
-from kvproto.store.file.records import decode
-from kvproto.store.file.tail import MARGIN, PythonPlainSets, PythonTail
+from kvproto.store.file.records import MARGIN, decode
+from kvproto.store.file.tail import PythonPlainSets, PythonTail
 from tests.compiled import require_compiled
 
 NUMBERS = st.integers(0, (1 << 64) - 1)

@@ -1,8 +1,8 @@
-"""What every command to an engine passes: compiled where the installation found a C compiler.
+"""The code of the engine client that every GET and SET runs, compiled where there is a C compiler.
 
-`Call`, `Queue` and `QuickStore` are the parts of a command, a connection and a store that are
-needed for each GET and SET.  Their Python twins, here, and the compiled ones, in ``_quick.pyx``, do
-the same; the rest of connection and store is Python that derives from either.
+`Call`, `Queue` and `GetAndSet` are the parts of a command, a connection and a store that these two
+need.  The Python classes here and the compiled ones in ``_fast_path.pyx`` do the same; the rest of
+connection and store is Python that derives from either.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kvproto.store.operations import Operations
 from kvproto.store.statistics import Statistics
 from kvproto.upstream.codec import HEADER, decode
 
-__all__ = ["Call", "PythonCall", "PythonQueue", "PythonQuickStore", "Queue", "QuickStore"]
+__all__ = ["Call", "GetAndSet", "PythonCall", "PythonGetAndSet", "PythonQueue", "Queue"]
 
 log = make_logger()
 
@@ -140,7 +140,7 @@ def python_send_single(engine: Any, call: Any) -> None:
         connection.send(call)
 
 
-class PythonQuickStore(Operations):
+class PythonGetAndSet(Operations):
     """GET and SET of an `kvproto.upstream.store.EngineStore`, which has the rest."""
 
     now: Callable[[], float]
@@ -335,17 +335,17 @@ class PythonQuickStore(Operations):
         return cas if cas > floor else floor + 1
 
 
-_compiled = compiled("kvproto.upstream._quick")
+_compiled = compiled("kvproto.upstream._fast_path")
 
 if TYPE_CHECKING or _compiled is None:
     Call = PythonCall
     Queue = PythonQueue
-    QuickStore = PythonQuickStore
+    GetAndSet = PythonGetAndSet
     send_single = python_send_single
 else:
     Call = _compiled.Call
     Queue = _compiled.Queue
     send_single = _compiled.send_single
 
-    class QuickStore(_compiled.QuickStore, Operations):
-        """See `PythonQuickStore`."""
+    class GetAndSet(_compiled.GetAndSet, Operations):
+        """See `PythonGetAndSet`."""

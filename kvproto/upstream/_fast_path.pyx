@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The compiled twins of what is in `kvproto.upstream.quick`: the same commands, the same answers.
+"""The compiled form of `kvproto.upstream.fast_path`: the same commands, the same answers.
 
 They differ in what is made for each command: its bytes are written in one piece, and a document
 without attributes is read where it lies.
@@ -13,6 +13,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from kvproto.wire._numbers cimport read_32, read_64, write_32, write_64, write_number
+
 from twisted.internet.defer import Deferred as _Deferred
 from twisted.python.failure import Failure
 
@@ -25,7 +27,7 @@ from kvproto.store.expiry import deadline
 from kvproto.store.operations import Operations
 from kvproto.upstream import codec
 
-__all__ = ["Call", "QuickStore", "Queue", "decode"]
+__all__ = ["Call", "GetAndSet", "Queue", "decode"]
 
 log = make_logger()
 
@@ -123,38 +125,10 @@ def send_single(engine, Call call not None):
         (<Queue?>queue).put(call)
 
 
-cdef inline uint32_t read_32(const uint8_t *at) noexcept:
-    return <uint32_t>at[0] << 24 | <uint32_t>at[1] << 16 | <uint32_t>at[2] << 8 | at[3]
-
-
-cdef inline uint64_t read_64(const uint8_t *at) noexcept:
-    return <uint64_t>read_32(at) << 32 | read_32(at + 4)
-
-
-cdef inline uint8_t *write_32(uint8_t *to, uint32_t number) noexcept:
-    to[0], to[1], to[2], to[3] = number >> 24, number >> 16 & 0xFF, number >> 8 & 0xFF, number & 0xFF
-    return to + 4
-
-
-cdef inline uint8_t *write_64(uint8_t *to, uint64_t number) noexcept:
-    return write_32(write_32(to, <uint32_t>(number >> 32)), <uint32_t>number)
-
-
 cdef uint8_t *write_length(uint8_t *to, size_t number) noexcept:
     """Write a dollar sign, a number and the end of a line; return what is behind it."""
-    cdef uint8_t digits[20]
-    cdef int left = 20
-    while True:
-        left -= 1
-        digits[left] = <uint8_t>(c"0" + number % 10)
-        number //= 10
-        if not number:
-            break
     to[0] = c"$"
-    memcpy(to + 1, digits + left, 20 - left)
-    to += 21 - left
-    to[0], to[1] = c"\r", c"\n"
-    return to + 2
+    return end_line(write_number(to + 1, number))
 
 
 cdef inline uint8_t *write_bytes(uint8_t *to, bytes data) noexcept:
@@ -240,8 +214,8 @@ def decode(bytes data not None):
     return document
 
 
-cdef class QuickStore:
-    """See `PythonQuickStore`."""
+cdef class GetAndSet:
+    """See `PythonGetAndSet`."""
 
     cdef public object now, statistics, keeper
     cdef public object _prefix, _prefixes, _turns_over_at, _engine, _slot, _send
@@ -269,7 +243,7 @@ cdef class QuickStore:
         return 0
 
     def get(self, key):
-        """See `PythonQuickStore.get`."""
+        """See `PythonGetAndSet.get`."""
         waiting = Deferred()
         prefix = self._prefix
         if type(key) is bytes and prefix is not None and self._turns_over_at is None:
@@ -315,7 +289,7 @@ cdef class QuickStore:
     def set(
         self, key, value, flags=0, expiry=0, cas=0, *, datatype=0, preserve_expiry=False
     ):
-        """See `PythonQuickStore.set`."""
+        """See `PythonGetAndSet.set`."""
         expires_at = NEVER
         if expiry:
             now = self.now()
@@ -408,6 +382,6 @@ cdef class QuickStore:
         return cas
 
     def next_cas(self, floor):
-        """See `PythonQuickStore.next_cas`."""
+        """See `PythonGetAndSet.next_cas`."""
         cas = self._fresh_cas()
         return cas if cas > floor else floor + 1

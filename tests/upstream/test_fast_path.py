@@ -17,7 +17,7 @@ from kvproto.store import Document, Refusal
 from kvproto.store.document import ALL_MARKS, MARK_BITS
 from kvproto.store.operations import Operations
 from kvproto.store.statistics import Statistics
-from kvproto.upstream import codec, quick
+from kvproto.upstream import codec, fast_path
 from tests.compiled import require_compiled
 
 NUMBERS = st.integers(0, (1 << 63) - 1)
@@ -96,7 +96,7 @@ class FakeStore:
             self.ended.append(result)
 
 
-class PythonStore(FakeStore, quick.PythonQuickStore):
+class PythonStore(FakeStore, fast_path.PythonGetAndSet):
     """With GET and SET in Python."""
 
 
@@ -121,10 +121,10 @@ class TwinTests(SynchronousTestCase):
     """For anything that is asked, and any answer."""
 
     def setUp(self) -> None:
-        module: Any = require_compiled("kvproto.upstream._quick")
+        module: Any = require_compiled("kvproto.upstream._fast_path")
         self.module = module
 
-        class CompiledStore(FakeStore, module.QuickStore, Operations):
+        class CompiledStore(FakeStore, module.GetAndSet, Operations):
             """With both compiled."""
 
         self.kinds: tuple[Any, ...] = (PythonStore, CompiledStore)
@@ -204,8 +204,9 @@ class QueueTests(SynchronousTestCase):
     def test_same(self) -> None:
         """What is sent, refused and answered."""
         found = []
-        module = require_compiled("kvproto.upstream._quick")
-        for call_kind, base in ((quick.PythonCall, quick.PythonQueue), (module.Call, module.Queue)):
+        module = require_compiled("kvproto.upstream._fast_path")
+        python = (fast_path.PythonCall, fast_path.PythonQueue)
+        for call_kind, base in (python, (module.Call, module.Queue)):
             seen: list[Any] = []
 
             class Connection(base):  # type: ignore[misc, valid-type]
