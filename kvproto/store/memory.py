@@ -29,7 +29,6 @@ from kvproto.store.partial import IN_PIECES, RuleInPieces
 from kvproto.store.pieces import PIECE, Pieces, Work
 from kvproto.store.rules import (
     DEFAULT_MAX_VALUE,
-    TOUCHED,
     Answer,
     Decision,
     Effect,
@@ -421,7 +420,7 @@ class MemoryStore(Operations):
             if document is not None:
                 # What has expired already is there until somebody looks for it: it counts then.
                 refusal = self.table.put(key, document, old, now)
-                if refusal is None and (old is None or TOUCHED not in decision.counts):
+                if refusal is None and not decision.in_place:
                     statistics.total_items += 1
             elif old is not None:
                 self.table.remove(key, old)

@@ -18,13 +18,13 @@ from typing import Any
 from kvproto.store.document import Document, Mark, Refusal, accessed_at, marks_at
 from kvproto.store.expiry import RELATIVE_LIMIT_S, deadline
 from kvproto.store.rules import (
-    TOUCHED,
     Counts,
     Decision,
     Effect,
     copied,
     count,
     counted_marks,
+    fits,
     storing,
     tombstone,
 )
@@ -80,7 +80,7 @@ class MetaRead:
 
 _GET_HIT: Counts = ("get_hits",)
 _GET_MISS: Counts = ("get_misses",)
-_TOUCH_HIT: Counts = ("cmd_touch", TOUCHED)
+_TOUCH_HIT: Counts = ("cmd_touch", "touch_hits")
 _SET: Counts = ("cmd_set",)
 
 
@@ -150,15 +150,17 @@ def read(
     # It keeps its CAS: to memcached this is no mutation.
     new.seqno = 0
     new.expires_at = _expiry_after(command, old.expires_at, now, made=False)
-    return _storing(answer, new, now, counts)
+    return _storing(answer, new, now, counts, in_place=True)
 
 
 def _found(new: Document, old: Document, *, won: bool = False) -> MetaRead:
     return MetaRead(new, old.expires_at, old.marks, accessed_at(old), won=won)
 
 
-def _storing(answer: Any, document: Document, now: float, counts: Counts) -> Decision[Any]:
-    decision: Decision[Any] = storing(document, now, counts)
+def _storing(
+    answer: Any, document: Document, now: float, counts: Counts, *, in_place: bool = False
+) -> Decision[Any]:
+    decision: Decision[Any] = storing(document, now, counts, in_place=in_place)
     decision.answer = answer
     return decision
 
@@ -257,7 +259,7 @@ def remove(old: Document | None, now: float, command: MetaCommand) -> Decision[A
         new.marks = (new.marks | Mark.STALE) & ~Mark.WON
         if command.expiry is not None:
             new.expires_at = deadline(command.expiry, now)
-    return storing(new, now, () if stale else ("delete_hits",))
+    return storing(new, now, () if stale else ("delete_hits",), in_place=not empty)
 
 
 def calculate(old: Document | None, now: float, command: MetaCommand) -> Decision[Any]:
@@ -283,7 +285,7 @@ def calculate(old: Document | None, now: float, command: MetaCommand) -> Decisio
     new.marks = counted_marks(old, value)
     new.expires_at = _expiry_after(command, old.expires_at, now, made=False)
     answer = _found(new, old)
-    return _storing(answer, new, now, (f"{name}_hits",))
+    return _storing(answer, new, now, (f"{name}_hits",), in_place=fits(old, value))
 
 
 def look(old: Document | None, now: float, command: MetaCommand) -> Decision[MetaRead | None]:

@@ -38,7 +38,6 @@ from kvproto.store.expiry import deadline
 __all__ = [
     "DEFAULT_MAX_VALUE",
     "TOMBSTONE_LIFETIME_S",
-    "TOUCHED",
     "Decision",
     "Effect",
     "Limits",
@@ -82,9 +81,6 @@ _JSON = 1
 Counts: TypeAlias = tuple[str, ...]
 """Names of `kvproto.store.statistics.Statistics` that grow by one."""
 
-TOUCHED = "touch_hits"
-"""Among the counts: what is there is kept for longer, and is no new item."""
-
 
 class Effect(Enum):
     """What becomes of a key, and which numbers the decision's document gets."""
@@ -118,6 +114,8 @@ class Decision(Generic[Answer]):
         counts: Which statistics grow by one, whether or not the store has room for the document.
         keeps_expiry: Whether the document has the expiry of the one before because the client
             wants it so; then no limit of the store holds for it.
+        in_place: Whether to memcached this is a change of the item that is there, which is not
+            counted as a new one.
     """
 
     answer: Answer
@@ -125,6 +123,7 @@ class Decision(Generic[Answer]):
     document: Document | None = None
     counts: Counts = ()
     keeps_expiry: bool = False
+    in_place: bool = False
 
 
 Rule: TypeAlias = Callable[..., Decision[Answer]]
@@ -182,11 +181,11 @@ def check(old: Document | None, cas: int, counts: Counts) -> tuple[Refusal | Non
     return None, (*counts, "cas_hits")
 
 
-def storing(document: Document, now: float, counts: Counts) -> Changed:
+def storing(document: Document, now: float, counts: Counts, *, in_place: bool = False) -> Changed:
     """Store a document, unless it has expired already; then nothing remains to be seen."""
-    if document.expires_at and document.expires_at <= now:
-        return Decision(document, Effect.REMOVE, document, counts)
-    return Decision(document, Effect.STORE, document, counts)
+    expired = document.expires_at and document.expires_at <= now
+    effect = Effect.REMOVE if expired else Effect.STORE
+    return Decision(document, effect, document, counts, in_place=in_place)
 
 
 def _successor(
@@ -361,12 +360,18 @@ def _count(
     decision = _changed(old, value, _JSON, now, counts)
     if decision.document is not None:
         decision.document.marks = counted_marks(old, value)
+        decision.in_place = fits(old, value)
     return decision
+
+
+def fits(old: Document, value: bytes) -> bool:
+    """Return whether memcached writes a counter's next value over the one that is there."""
+    return len(value) <= len(old.value)
 
 
 def counted_marks(old: Document, value: bytes) -> int:
     """Return the marks of a counter with its next value: memcached keeps them where it fits."""
-    return old.marks if len(value) <= len(old.value) else 0
+    return old.marks if fits(old, value) else 0
 
 
 def count(value: bytes, delta: int) -> bytes | None:
@@ -402,7 +407,7 @@ def touch(old: Document | None, now: float, expiry: int, keeps_cas: bool = False
         return Decision(Refusal.NOT_FOUND, counts=("cmd_touch", "touch_misses"))
     if old.locked_until:
         return Decision(Refusal.LOCKED, counts=("cmd_touch",))
-    counts = ("cmd_touch", TOUCHED)
+    counts = ("cmd_touch", "touch_hits")
     expires_at = deadline(expiry, now)
     # Where somebody wants to know which documents are read, this is a read.
     marks = marks_at(old.marks | Mark.FETCHED, now) if old.marks else 0
@@ -416,7 +421,7 @@ def touch(old: Document | None, now: float, expiry: int, keeps_cas: bool = False
     made.marks = marks
     if keeps_cas:
         made.cas = old.cas
-    return storing(made, now, counts)
+    return storing(made, now, counts, in_place=True)
 
 
 def get_and_touch(

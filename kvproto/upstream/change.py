@@ -32,7 +32,7 @@ from kvproto.errors import DurabilityImpossible, OutcomeUnknown, StoreUnavailabl
 from kvproto.store import Document, Key, Refusal, rules
 from kvproto.store import partial as subdoc_rules
 from kvproto.store.pieces import Pieces
-from kvproto.store.rules import TOUCHED, Decision, Effect, Limits, Rule
+from kvproto.store.rules import Decision, Effect, Limits, Rule
 from kvproto.store.statistics import Statistics
 from kvproto.upstream.cluster import ASKING
 from kvproto.upstream.codec import decode, encode, header_of
@@ -323,7 +323,7 @@ class Changer:
         decision = change.decision
         assert decision is not None
         change.raw = change.made or None
-        if decision.effect is Effect.STORE and not (change.floor and TOUCHED in decision.counts):
+        if decision.effect is Effect.STORE and not decision.in_place:
             self._store.statistics.total_items += 1
         self._end(change, decision.answer)
 
