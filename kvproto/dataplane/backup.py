@@ -60,7 +60,7 @@ class Backups:
         Returns:
             A Deferred of what ``kvtls backup`` answers with; it fails with `CommandError`.
         """
-        return Deferred.fromCoroutine(self._alone(self._backup(path)))
+        return Deferred.fromCoroutine(self._alone(path, self._backup(path)))
 
     def restore(self, path: Path) -> Deferred[dict[str, Any]]:
         """Store all documents of a file; those that it does not have stay as they are.
@@ -69,9 +69,9 @@ class Backups:
             A Deferred of what ``kvtls restore`` answers with; it fails with `CommandError`, and
             has changed nothing then.
         """
-        return Deferred.fromCoroutine(self._alone(self._restore(path)))
+        return Deferred.fromCoroutine(self._alone(path, self._restore(path)))
 
-    async def _alone(self, work: Any) -> dict[str, Any]:
+    async def _alone(self, path: Path, work: Any) -> dict[str, Any]:
         if self._busy:
             work.close()
             raise CommandError("busy", "another backup or restore is under way: wait for its end")
@@ -79,7 +79,7 @@ class Backups:
         try:
             answer: dict[str, Any] = await work
         except OSError as error:
-            raise CommandError("file", f"{error.filename}: {error.strerror}") from error
+            raise CommandError("file", f"{error.filename or path}: {error.strerror}") from error
         except UpstreamError as error:
             raise CommandError("store", str(error)) from error
         else:

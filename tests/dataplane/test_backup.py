@@ -174,11 +174,12 @@ class BackupTests(SynchronousTestCase):
 
         def run(function: Any, *args: Any) -> Deferred[Any]:
             if getattr(function, "__name__", "") == "end":
-                raise OSError(28, "No space left on device", str(self.path))
+                raise OSError(28, "No space left on device")  # as `os.write` does
             return maybeDeferred(function, *args)
 
         failed = Backups(buckets, self.clock, run).backup(self.path)
         self.assertEqual(self.code(failed), "file")
+        self.assertIn(f"{self.path}: No space left on device", self.reason)
         self.assertEqual(self.path.read_bytes(), b"old")
         self.assertEqual(os.listdir(self.path.parent), [self.path.name])
 

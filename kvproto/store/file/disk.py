@@ -71,11 +71,15 @@ class Disk:
         path.unlink(missing_ok=True)
 
     def seal(self, path: Path, at: int, end: bytes) -> None:
-        """End a file at a place: what is behind goes, and ``end`` is written there."""
+        """End a file at a place: ``end`` is written there, and what is behind goes.
+
+        In this order, on the disk too: a file that is shorter than it was has its end.
+        """
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            os.ftruncate(descriptor, at)
             os.pwrite(descriptor, end, at)
+            os.fsync(descriptor)
+            os.ftruncate(descriptor, at + len(end))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

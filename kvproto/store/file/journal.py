@@ -13,6 +13,7 @@ See `kvproto.store.file` for the theory.  Rules that a change must keep:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -64,6 +65,9 @@ SPARES = 2
 
 RESERVE = 64 << 10
 """Bytes at the end of a segment that are kept for removals and for records of the journal's own."""
+
+_FOR_CLEANING = 1 << 9
+"""Bytes of the reserve for records that something was cleaned: only that gives room back."""
 
 SYNC_EVERY_S = 1.0
 
@@ -171,6 +175,7 @@ class Journal(Tail):
         self.state: dict[str, Any] = {}
         self.sealed: deque[Sealed] = deque()
         self.fault = ""
+        self._fault_lasts = False
         self.persisted = 0
         self.running = False
         self._segment_size = segment_size
@@ -219,13 +224,12 @@ class Journal(Tail):
     async def _start(self) -> None:
         try:
             await self._prepare_first()
+            self._roll()
         except OSError:
             if not self.sealed:
                 raise
             # What is there can be read.
             self._not_prepared(Failure())
-        else:
-            self._roll()
         if self._policy is Sync.EVERY_SECOND:
             self._sync_later()
 
@@ -261,7 +265,7 @@ class Journal(Tail):
             if job is not None:
                 await _end_of(job)
         try:
-            if not self.fault.startswith("sync"):
+            if not self._fault_lasts:
                 await self.synced()
         except StoreUnavailable as error:
             log.warn("not everything could be saved at the end: {reason}", reason=str(error))
@@ -278,7 +282,8 @@ class Journal(Tail):
                 )
         for spare in self._spares:
             self._close(spare)
-            await self._in_thread(self._disk.remove, spare.path)
+            with contextlib.suppress(OSError):  # the next start tries again
+                await self._in_thread(self._disk.remove, spare.path)
         self._spares.clear()
         for segment in self._unsynced:
             os.close(segment.descriptor)
@@ -299,20 +304,27 @@ class Journal(Tail):
     # -- room -----------------------------------------------------------------
 
     def has_room(self, size: int) -> bool:
-        """Return whether records of so many bytes can be appended now."""
-        if self._active is None or self._fault_lasts():
+        """Return whether records of so many bytes can be appended now.
+
+        The next segment is begun here when they need it, since what has happened in memory must
+        not fail to be appended.
+        """
+        if self._active is None or self._fault_lasts:
             return False
-        if self.at + size <= self.limit:
-            return True
-        if len(self._spares) < SPARES:
-            return False
-        return any(self._fits(spare, size) for spare in self._spares)
+        # More than once where cleaning, which beginning a segment may start, fills that one.
+        while self.at + size > self.limit:
+            fits = any(self._fits(spare, size) for spare in self._spares)
+            if len(self._spares) < SPARES or not fits:
+                return False
+            try:
+                self._roll(size)
+            except OSError:
+                self._not_prepared(Failure())
+                return False
+        return True
 
     def _fits(self, spare: _Segment, size: int) -> bool:
         return size <= spare.size - RESERVE - 4096
-
-    def _fault_lasts(self) -> bool:
-        return self.fault.startswith("sync")
 
     def wait_for_room(self, size: int) -> Deferred[None]:
         """Return a Deferred that fires when it is worth asking `has_room` again.
@@ -333,7 +345,10 @@ class Journal(Tail):
         if self._preparing is not None or self._retry is not None or not self.running:
             return
         if self._active is None and len(self._spares) > SPARES:
-            self._roll()
+            try:
+                self._roll()
+            except OSError:
+                self._not_prepared(Failure())
             return
         fits = not self._wanted or any(self._fits(spare, self._wanted) for spare in self._spares)
         if len(self._spares) >= SPARES and fits and self._active is not None:
@@ -359,7 +374,7 @@ class Journal(Tail):
 
     def _prepared(self, _: None) -> None:
         self._preparing = None
-        if self.fault and not self._fault_lasts():
+        if self.fault and not self._fault_lasts:
             log.info("{directory}: there is room again", directory=str(self._directory))
             self.fault = ""
         self._prepare()
@@ -415,7 +430,7 @@ class Journal(Tail):
 
     def has_reserve(self, key: Key) -> bool:
         """Return whether a removal can be appended, into the reserve if need be."""
-        if self._active is None or self._fault_lasts():
+        if self._active is None or self._fault_lasts:
             return False
         return self.at + size_of(key, _NOTHING) + 1024 <= self.limit + RESERVE or self.has_room(
             1024
@@ -430,11 +445,16 @@ class Journal(Tail):
         if self._active is None:
             self._owed.append((kind, key, document))
             return
-        if self.at + 4 + len(body) + ALIGNMENT + END_SIZE > self._active.size:
-            if not self._spares:
+        if self.at + 4 + len(body) + ALIGNMENT + END_SIZE + _FOR_CLEANING > self._active.size:
+            try:
+                if self._spares:
+                    self._roll()
+            except OSError:
+                self._not_prepared(Failure())
+            kept = 0 if kind == Kind.CLEANED else _FOR_CLEANING
+            if self.at + 4 + len(body) + ALIGNMENT + END_SIZE + kept > self._active.size:
                 self._owed.append((kind, key, document))
                 return
-            self._roll()
         self._write(encode(body, self._seed))
         self.appended += 1
 
@@ -444,13 +464,27 @@ class Journal(Tail):
         self.at += len(record)
 
     def _roll(self, size: int = 0) -> None:
-        """End the segment that is written to and begin the next one."""
+        """End the segment that is written to and begin the next one.
+
+        Raises:
+            OSError: The next one could not be given its name; nothing has changed but that there
+                is a spare one less.
+        """
         for spare in self._spares:
             if self._fits(spare, size):
                 break
         else:
             raise AssertionError("who appends asks for room before")
         self._spares.remove(spare)
+        path = self._directory / segment_name(self._next_number)
+        try:
+            spare.path.rename(path)
+        except OSError:
+            self._close(spare)
+            self._in_thread(self._disk.remove, spare.path).addErrback(lambda _: None)
+            raise
+        spare.path = path
+        self._renamed = True
         old = self._active
         if old is not None:
             self._write(end_record(old.number))
@@ -463,10 +497,6 @@ class Journal(Tail):
                 self._most = None  # the disk has become larger
         spare.number = self._next_number
         self._next_number += 1
-        path = self._directory / segment_name(spare.number)
-        spare.path.rename(path)
-        spare.path = path
-        self._renamed = True
         self._active = spare
         self._map = spare.map
         self._seed = seed_of(spare.number)
@@ -476,18 +506,16 @@ class Journal(Tail):
         encoded = header.encode()
         spare.map[: len(encoded)] = encoded
         self.at = first_record()
-        self._write(encode(body_of(Kind.STATE, b"", self._state()), self._seed))
+        state = Document(json.dumps(self.state, sort_keys=True).encode(), cas=spare.size)
+        self._write(encode(body_of(Kind.STATE, b"", state), self._seed))
         owed, self._owed = self._owed, []
         for kind, key, document in owed:
             self._append_own(kind, key, document)
         if self.running:
             self._prepare()
             self._clean()
-        if self._unsynced and self._syncing is None and not self._fault_lasts():
+        if self._unsynced and self._syncing is None and not self._fault_lasts:
             self._sync()
-
-    def _state(self) -> Document:
-        return Document(json.dumps(self.state, sort_keys=True).encode())
 
     # -- the disk -------------------------------------------------------------
 
@@ -500,7 +528,7 @@ class Journal(Tail):
         It fails with `StoreUnavailable` when the disk has refused that: then nothing is known of
         what was appended last, and nothing more is.
         """
-        if self._fault_lasts():
+        if self._fault_lasts:
             return _failed(self.fault)
         if self.appended == self._synced:
             return succeed(None)
@@ -539,6 +567,7 @@ class Journal(Tail):
             self._syncing = None
             for segment in before:
                 os.close(segment.descriptor)
+            self._fault_lasts = True
             self.fault = f"sync of {self._directory}: {failure.getErrorMessage()}"
             log.error(
                 "{fault}: nothing is known of what was written last, so nothing more is written "
@@ -575,7 +604,7 @@ class Journal(Tail):
         self._next_sync = self._clock.callLater(SYNC_EVERY_S, self._sync_now)
 
     def _sync_now(self) -> None:
-        if self.appended != self._synced and self._syncing is None and not self._fault_lasts():
+        if self.appended != self._synced and self._syncing is None and not self._fault_lasts:
             self._sync()
         self._sync_later()
 
@@ -587,7 +616,7 @@ class Journal(Tail):
         return self._log_size + (self._active.size if self._active else 0)
 
     def _too_large(self) -> bool:
-        if not self.sealed or not self.running or self._fault_lasts():
+        if not self.sealed or not self.running or self._fault_lasts:
             return False
         live = self.live_size()
         allowed = max(FLOOR, int(live * GROWTH))
@@ -649,6 +678,9 @@ class Journal(Tail):
     async def _remove(self, count: int) -> None:
         """Remove the oldest segments, once what was copied out of them is on the disk."""
         self._append_own(Kind.CLEANED, b"", Document(b"", seqno=self.sealed[count - 1].number))
+        if self._owed:
+            # Without it these would be found missing.
+            raise StoreUnavailable("there is no room to note what is removed")
         await self.synced()
         for _ in range(count):
             oldest = self.sealed[0]

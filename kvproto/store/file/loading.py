@@ -43,6 +43,9 @@ _BYTES_AT_ONCE = 1 << 20
 
 _LOG_EVERY_S = 5.0
 
+_PAGE = 4096
+"""Files that may be mapped into memory have whole pages; none has smaller ones."""
+
 
 class StoreDamaged(KVProtoError):
     """A file of a store cannot be used.
@@ -137,7 +140,8 @@ class Loader:
         self._memory.table.on_evicted = None
         self._check_all_are_there(number for number, _ in paths)
         if self._loaded.header is not None:
-            self._loaded.next_number = paths[-1][0] + 1
+            # Not behind a segment that was never begun, and is gone now.
+            self._loaded.next_number = self._loaded.header.number + 1
             uuid = self._loaded.header.uuid
             self._memory.continue_from(uuid, self._cas, self._seqno)
         return self._loaded
@@ -157,8 +161,7 @@ class Loader:
         there = [number for number in numbers if number > self._cleaned]
         if not there:
             return
-        first = self._cleaned + 1 if self._cleaned else there[0]
-        for number in range(first, there[-1]):
+        for number in range(self._cleaned + 1, there[-1]):
             if number not in there:
                 raise StoreDamaged(
                     self._directory / segment_name(number),
@@ -169,8 +172,12 @@ class Loader:
         data = await self._run(self._disk.read, path)
         header = Header.decode(data)
         if header is None or header.number != number:
-            if header is None and last and not data[:HEADER_SIZE].strip(b"\0"):
-                # The process ended between naming the segment and beginning it.
+            if header is None and last and data and not data[:HEADER_SIZE].strip(b"\0"):
+                # The process ended between naming the segment and beginning it, or the machine
+                # before it was on the disk.
+                before = self._loaded.header
+                unknown = Header(number, 0, 0, 0, b"" if before is None else before.boot)
+                self._judge(path, find_fault(data, 0, unknown, self._boot))
                 await self._run(self._disk.remove, path)
                 return
             raise StoreDamaged(
@@ -180,12 +187,15 @@ class Loader:
         self._cas, self._seqno = max(self._cas, header.cas), max(self._seqno, header.seqno)
         at, seed = first_record(), seed_of(number)
         count, pause_at = 0, _BYTES_AT_ONCE
+        size = 0
         ended = False
         while (found := decode(data, at, seed)) is not None:
             record, at = found
             if record.kind == Kind.END:
                 ended = True
                 break
+            if record.kind == Kind.STATE:
+                size = size or record.document.cas
             self._apply(record)
             count += 1
             if count == _AT_ONCE or at > pause_at:
@@ -193,7 +203,10 @@ class Loader:
                 await self._breathe(at)
         if not ended:
             fault = find_fault(data, at, header, self._boot)
-            if not last and not fault.damage and self._boot and self._boot == header.boot:
+            must_be_whole = not last and self._boot and self._boot == header.boot
+            # Only what has its end is ever made shorter.
+            cut = len(data) != size if size else len(data) % _PAGE
+            if must_be_whole or cut:
                 fault = Fault(fault.at, fault.lost, True)
             self._judge(path, fault)
             await self._run(self._disk.seal, path, at, end_record(number))

@@ -79,7 +79,8 @@ class Kind(IntEnum):
     DROP = 6
     """All documents of a collection up to a sequence number are gone."""
     STATE = 7
-    """The value is a JSON object with what is to be known beside documents."""
+    """The value is a JSON object with what is to be known beside documents; ``cas`` is, in the
+    first record of a file, the size that the file was made with."""
     SYNCED = 8
     """Everything before an offset (``cas``) of a segment (``seqno``) has been on the disk."""
     CLEANED = 9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +163,56 @@ class DamageTests(FileCase):
     def test_begun_and_not_used(self) -> None:
         """A segment that got its name and nothing else is no damage."""
         self.close(self.open())
-        (self.directory / segments.segment_name(3)).write_bytes(bytes(1000))
+        path = self.directory / segments.segment_name(3)
+        path.write_bytes(bytes(SMALLEST_SEGMENT))
         store = self.open()
         self.assertIsNotNone(store.get(b"key19"))
+        # Its number is used again, so that none is missing at the next start.
+        store.set(b"more", b"")
+        store = self.again(store)
+        self.assertIsNotNone(store.get(b"more"))
+
+    def test_beginning_of_the_last(self) -> None:
+        """The last segment's first page may be lost with a machine, but not what was synced."""
+        store = self.open()
+        store.set(b"more", b"")
+        self.kill(store)
+        path = self.segments()[-1]
+        lost = bytes(88) + path.read_bytes()[88:]
+        path.write_bytes(lost)
+        self.assertIn(f"{path} is damaged", self.broken())
+        self.patch(loading, "boot_id", lambda: b"another boot")
+        store = self.open()
+        self.assertIsNotNone(store.get(b"key19"))
+        self.assertIsNone(store.get(b"more"))
+        store.set(b"more", b"")
+        self.clock.advance(1)
+        self.kill(store)
+        path = self.segments()[-1]
+        path.write_bytes(bytes(88) + path.read_bytes()[88:])
+        self.assertIn(f"{path} is damaged", self.broken())
+
+    def test_cut_short(self) -> None:
+        """The last segment is refused when it is shorter than it was, wherever it ends."""
+        used = self.used + -self.used % 8
+        for size in (0, 20, 88, 120, used - 16, used, used + 4, 4096, len(self.data) - 4096):
+            self.path.write_bytes(self.data[:size])
+            self.assertIn(str(self.path), self.broken(), size)
+        self.path.write_bytes(self.data)
+        self.close(self.open())
+        for path in self.segments():
+            whole = path.read_bytes()
+            for size in (len(whole) - 48, len(whole) - 5, 100, 0):
+                path.write_bytes(whole[:size])
+                self.assertIn(str(path), self.broken(), size)
+            path.write_bytes(whole)
+        self.assertIsNotNone(self.open().get(b"key19"))
+
+    def test_first_is_missing(self) -> None:
+        """The first segment must be there as long as it was not cleaned."""
+        self.kill(self.open())
+        self.path.unlink()
+        self.assertIn(f"{self.path} is missing", self.broken())
 
     def test_power_cut(self) -> None:
         """After a reboot what was not synced may be lost, what was synced may not."""
@@ -196,7 +244,8 @@ class DamageTests(FileCase):
         header = segments.Header.decode(self.data)
         assert number is not None
         assert header is not None
-        self.path.unlink()
+        used = len(header.encode())
+        self.path.write_bytes(self.data[:used] + segments.end_record(number))
         other = self.directory / segments.segment_name(number + 1)
         begin = dataclasses.replace(header, number=number + 1).encode()
         other.write_bytes(begin + self.data[len(begin) :])
@@ -267,6 +316,35 @@ class FullDiskTests(FileCase):
         store = self.make()
         self.failureResultOf(store.open(), OSError)
         self.stores.remove(store)
+
+    def test_name_of_the_directory(self) -> None:
+        """It recovers whatever the directory is called."""
+        self.directory = Path("sync")
+        self.directory.mkdir()
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.test_full_and_room_again()
+        self.close_all()
+
+    def test_no_names(self) -> None:
+        """Where a file cannot get its name writes are refused, and nothing of them is served."""
+        store = self.open()
+        self.disk.room = 0
+        kept = self.directory.with_name("kept")
+        self.directory.rename(kept)
+        stored = self.fill(store)
+        self.assertGreater(stored, 100)
+        self.assertIn("No such file", store.status()["fault"])
+        self.assertIsNone(store.get(b"%d" % stored))
+        self.assertIsInstance(store.delete(b"0"), Document)
+        kept.rename(self.directory)
+        self.disk.room = 1 << 30
+        self.clock.advance(1)
+        self.assertEqual(store.status()["fault"], "")
+        self.assertIsInstance(store.set(b"new", b"x"), Document)
+        store = self.again(store)
+        self.assertEqual(self.value_in(store, b"new"), b"x")
+        self.assertIsNone(store.get(b"0"))
+        self.assertEqual(len(store._memory.table.items), stored)
 
     def test_start_on_a_full_disk(self) -> None:
         """What is there is served although nothing can be added; that begins when it can."""
