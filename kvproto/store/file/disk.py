@@ -13,7 +13,9 @@ from pathlib import Path
 
 __all__ = ["Disk"]
 
-_ZEROS = bytes(1 << 20)
+_ZEROS = bytes(32 << 10)
+"""What is written at once, and so the most that one record makes the disk write: the kernel keeps
+in one piece what came in one, and writes a piece anew of which a mapping has changed a byte."""
 
 
 class Disk:

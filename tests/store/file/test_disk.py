@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from kvproto.store.file.disk import Disk
 
@@ -31,6 +33,23 @@ class DiskTests(SynchronousTestCase):
         self.assertEqual(stat.S_IMODE(found.st_mode), 0o600)
         self.assertFalse(os.get_inheritable(self.descriptor))
         self.assertEqual(os.pwrite(self.descriptor, b"record", 0), 6)
+
+    def test_small_pieces(self) -> None:
+        """A byte that is changed through a mapping makes the disk write some pages, not all."""
+        counts = Path("/proc/self/io")
+        if not counts.exists():
+            raise SkipTest("needs Linux")
+
+        def written() -> int:
+            found = re.search(r"write_bytes: (\d+)", counts.read_text())
+            assert found is not None
+            return int(found[1])
+
+        with mmap.mmap(self.descriptor, SIZE) as mapped:
+            before = written()
+            mapped[SIZE // 2] = 1
+            os.fdatasync(self.descriptor)
+            self.assertLessEqual(written() - before, 64 << 10)
 
     def test_what_was_there_is_gone(self) -> None:
         """A file that is prepared again has nothing of what was in it."""
