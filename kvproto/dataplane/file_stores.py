@@ -26,7 +26,7 @@ from kvproto.base.one_thread import OneThread
 from kvproto.base.private_files import replace_file
 from kvproto.config import Config, StoreURL, Sync, parse_file_url
 from kvproto.dataplane.interfaces import IGrowingStores, IKeepingStores
-from kvproto.errors import ConfigError
+from kvproto.errors import ConfigError, StoreUnavailable
 from kvproto.store import FileStore, IStore, MemoryStore
 
 __all__ = ["FileStores"]
@@ -203,7 +203,11 @@ class FileStores(Service):
 
     async def _open(self) -> None:
         for bucket, store in self._stores.items():
-            await store.open()
+            try:
+                await store.open()
+            except OSError as error:
+                where = error.filename or store.directory
+                raise StoreUnavailable(f"{where}: {error.strerror}") from error
             if bucket in self._adopt:
                 store.collections = self._adopt[bucket](store.collections)
             if store.seqno:

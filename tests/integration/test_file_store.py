@@ -152,6 +152,18 @@ class StartTests(SynchronousTestCase):
         self.assertNotEqual(ended.returncode, 0)
         self.assertIn(str(path), ended.stdout + ended.stderr)
 
+    def test_unreadable(self) -> None:
+        """A file that cannot be read ends the service with one line that names it."""
+        directory = Path(self.mktemp()).absolute()
+        path = directory / "bucket-default" / "0000000000000001.log"
+        path.mkdir(parents=True)
+        directory.chmod(0o700)
+        ended = run_kvtls("--listen", "tcp:0:interface=127.0.0.1", "--store", f"file:{directory}")
+        self.assertEqual(ended.returncode, 1)
+        output = ended.stdout + ended.stderr
+        self.assertIn(f"the service cannot start: {path}: Is a directory", output)
+        self.assertNotIn("Traceback", output)
+
     def test_stopped_and_started(self) -> None:
         """SIGTERM keeps everything; the log is ended."""
         directory = Path(self.mktemp()).absolute()

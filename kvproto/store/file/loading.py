@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -136,7 +137,10 @@ class Loader:
         self._logged = self._clock.seconds()
         self._memory.table.on_evicted = self._loaded.evicted.append
         for place, (number, path) in enumerate(paths):
-            await self._load_segment(number, path, last=place == len(paths) - 1)
+            try:
+                await self._load_segment(number, path, last=place == len(paths) - 1)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
         self._memory.table.on_evicted = None
         self._check_all_are_there(number for number, _ in paths)
         if self._loaded.header is not None:
@@ -154,7 +158,8 @@ class Loader:
             if number is not None:
                 found.append((number, path))
             elif path.name.startswith("spare-"):
-                path.unlink()
+                with contextlib.suppress(OSError):  # or it is made anew
+                    path.unlink()
         return sorted(found)
 
     def _check_all_are_there(self, numbers: Iterable[int]) -> None:
