@@ -74,6 +74,15 @@ SYNC_EVERY_S = 1.0
 RETRY_S = 1.0
 """Seconds after which a disk that had no room is asked again."""
 
+TOGETHER_S = 0.001
+"""Seconds that a few who wait for the disk wait for others who are likely to join them."""
+
+_COMPANY = 4
+"""How many are few.  More share the cost of a sync well enough as they come."""
+
+_LONGEST_DOUBT = 256
+"""Syncs after which it is tried again whether such a wait is worth it."""
+
 FLOOR = 48 << 20
 """Bytes that the log may always have."""
 
@@ -202,6 +211,9 @@ class Journal(Tail):
         self._sync_waiters: list[tuple[int, Deferred[None]]] = []
         self._next_sync: IDelayedCall | None = None
         self._commit: IDelayedCall | None = None
+        self._joining = False  # whether the commit waits for others
+        self._expected = 0  # that many may wait again, 0 where nobody came late
+        self._doubt = self._hurried = 0
         self._cleaning: Deferred[None] | None = None
         self._pause: Deferred[None] | None = None
 
@@ -256,6 +268,7 @@ class Journal(Tail):
         for call in (self._next_sync, self._retry, self._commit):
             if call is not None and call.active():
                 call.cancel()
+        self._commit = None
         if self._pause is not None:
             self._pause.cancel()
         waiters, self._waiting = self._waiting, deque()
@@ -523,7 +536,7 @@ class Journal(Tail):
         """Return a Deferred that fires when everything appended so far is on the disk.
 
         All that is asked for in one turn of the reactor is forced to the disk together, at its end,
-        or when what is being forced there now has arrived.
+        or when what is being forced there now has arrived; see `_plan_sync`.
 
         It fails with `StoreUnavailable` when the disk has refused that: then nothing is known of
         what was appended last, and nothing more is.
@@ -534,16 +547,48 @@ class Journal(Tail):
             return succeed(None)
         waiting: Deferred[None] = Deferred()
         self._sync_waiters.append((self.appended, waiting))
-        if not self.running:
-            self._sync()
-        elif self._syncing is None and self._commit is None:
-            self._commit = self._clock.callLater(0, self._end_turn)
+        if self._syncing is None:
+            if self.running:
+                self._plan_sync()
+            else:
+                self._sync()
         return waiting
+
+    def _plan_sync(self) -> None:
+        """Sync at the end of this turn, or a little later when others are expected.
+
+        Who was answered just now is likely to write again at once.  Two clients whose writes
+        come while those of the other are on their way to the disk would go on like that, with
+        a sync for each; one that waits for the other makes it one sync for both, and that
+        takes less time than two.  A wait that nobody came in is not tried again soon.
+        """
+        complete = len(self._sync_waiters) >= self._expected
+        if self._commit is None:
+            self._joining = not complete and self._waits_for_others()
+            self._commit = self._clock.callLater(self._joining * TOGETHER_S, self._end_turn)
+        elif complete and self._joining:
+            self._joining = False
+            self._doubt //= 2
+            self._commit.reset(0)
+
+    def _waits_for_others(self) -> bool:
+        """Return whether those who were answered just now are waited for."""
+        if self._expected > _COMPANY:
+            return False
+        if self._hurried:
+            self._hurried -= 1
+            return False
+        return True
 
     def _end_turn(self) -> None:
         self._commit = None
-        if self._syncing is None and self._sync_waiters:
-            self._sync()
+        in_vain, self._joining = self._joining, False
+        if self._syncing is not None or not self._sync_waiters:
+            return
+        if in_vain:
+            self._doubt = min(2 * self._doubt + 2, _LONGEST_DOUBT)
+            self._hurried = self._doubt
+        self._sync()
 
     def _sync(self) -> None:
         assert self._active is not None
@@ -596,7 +641,15 @@ class Journal(Tail):
         ready = [waiter for target, waiter in self._sync_waiters if target <= self._synced]
         self._sync_waiters = [item for item in self._sync_waiters if item[0] > self._synced]
         if self._sync_waiters:
-            self._sync()
+            self._expected = len(ready) + len(self._sync_waiters)
+        elif len(ready) < self._expected:
+            self._expected = 0
+        if self._sync_waiters and self._commit is None:
+            if ready and self.running and self._waits_for_others():
+                self._joining = True
+                self._commit = self._clock.callLater(TOGETHER_S, self._end_turn)
+            else:
+                self._sync()
         for waiter in ready:
             waiter.callback(None)
 

@@ -25,6 +25,7 @@ from kvproto.store import (
     Refusal,
     accessed_at,
 )
+from kvproto.store.file.journal import TOGETHER_S
 from kvproto.store.pieces import PIECE, at_once
 from kvproto.testing.store import StoreContract
 from kvproto.testing.store_case import START
@@ -501,6 +502,112 @@ class DurabilityTests(FileCase):
         answer = store.set(b"a", b"1")
         self.finish(store, threads)
         self.successResultOf(answer)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def overlap(self, store: Any, threads: Threads) -> Deferred[Any]:
+        """Let a write come while another one is on its way to the disk; return its answer."""
+        first = store.set(b"a", b"")
+        self.clock.advance(0)
+        second = store.set(b"b", b"")
+        threads.step()
+        self.assertIsInstance(self.successResultOf(first), Document)
+        self.assertNoResult(second)
+        answer: Deferred[Any] = second
+        return answer
+
+    def test_two_become_one_group(self) -> None:
+        """A write that came late waits for who was answered just now: one sync for both."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        waiting = self.overlap(store, threads)
+        synced = self.disk.synced
+        for _ in range(3):
+            self.clock.advance(TOGETHER_S / 2)
+            self.assertEqual(threads.waiting, [])
+            other = store.set(b"a", b"")
+            self.assertEqual(threads.waiting, [])
+            self.clock.advance(0)
+            threads.step()
+            self.successResultOf(waiting)
+            self.successResultOf(other)
+            waiting = store.set(b"b", b"")
+            self.clock.advance(0)
+        self.assertEqual((self.disk.synced - synced, threads.waiting), (3, []))
+
+    def test_nobody_joins(self) -> None:
+        """A write waits a moment only, and not again the next times, ever more of them."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        hurried = []
+        for _ in range(3):
+            hurried.append(0)
+            while True:
+                waiting = self.overlap(store, threads)
+                if threads.waiting:
+                    hurried[-1] += 1
+                    threads.step()
+                    self.successResultOf(waiting)
+                else:
+                    break
+            self.clock.advance(TOGETHER_S * 0.9)
+            self.assertEqual(threads.waiting, [])
+            self.clock.advance(TOGETHER_S * 0.2)
+            threads.step()
+            self.successResultOf(waiting)
+        self.assertEqual(hurried, [0, 2, 6])
+
+    def test_many_wait_for_nobody(self) -> None:
+        """Where more than a few write, what came while the disk was busy goes there at once."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        first = [store.set(b"%d" % number, b"") for number in range(4)]
+        self.clock.advance(0)
+        late = store.set(b"late", b"")
+        threads.step()
+        for answer in first:
+            self.successResultOf(answer)
+        threads.step()
+        self.successResultOf(late)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_wait_for_others_is_cancelled(self) -> None:
+        """A store that closes while a write waits for others saves it and leaves no timer."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        waiting = self.overlap(store, threads)
+        self.assertEqual(threads.waiting, [])
+        self.finish(store, threads)
+        self.successResultOf(waiting)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_closed_between_syncs(self) -> None:
+        """What came while the disk was busy is saved once before a store has closed."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        first = store.set(b"a", b"")
+        self.clock.advance(0)
+        late = store.set(b"b", b"")
+        synced = self.disk.synced
+        closed = Deferred.fromCoroutine(store.close())
+        threads.step()
+        self.successResultOf(first)
+        self.assertEqual(len(threads.waiting), 1)
+        while not closed.called:
+            threads.step()
+        self.stores.remove(store)
+        self.successResultOf(late)
+        self.assertEqual(self.disk.synced - synced, 2)
+
+    def test_segment_ends_while_waiting_for_others(self) -> None:
+        """The sync that a new segment begins takes with it who waits; there is one timer."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        waiting = self.overlap(store, threads)
+        store._journal._roll()
+        late = store.set(b"late", b"")
+        threads.waiting.sort(key=lambda job: job[1] != self.disk.sync)
+        threads.step()
+        self.successResultOf(waiting)
+        self.assertNoResult(late)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(TOGETHER_S)
+        while threads.step():
+            pass
+        self.assertIsInstance(self.successResultOf(late), Document)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_every_second(self) -> None:
