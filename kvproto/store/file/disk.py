@@ -50,6 +50,14 @@ class Disk:
         """Return what is in a file."""
         return path.read_bytes()
 
+    def force(self, path: Path) -> None:
+        """Force a file to the disk that somebody else has written."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def sync(
         self, ended: Iterable[tuple[int, int]], descriptor: int, directory: int | None
     ) -> None:

@@ -120,6 +120,7 @@ class Loader:
         self._seqno = 0
         self._cleaned = 0
         self._loaded = Loaded()
+        self._unused: list[Path] = []
         self._logged = 0.0
         self._at = 0
         self.done = 0
@@ -142,7 +143,9 @@ class Loader:
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(path)) from error
         self._memory.table.on_evicted = None
-        self._check_all_are_there(number for number, _ in paths)
+        self._check_all_are_there(segment.number for segment in self._loaded.sealed)
+        for path in self._unused:
+            await self._run(self._disk.remove, path)
         if self._loaded.header is not None:
             # Not behind a segment that was never begun, and is gone now.
             self._loaded.next_number = self._loaded.header.number + 1
@@ -177,17 +180,17 @@ class Loader:
         data = await self._run(self._disk.read, path)
         header = Header.decode(data)
         if header is None or header.number != number:
-            if header is None and last and data and not data[:HEADER_SIZE].strip(b"\0"):
+            if header is None and data and not data[:HEADER_SIZE].strip(b"\0"):
                 # The process ended between naming the segment and beginning it, or the machine
                 # before it was on the disk.
                 before = self._loaded.header
                 unknown = Header(number, 0, 0, 0, b"" if before is None else before.boot)
                 self._judge(path, find_fault(data, 0, unknown, self._boot))
-                await self._run(self._disk.remove, path)
+                self._unused.append(path)
                 return
-            raise StoreDamaged(
-                path, "is damaged: it does not begin as the file of this name should; " + _ADVICE
-            )
+            raise StoreDamaged(path, _WRONG_BEGINNING)
+        if self._unused:
+            raise StoreDamaged(self._unused[0], _WRONG_BEGINNING)
         self._loaded.header = header
         self._cas, self._seqno = max(self._cas, header.cas), max(self._seqno, header.seqno)
         at, seed = first_record(), seed_of(number)
@@ -206,15 +209,19 @@ class Loader:
             if count == _AT_ONCE or at > pause_at:
                 count, pause_at = 0, at + _BYTES_AT_ONCE
                 await self._breathe(at)
+        this_boot = bool(self._boot) and self._boot == header.boot
         if not ended:
             fault = find_fault(data, at, header, self._boot)
-            must_be_whole = not last and self._boot and self._boot == header.boot
+            must_be_whole = this_boot and not last
             # Only what has its end is ever made shorter.
             cut = len(data) != size if size else len(data) % _PAGE
             if must_be_whole or cut:
                 fault = Fault(fault.at, fault.lost, True)
             self._judge(path, fault)
             await self._run(self._disk.seal, path, at, end_record(number))
+        elif this_boot or not self._boot:
+            # The process that wrote it may have died before it forced it to the disk.
+            await self._run(self._disk.force, path)
         self.done += len(data)
         self._loaded.sealed.append(Sealed(number, len(data) if ended else at))
         await self._breathe(0)
@@ -282,6 +289,7 @@ class Loader:
 
 
 _ADVICE = "nothing is served from it: restore a backup into an empty directory"
+_WRONG_BEGINNING = "is damaged: it does not begin as the file of this name should; " + _ADVICE
 
 
 def _state_of(document: Document) -> dict[str, Any]:

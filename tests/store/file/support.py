@@ -27,12 +27,14 @@ class SmallDisk(Disk):
         room: Bytes that may still be prepared.
         broken: Raised by `sync` when not None.
         synced: How often it has synced.
+        forced: Whose files it has forced.
     """
 
     def __init__(self, room: int = 1 << 40) -> None:
         self.room = room
         self.broken: OSError | None = None
         self.synced = 0
+        self.forced: list[Path] = []
 
     def prepare(self, path: Path, size: int) -> int:
         if size > self.room:
@@ -45,6 +47,9 @@ class SmallDisk(Disk):
     def remove(self, path: Path) -> None:
         self.room += path.stat().st_size
         super().remove(path)
+
+    def force(self, path: Path) -> None:
+        self.forced.append(path)
 
     def sync(
         self, ended: Iterable[tuple[int, int]], descriptor: int, directory: int | None

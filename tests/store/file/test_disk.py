@@ -114,6 +114,10 @@ class DiskTests(SynchronousTestCase):
         self.assertEqual(
             [(name, size) for name, _, size in forced], [("fsync", SIZE), ("fsync", 7)]
         )
+        forced.clear()
+        Disk().force(self.path)
+        self.assertEqual([(name, size) for name, _, size in forced], [("fsync", 7)])
+        self.assertRaises(OSError, os.fstat, forced[0][1])
 
     def test_sealed(self) -> None:
         """What is behind the place goes, and the end is written there."""

@@ -163,14 +163,21 @@ class DamageTests(FileCase):
     def test_begun_and_not_used(self) -> None:
         """A segment that got its name and nothing else is no damage."""
         self.close(self.open())
-        path = self.directory / segments.segment_name(3)
-        path.write_bytes(bytes(SMALLEST_SEGMENT))
+        for number in (3, 4):
+            path = self.directory / segments.segment_name(number)
+            path.write_bytes(bytes(SMALLEST_SEGMENT))
         store = self.open()
         self.assertIsNotNone(store.get(b"key19"))
         # Its number is used again, so that none is missing at the next start.
         store.set(b"more", b"")
         store = self.again(store)
         self.assertIsNotNone(store.get(b"more"))
+        self.assertEqual([path.name[14:16] for path in self.segments()], ["01", "02", "03", "04"])
+        self.kill(store)
+        # Before one that was begun there is no such thing.
+        path = self.segments()[1]
+        path.write_bytes(bytes(SMALLEST_SEGMENT))
+        self.assertIn(f"{path} is damaged", self.broken())
 
     def test_beginning_of_the_last(self) -> None:
         """The last segment's first page may be lost with a machine, but not what was synced."""
@@ -213,6 +220,22 @@ class DamageTests(FileCase):
         self.kill(self.open())
         self.path.unlink()
         self.assertIn(f"{self.path} is missing", self.broken())
+
+    def test_what_a_killed_process_wrote_is_forced(self) -> None:
+        """The segments that it ended may not be on the disk yet when a new one begins."""
+        store = self.open()
+        while len(self.segments()) < 4:
+            store.set(b"more", bytes(20_000))
+        self.kill(store)
+        ended = self.segments()[:-1]
+        store = self.open()
+        self.assertEqual(self.disk.forced, ended)
+        self.close(store)
+        self.disk.forced.clear()
+        # After a reboot there is nothing that only the kernel has.
+        self.patch(loading, "boot_id", lambda: b"another boot")
+        self.open()
+        self.assertEqual(self.disk.forced, [])
 
     def test_power_cut(self) -> None:
         """After a reboot what was not synced may be lost, what was synced may not."""
