@@ -19,47 +19,23 @@ class FakeSession:
 
     plain = True
     waits = False
-    dialect = "dialect"
-    _limit = 7
 
-    def __init__(self, left: int = 0, settled: bool = True, replies: list[bytes] | None = None):
-        self.said: list[Any] = []
-        self.left = left
+    def __init__(self, settled: bool = True, replies: list[bytes] | None = None) -> None:
         self.settled = settled
         self.replies = replies or []
-        self._scan = FakeSession.scan
-
-    @staticmethod
-    def scan(session: FakeSession, dialect: Any, data: bytes, out: list[bytes], limit: int) -> int:
-        session.said.append(("scan", dialect, data, limit))
-        out += session.replies
-        return session.left
+        self.read: list[bytes] = []
 
     def receive(self, data: bytes, out: list[bytes]) -> bool:
-        # As `kvproto.server.session.Session` does.
-        if self.plain:
-            left = self._scan(self, self.dialect, data, out, self._limit)
-            if not left:
-                return True
-            return self._take_rest(data[-left:] if left > 0 else b"", out)
-        self.said.append(("receive", data))
-        return self.settled
-
-    def _take_rest(self, data: bytes, out: list[bytes]) -> bool:
-        self.said.append(("rest", data))
+        self.read.append(data)
+        out += self.replies
         return self.settled
 
 
 class Broken(FakeSession):
     """One with a defect."""
 
-    @staticmethod
-    def scan(session: FakeSession, dialect: Any, data: bytes, out: list[bytes], limit: int) -> int:
+    def receive(self, data: bytes, out: list[bytes]) -> bool:
         raise ValueError
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._scan = Broken.scan
 
 
 class FakeOwner:
@@ -115,30 +91,20 @@ class PythonTests(SynchronousTestCase):
         replies: list[bytes] = []
         self.assertEqual(owner.answer(b"abc", replies), 3)
         self.assertEqual(replies, [b"one", b"three"])
-        self.assertEqual(session.said, [("scan", "dialect", b"abc", 7)])
+        self.assertEqual(session.read, [b"abc"])
         counters = owner._counters
         self.assertEqual((counters.bytes_read, counters.bytes_written), (3, 8))
         self.assertEqual((owner.last_read, owner._answered, owner._written), (17.0, False, 0))
         self.assertEqual(counters.unmeasured, MEASURED_READS - 1)
 
-    def test_left(self) -> None:
-        """What the scan has left the session takes; all of it where that is not known."""
-        for left, settled, rest in ((2, True, b"bc"), (3, False, b"abc"), (-1, False, b"")):
-            session = FakeSession(left, settled)
-            owner = self.owner(session)
-            self.assertEqual(owner.answer(b"abc", []), 3 if settled else 0)
-            self.assertEqual(session.said[1:], [("rest", rest)])
-            self.assertEqual(owner._answered, not settled)
-
-    def test_not_plain(self) -> None:
-        """A session that is not plain takes the read itself."""
-        for settled in (True, False):
-            session = FakeSession(settled=settled)
-            session.plain = False
-            owner = self.owner(session)
-            self.assertEqual(owner.answer(b"abc", []), 3 if settled else 0)
-            self.assertEqual(session.said, [("receive", b"abc")])
-            self.assertEqual(owner._answered, not settled)
+    def test_not_settled(self) -> None:
+        """A read that leaves something to do is counted, and not taken."""
+        owner = self.owner(FakeSession(settled=False, replies=[b"one"]))
+        replies: list[bytes] = []
+        self.assertEqual(owner.answer(b"abc", replies), 0)
+        self.assertEqual(replies, [b"one"])
+        self.assertTrue(owner._answered)
+        self.assertEqual((owner._counters.bytes_read, owner._counters.bytes_written), (3, 3))
 
     def test_held(self) -> None:
         """While something is held for a connection, it is accounted for after each read."""
