@@ -53,8 +53,17 @@ class DefaultsTests(SynchronousTestCase):
         """The client snippet in the log runs as it stands."""
         with KvtlsProcess() as service:
             snippet = service.wait_for_line(re.compile(r"python3 -c .*"))
+            # ``python3`` may be another one than ours, with modules of its own.
+            environment = {
+                name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+            }
             done = subprocess.run(
-                ["bash", "-c", snippet], capture_output=True, text=True, timeout=30, check=False
+                ["bash", "-c", snippet],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
             )
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertIn("STORED", done.stdout)
