@@ -126,6 +126,10 @@ class UpstreamError(KVProtoError):
     """A server that this one depends on failed or could not be reached."""
 
 
+class ForeignData(UpstreamError):
+    """What lies in a server under one of our names was not written by us, or is damaged."""
+
+
 class StoreUnavailable(UpstreamError):
     """A store cannot do now what it was asked, and has changed nothing: the client may retry."""
 

@@ -21,6 +21,7 @@ from zope.interface import implementer
 from kvproto.base.addresses import describe_peer, is_local
 from kvproto.base.limited_log import LimitedLog
 from kvproto.base.log import CONNECTION, make_logger
+from kvproto.errors import UpstreamError
 from kvproto.interfaces import IAnswers, IDrainable, ISecuredTransport
 from kvproto.server.answering import Answering
 from kvproto.server.binary import BinarySession
@@ -432,6 +433,14 @@ class KVServerProtocol(Answering, TwistedProtocol):
             self._close()
 
     def _report(self, failure: Failure) -> None:
+        if failure.check(UpstreamError):
+            # Nothing of ours is wrong, so how it came about does not help.
+            peer_log.warn(
+                "a request of {peer} could not be served: {reason}",
+                peer=describe_peer(self.transport.getPeer()),
+                reason=failure.getErrorMessage(),
+            )
+            return
         if self._connection is None:
             peer = describe_peer(self.transport.getPeer())
             peer_log.failure("a request of {peer} could not be served", failure, peer=peer)

@@ -46,7 +46,7 @@ from typing import Any, Protocol, TypeAlias
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from kvproto.errors import RemoteProtocolError, UpstreamError
+from kvproto.errors import ForeignData, RemoteProtocolError, UpstreamError
 from kvproto.server.buckets import Bucket
 from kvproto.server.replies import Hangup, Reply, size_of
 from kvproto.server.window import BARRIER, EMPTY, FENCED, Servant, Subject, Window
@@ -455,7 +455,7 @@ class Session:
 
     def answer_failure(self, request: Any, error: Exception) -> Reply:
         """Report an exception that is being handled; return what the peer hears of it."""
-        if not isinstance(error, UpstreamError):
+        if not isinstance(error, UpstreamError) or isinstance(error, ForeignData):
             self._report(Failure())
         return self.dialect.conclude(request, self.dialect.failed(request, error))
 

@@ -59,7 +59,7 @@ from typing import Any, Final, Protocol
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from kvproto.errors import UpstreamError
+from kvproto.errors import ForeignData, UpstreamError
 from kvproto.server.replies import Hangup, Reply, size_of
 
 __all__ = [
@@ -345,7 +345,7 @@ class Window:
                 try:
                     reply = self._servant.begin(entry.request)
                 except Exception as error:
-                    if not isinstance(error, UpstreamError):
+                    if not isinstance(error, UpstreamError) or isinstance(error, ForeignData):
                         self._report(Failure())
                     reply = self._servant.failed(entry.request, error)
                 if isinstance(reply, Deferred):
@@ -385,7 +385,7 @@ class Window:
                 if not failure.check(CancelledError):
                     self._report(failure)
                 return
-            if not failure.check(UpstreamError):
+            if not failure.check(UpstreamError) or failure.check(ForeignData):
                 self._report(failure)
             reply = self._servant.failed(entry.request, failure.value)
         except Exception:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from struct import Struct, error
 
-from kvproto.errors import UpstreamError
+from kvproto.errors import ForeignData
 from kvproto.store import Document
 from kvproto.store.document import ALL_MARKS, MARK_BITS
 
@@ -47,16 +47,16 @@ def decode(data: bytes) -> Document:
     """Read a document.
 
     Raises:
-        UpstreamError: It is none of ours.
+        ForeignData: It is none of ours.
     """
     try:
         (
             version, cas, locked, length, deleted, flags, datatype, expires, marks, read_at, seqno,
         ) = _unpack(data)  # fmt: skip
     except error:
-        raise UpstreamError("what lies in the engine is no document: it is too short") from None
+        raise ForeignData("what lies in the engine is no document: it is too short") from None
     if version != _VERSION:
-        raise UpstreamError(f"what lies in the engine is no document: its version is {version}")
+        raise ForeignData(f"what lies in the engine is no document: its version is {version}")
     # What ``Document(...)`` does, in 0.6 of the time.
     document = _new(Document)
     document.value = data[_SIZE:] if not length else data[_SIZE + length :]
@@ -117,5 +117,5 @@ def _attributes(data: bytes, end: int) -> dict[str, bytes]:
     except (error, UnicodeDecodeError):
         at = -1
     if at != end:
-        raise UpstreamError("what lies in the engine is no document: its attributes are broken")
+        raise ForeignData("what lies in the engine is no document: its attributes are broken")
     return found

@@ -25,7 +25,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvproto.errors import UpstreamError
+from kvproto.errors import ForeignData
 
 __all__ = ["Epochs", "bucket_prefix", "document_prefix", "name_parts"]
 
@@ -60,7 +60,7 @@ class Epochs:
         """Read a record.
 
         Raises:
-            UpstreamError: It is none.
+            ForeignData: It is none.
         """
         try:
             version = int(data[:_VERSION_DIGITS])
@@ -74,7 +74,7 @@ class Epochs:
                 {int(number): int(e) for number, e in content.get("collections", {}).items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UpstreamError(
+            raise ForeignData(
                 f"the engine's record of epochs cannot be read: {data!r:.80}"
             ) from None
 

@@ -17,7 +17,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from kvproto.base.log import make_logger
-from kvproto.errors import StoreUnavailable, UpstreamError
+from kvproto.errors import ForeignData, StoreUnavailable, UpstreamError
 from kvproto.upstream.connection import Call
 from kvproto.upstream.engine import Engine, all_ended
 from kvproto.upstream.epochs import Epochs
@@ -89,7 +89,7 @@ class EpochKeeper:
     def _found(self, raw: bytes | None, slot: int, name: bytes) -> None:
         try:
             found = None if raw is None else Epochs.decode(raw)
-        except UpstreamError as error:
+        except ForeignData as error:
             log.warn("the record of epochs in the engine cannot be read: {reason}", reason=error)
             return
         if self.record is None or (found is not None and found.version > self.record.version):
@@ -130,12 +130,16 @@ class EpochKeeper:
         engine = self._engine
         slot, tag = engine.tags[0]
         name = self._name(tag)
-        time = engine.ask(command(b"TIME"), slot)
-        raw = await engine.ask(command(b"GET", name), slot)
-        seconds, rest = await time
+        asked = [engine.ask(command(*words), slot) for words in ((b"TIME",), (b"GET", name))]
+        (seconds, rest), raw = await all_ended(asked)
         micros = int(seconds) * 1_000_000 + int(rest)
         for _ in range(_MOST_LOSSES):
-            record = None if raw is None else Epochs.decode(raw)
+            try:
+                record = None if raw is None else Epochs.decode(raw)
+            except ForeignData:
+                if self.record is None:
+                    raise
+                record = None  # what is known is better
             if self.record is not None and (record is None or record.version < self.record.version):
                 record = self.record
             made = make(Epochs.first(micros) if record is None else record, micros)

@@ -109,6 +109,7 @@ class EngineStore(GetAndSet):
         self._epochs: Epochs | None = None
         self._turns_over_at: float | None = None
         self._loading: Deferred[None] | None = None
+        self._unread = "the engine was not read yet"
         self._waiting: deque[Deferred[None]] = deque()
         # Several processes may make a CAS in the same microsecond; these digits tell them apart.
         self._digits = secrets.randbelow(1000)
@@ -273,6 +274,7 @@ class EngineStore(GetAndSet):
     def _not_loaded(self, failure: Failure) -> Failure | None:
         if failure.check(UpstreamError) is None:
             log.failure("the record of epochs could not be read", failure=failure)
+        self._unread = failure.getErrorMessage()
         return None
 
     def _loaded(self, _: None) -> None:
@@ -318,7 +320,7 @@ class EngineStore(GetAndSet):
         """Return why it cannot be used, for people; see `IStore.ready`."""
         if self._engine.unready:
             return self._engine.unready
-        return None if self._epochs is not None else "the engine was not read yet"
+        return None if self._epochs is not None else self._unread
 
     # -- numbers --------------------------------------------------------------
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.errors import DurabilityImpossible, OutcomeUnknown, StoreUnavailable
+from kvproto.errors import DurabilityImpossible, ForeignData, OutcomeUnknown, StoreUnavailable
 from kvproto.server import KVServer, ServerSettings
 from kvproto.store import MemoryStore
 from kvproto.wire.binary import encode_request
@@ -82,6 +83,19 @@ class UnavailableTests(SynchronousTestCase):
             self.assertEqual(link.ask(b"set a 0 0 1\r\nx\r\n"), line)
             self.assertEqual(link.ask(b"set a 0 0 1 noreply\r\nx\r\nincr a 1\r\n"), line)
             self.assertEqual(link.ask(b"version\r\n")[:7], b"VERSION")
+
+    def test_foreign(self) -> None:
+        """What a server holds and we cannot read is an error, with a line that says so."""
+        for later in (True, False):
+            for request in (b"get k\r\n", b"incr k 1\r\n", b"set k 0 0 1\r\nx\r\n"):
+                link = self.link(ForeignData("no document"), later=later)
+                with capturedLogs() as logged:
+                    self.assertEqual(link.ask(request), b"SERVER_ERROR internal error\r\n")
+                (line,) = map(formatEvent, logged)
+                self.assertIn("could not be served: no document", line)
+            link = self.link(ForeignData("no document"), later=later)
+            self.assertEqual(link.call(Opcode.GET, key=b"k").status, Status.INTERNAL)
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_unknown(self) -> None:
         """A write of unknown fate closes the connection: no status would be true."""

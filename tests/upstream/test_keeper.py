@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from kvproto.errors import StoreUnavailable
+from kvproto.errors import ForeignData, StoreUnavailable
 from kvproto.upstream.epochs import Epochs
 from kvproto.upstream.keeper import EpochKeeper
 from kvproto.upstream.resp import EngineFailure, Fate
@@ -113,3 +114,23 @@ class KeeperTests(SynchronousTestCase):
         self.engine.before = lambda words: None
         self.ask(self.keeper.load())
         self.assertIsNotNone(self.keeper.record)
+
+    def test_no_answer_to_a_change(self) -> None:
+        """A change that gets no answer fails, and nothing that it had asked is left over."""
+        self.ask(self.keeper.load())
+        self.engine.before = lambda words: EngineFailure(Fate.UNANSWERED, "timeout", "")
+        changed = self.keeper.change(lambda record, micros: record.flushed(0.0, 0.0, micros))
+        self.failureResultOf(turn(self.clock, changed), StoreUnavailable)
+        gc.collect()
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_change_of_an_unreadable_record(self) -> None:
+        """A flush writes what is known over a record that cannot be read; who knows none fails."""
+        self.ask(self.keeper.load())
+        for place in self.places():
+            self.content[place] = b"nonsense"
+        other = EpochKeeper(self.engine, b"b", self.adopted.append)
+        self.failureResultOf(turn(self.clock, other.load()), ForeignData)
+        self.ask(self.keeper.change(lambda record, micros: record.flushed(0.0, 0.0, micros)))
+        assert self.keeper.record is not None
+        self.assertEqual(self.content[self.places()[0]], self.keeper.record.encode())

@@ -162,6 +162,19 @@ class TroubleTests(SynchronousTestCase):
             self.assertEqual(self.content[key], foreign)
         self.flushLoggedErrors(UpstreamError)
 
+    def test_not_read(self) -> None:
+        """Until the record of epochs was read the reason is the engine's."""
+        store, engine = self.stores[0], self.engines[0]
+        self.assertEqual(store.ready(), "the engine was not read yet")
+        engine.before = lambda words: EngineFailure(Fate.NOT_PERFORMED, "read-only", "READONLY")
+        store.load()
+        turn(self.clock, Deferred(), 10)
+        self.assertEqual(store.ready(), "engine read-only: READONLY")
+        engine.before = lambda words: None
+        store.load()
+        turn(self.clock, Deferred(), 10)
+        self.assertIsNone(store.ready())
+
     def test_codec(self) -> None:
         """What is written is what is read."""
         for document in (
