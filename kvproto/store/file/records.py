@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -194,10 +193,3 @@ def decode(data: bytes, at: int, seed: int) -> tuple[Record, int] | None:
     document.deleted = kind == Kind.TOMBSTONE
     key: Key = (collection, name) if collection else name
     return Record(kind, key, document, not datatype & _NOT_NEWEST), end + (-end % ALIGNMENT)
-
-
-def records_from(data: bytes, at: int, seed: int) -> Iterator[tuple[Record, int]]:
-    """Read records, one behind the other, until there is none."""
-    while (found := decode(data, at, seed)) is not None:
-        yield found
-        at = found[1]

@@ -158,7 +158,7 @@ class DamageTests(FileCase):
         data = path.read_bytes()
         at = data.rindex(b"more") - 44
         path.write_bytes(data[:at] + bytes(len(data) - at))
-        self.assertIn(str(path), self.broken())
+        self.assertIn(f"{path} is damaged at byte {at}: ", self.broken())
 
     def test_begun_and_not_used(self) -> None:
         """A segment that got its name and nothing else is no damage."""
@@ -572,8 +572,11 @@ class ReserveTests(FileCase):
             for key in range(number):
                 store.delete(b"%d" % key)
                 removed += 1
-        except StoreUnavailable:
-            pass
+        except StoreUnavailable as error:
+            self.assertIn("No space left", str(error))
+        self.assertLess(removed, number)
+        for refused in (store.flush, lambda: store.put_back(b"0", Document(b""))):
+            self.assertIn("No space left", str(self.assertRaises(StoreUnavailable, refused)))
         self.assertGreater(removed, RESERVE // 100)
         store = self.again(store)
         self.assertEqual(len(store._memory.table.items), number - removed)

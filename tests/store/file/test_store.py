@@ -185,6 +185,31 @@ class RestartTests(FileCase):
         store = self.again(store, evict=False)
         self.assertEqual(set(store._memory.table.items), left)
 
+    def test_less_memory_than_a_new_value(self) -> None:
+        """Where the last value of a document does not fit, an older one does not come back."""
+        store = self.open(evict=False)
+        store.set(b"k", b"old")
+        for number in range(15):
+            store.set(b"%d" % number, b"v" * 1000)
+        store.set(b"k", b"new" * 3000)
+        for limit in (25_000, 1 << 20):
+            store = self.again(store, memory_limit=limit, evict=False)
+            self.assertIsNone(store.get(b"k"))
+            self.assertEqual(len(store._memory.table.items), 15)
+
+    def test_limits(self) -> None:
+        """Other limits are the memory's, at once."""
+        store = self.open()
+        store.set(b"a", bytes(5000))
+        store.limit_values(1000, 1200, evict=True)
+        self.assertIs(store.set(b"b", bytes(1001)), Refusal.TOO_BIG)
+        self.assertIs(store.set(b"k" * 250, bytes(1000)), Refusal.TOO_BIG)
+        self.assertIsInstance(store.set(b"b", bytes(1000)), Document)
+        self.assertTrue(store.limit_memory(2000))
+        self.assertEqual(set(self.everything(store)), {b"b"})
+        store.limit_values(1000, 1200, evict=False)
+        self.assertIs(store.set(b"c", bytes(1000)), Refusal.NO_MEMORY)
+
     def test_progress(self) -> None:
         """While a log is read, `ready` says how much of it has been, within a file too."""
         store = self.open()
@@ -196,6 +221,7 @@ class RestartTests(FileCase):
         opened = again.open()
         # A quarter of the records was read; the header and the last record are small.
         self.assertRegex(str(again.ready()), r"^loading .*: 2[3-5] %$")
+        self.assertIn(again.status()["loaded_percent"], (23, 24, 25))
         self.pump(opened)
         self.assertIsNone(again.ready())
 
@@ -383,8 +409,12 @@ class RestartTests(FileCase):
         self.assertEqual(there[b"replaced"][:3], (b"new", 7, 77))
         self.assertEqual(there[(9, b"gone")][2], 79)
         self.assertEqual(store.seqno, before + 4)
+        # A client may have brought any number; the store's own do not go on from there.
+        store.put_back(b"replaced", Document(b"new", 7, 1 << 62))
+        there = self.everything(store)
         store = self.again(store)
         self.assertEqual(self.everything(store), there)
+        self.assertLess(store.set(b"another", b"").cas, 1 << 62)
 
     def test_put_back_faster_than_the_disk(self) -> None:
         """It waits for the next segment, and is stored once there is one."""
@@ -495,6 +525,66 @@ class DurabilityTests(FileCase):
         while threads.step() or self.clock.getDelayedCalls():
             self.clock.advance(0)
         self.assertIsInstance(self.successResultOf(answer), Document)
+
+    def test_group_of_none(self) -> None:
+        """Everything that is removed at once waits for the disk as a single write does."""
+        store, threads = self.open_with_threads(Sync.ALWAYS)
+        for act in (store.flush, lambda: store.drop_collection(8)):
+            answer = act()
+            self.assertNoResult(answer)
+            self.clock.advance(0)
+            self.assertNoResult(answer)
+            threads.step()
+            self.successResultOf(answer)
+        store, threads = self.open_with_threads(Sync.EVERY_SECOND)
+        self.assertIsNone(store.flush())
+        self.assertIsNone(store.drop_collection(8))
+
+    def slow_down(self, store: Any) -> None:
+        """Let what is done in pieces take half a second."""
+        store._memory._pieces.run = lambda work: deferLater(self.clock, 0.5, at_once, work)
+
+    def test_large_value(self) -> None:
+        """A change that takes long is answered when it is made, or when the disk has it."""
+        store, threads = self.open_with_threads(Sync.EVERY_SECOND)
+        store.set(b"a", bytes(PIECE + 1))
+        self.slow_down(store)
+        answer = store.append(b"a", b"1")
+        self.clock.advance(0.5)
+        self.assertIsInstance(self.successResultOf(answer), Document)
+        self.assertEqual(threads.waiting, [])
+        durable = store.durable(3, 2.5).append(b"a", b"2")
+        self.clock.advance(0.5)
+        self.assertEqual(self.value_in(store, b"a"), bytes(PIECE + 1) + b"12")
+        self.assertNoResult(durable)
+        self.clock.advance(2.1)
+        self.failureResultOf(durable, OutcomeUnknown)
+
+    def test_large_value_without_room(self) -> None:
+        """A change that takes long and finds no room at its end is made as soon as there is."""
+        for sync in (Sync.EVERY_SECOND, Sync.ALWAYS):
+            store, threads = self.open_with_threads(sync)
+            store.set(b"a", bytes(PIECE + 1))
+            while store._journal.has_room(2 * PIECE):
+                store.set(b"filler", bytes(5000))
+            self.slow_down(store)
+            answer = store.append(b"a", b"1")
+            self.clock.advance(0.5)
+            self.assertNoResult(answer)
+            self.assertEqual(len(store.get(b"a").value), PIECE + 1)
+            answered: list[Any] = []
+            answer.addCallback(answered.append)
+            for _ in range(100):
+                if not answered and not threads.step():
+                    self.clock.advance(0.1)
+            (document,) = answered
+            self.assertEqual(self.value_in(store, b"a"), bytes(PIECE + 1) + b"1")
+            if sync is Sync.ALWAYS:
+                self.assertGreaterEqual(store.persisted_seqno, document.seqno)
+            self.finish(store, threads)
+            store = self.open()
+            self.assertEqual(self.value_in(store, b"a"), bytes(PIECE + 1) + b"1")
+            self.close(store)
 
     def test_commit_is_cancelled(self) -> None:
         """A store that closes before the end of the turn saves at once and leaves no timer."""
@@ -665,6 +755,18 @@ class DurabilityTests(FileCase):
                 pass
             self.finish(store, threads)
 
+    def test_macros(self) -> None:
+        """What a durable change says of itself within the document is true."""
+        store, threads = self.open_with_threads(Sync.EVERY_SECOND)
+        flags = PathFlag.XATTR | PathFlag.EXPAND_MACROS | PathFlag.CREATE_PARENTS
+        spec = MutationSpec(PathOp.DICT_UPSERT, flags, b"sys.cas", b'"${Mutation.CAS}"')
+        answer = store.durable(3, None).mutate_in(b"a", [spec], DocFlag.MKDOC)
+        self.clock.advance(0)
+        threads.step()
+        document = self.successResultOf(answer).document
+        cas = "0x" + document.cas.to_bytes(8, "little").hex()
+        self.assertEqual(document.xattrs, {"sys": b'{"cas":"%b"}' % cas.encode()})
+
     def test_what_persists_is_the_store(self) -> None:
         """What reads, and what concerns all of a store, is the store's own."""
         store, _ = self.open_with_threads(Sync.EVERY_SECOND)
@@ -717,7 +819,8 @@ class DurabilityTests(FileCase):
         answer = store.set(b"a", b"1")
         self.clock.advance(0)
         threads.step()
-        self.failureResultOf(answer, OutcomeUnknown)
+        failure = self.failureResultOf(answer, OutcomeUnknown)
+        self.assertIn("Input/output error", str(failure.value))
         self.assertIn("Input/output error", store.status()["fault"])
         self.assertIsNotNone(store.get(b"a"))
         self.assertRaises(StoreUnavailable, store.set, b"b", b"")
@@ -729,8 +832,9 @@ class DurabilityTests(FileCase):
         store = self.open()
         store.set(b"a", b"")
         self.close(store)
-        self.assertRaises(StoreUnavailable, store.add, b"b", b"")
-        self.assertRaises(StoreUnavailable, store.flush)
+        for refused in (lambda: store.add(b"b", b""), store.flush):
+            error = self.assertRaises(StoreUnavailable, refused)
+            self.assertEqual(str(error), f"{self.directory} is not open")
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertIsNotNone(store.ready())
 
