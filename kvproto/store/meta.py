@@ -141,7 +141,7 @@ def read(
         marks = marks_at(marks | Mark.FETCHED, now)
     counts = _TOUCH_HIT if touches else _GET_HIT
     if not touches and marks == old.marks:
-        return Decision(_found(old, old, won=won), counts=counts)
+        return Decision(_found(old, old), counts=counts)
     new = copied(old, old.locked_until)
     new.marks = marks
     answer = _found(new, old, won=won)

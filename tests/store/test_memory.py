@@ -13,10 +13,12 @@ from zope.interface import implementer
 from kvproto.store import (
     IStore,
     LookupSpec,
+    Mark,
     MemoryStore,
     MutationSpec,
     PathFlag,
     PathOp,
+    Refusal,
     accessed_at,
 )
 from kvproto.store.document import ALL_MARKS, Document
@@ -24,6 +26,7 @@ from kvproto.store.table import ITEM_OVERHEAD
 from kvproto.testing.store import StoreContract
 from kvproto.testing.store_meta import MetaContract
 from kvproto.testing.store_subdoc import SubdocContract
+from tests.store.test_stateful import check_books
 
 
 class MemoryStoreContractTests(StoreContract, SubdocContract, MetaContract, SynchronousTestCase):
@@ -98,6 +101,7 @@ class LookingThroughTests(SynchronousTestCase):
         found: list[Any] = []
         store.survey(lambda key, document: found.append(key))
         self.assertEqual(found, [b"%d" % number for number in range(5000) if number % 7])
+        store.survey(lambda key, document: self.assertIs(document, store.peek(key)))
 
     def test_put_back(self) -> None:
         """The CAS of a document that is put back is below those that follow, if time allows."""
@@ -108,9 +112,144 @@ class LookingThroughTests(SynchronousTestCase):
             self.assertIsNone(store.put_back(b"a", Document(b"", cas=cas)))
             self.assertEqual(store.set(b"b", b"").cas > cas, follows, seconds)
 
+    def test_put_back_deleted(self) -> None:
+        """A deleted document that is put back takes the place of a living one."""
+        store = MemoryStore(lambda: 1_700_000_000.0)
+        store.set(b"a", b"12345")
+        grave = Document(b"", cas=5, expires_at=2e9, deleted=True, xattrs={"_s": b"1"})
+        self.assertIsNone(store.put_back(b"a", grave))
+        self.assertIsNone(store.get(b"a"))
+        self.assertEqual(list(store.table.tombstones), [b"a"])
+        check_books(store)
+
+    def test_durable(self) -> None:
+        """A majority of one has it at once; a disk there is none."""
+        store = MemoryStore(lambda: 1_700_000_000.0)
+        self.assertIs(store.durable(1, None), store)
+        self.assertEqual([store.durable(level, None) for level in (2, 3)], [None, None])
+
+    def test_released(self) -> None:
+        """A store that nobody uses any more gives its memory back, some at a time."""
+        store = MemoryStore(lambda: 1_700_000_000.0)
+        told: list[Any] = []
+        store.table.on_evicted = told.append
+        store.table.on_emptied = lambda: told.append(None)
+        for number in range(25_000):
+            store.set(b"%d" % number, b"")
+        store.mutate_in(b"gone", [MutationSpec(PathOp.DICT_UPSERT, 4, b"_s", b"1")], 1)
+        store.delete(b"gone")
+        self.assertEqual(len(store.table.tombstones), 1)
+        turns = 1
+        while not store.release():
+            turns += 1
+        self.assertEqual((store.table.used, store.table.garbage, told), (0, [], []))
+        self.assertGreater(turns, 5)
+        self.assertTrue(store.release())
+
+    def test_less_memory(self) -> None:
+        """A smaller limit is reached in steps; where nothing may be evicted, by refusing."""
+        for evict in (True, False):
+            store = MemoryStore(lambda: 1_700_000_000.0, 1 << 30, evict=evict)
+            for number in range(100):
+                store.set(b"%d" % number, bytes(1 << 20))
+            turns = 1
+            while not store.limit_memory(10 << 20):
+                turns += 1
+            self.assertEqual(store.table.limit, 10 << 20)
+            if evict:
+                self.assertGreater(turns, 3)
+                self.assertLessEqual(store.table.used, 10 << 20)
+                self.assertIsInstance(store.set(b"more", bytes(1 << 20)), Document)
+            else:
+                self.assertEqual((turns, len(store.table.items)), (1, 100))
+                self.assertIs(store.set(b"more", b""), Refusal.NO_MEMORY)
+            self.assertTrue(store.limit_memory(1 << 30))
+            self.assertIsInstance(store.set(b"more", bytes(1 << 20)), Document)
+            check_books(store)
+
+    def test_watched(self) -> None:
+        """Who watches is told of what makes room, and whether it was ever read."""
+        store = MemoryStore(lambda: 1_700_000_000.0, 2 * (ITEM_OVERHEAD + 10))
+        found: list[Any] = []
+        store.watch_evictions(lambda key, document: found.append((key, document.value)))
+        for name in (b"a", b"b", b"c"):
+            store.set(name, name)
+        self.assertEqual(found, [(b"a", b"a")])
+        store.get(b"c")
+        self.assertEqual(
+            [bool(document.marks & Mark.FETCHED) for document in store.table.items.values()],
+            [False, True],
+        )
+        store.watch_evictions(None)
+        store.set(b"d", b"")
+        self.assertEqual(len(found), 1)
+
+    def test_marks_of_a_read(self) -> None:
+        """A read says when it was, and leaves other marks as they are."""
+        clock = Clock()
+        clock.rightNow = 1_700_000_000.75
+        store = MemoryStore(clock.seconds)
+        store.table.note_reads()
+        for mark in (0, Mark.STALE, Mark.WON, Mark.STALE | Mark.WON):
+            document = store.set(b"%d" % mark, b"")
+            assert isinstance(document, Document)
+            document.marks |= mark
+            for wait in (0.0, 0.25, 0.5, 0.5):
+                clock.advance(wait)
+                store.get(b"%d" % mark)
+                self.assertEqual(document.marks & ALL_MARKS, mark | Mark.FETCHED)
+                self.assertEqual(accessed_at(document), int(clock.seconds()))
+
 
 class CountTests(SynchronousTestCase):
     """What statistics count, and what a mutation answers."""
+
+    def test_refused(self) -> None:
+        """What is refused is counted for its reason, and uses up no sequence number."""
+        store = MemoryStore(
+            lambda: 1_700_000_000.0, 2 * (ITEM_OVERHEAD + 10), evict=False, max_value=500
+        )
+        store.set(b"a", b"")
+        store.set(b"b", b"")
+        for act, name, reason in (
+            (lambda: store.set(b"c", b""), "store_no_memory", Refusal.NO_MEMORY),
+            (lambda: store.append(b"a", bytes(400)), "store_no_memory", Refusal.NO_MEMORY),
+            (lambda: store.set(b"a", bytes(501)), "store_too_large", Refusal.TOO_BIG),
+            (lambda: store.append(b"a", bytes(501)), "store_too_large", Refusal.TOO_BIG),
+        ):
+            before = int(store.stats()[name])
+            self.assertIs(act(), reason)
+            self.assertEqual((store.stats()[name], store.seqno), (before + 1, 2))
+        self.assertEqual(store.set(b"a", b"1").seqno, 3)
+
+    def test_expired(self) -> None:
+        """A read that finds an expired document is a miss, whichever way it comes."""
+        clock = Clock()
+        clock.rightNow = 1_700_000_000.0
+        store = MemoryStore(clock.seconds)
+        for name in (b"get", b"touch", b"touch too", b"mg"):
+            store.set(name, b"", 0, 10)
+        clock.advance(9.5)
+        self.assertIsNone(store.read_plainly(b"mg", clock.seconds(), 0, 2, False))
+        found = store.read_plainly(b"mg", clock.seconds(), 0, 1, False)
+        self.assertEqual(found and found[0], store.peek(b"mg"))
+        clock.advance(0.5)
+        self.assertIsNone(store.get(b"get"))
+        for name in (b"touch", b"touch too"):
+            self.assertIs(store.touch(name, 5), Refusal.NOT_FOUND)
+        self.assertIsNone(store.read_plainly(b"mg", clock.seconds(), 0, 0, True))
+        self.assertEqual(store.read_plainly(b"mg", clock.seconds(), 0, 0, False), (None, 0))
+        stats = store.stats()
+        self.assertEqual((stats["get_expired"], stats["get_misses"], stats["get_hits"]), (4, 2, 1))
+        check_books(store)
+
+    def test_attributes_and_value(self) -> None:
+        """Memory is accounted for where a value and its attributes change together."""
+        store = MemoryStore(lambda: 1_700_000_000.0)
+        for value, attribute in ((b"1", b"12"), (b"12345", b"1"), (b"", b"123456")):
+            body = MutationSpec(PathOp.SET_DOC, 0, b"", b'"%b"' % value)
+            store.mutate_in(b"a", [MutationSpec(PathOp.DICT_UPSERT, 4, b"x", attribute), body], 1)
+            check_books(store)
 
     def test_looked_up(self) -> None:
         """A lookup within a document is a read, of one that is there or not."""

@@ -22,6 +22,7 @@ class MetaTests(SynchronousTestCase):
         self.clock = Clock()
         self.clock.rightNow = START
         self.store = MemoryStore(self.clock.seconds)
+        self.before = self.counts()
 
     def meta(self, line: str, value: bytes = b"") -> Any:
         """Do a meta command on the key, whatever key the line names."""
@@ -32,10 +33,14 @@ class MetaTests(SynchronousTestCase):
         expires_at = self.meta("me k").document.expires_at
         return round(expires_at - START) if expires_at else 0
 
+    def counts(self) -> dict[str, int]:
+        """Return all counters."""
+        return {name: int(value) for name, value in self.store.statistics.report().items()}
+
     def counted(self, **counts: int) -> None:
         """What was counted since the last time is this, and nothing else."""
-        now = {name: int(value) for name, value in self.store.statistics.report().items()}
-        before, self.before = getattr(self, "before", dict.fromkeys(now, 0)), now
+        before, self.before = self.before, self.counts()
+        now = self.before
         changed = {name: now[name] - before[name] for name in now if now[name] != before[name]}
         self.assertEqual(changed, counts)
 
@@ -62,6 +67,7 @@ class MetaTests(SynchronousTestCase):
             ("ma k N0", 0),
             ("ms k MA N30", 30),
             ("ms k T30", 30),
+            ("ms k ME T30", 30),
         ):
             self.meta("md k")
             self.meta(line, b"1" if line.startswith("ms") else b"")
@@ -72,6 +78,8 @@ class MetaTests(SynchronousTestCase):
             ("ma k N20 T40", 40),
             ("mg k v N20", 30),
             ("mg k v T0", 0),
+            ("mg k v T20", 20),
+            ("mg k v T20 N40", 20),
             ("ms k MP N20", 30),
             ("md k I", 30),
             ("md k I T20", 20),
@@ -96,6 +104,69 @@ class MetaTests(SynchronousTestCase):
         self.meta("md k x")
         self.assertEqual(self.meta("me k").document.cas, old)
         self.assertGreater(self.meta("ma k").document.cas if self.meta("ms k", b"1") else 0, old)
+
+    def test_own_cas(self) -> None:
+        """What is made without E has a CAS of the store's, larger than those before."""
+        for line in ("mg k v N0", "ma k N0", "ms k", "ms k ME", "ms k MA N0"):
+            before = self.store.set(b"other", b"").cas
+            self.meta(line, b"1" if line.startswith("ms") else b"")
+            self.assertGreater(self.meta("me k").document.cas, before, line)
+            self.meta("md k")
+
+    def test_made(self) -> None:
+        """Of what is made nothing was known before."""
+        for line, won in (("mg k v N30", True), ("ma k N30", False)):
+            found = self.meta(line)
+            known = (found.before, found.marks, found.accessed, found.won, found.made)
+            self.assertEqual(known, (0.0, 0, 0, won, True), line)
+            found = self.meta(line)
+            self.assertEqual((found.before, found.made), (START + 30, False), line)
+            self.meta("md k")
+        self.assertIsNone(self.meta("me k"))
+
+    def test_unread(self) -> None:
+        """With u a read leaves no mark; without, the first one does, for what it makes too."""
+        self.meta("ms k", b"1")
+        for line in ("mg k v u", "mg k v u", "mg k v"):
+            self.assertFalse(self.meta(line).marks & Mark.FETCHED, line)
+        self.assertTrue(self.meta("mg k v u").marks & Mark.FETCHED)
+        for line, read in (("mg k v N0 u", False), ("mg k v N0", True)):
+            self.meta("md k")
+            self.meta(line)
+            self.assertEqual(bool(self.meta("me k").document.marks & Mark.FETCHED), read, line)
+
+    def test_extended(self) -> None:
+        """A goes behind, P before; with nothing there N makes it, and else nothing happens."""
+        for line in ("ms k MA", "ms k MP", "ms k MR"):
+            self.assertIs(self.meta(line, b"1"), MetaWrite.NOT_STORED, line)
+            self.counted(cmd_set=1)
+        self.assertIsNone(self.meta("me k"))
+        self.meta("ms k MA N0", b"b")
+        self.meta("ms k MP", b"a")
+        self.meta("ms k MA", b"c")
+        self.assertEqual(self.meta("me k").document.value, b"abc")
+        self.assertIs(self.meta("ms k ME", b"1"), MetaWrite.NOT_STORED)
+
+    def test_removed(self) -> None:
+        """A deleted document leaves its system attributes; an emptied one the rest of it."""
+        self.store.set(KEY, b"1", 7, datatype=1)
+        self.meta("md k x")
+        document = self.meta("me k").document
+        self.assertEqual((document.value, document.flags, document.datatype), (b"", 0, 0))
+        document.xattrs = {"_s": b"1", "u": b"2"}
+        gone = self.meta("md k")
+        self.assertIs(gone, self.store.table.tombstones[KEY])
+        self.assertEqual((gone.value, gone.xattrs, gone.deleted), (b"", {"_s": b"1"}, True))
+        self.assertGreater(gone.cas, document.cas)
+        self.assertGreater(gone.expires_at, START)
+
+    def test_invalidated_again(self) -> None:
+        """What somebody won and then was invalidated is another one's to win."""
+        self.meta("ms k", b"1")
+        for _ in range(2):
+            self.meta("md k I")
+            self.assertTrue(self.meta("mg k v").won)
+            self.assertFalse(self.meta("mg k v").won)
 
     def test_counting(self) -> None:
         """Up, down, from where it begins; a wrong CAS or no number changes nothing."""
