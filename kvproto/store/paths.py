@@ -95,7 +95,7 @@ def _parse(text: str) -> Path:
             name_end = _end_of_name(text, at)
             _refuse_unescaped(text[at:name_end])
             name = _unquote(text[at:name_end])
-            steps.append(json.loads(f'"{name}"', strict=False) if "\\" in name else name)
+            steps.append(json.loads(f'"{name}"') if "\\" in name else name)
             texts.append(name)
             at = name_end + 1 if text[name_end : name_end + 1] == "." else name_end
     return Path(tuple(steps), tuple(texts))

@@ -324,6 +324,20 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual((store.table._dropped, store.table.sweeping), ({}, []))
         self.assertEqual(store.table.find, store.table.items.get)
 
+    def test_dropped_twice(self) -> None:
+        """What a first drop has not given back yet stays gone when a second one is through."""
+        store = self.store_of(1000)
+        for number in range(100):
+            store.set((8, b"%d" % number), b"")
+        store.drop_collection(8)
+        store.set((8, b"again"), b"")
+        store.drop_collection(8)
+        while len(store.table.sweeping) > 1:
+            store.set(b"other", b"")
+        keys = [key for key in store.table.items if isinstance(key, tuple)]
+        self.assertGreater(len(keys), 50)
+        self.assertEqual({store.get(key) for key in keys}, {None})
+
     def test_any_sequence_stays_below_the_limit(self) -> None:
         """Whatever is written, deleted, flushed and dropped, memory is below the limit."""
 

@@ -162,6 +162,13 @@ class MaxTTLTests(SynchronousTestCase):
             self.store.set(key, b"v")
             self.assertEqual(self.expiry(key), kept, key)
 
+    def test_default_collection(self) -> None:
+        """The default collection may have its own limit, too."""
+        self.store.limit_ttl(LIMIT, {0: 5, 1: 7})
+        self.store.set(K, b"v")
+        self.store.set((8, K), b"v")
+        self.assertEqual((self.expiry(), self.expiry((8, K))), (5, LIMIT))
+
     def test_only_in_a_collection(self) -> None:
         """Where only a collection has one, nothing else expires."""
         self.store.limit_ttl(0, {8: 5})
