@@ -55,8 +55,6 @@ class IdentityRule:
         """Return the name in a value of the field; ``""`` when the rule does not fit it."""
         if not (value.startswith(self.prefix) and value.endswith(self.suffix)):
             return ""
-        if len(value) < len(self.prefix) + len(self.suffix):
-            return ""
         name = value[len(self.prefix) : len(value) - len(self.suffix)]
         cut = min((at for mark in self.delimiter if (at := name.find(mark)) >= 0), default=None)
         name = name[:cut]

@@ -119,17 +119,15 @@ def describe_error(error: Error, first_bytes: bytes, stage: str) -> str:
         first_bytes: The first bytes that the peer sent, at least 4 where it sent as many.
         stage: As in `explained`.
     """
-    if stage == "handshake" and first_bytes and first_bytes[0] != 0x16:
+    queue = error.args[0] if error.args else ()
+    text = str(queue[-1][-1]) if queue and not isinstance(queue, int) else ""
+    if stage == "handshake" and first_bytes:
         if first_bytes.startswith(_HTTP_METHODS):
             return "HTTP request on a TLS port"
         if all(32 <= byte < 127 or byte in b"\r\n\t" for byte in first_bytes):
             return "text protocol on a TLS port"
-    queue = error.args[0] if error.args else ()
-    text = str(queue[-1][-1]) if queue and not isinstance(queue, int) else ""
-    words = _WORDS.get(text, text) or "TLS failed without a reason"
-    if stage == "handshake" and first_bytes:
         # What OpenSSL calls bytes that are no record differs between its versions.
         no_record = text == "record layer failure" and first_bytes[0] not in _CONTENT_TYPES
         if text == "wrong version number" or no_record:
             return f"no TLS on a TLS port (first byte 0x{first_bytes[0]:02x})"
-    return words
+    return _WORDS.get(text, text) or "TLS failed without a reason"

@@ -247,6 +247,21 @@ class ClientAuthTests(SynchronousTestCase):
             self.meet(ClientAuth.OPTIONAL, client_identity("alice"), crls=(crl,)), [True] * 2
         )
 
+    def test_crl_of_a_client(self) -> None:
+        """A client that has a revocation list refuses servers in it, and says why."""
+        for revoked, phrase in (("eve", None), ("node", "it is revoked")):
+            node = ROOT.issue("node", ("localhost",))
+            listed = node if revoked == "node" else client_identity(revoked)
+            own = credentials_of(client_identity(), (), [crl_of(ROOT, [listed])])
+            server = SSL.Connection(
+                build_server_context(credentials_of(node), ServerPolicy()), None
+            )
+            client = SSL.Connection(build_client_context(own, [ROOT.certificate]), None)
+            met = shake_hands(server, client)
+            self.assertEqual(met == (None, None), phrase is None)
+            if phrase is not None:
+                self.assertIn(phrase, verify_failure(client))
+
     def test_reason(self) -> None:
         """Why a certificate was refused can be read from the connection."""
         revoked = crl_of(ROOT, [client_identity("eve")])

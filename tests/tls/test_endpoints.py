@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,7 +11,12 @@ from typing import Any
 
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
-from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.endpoints import (
+    TCP4ServerEndpoint,
+    TCP6ServerEndpoint,
+    clientFromString,
+    serverFromString,
+)
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
@@ -20,10 +26,11 @@ from zope.interface.verify import verifyObject
 
 from kvproto.errors import ConfigError, CredentialError
 from kvproto.testing.certificates import client_identity, root_authority, server_identity
+from kvproto.tls.contexts import build_client_context
 from kvproto.tls.endpoints import BACKLOG, parse_client, parse_server
 from kvproto.tls.protocol import KVTLSProtocol
 from tests.reactors import ResolvingReactor
-from tests.tls.material import NOW, folder, shake_hands, write_identity
+from tests.tls.material import NOW, credentials_of, crl_of, folder, shake_hands, write_identity
 
 
 @dataclass
@@ -35,6 +42,15 @@ class Material:
     ca: Path
     both: Path
     secret: Path
+
+
+class Told:
+    """A protocol that a handshake tells of its verification."""
+
+    generation = 0
+
+    def failVerification(self, _reason: object) -> None:
+        """Hear about it."""
 
 
 class EndpointsCase(SynchronousTestCase):
@@ -83,10 +99,29 @@ class ServerStringTests(EndpointsCase):
             listened = self.reactor.tcpServers.pop()
             self.assertEqual((listened[0], listened[2], listened[3]), (port, BACKLOG, interface))
 
+    def test_kind(self) -> None:
+        """The address decides of which kind the socket is; the port may be the last one."""
+        for interface, kind in (("", TCP4ServerEndpoint), ("\\:\\:1", TCP6ServerEndpoint)):
+            text = f"kvtls:65535:interface={interface}:certificate={{f.both}}"
+            self.assertIs(type(self.server(text).endpoint), kind)
+
     def test_backlog(self) -> None:
         """The backlog can be given."""
         self.listen("kvtls:11207:certificate={f.both}:backlog=7")
         self.assertEqual(self.reactor.tcpServers[0][2], 7)
+
+    def test_revoked(self) -> None:
+        """A client whose certificate is in the list of ``crl=`` is refused, others are not."""
+        list_ = folder(self) / "crl.pem"
+        list_.write_bytes(crl_of(root_authority(), [client_identity("eve")]))
+        server = self.server(f"kvtls:0:certificate={{f.both}}:clientCA={{f.ca}}:crl={list_}")
+        for name, welcome in (("alice", True), ("eve", False)):
+            here = server.contexts.serverConnectionForTLS(Told())
+            context = build_client_context(
+                credentials_of(client_identity(name)), [root_authority().certificate]
+            )
+            met = shake_hands(here, SSL.Connection(context, None))
+            self.assertEqual(met == (None, None), welcome, name)
 
     def test_unix(self) -> None:
         """A UNIX socket instead of a port."""
@@ -173,6 +208,13 @@ class ServerStringTests(EndpointsCase):
             ("kvtls:x:certificate={f.both}", "port=", "'x' is no number from 0 to 65535"),
             ("kvtls:65536:certificate={f.both}", "port=", "is no number"),
             ("kvtls:0:certificate={f.both}:backlog=-1", "backlog=", "is no number"),
+            ("kvtls:0:certificate={f.both}:backlog=65536", "backlog=", "is no number"),
+            (
+                "kvtls:certificate={f.both}:endpoint=tcp\\:1:interface=x",
+                "interface=",
+                "with 'tcp:1'",
+            ),
+            ("kvtls:0:certificate={f.both}:watch=inf", "watch=", "no number of seconds from 0 on"),
             ("kvtls:0:certificate={f.both}:cert=x", "cert=", "is no parameter of a kvtls endpoint"),
             ("kvtls:0:127.0.0.1:certificate={f.both}", "127.0.0.1", "one word too many"),
             ("kvtls:0:certificate={f.both}:clientAuth=yes", "clientAuth=", "none of none, opt"),
@@ -241,15 +283,8 @@ class ClientStringTests(EndpointsCase):
         server = self.server(
             f"kvtls:0:certificate={{f.both}}:clientCA={{f.ca}}:clientAuth={client_auth}"
         )
-
-        class Teller:
-            generation = 0
-
-            def failVerification(self, _reason: object) -> None:
-                """Hear about it."""
-
-        here = server.contexts.serverConnectionForTLS(Teller())
-        there = self.client(text).context.clientConnectionForTLS(Teller())
+        here = server.contexts.serverConnectionForTLS(Told())
+        there = self.client(text).context.clientConnectionForTLS(Told())
         return shake_hands(here, there) == (None, None)
 
     def test_who_is_verified(self) -> None:
@@ -266,6 +301,16 @@ class ClientStringTests(EndpointsCase):
             ("kvtls:localhost:1", False),
         ):
             self.assertEqual(self.handshake(text), good, text)
+
+    def test_platform(self) -> None:
+        """Without caCertificate those are trusted that the platform trusts."""
+        before = os.environ.pop("SSL_CERT_FILE", None)
+        if before is not None:
+            self.addCleanup(os.environ.__setitem__, "SSL_CERT_FILE", before)
+        self.addCleanup(os.environ.pop, "SSL_CERT_FILE", None)
+        for name, good in ((self.files.ca, True), (self.files.both, False)):
+            os.environ["SSL_CERT_FILE"] = str(name)
+            self.assertEqual(self.handshake("kvtls:localhost:1"), good, name)
 
     def test_client_certificate(self) -> None:
         """A client shows its certificate, which need not be good for servers."""
@@ -295,6 +340,8 @@ class ClientStringTests(EndpointsCase):
             ("kvtls:", "hostname=", "is missing"),
             ("kvtls:localhost", "port=", "'' is no number"),
             ("kvtls:localhost:http", "port=", "'http' is no number"),
+            ("kvtls:localhost:65536", "port=", "'65536' is no number"),
+            ("kvtls:localhost:1:timeout=-1", "timeout=", "no number of seconds above 0"),
             ("kvtls:localhost:1:2", "2", "one word too many"),
             ("kvtls:localhost:1:timeout=soon", "timeout=", "'soon' is no number of seconds"),
             ("kvtls:localhost:1:timeout=nan", "timeout=", "is no number of seconds"),

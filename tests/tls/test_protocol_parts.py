@@ -157,6 +157,25 @@ class ReasonTests(SynchronousTestCase):
         self.assertEqual(describe_error(error, b"", "established"), "bad record mac")
         self.assertEqual(describe_error(Error(), b"", "established"), "TLS failed without a reason")
 
+    def test_no_tls(self) -> None:
+        """What is no TLS is told by its first bytes, while there is a handshake."""
+        unread = "record layer failure"
+        for first, text, stage, expected in (
+            (b"GET / HTTP", "http request", "handshake", "HTTP request on a TLS port"),
+            (b"stats\r\n\t", unread, "handshake", "text protocol on a TLS port"),
+            (b"\x80\x01", unread, "handshake", "no TLS on a TLS port (first byte 0x80)"),
+            (b"\x80\x01", "wrong version number", "handshake", "no TLS on a TLS port"),
+            (b"\x16\x07", "wrong version number", "handshake", "no TLS on a TLS port"),
+            (b"\x80\x01", "another reason", "handshake", "another reason"),
+            (b"\x16\x03", unread, "handshake", unread),
+            (b"\x17\x03", unread, "handshake", unread),
+            (b"\x80\x01", unread, "established", unread),
+            (b"GET / HTTP", "another reason", "established", "another reason"),
+        ):
+            error = Error([("SSL routines", "", text)])
+            found = describe_error(error, first, stage)
+            self.assertTrue(found.startswith(expected), (first, text, stage, found))
+
     def test_explained(self) -> None:
         """An explained error is of the same class, with the same arguments, and was not raised."""
         error = Error([("SSL routines", "", "bad record mac")])

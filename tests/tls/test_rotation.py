@@ -96,6 +96,28 @@ class ReloadTests(RotationCase):
         self.assertIsNone(self.rotation.previous)
         self.assertFalse(self.rotation.differs_from_disk())
 
+    def test_counted(self) -> None:
+        """What became of each reload is counted, and when the last one ended is known."""
+        self.assertIsNone(self.rotation.last_verdict_at)
+        first = self.rotation.served_since
+        self.clock.advance(5)
+        for result in ("unchanged", "served", "served", "refused", "unchanged"):
+            if result == "served":
+                self.write()
+                served = self.clock.seconds()
+            key = (self.directory / "key.pem").read_bytes()
+            if result == "refused":
+                (self.directory / "key.pem").unlink()
+            asked = self.rotation.reload()
+            self.clock.pump([RETRY_DELAY] * RETRIES)
+            verdict = self.verdict(asked)
+            self.assertIs(self.rotation.last_verdict, verdict)
+            (self.directory / "key.pem").write_bytes(key)
+        self.assertEqual(dict(self.rotation.verdicts), {"unchanged": 2, "served": 2, "refused": 1})
+        ended = self.clock.seconds() - RETRIES * RETRY_DELAY
+        self.assertEqual(self.rotation.last_verdict_at, ended)
+        self.assertEqual((first, self.rotation.served_since), (NOW, served))
+
     def test_bad_start(self) -> None:
         """A rotation over bad files is not made; the error is the file's own."""
         (self.directory / "key.pem").unlink()
