@@ -79,7 +79,7 @@ class PythonAnswering:
         return 0
 
     def forwarded(self, replies: list[bytes], last: bool) -> None:
-        """Write replies to forwarded requests.
+        """Write replies to forwarded requests, or those of a group.
 
         Args:
             replies: Perhaps none.

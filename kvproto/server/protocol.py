@@ -268,10 +268,13 @@ class KVServerProtocol(Answering, TwistedProtocol):
     def _changed(self) -> None:
         """Send a reply that was waited for: with others of this turn, if more are under way."""
         session, turn = self.session, self._server.turn
+        out: list[bytes] = []
         if turn is not None and session is not None and session.window.unfinished:
             turn.add(self)
-        else:
+        elif session is None or self._held or self._attending or not session.take_group(out):
             self.proceed()
+        else:
+            self.forwarded(out, last=True)
 
     def proceed(self) -> None:
         """Send what the session has got to say, and do what follows from it."""

@@ -25,7 +25,8 @@ Rules that a change must keep:
   read of requests, one request that is still coming in, what is in its window, and half of
   `unsent_limit` and one reply for its owner.
 * `receive` and `proceed` return True when their owner has nothing else to do than to send the
-  replies; False makes it look at `hangup`, `reads`, `more` and `size`.
+  replies; False makes it look at `hangup`, `reads`, `more` and `size`.  `receive` returns True also
+  where little waits for a store's group and nothing else: then `take_group` gives it.
 * Once `hangup` is set, nothing is served any more.  The owner closes after the replies.
 
 States.  They follow from a few facts, which `_look_again` puts together after each step::
@@ -49,7 +50,7 @@ from twisted.python.failure import Failure
 from kvproto.errors import ForeignData, RemoteProtocolError, UpstreamError
 from kvproto.server.buckets import Bucket
 from kvproto.server.replies import Hangup, Reply, size_of
-from kvproto.server.window import BARRIER, EMPTY, FENCED, Servant, Subject, Window
+from kvproto.server.window import BARRIER, EMPTY, ENDING, FENCED, Servant, Subject, Window
 from kvproto.store import IGroupingStore
 
 __all__ = ["Dialect", "Scan", "Session"]
@@ -62,6 +63,10 @@ read, a list that takes the replies, and the bytes of replies after which the re
 returns how many bytes of the read it has left; -1 for none, where something else is left to do:
 the session is not plain any more.
 """
+
+
+_LITTLE = 4 << 10
+"""Bytes of replies that may wait for a store without anybody's being told."""
 
 
 class Dialect(Servant, Protocol):
@@ -170,11 +175,12 @@ def scan_in_group(
     assert dialect.bucket is not None
     store: Any = dialect.bucket.store
     session.begin_group(store, out)
+    alone = False
     try:
         left = scan(session, dialect, data, out, limit)
     finally:
-        session.end_group(out)
-    return left if left or session.plain else -1
+        alone = session.end_group(out)
+    return left if left or session.plain or alone else -1
 
 
 def scan_of(dialect: Dialect) -> Scan:
@@ -289,7 +295,8 @@ class Session:
             out: Takes replies, in order.
 
         Returns:
-            Whether there is nothing else to do than to send the replies, and nothing is held.
+            Whether there is nothing else to do than to send the replies, and nothing is held but
+            perhaps a few replies that wait for a group.
         """
         if self.plain:
             scan = self._scan  # CPython is slower to call what is an attribute
@@ -436,17 +443,42 @@ class Session:
         store.begin_group()
         self._group, self._group_at = store, len(out)
 
-    def end_group(self, out: list[bytes]) -> None:
-        """End the group that is open, if one is; let its replies wait if they have to."""
+    def end_group(self, out: list[bytes]) -> bool:
+        """End the group that is open, if one is; let its replies wait if they have to.
+
+        Returns:
+            Whether they do, are little, and nothing else waits.
+        """
         store, self._group = self._group, None
         saved = None if store is None else store.end_group()
         if saved is None:
-            return
+            return False
         held = out[self._group_at :]
         del out[self._group_at :]
         saved.addCallbacks(lambda _: held, _unsaved)
-        self.window.adopt(None, BARRIER, sum(map(len, held)), saved)
-        self.plain = False
+        window, size = self.window, sum(map(len, held))
+        alone = window.state is EMPTY and size <= _LITTLE
+        window.adopt(None, BARRIER, size, saved)
+        self.idle = self.plain = False
+        return alone and window.state is FENCED
+
+    def take_group(self, out: list[bytes]) -> bool:
+        """Take the replies of a group that is safe now, if nothing else is to be done.
+
+        Args:
+            out: Takes them.
+
+        Returns:
+            Whether it was so; otherwise `proceed` does what there is to do.
+        """
+        window = self.window
+        if self._stopped or self._serving or window.unfinished or len(window.ready) != 1:
+            return False
+        if window.state is ENDING:
+            return False
+        window.take(out, self._limit)
+        self._look_again()
+        return True
 
     @property
     def _waits_for_group(self) -> bool:

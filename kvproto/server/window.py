@@ -65,6 +65,7 @@ from kvproto.server.replies import Hangup, Reply, size_of
 __all__ = [
     "BARRIER",
     "EMPTY",
+    "ENDING",
     "FENCED",
     "FREE",
     "MAX_REQUESTS",
@@ -105,7 +106,7 @@ class State(Enum):
 
 
 # By name: to look a member up in its class costs more than what is done with it.
-EMPTY, _OPEN, _FULL, FENCED, _ENDING, _ENDED = State
+EMPTY, _OPEN, _FULL, FENCED, ENDING, _ENDED = State
 
 
 class Servant(Protocol):
@@ -410,7 +411,7 @@ class Window:
             elif self._last.get(entry.subject) is entry:
                 del self._last[entry.subject]
         if reply.__class__ is Hangup:
-            self.state = _ENDING
+            self.state = ENDING
         order, ready = self._order, self.ready
         if not order:  # it was not put there: it may leave as it comes
             ready.append(entry)
@@ -420,7 +421,7 @@ class Window:
     def _settle(self) -> None:
         """Say in `state` what follows from what is inside."""
         state = self.state
-        if state is _ENDING or state is _ENDED:
+        if state is ENDING or state is _ENDED:
             return
         if self._fence is not None:
             self.state = FENCED

@@ -105,6 +105,52 @@ class GroupTests(SynchronousTestCase):
                 self.store.save()
                 self.assertEqual(self.opaques(), [2, 3])
 
+    def test_little_is_not_accounted_for(self) -> None:
+        """A few replies that wait are not worth a word to the budget of all connections."""
+        budget = self.link.server.budget
+        self.link.ask(put(b"a", bytes(1000), 1))
+        self.assertEqual((budget.total, self.transport.reading), (0, True))
+        self.store.save()
+        self.assertEqual((self.opaques(), budget.total), ([1], 0))
+        self.link.ask(b"".join(get(b"a", number) for number in range(20)) + put(b"b", b"", 20))
+        self.assertGreater(budget.total, 20_000)
+        self.store.save()
+        self.assertEqual((self.opaques(), budget.total), (list(range(21)), 0))
+
+    def test_paused(self) -> None:
+        """Replies that are safe stay here until the transport takes more."""
+        self.link.ask(put(b"a", b"1", 1))
+        self.link.protocol.pauseProducing()
+        self.store.save()
+        self.assertEqual(self.opaques(), [])
+        self.link.protocol.resumeProducing()
+        self.assertEqual(self.opaques(), [1])
+        self.link.ask(put(b"a", b"2", 2))
+        self.store.save()
+        self.assertEqual(self.opaques(), [2])
+
+    def test_drained(self) -> None:
+        """A connection that is to end does so when its group is safe and answered."""
+        self.link.ask(put(b"a", b"1", 1))
+        drained = self.link.protocol.drain()
+        self.assertFalse(self.transport.closed)
+        self.store.save()
+        self.assertEqual((self.opaques(), self.transport.closed), ([1], True))
+        self.successResultOf(drained)
+
+    def test_replies_above_a_limit(self) -> None:
+        """More replies than may be written at once leave in parts, all of them and in order."""
+        self.link.ask(put(b"a", bytes(10_000), 1))
+        self.store.save()
+        asked = [get(b"a", number) for number in range(2, 200)]
+        for number in (3, 150):
+            asked[number] = put(b"b", b"", number + 2)
+        self.transport.send(b"".join(asked))
+        while self.store.waiting:
+            self.store.save()
+        self.assertEqual(self.opaques(), list(range(1, 200)))
+        self.assertEqual(self.link.server.budget.total, 0)
+
     def test_reads_do_not_wait(self) -> None:
         """Where nothing is changed there is nothing to wait for."""
         self.assertEqual(self.opaques(get(b"a", 1) + get(b"b", 2)), [1, 2])
@@ -202,6 +248,14 @@ class GroupTests(SynchronousTestCase):
                 at += size
                 received += map(told, self.link.responses())
             self.assertEqual(received, expected, seed)
+
+
+class InPlaceGroupTests(GroupTests):
+    """The transport asks for answers in place first."""
+
+    def setUp(self) -> None:
+        self.patch(ScriptedTransport, "in_place", True)
+        super().setUp()
 
 
 class NoGroupTests(SynchronousTestCase):

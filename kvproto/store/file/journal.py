@@ -555,12 +555,12 @@ class Journal(Tail):
         return waiting
 
     def _plan_sync(self) -> None:
-        """Sync at the end of this turn, or a little later when others are expected.
+        """Sync at the end of this turn, or, where others are expected, when they have come.
 
         Who was answered just now is likely to write again at once.  Two clients whose writes
         come while those of the other are on their way to the disk would go on like that, with
         a sync for each; one that waits for the other makes it one sync for both, and that
-        takes less time than two.  A wait that nobody came in is not tried again soon.
+        takes less time than two.  The wait is short; one in vain is not tried again soon.
         """
         complete = len(self._sync_waiters) >= self._expected
         if self._commit is None:
@@ -569,7 +569,9 @@ class Journal(Tail):
         elif complete and self._joining:
             self._joining = False
             self._doubt //= 2
-            self._commit.reset(0)
+            self._commit.cancel()
+            self._commit = None
+            self._sync()
 
     def _waits_for_others(self) -> bool:
         """Return whether those who were answered just now are waited for."""
