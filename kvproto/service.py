@@ -35,6 +35,7 @@ from kvproto.config.settings import Settings
 from kvproto.dataplane import (
     Administration,
     Backups,
+    IKeepingStores,
     PeerWatch,
     Seeds,
     UsersReload,
@@ -683,6 +684,8 @@ def check(config: Config, owner: FutureUser | None = None) -> list[str]:
     service = KVTLSService(config, owner=owner)
     for description in config.listen:
         probe(service._reactor, description, may_be_taken=True)
+    if owner is None and IKeepingStores.providedBy(service.stores):
+        service.stores.check()
     return service.warnings()
 
 

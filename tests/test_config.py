@@ -17,6 +17,7 @@ from kvproto.config import (
     parse_collection,
     parse_seconds,
     parse_size,
+    parse_text,
     parse_user,
     parse_user_buckets,
 )
@@ -179,8 +180,15 @@ class ParseTests(SynchronousTestCase):
             ("1 g", 1024**3),
         ):
             self.assertEqual(parse_size("--memory-limit", text), size)
-        for text in ("", "-1", "1.5m", "lots", "64TiB"):
+        for text in ("", "-1", "1.5m", "lots", "64TiB", "\uff11MiB"):
             self.assertRaises(ConfigError, parse_size, "--memory-limit", text)
+
+    def test_text(self) -> None:
+        """What a locale without UTF-8 has kept as bytes is read as UTF-8."""
+        self.assertEqual(parse_text("--bucket", "\udcc3\udcbc"), "\u00fc")
+        self.assertEqual(parse_text("--bucket", "a\n\u00fc"), "a\n\u00fc")
+        error = self.assertRaises(ConfigError, parse_text, "--user", "secret\udcff")
+        self.assertNotIn("secret", str(error))
 
     def test_seconds(self) -> None:
         """Seconds are finite and not negative."""

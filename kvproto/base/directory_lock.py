@@ -52,6 +52,27 @@ class DirectoryLock:
         """Whether this process has it."""
         return self._descriptor is not None
 
+    def check(self) -> None:
+        """See whether the directory could be used, as far as can be seen without making it.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        found = self._directory
+        try:
+            if found.exists():
+                if fault := directory_fault(found):
+                    raise ConfigError(self._option, f"{found} {fault}")
+                return
+            while not found.exists():
+                found = found.parent
+        except OSError as error:
+            raise ConfigError(self._option, f"{found}: {error.strerror}") from error
+        if not found.is_dir():
+            raise ConfigError(self._option, f"{found} is no directory")
+        if not os.access(found, os.W_OK | os.X_OK):
+            raise ConfigError(self._option, f"{found}: {self._directory} cannot be made there")
+
     def acquire(self) -> None:
         """Take the lock; the file says by which process it was taken.
 

@@ -15,6 +15,7 @@ from kvproto.config.parsing import (
     parse_node_address,
     parse_seconds,
     parse_size,
+    parse_text,
     parse_user,
     parse_user_buckets,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "parse_node_address",
     "parse_seconds",
     "parse_size",
+    "parse_text",
     "parse_user",
     "parse_user_buckets",
     "valid_bucket_name",

@@ -24,6 +24,7 @@ from kvproto.config.parsing import (
     parse_room_level,
     parse_seconds,
     parse_size,
+    parse_text,
     parse_user,
     parse_user_buckets,
 )
@@ -116,7 +117,7 @@ def _choice(kind: type[Enum]) -> Kind:
 
 def _whole(parse: Callable[[str], Any]) -> Callable[[str, str], Any]:
     """Adapt a parser that knows its option's spelling itself."""
-    return lambda _option, text: parse(text)
+    return lambda option, text: parse(parse_text(option, text))
 
 
 def _version(option: str, text: str) -> str:
@@ -130,7 +131,7 @@ TEXT = Kind("TEXT", _text)
 FILE = Kind("FILE", _path, is_file=True)
 DIRECTORY = Kind("DIR", _path, is_file=True)
 ENDPOINT = Kind("ENDPOINT", _text)
-NAME = Kind("NAME", _text)
+NAME = Kind("NAME", parse_text)
 SIZE = Kind("SIZE", parse_size, (int, str), "a number of bytes, or text like 64MiB")
 SECONDS = Kind("SECONDS", parse_seconds, (int, float), "a number of seconds")
 COUNT = Kind("N", parse_count, (int,), "a whole number")
@@ -218,7 +219,7 @@ OPTIONS: dict[str, Option] = {
         ),
         Option("crl", "crl", FILE, "PEM: revocation lists for client certificates"),
         Option(
-            "cert-user", "cert_users", Kind("RULE", _text),
+            "cert-user", "cert_users", Kind("RULE", parse_text),
             "how a client certificate names its user (repeatable, the first known user wins): "
             "subject.cn (the default), san.dns, san.email or san.uri, with :prefix=TEXT, "
             ":suffix=TEXT and :delimiter=CHARACTERS; a colon in them is written \\:",
@@ -334,7 +335,7 @@ OPTIONS: dict[str, Option] = {
                repeatable=True, reload=Reload.AT_ONCE),
         Option("node-listen", "nodes.listen", ENDPOINT,
                "Twisted server endpoint to accept Erlang nodes on, over mutual TLS"),
-        Option("node-name", "nodes.name", Kind("NAME@HOST", _text),
+        Option("node-name", "nodes.name", Kind("NAME@HOST", parse_text),
                "what this node of an Erlang cluster is called"),
         Option("node-cookie-file", "nodes.cookie_file", FILE,
                "file with the cluster's cookie, mode 0600"),

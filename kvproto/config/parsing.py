@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from enum import Enum
 from typing import TypeVar
@@ -30,11 +31,12 @@ __all__ = [
     "parse_room_level",
     "parse_seconds",
     "parse_size",
+    "parse_text",
     "parse_user",
     "parse_user_buckets",
 ]
 
-_SIZE = re.compile(r"(\d+)\s*(|[kmg])(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+)\s*(|[kmg])(?:i?b)?", re.IGNORECASE)
 _SIZE_FACTOR = {"": 1, "k": 1024, "m": MIB, "g": 1024 * MIB}
 
 
@@ -45,6 +47,22 @@ MAX_SECONDS = 10 * 365 * 86400.0
 
 MAX_NUMBER = 2**62
 """Above any number of bytes or connections that means something."""
+
+
+def parse_text(option: str, text: str) -> str:
+    """Return text that may be encoded.
+
+    Where the locale has no UTF-8, Python keeps the bytes of a command line as surrogates.
+
+    Raises:
+        ConfigError: It was not UTF-8; its words are not repeated, which may be a password.
+    """
+    if not any("\udc80" <= letter <= "\udcff" for letter in text):
+        return text
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        raise ConfigError(option, "is not UTF-8") from None
 
 
 def parse_choice(option: str, choices: type[Choice], text: str) -> Choice:

@@ -10,6 +10,7 @@ from kvproto.dataplane.administration import Administration, BucketSettings
 from kvproto.dataplane.backup import Backups
 from kvproto.dataplane.compose import identifier, make_server, make_users, server_settings
 from kvproto.dataplane.created_users import CreatedGroup, CreatedUser, Given
+from kvproto.dataplane.interfaces import IKeepingStores
 from kvproto.dataplane.keyspaces import need_collection, need_scope
 from kvproto.dataplane.peers import PeerWatch
 from kvproto.dataplane.seed import Seeds
@@ -23,6 +24,7 @@ __all__ = [
     "CreatedGroup",
     "CreatedUser",
     "Given",
+    "IKeepingStores",
     "IStores",
     "PeerWatch",
     "Seeds",

@@ -168,6 +168,10 @@ class FileStores(Service):
         store: IStore = self._stores[bucket]
         return store
 
+    def check(self) -> None:
+        """See whether the directory could be used; see `IKeepingStores.check`."""
+        self._lock.check()
+
     def prepare(self) -> None:
         """Take the directory; see `IStores.prepare`.
 

@@ -58,6 +58,13 @@ class IStores(IService):
 class IKeepingStores(IStores):
     """Stores whose documents outlive the process, so that ids of collections must as well."""
 
+    def check() -> None:
+        """See whether they could be used, changing nothing.
+
+        Raises:
+            ConfigError: They could not.
+        """
+
     def keep_collections(bucket: str, adopt: Callable[[dict[str, int]], dict[str, int]]) -> None:
         """Let the collections of a bucket have the ids that they had before.
 

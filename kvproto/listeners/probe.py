@@ -176,7 +176,10 @@ def _check_passed(descriptor: int, description: str, option: str) -> None:
 _PARSER_WORDS = (
     (r"unexpected keyword argument '(.*)'", "it has an argument {0!r} that is not known"),
     (r"missing .* argument: '(\w+)'", "its {0} is missing"),
-    (r"takes .* positional arguments? but", "it has too many arguments, or an unquoted colon"),
+    (
+        r"takes .* positional arguments? but|multiple values for argument",
+        r"it has too many arguments, or a colon that is not written \:, as in interface=\:\:1",
+    ),
     (r"invalid literal for int\(\) with base \d+: '(.*)'", "{0!r} is no number"),
     (r"Unknown endpoint type: '(.*)'", "there is no kind of endpoint called {0!r}"),
 )

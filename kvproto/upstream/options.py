@@ -186,7 +186,9 @@ def parse_seconds(url: str, name: str, value: str) -> float:
     return seconds
 
 
-_HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<name>[^\[\]:]+))(?::(?P<port>\d+))?")
+_HOST = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<name>[^\[\]:\s/?#@]+))(?::(?P<port>[0-9]+))?"
+)
 
 
 def _server(url: str, text: str) -> tuple[str, int]:

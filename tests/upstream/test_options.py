@@ -59,6 +59,7 @@ class OptionsTests(SynchronousTestCase):
             ("redis:x", "redis://HOST"),
             ("redis://", "no HOST:PORT"),
             ("redis+cluster://a,,b", "no HOST:PORT"),
+            ("redis://a b", "no HOST:PORT"),
             ("redis://h:0", "no port"),
             ("redis://h:99999", "no port"),
             ("redis://a,b", "redis+cluster://"),
