@@ -196,6 +196,16 @@ class ServerContextTests(SynchronousTestCase):
             },
         )
 
+    def test_keylog_of_a_client(self) -> None:
+        """A client's context gives its secrets away in the same form."""
+        lines: list[bytes] = []
+        server = SSL.Connection(
+            build_server_context(credentials_of(server_identity()), ServerPolicy()), None
+        )
+        client = SSL.Connection(build_client_context(None, TRUST, keylog=lines.append), None)
+        self.assertEqual(shake_hands(server, client), (None, None))
+        self.assertIn(b"CLIENT_TRAFFIC_SECRET_0", {line.split()[0] for line in lines})
+
     def test_keylog_that_fails(self) -> None:
         """A key log that cannot be written ends no connection."""
 

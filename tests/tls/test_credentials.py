@@ -748,6 +748,25 @@ class WarningTests(CredentialsCase):
             self.assertEqual(words in found, True, (age, left, found))
             self.assertEqual(bool(words), bool(found), (age, left, found))
 
+    def test_secrets_for_all(self) -> None:
+        """What holds a key, or opens one, and can be read by others is told, and nothing else."""
+        identity = Authority.root("long").issue("node", NAMES, not_after=moment(90))
+        write_identity(self.directory, identity)
+        secret = self.directory / "secret"
+        secret.write_bytes(b"sesame\n")
+        self.key.write_bytes(identity.encrypted_key_pem(b"sesame"))
+        self.files = replace(self.files, passphrase=secret)
+        for path in (self.chain, self.key, secret):
+            path.chmod(0o644)
+        self.assertEqual(
+            [warning.partition(": users")[0] for warning in self.warnings()],
+            [f"private_key {self.key}", f"passphrase {secret}"],
+        )
+        self.chain.write_bytes(identity.chain_pem + identity.key_pem)
+        self.files = replace(self.files, private_key=None, passphrase=None)
+        (warning,) = self.warnings()
+        self.assertIn(f"certificate {self.chain}: users who have no business", warning)
+
     def test_ed25519(self) -> None:
         """An Ed25519 key is announced, since important clients cannot use it."""
 
