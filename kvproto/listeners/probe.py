@@ -84,7 +84,8 @@ class _BindAndLetGo:
     def _answers(address: str) -> bool:
         with socket.socket(socket.AF_UNIX) as trial:
             trial.settimeout(1)
-            return trial.connect_ex(address) == 0
+            # EAGAIN: so many wait to be accepted that there is no room for one more.
+            return trial.connect_ex(address) in {0, errno.EAGAIN}
 
     @staticmethod
     def _refuse(address: str, number: int) -> NoReturn:

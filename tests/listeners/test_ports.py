@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import stat
+import tempfile
+from pathlib import Path
 from typing import Any, cast
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IReactorFDSet
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
@@ -22,7 +27,9 @@ from kvproto.listeners.ports import (
     LONGEST_PAUSE,
     QUIET,
     AcceptorPort,
+    AcceptorUNIXPort,
     ListeningReactor,
+    describe_address,
     server_endpoint,
 )
 
@@ -307,6 +314,78 @@ class AcceptTests(SynchronousTestCase):
     def test_is_a_port(self) -> None:
         """It is an IListeningPort."""
         verifyObject(IListeningPort, self.port)
+
+
+class SocketTests(SynchronousTestCase):
+    """Ports on sockets of the kernel's, woken by hand."""
+
+    def setUp(self) -> None:
+        self.clock = FDClock()
+
+    def open(self, kind: Any, *args: Any) -> Any:
+        """Begin to listen; what is accepted is kept in `accepted`."""
+        self.factory = Factory()
+        self.accepted: list[tuple[socket.socket, Any]] = []
+
+        def transport(accepted: socket.socket, protocol: Any, address: Any, *rest: Any) -> Any:
+            self.addCleanup(accepted.close)
+            self.accepted.append((accepted, address))
+            return FakeServer(accepted, protocol)
+
+        where, *more = args
+        port = kind(where, self.factory, 10, *more)
+        port.transport = transport
+        port.startListening()
+        return port
+
+    def close(self, port: Any) -> None:
+        """Close a port; its socket must be closed, and nothing be left to happen."""
+        listening = port.socket
+        port.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(listening.fileno(), -1)
+        self.assertEqual((self.clock.readers, self.clock.getDelayedCalls()), (set(), []))
+
+    def meet(self, port: Any, client: socket.socket, address: Any) -> socket.socket:
+        """Let a client in; return the accepted socket."""
+        self.addCleanup(client.close)
+        client.connect(address)
+        self.assertIn(port, self.clock.readers)
+        port.doRead()
+        ((accepted, _),) = self.accepted
+        self.assertEqual((accepted.family, accepted.type), (client.family, client.type))
+        self.assertFalse(accepted.get_inheritable())
+        client.sendall(b"hello")
+        self.assertEqual(accepted.recv(5), b"hello")
+        return accepted
+
+    def test_tcp(self) -> None:
+        """A peer that vanishes without a word is noticed after six minutes and a half."""
+        port = self.open(AcceptorPort, 0, "127.0.0.1", self.clock)
+        host = port.getHost()
+        client = socket.socket()
+        accepted = self.meet(port, client, (host.host, host.port))
+        self.assertEqual(self.accepted[0][1], client.getsockname())
+        self.assertEqual(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1)
+        for name, seconds in (("TCP_KEEPIDLE", 360), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+            if hasattr(socket, name):
+                found = accepted.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+                self.assertEqual(found, seconds, name)
+        self.close(port)
+
+    def test_unix(self) -> None:
+        """A Unix socket has the mode that was asked for, and goes when the port does."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "kv.sock")
+            for removed in (False, True):
+                for lock in (False, True):
+                    port = self.open(AcceptorUNIXPort, os.fsencode(path), 0o640, self.clock, lock)
+                    self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o640)
+                    self.assertEqual(describe_address(port.getHost()), str(path))
+                    self.meet(port, socket.socket(socket.AF_UNIX), str(path))
+                    if removed:
+                        path.unlink()
+                    self.close(port)
+                    self.assertEqual(os.listdir(directory), [])
 
 
 class EndpointTests(SynchronousTestCase):

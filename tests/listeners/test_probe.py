@@ -52,6 +52,44 @@ class ProbeTests(SynchronousTestCase):
         for description in ("tcp:0:interface=192.0.2.1", "unix:/nonexistent/kv.sock"):
             self.assertRaises(ConfigError, probe, self.reactor, description, may_be_taken=True)
 
+    def test_families(self) -> None:
+        """An IPv6 address is asked for without the IPv4 ones of the same port."""
+        if not socket.has_ipv6:
+            self.skipTest("this machine has no IPv6")
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            probe(self.reactor, f"tcp:{port}:interface=\\:\\:")
+            self.assertIn("in use", self.refused(f"tcp:{port}"))
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+            port = taken.getsockname()[1]
+            self.assertIn("in use", self.refused(f"tcp:{port}:interface=\\:\\:1"))
+            probe(self.reactor, f"tcp:{port}:interface=127.0.0.1")
+
+    def test_just_left(self) -> None:
+        """A port whose last connections the kernel still remembers is free."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = server.getsockname()
+            with socket.create_connection(address) as client:
+                accepted, _ = server.accept()
+                accepted.close()  # who closes first is remembered
+                self.assertEqual(client.recv(1), b"")
+        probe(self.reactor, f"tcp:{address[1]}:interface=127.0.0.1")
+
+    def test_full_unix_socket(self) -> None:
+        """A socket that somebody serves and that has no room for one more is taken, too."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = str(Path(directory, "kv.sock"))
+            with socket.socket(socket.AF_UNIX) as served:
+                served.bind(path)
+                served.listen(0)
+                for _ in range(10):
+                    waiting = socket.socket(socket.AF_UNIX)
+                    self.addCleanup(waiting.close)
+                    waiting.setblocking(False)
+                    if waiting.connect_ex(path):
+                        break
+                self.assertIn("in use", self.refused(f"unix:{path}"))
+
     def test_unix_sockets(self) -> None:
         """A socket that somebody serves is taken, one that was left behind is not."""
         with tempfile.TemporaryDirectory() as directory:
