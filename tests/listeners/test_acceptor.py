@@ -801,6 +801,42 @@ class RetireTests(AcceptorCase):
         self.later(10)
         self.assertEqual(self.successResultOf(retired)["ended"], 3)
 
+    def test_drain_that_takes_too_long(self) -> None:
+        """Each drain has as long as the listener's, from its own beginning; then it is ended."""
+        draws = iter([0.0, 0.5])
+        self.start(drain_timeout=3)
+        self.acceptor._jitter = lambda: next(draws)
+        transports = []
+        for _ in range(2):
+            self.controller.answer = DrainableOwner()
+            transports.append(self.connect())
+        entries = self.ledger.entries()
+        retired = self.acceptor.retire(OnRotate.DRAIN, 2, window=10)
+        ended = []
+        for _ in range(10):
+            self.later(1)
+            ended.append([transport.closed for transport in transports])
+        self.assertEqual(ended[1], [False, False])
+        self.assertEqual(ended[4], [True, False])
+        self.assertEqual(ended[6], [True, False])
+        self.assertEqual(ended[-1], [True, True])
+        self.assertEqual(self.successResultOf(retired)["ended"], 2)
+        for entry in entries:
+            self.assertEqual(entry.reason, "generation retired")
+
+    def test_drain_at_once(self) -> None:
+        """Where all drains begin at the same moment each of them does."""
+        self.start()
+        owners = []
+        for _ in range(3):
+            owners.append(DrainableOwner())
+            self.controller.answer = owners[-1]
+            self.connect()
+        retired = self.acceptor.retire(OnRotate.DRAIN, 2, window=0)
+        self.assertEqual([len(owner.draining) for owner in owners], [1, 1, 1])
+        self.later(20)
+        self.assertEqual(self.successResultOf(retired)["ended"], 3)
+
     def test_drain_that_is_over_early(self) -> None:
         """When all are gone before the window is, nothing goes on waiting."""
         self.start()

@@ -63,6 +63,15 @@ class RoomTests(SynchronousTestCase):
         self.assertIs(real.state, State.HANDSHAKING)
         self.assertEqual(bench.ledger.status()["unauthenticated"], 4)
 
+    def test_oldest_of_equals(self) -> None:
+        """Among those that are equally far the oldest one goes."""
+        bench = Bench(limits=Limits(unauthenticated=3))
+        begun = [bench.connect(peer(number)) for number in range(3)]
+        for _, transport in begun:
+            transport.hello_seen = True
+        bench.connect(peer(99))
+        self.assertEqual([transport.aborted for _, transport in begun], [True, False, False])
+
     def test_finished_handshake_protects_more(self) -> None:
         """One that has finished its handshake outlives those that have only begun."""
         bench = Bench(limits=Limits(unauthenticated=3))

@@ -142,6 +142,7 @@ class AcceptTests(SynchronousTestCase):
         self.servers: list[FakeServer] = []
 
         def transport(*arguments: Any) -> FakeServer:
+            self.arguments = arguments
             self.servers.append(FakeServer(*arguments))
             return self.servers[-1]
 
@@ -176,6 +177,30 @@ class AcceptTests(SynchronousTestCase):
         self.wake()
         self.assertEqual(len(self.factory.built), 3 * ACCEPTS_PER_WAKEUP)
 
+    def test_transports(self) -> None:
+        """Each protocol gets a transport of its own, which knows the port, its number and hub."""
+        for number in range(3):
+            self.socket.answers = [accepted := Accepted()]
+            self.wake()
+            (protocol, *_) = self.factory.built[number:]
+            self.assertIs(protocol.transport, self.servers[number])
+            self.assertEqual(
+                self.arguments,
+                (accepted, protocol, ("192.0.2.1", 4711), self.port, number, self.port.hub),
+            )
+
+    def test_closed_by_what_it_accepted(self) -> None:
+        """If accepting somebody closes the listener, nobody else is accepted."""
+
+        def close() -> Protocol:
+            self.port.disconnecting = True
+            return Protocol()
+
+        self.factory.make = close
+        self.socket.answers = [Accepted(), Accepted()]
+        self.wake()
+        self.assertEqual(len(self.factory.built), 1)
+
     def test_errors_of_one_connection(self) -> None:
         """A connection that broke in the queue does not keep the next one waiting."""
         self.socket.answers = [errno.ECONNABORTED, errno.EPERM, errno.ENETDOWN, Accepted()]
@@ -188,7 +213,9 @@ class AcceptTests(SynchronousTestCase):
         for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
             self.socket.answers = [number] * 100
             rests = []
+            complained = len(self.lines)
             while self.wake():
+                self.assertEqual(len(self.lines), complained + 1, "at once, and once")
                 (call,) = self.clock.getDelayedCalls()
                 rests.append(round(call.getTime() - self.clock.seconds(), 3))
                 self.assertFalse(self.wake(), "a port that rests is not woken")

@@ -48,6 +48,13 @@ class ParseTests(SynchronousTestCase):
             assert found[1] is not None
             self.assertEqual(getattr(found[1][0], "port", None), 4711)
 
+    def test_ports(self) -> None:
+        """The first and the last port of all are ports."""
+        found = parse_header(b"PROXY TCP4 1.2.3.4 5.6.7.8 0 65535\r\n")
+        assert found is not None
+        assert found[1] is not None
+        self.assertEqual([getattr(end, "port", None) for end in found[1]], [0, 65535])
+
     def test_addresses(self) -> None:
         """Source and destination are what the proxy says."""
         self.assertEqual(

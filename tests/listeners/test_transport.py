@@ -205,6 +205,21 @@ class SendingTests(_Transports):
         self.transport.writeSequence([b"third", b"fourth"])
         self.assertEqual(self._received(), MUCH + b"secondthirdfourth")
 
+    def test_a_sequence_behind_one_write_that_waits(self) -> None:
+        """A sequence goes behind the rest of the only write before it."""
+        self.transport.write(MUCH)
+        self.transport.writeSequence([b"second", b"third"])
+        self.assertEqual(self._received(), MUCH + b"secondthird")
+
+    def test_a_sequence_of_a_pull_producer(self) -> None:
+        """Several pieces of a pull producer are queued as one is; a streaming one's leave."""
+        for streaming in (False, True):
+            self.transport.registerProducer(Producer(), streaming)
+            self.transport.writeSequence([b"one", b"two"])
+            self.assertIs(self.transport in self.reactor.writers, not streaming)
+            self.assertEqual(self._received(), b"onetwo")
+            self.transport.unregisterProducer()
+
     def test_a_sequence_leaves_at_once(self) -> None:
         """Several pieces go out in one call, in their order."""
         self.transport.writeSequence(iter([b"a", b"", b"bc"]))
@@ -319,6 +334,7 @@ class EndingTests(_Transports):
         self.transport.loseWriteConnection()
         self.assertEqual(self._received(), MUCH)
         self.transport.write(b"late")
+        self.transport.writeSequence([b"too", b"late"])
         self.assertEqual(self.peer.recv(1), b"")
         self.assertTrue(self.protocol.write_closed)
         self.assertEqual(self.protocol.lost, [])
