@@ -8,9 +8,11 @@ The layout: ``DIRECTORY/lock``; ``DIRECTORY/bucket-NAME/`` with the segments of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -130,11 +132,13 @@ class FileStores(Service):
         return Deferred.fromCoroutine(self._remove(bucket))
 
     async def _remove(self, bucket: str) -> None:
-        await self._end(self._stores.pop(bucket))
-        dropped = self._directory / f"{_DROPPED}{bucket}"
+        store = self._stores.pop(bucket)
+        # Where the files cannot be moved, nothing of it must be found by the next of that name.
+        with contextlib.suppress(StoreUnavailable):
+            await maybeDeferred(store.flush)
+        await self._end(store)
         # Out of the way first: half a bucket must never be found again.
-        await self._run(os.replace, self._path(bucket), dropped)
-        await self._run(shutil.rmtree, dropped)
+        await self._run(_remove_aside, self._path(bucket))
 
     def kept(self) -> dict[str, Any]:
         """Return what was created while an earlier process served; see `IGrowingStores`."""
@@ -185,7 +189,7 @@ class FileStores(Service):
             for bucket in self._stores:
                 self._path(bucket).mkdir(mode=0o700, exist_ok=True)
             for dropped in self._directory.glob(f"{_DROPPED}*"):
-                shutil.rmtree(dropped)
+                _remove_all(dropped)
             self._read_description()
         except OSError as error:
             self._lock.release()
@@ -262,6 +266,24 @@ class FileStores(Service):
             "reason": reason or "",
             "buckets": {name: store.status() for name, store in self._stores.items()},
         }
+
+
+def _remove_aside(path: Path) -> None:
+    """Remove a directory; nobody finds half of it."""
+    aside = Path(tempfile.mkdtemp(prefix=f"{_DROPPED}{path.name}-", dir=path.parent))
+    os.replace(path, aside)
+    _remove_all(aside)
+
+
+def _remove_all(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        log.warn(
+            "{path} is of no use and could not be removed, the next start tries again: {reason}",
+            path=str(path),
+            reason=error.strerror,
+        )
 
 
 def _make_directory(path: Path) -> None:

@@ -105,7 +105,7 @@ def width_of(stream: TextIO) -> int:
         return WIDTH
 
 
-def has_colours(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
+def has_colours(stream: TextIO | None, environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether to colour what goes to a stream.
 
     Source: no-color.org; bixense.com/clicolors.
@@ -116,7 +116,7 @@ def has_colours(stream: TextIO, environment: Mapping[str, str] = os.environ) -> 
         return True
     if environment.get("CLICOLOR") == "0" or environment.get("TERM", "dumb") == "dumb":
         return False
-    return stream.isatty()
+    return stream is not None and stream.isatty()  # None where a shell has closed it
 
 
 def lay_out(pieces: Iterable[Piece], width: int = WIDTH, *, colours: bool = False) -> list[str]:

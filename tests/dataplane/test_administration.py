@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,47 @@ class KeptTests(SynchronousTestCase):
         )
         self.stop(service)
         self.assertEqual([*self.start().server.buckets], ["default"])
+
+    def test_files_that_cannot_be_moved(self) -> None:
+        """Where a dropped bucket's files stay, the next one of its name is empty all the same."""
+        service = self.start()
+        made = service.administration
+        self.done(made.create_bucket("made", BucketSettings()))
+        service.server.buckets["made"].store.set(b"k", b"v")
+
+        def refuse(*paths: Any) -> None:
+            raise OSError(5, "Input/output error")
+
+        patch = self.patch(os, "replace", refuse)
+        dropped = made.drop_bucket("made")
+        self.clock.pump([0.0] * 200)
+        self.failureResultOf(dropped, OSError)
+        patch.restore()
+        self.assertEqual([*service.server.buckets], ["default"])
+        self.done(made.create_bucket("made", BucketSettings()))
+        self.assertIsNone(service.server.buckets["made"].store.get(b"k"))
+
+    def test_files_that_cannot_be_removed(self) -> None:
+        """They hold up nobody: neither a bucket of that name, nor the next start, which tries."""
+        service = self.start()
+        made = service.administration
+
+        def refuse(path: Any) -> None:
+            raise OSError(5, "Input/output error")
+
+        patch = self.patch(shutil, "rmtree", refuse)
+        for _ in range(2):
+            self.done(made.create_bucket("made", BucketSettings()))
+            service.server.buckets["made"].store.set(b"k", b"v")
+            self.done(made.drop_bucket("made"))
+        self.stop(service)
+        service = self.start()
+        self.assertEqual([*service.server.buckets], ["default"])
+        self.stop(service)
+        self.assertEqual(len([*self.directory.glob(".dropped-*")]), 2)
+        patch.restore()
+        self.start()
+        self.assertEqual([*self.directory.glob(".dropped-*")], [])
 
     def test_half_dropped(self) -> None:
         """What was being removed when a process ended is removed by the next."""
