@@ -155,6 +155,7 @@ class StartTests(AcceptorCase):
             self.assertEqual(status["state"], "starting")
             self.assertIn("the address is in use", status["error"])
             waits.append(status["retry_in_s"])
+            self.assertEqual(status["attempts"], len(waits))
             self.assertEqual(len(self.clock.getDelayedCalls()), 1)
             self.clock.advance(waits[-1])
         self.assertEqual(waits, [0.5, 1.0, 2.0, 4.0, 8.0])
@@ -686,7 +687,7 @@ class RetireTests(AcceptorCase):
 
     @staticmethod
     def verify(chain: tuple[bytes, ...]) -> str | None:
-        return "revoked" if b"bad" in chain else None
+        return "revoked" if b"bad" in chain or not chain else None
 
     def test_keep(self) -> None:
         """Nobody is touched, and nobody verified."""

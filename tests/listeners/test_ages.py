@@ -197,6 +197,19 @@ class AgeTests(SynchronousTestCase):
         ages.change(1.0, 1.0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_longer_life(self) -> None:
+        """Whose end was drawn from a shorter life lives as long as the new one says."""
+        connected, _ = self.bench.connect()
+        connected.handshakeCompleted()
+        ages = self.watch(lifetime=100.0)
+        self.clock.pump([5.0] * 10)
+        ages.change(0.0, 1000.0)
+        self.clock.pump([5.0] * 100)
+        self.assertIs(connected.state, State.OWNED)
+        self.clock.pump([5.0] * 100)
+        self.assertNotIn(connected.state, LIVE_STATES)
+        ages.stopService()
+
     def test_others(self) -> None:
         """Handshakes have a deadline of their own, and other listeners are not meant."""
         other, _ = self.bench.connect()
