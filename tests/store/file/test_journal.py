@@ -369,6 +369,24 @@ class FullDiskTests(FileCase):
         self.assertIsNone(store.get(b"0"))
         self.assertEqual(len(store._memory.table.items), stored)
 
+    def test_gone_on_a_full_disk(self) -> None:
+        """What had to go while nothing could be written stays gone: that is written first."""
+        store = self.open(evict=False)
+        for number in range(50):
+            store.set(b"%d" % number, b"v" * 1000)
+        self.kill(store)
+        self.disk.room = SMALLEST_SEGMENT
+        store = self.open(memory_limit=20_000, evict=False)
+        left = set(store._memory.table.items)
+        self.assertTrue(0 < len(left) < 50)
+        self.assertRaises(StoreUnavailable, store.set, b"0", b"")
+        self.disk.room = 10 * SMALLEST_SEGMENT
+        self.clock.advance(1)
+        self.assertIsInstance(store.set(next(iter(left)), b""), Document)
+        for _ in range(2):
+            store = self.again(store, evict=False)
+            self.assertEqual(set(store._memory.table.items), left)
+
     def test_start_on_a_full_disk(self) -> None:
         """What is there is served although nothing can be added; that begins when it can."""
         store = self.open()
