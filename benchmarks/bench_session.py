@@ -30,6 +30,9 @@ class Sink:
     def getHost(self) -> None:
         """Be nowhere."""
 
+    def getPeer(self) -> None:
+        """Be nobody."""
+
     def registerProducer(self, producer: object, streaming: bool) -> None:
         """Never pause it."""
 

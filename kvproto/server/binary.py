@@ -48,7 +48,7 @@ from kvproto.wire.binary import RequestDecoder, encode_response, error_reply, si
 from kvproto.wire.collections import unknown_collection_body
 from kvproto.wire.constants import Datatype, Feature, Status
 from kvproto.wire.extras import mutation_token
-from kvproto.wire.frames import FrameError, Oversized, Request
+from kvproto.wire.frames import FrameError, KeyRequest, Oversized, Request
 from kvproto.wire.framing import Durability, decode_request_framing
 
 __all__ = ["MAX_BODY_BEFORE_LOGIN", "BinarySession"]
@@ -125,6 +125,7 @@ class BinarySession:
 
     __slots__ = (
         "_decoder",
+        "_key_table",
         "_outlet",
         "_pipe",
         "_piped",
@@ -305,6 +306,7 @@ class BinarySession:
                 strict=self._strict,
             )
         self._table = self._tables.counting
+        self._key_table = self._tables.key_only
         self._choose_scan()
 
     def _choose_scan(self) -> None:
@@ -320,6 +322,8 @@ class BinarySession:
 
     def execute(self, request: Request | Oversized) -> Reply:
         """Serve one frame."""
+        if isinstance(request, KeyRequest):
+            return self._key_table[request.opcode](self, request)
         if request.__class__ is Request and not request.framing:
             return self._table[request.opcode](self, request)
         serve: Any = BinarySession._framed

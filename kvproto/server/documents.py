@@ -88,7 +88,8 @@ def encode_outcome(outcome: Any, session: BinaryClient, request: Request, encode
 
 def get(session: BinaryClient, request: Request) -> Reply:
     """GET; the shortest way through, most requests are this one."""
-    document = session.get(request.key)
+    find = session.get  # CPython is slower to call what is an attribute
+    document = find(request.key)
     if document.__class__ is not Document:
         return encode_outcome(document, session, request, encode_hit)
     value = document.value

@@ -35,10 +35,12 @@ class Tables(NamedTuple):
     Attributes:
         bare: They.
         counting: The same, counting what they serve where the store does not.
+        key_only: As `counting`, for each `KeyRequest`, at whose shape nobody need look again.
     """
 
     bare: tuple[Handler, ...]
     counting: tuple[Handler, ...]
+    key_only: tuple[Handler, ...]
 
 
 _DOCUMENTS: dict[int, Handler] = {
@@ -100,14 +102,22 @@ STORE_COUNTS = frozenset(
 """Plain requests, which a store that answers at once counts itself: nobody else needs to."""
 
 
-def _table(handlers: Handlers, default: Handler, uncounted: frozenset[int] = frozenset()) -> Tables:
-    bare = tuple(handlers.get(opcode, default) for opcode in range(256))
+def _table(
+    handlers: Handlers,
+    default: Handler,
+    uncounted: frozenset[int] = frozenset(),
+    key_only: Handlers | None = None,
+) -> Tables:
+    def counting(handlers: Handlers) -> tuple[Handler, ...]:
+        every = ((opcode, handlers.get(opcode, default)) for opcode in range(256))
+        return tuple(
+            handler if opcode in uncounted else counted(handler) for opcode, handler in every
+        )
+
     return Tables(
-        bare,
-        tuple(
-            handler if opcode in uncounted else counted(handler)
-            for opcode, handler in enumerate(bare)
-        ),
+        tuple(handlers.get(opcode, default) for opcode in range(256)),
+        counting(handlers),
+        counting(handlers if key_only is None else key_only),
     )
 
 
@@ -125,10 +135,13 @@ def _shaped(
     strict: bool,
     max_key: int = MAX_KEY,
     uncounted: frozenset[int] = frozenset(),
+    key_only: bool = False,
 ) -> Handlers:
     """Let each handler see requests of its opcode's shape only; count what the store never sees."""
     return {
-        code: shaped(
+        code: handler
+        if key_only and SHAPES[LOUD.get(code, code)].fits_key_only
+        else shaped(
             handler,
             SHAPES[LOUD.get(code, code)],
             strict=strict,
@@ -163,15 +176,24 @@ def after_login(
         about_documents = {code: in_collections(handler) for code, handler in _DOCUMENTS.items()}
         max_key += 1
     uncounted = STORE_COUNTS if store_counts else frozenset()
-    in_bucket = _shaped(about_documents, strict=strict, max_key=max_key, uncounted=uncounted)
-    in_bucket |= _shaped(_IN_BUCKET, strict=strict)
-    in_bucket |= _quiet_forms(in_bucket)
-    if not has_bucket:
-        in_bucket = dict.fromkeys(in_bucket, commands.no_bucket)
-    elif traced:
-        in_bucket = {code: with_duration(handler) for code, handler in in_bucket.items()}
-    others = _shaped(_LOGGED_IN | _ANYBODY, strict=strict)
-    return _table(in_bucket | others, commands.unknown, uncounted)
+
+    def handlers(*, key_only: bool) -> Handlers:
+        in_bucket = _shaped(
+            about_documents,
+            strict=strict,
+            max_key=max_key,
+            uncounted=uncounted,
+            key_only=key_only,
+        )
+        in_bucket |= _shaped(_IN_BUCKET, strict=strict)
+        in_bucket |= _quiet_forms(in_bucket)
+        if not has_bucket:
+            in_bucket = dict.fromkeys(in_bucket, commands.no_bucket)
+        elif traced:
+            in_bucket = {code: with_duration(handler) for code, handler in in_bucket.items()}
+        return in_bucket | _shaped(_LOGGED_IN | _ANYBODY, strict=strict)
+
+    return _table(handlers(key_only=False), commands.unknown, uncounted, handlers(key_only=True))
 
 
 REFUSED = _table({}, commands.refuse)

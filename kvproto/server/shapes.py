@@ -43,6 +43,11 @@ class Shape:
     datatypes: int = Datatype.RAW
     partition: bool = True
 
+    @property
+    def fits_key_only(self) -> bool:
+        """Whether each `KeyRequest` has this shape."""
+        return 0 in self.extras and self.key is not False and not self.cas and self.partition
+
 
 _READ = Shape()
 _TOUCHING = Shape(extras=(4,))

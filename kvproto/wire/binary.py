@@ -33,7 +33,7 @@ from kvproto.wire.encoding import (
     response_head,
     simple_reply,
 )
-from kvproto.wire.frames import FrameError, Oversized, Request, Response
+from kvproto.wire.frames import FrameError, KeyRequest, Oversized, Request, Response
 from kvproto.wire.pieces import Pieces
 
 __all__ = [
@@ -167,6 +167,7 @@ class _Decoder(Generic[_FrameT]):
         unpack, append, new, make = _unpack_usual, frames.append, _new, self._make
         plain, is_request = self._plain, make is Request
         max_body, max_key = self.max_body, self._max_key
+        short = min(max_body, max_key - MAX_COLLECTION_PREFIX) if is_request else 0
         last = end - HEADER_SIZE
         while at <= last:
             magic, opcode, key_size, layout, status, body_size, opaque, cas = unpack(data, at)
@@ -177,6 +178,21 @@ class _Decoder(Generic[_FrameT]):
                 key_at += layout >> 8
                 extras, datatype = data[extras_at:key_at], layout & 0xFF
             else:
+                if (
+                    key_size == body_size
+                    and not cas
+                    and 0 < key_size <= short
+                    and magic == plain
+                    and stop <= end
+                ):
+                    request = KeyRequest()
+                    request.opcode = opcode
+                    request.vbucket = status
+                    request.opaque = opaque
+                    request.key = data[key_at:stop]
+                    append(request)
+                    at = stop
+                    continue
                 extras, datatype = b"", 0
             # One test for all that is unusual: other layout, beyond a limit, broken, incomplete.
             if (

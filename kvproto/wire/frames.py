@@ -8,15 +8,18 @@ Source: memcached ``protocol_binary.h``, "Packet Structure".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from kvproto.errors import RemoteProtocolError
+from kvproto.wire.constants import Magic
 
-__all__ = ["FrameError", "Oversized", "Request", "Response"]
+__all__ = ["FrameError", "KeyRequest", "Oversized", "Request", "Response"]
 
 
 @dataclass(slots=True)
-class Request:
+class Request:  # noqa: PLW1641 - a dataclass that can change has no hash
     """Something asked: magic 0x80, 0x08, or 0x82 when the server asks.
 
     Attributes:
@@ -35,6 +38,36 @@ class Request:
     key: bytes = b""
     value: bytes = b""
     framing: bytes = b""
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all fields, whether or not one of the two is a `KeyRequest`."""
+        if not isinstance(other, Request):
+            return NotImplemented
+        return _all_fields(self) == _all_fields(other)
+
+
+_all_fields = attrgetter(*(field.name for field in fields(Request)))
+
+
+class KeyRequest(Request):
+    """What a decoder makes of most requests: a header and a key of usual length, nothing else.
+
+    It is made without arguments, and has only those fields to be set that may differ.  Whoever
+    gets one need not look at the others: no extras, value, framing, datatype or CAS, and 1 to
+    `MAX_KEY` bytes of key.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+        __init__ = object.__init__  # called sooner than one in Python
+
+    magic = int(Magic.REQUEST)
+    datatype = 0
+    cas = 0
+    extras = b""
+    value = b""
+    framing = b""
 
 
 @dataclass(slots=True)

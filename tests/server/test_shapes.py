@@ -8,6 +8,7 @@ changed about it without being refused.  Everything else about it must be.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -16,9 +17,10 @@ from kvproto.config import Mode
 from kvproto.server import Bucket, KVServer, Manifest, ServerSettings, UserTable
 from kvproto.server.shapes import SHAPES
 from kvproto.store import MemoryStore
-from kvproto.wire.binary import encode_request
+from kvproto.wire.binary import RequestDecoder, encode_request
 from kvproto.wire.collections import join_key
 from kvproto.wire.constants import LOUD, Feature, Opcode, Status
+from kvproto.wire.frames import KeyRequest, Request
 from tests.server.support import NOW, Link
 
 EXPIRY, PUT, COUNT = bytes(4), bytes(8), bytes(20)
@@ -26,6 +28,7 @@ K = b"key"
 LOOKUP = b"\xc5\0\0\1a"
 MUTATION = b"\xc8\0\0\1\0\0\0\1a1"
 UUID = (1).to_bytes(8)
+COLLECTIONS, TRACED = (feature.to_bytes(2) for feature in (Feature.COLLECTIONS, Feature.TRACING))
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ def link(mode: Mode = Mode.COUCHBASE) -> Link:
     """Make a link in a bucket with one named collection, whose id is 8."""
     store = MemoryStore(lambda: NOW, uuid=1)
     bucket = Bucket("default", store, Manifest([("scope", "named")]))
-    return Link(KVServer([bucket], ServerSettings(mode=mode), now=lambda: NOW))
+    settings = ServerSettings(mode=mode)
+    return Link(KVServer([bucket], settings, now=lambda: NOW, timer=lambda: 0.0))
 
 
 def status(opcode: int, fields: dict[str, Any], made: Link | None = None) -> int:
@@ -133,6 +137,24 @@ def status(opcode: int, fields: dict[str, Any], made: Link | None = None) -> int
     made.store.set(K, b"{}")
     responses = made.responses(encode_request(opcode, **fields))
     return responses[0].status if responses else 0
+
+
+def both_forms(opcode: int, key: bytes) -> list[Request]:
+    """Return a request that is only a key, as it is decoded, and with all its fields."""
+    (decoded,) = RequestDecoder().feed(encode_request(opcode, key=key, vbucket=3, opaque=4))
+    whole = Request(opcode=opcode, key=key, vbucket=3, opaque=4)
+    assert isinstance(decoded, KeyRequest)
+    assert decoded == whole
+    return [decoded, whole]
+
+
+def replied(made: Link, features: bytes, request: Request) -> Any:
+    """Return what is replied to a request, and what has been counted."""
+    made.store.set(K, b"{}")
+    made.call(Opcode.HELLO, value=features)
+    dialect: Any = made.session.dialect
+    reply = dialect.execute(request)
+    return reply if isinstance(reply, bytes | list) else type(reply), dialect.counts.report()
 
 
 class ValidatorTests(SynchronousTestCase):
@@ -181,6 +203,20 @@ class ValidatorTests(SynchronousTestCase):
                 self.refused(opcode, key=b"k")
             else:
                 self.refused(opcode, key=b"k" * 251)
+
+    def test_key_only(self) -> None:
+        """A request that is only a key is answered as its fields say, however it was decoded."""
+        keys = (K, b"absent", b"\0" + K, b"k" * 250, b"\x09key")
+        for mode in Mode:
+            for features in (b"", COLLECTIONS, COLLECTIONS + TRACED):
+                made = link(mode), link(mode)
+                for opcode, key in product(range(256), keys):
+                    asked = both_forms(opcode, key)
+                    some, others = (
+                        replied(of, features, request)
+                        for of, request in zip(made, asked, strict=True)
+                    )
+                    self.assertEqual(some, others, (mode, features, opcode, key))
 
     def test_value(self) -> None:
         """A value is nowhere but where there may be one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -25,7 +26,7 @@ from kvproto.wire.binary import (
     simple_reply,
 )
 from kvproto.wire.constants import Opcode, Status
-from kvproto.wire.frames import FrameError, Oversized, Request, Response
+from kvproto.wire.frames import FrameError, KeyRequest, Oversized, Request, Response
 from tests.wire.cutting import cuttings, decode
 
 # memcached wiki, BinaryProtocolRevamped, "Example Session".
@@ -341,6 +342,53 @@ class EncodeTests(SynchronousTestCase):
         self.assertRaises(LocalProtocolError, encode_request, 0, key=bytes(256), framing=b"\x50")
         self.assertRaises(LocalProtocolError, encode_response, 0, -1)
         self.assertRaises(LocalProtocolError, encode_response, 0, cas=1 << 64)
+
+
+class KeyRequestTests(SynchronousTestCase):
+    """Requests that are a header and a key, and have fewer fields to be set."""
+
+    def test_which(self) -> None:
+        """Anything more, or a key out of the ordinary, makes it another request."""
+        fields: dict[str, Any] = {"vbucket": 0x102, "opaque": 0x3040506}
+        cases: tuple[tuple[bytes, dict[str, Any], bool], ...] = (
+            (b"k", {}, True),
+            (b"k" * 250, {}, True),
+            (b"", {}, False),
+            (b"k" * 251, {}, False),
+            (b"k", {"cas": 1}, False),
+            (b"k", {"datatype": 1}, False),
+            (b"k", {"extras": b"\0"}, False),
+            (b"k", {"value": b"v"}, False),
+            (b"k", {"framing": b"\x50"}, False),
+        )
+        for key, more, is_key_request in cases:
+            (request,) = RequestDecoder().feed(encode_request(9, key=key, **fields, **more))
+            self.assertIs(request.__class__, KeyRequest if is_key_request else Request)
+            magic = 0x08 if "framing" in more else 0x80
+            whole = Request(magic=magic, opcode=9, key=key, **fields, **more)
+            self.assertEqual(request, whole)
+            self.assertEqual(whole, request)
+            self.assertEqual(repr(request).partition("(")[2], repr(whole).partition("(")[2])
+
+    def test_equal(self) -> None:
+        """Each field counts."""
+        (request,) = RequestDecoder().feed(encode_request(9, key=b"k"))
+        self.assertNotEqual(request, Request(opcode=9, key=b"l"))
+        self.assertNotEqual(request, Request(opcode=9, key=b"k", value=b"v"))
+        self.assertNotEqual(request, Response(opcode=9, key=b"k"))
+
+    def test_limits(self) -> None:
+        """It is below the limits of any other request, and comes whole."""
+        wire = encode_request(0, key=b"k" * 8)
+        for limits in ({"max_body": 7}, {"max_key": 2}):
+            (request,) = RequestDecoder(**limits).feed(wire)
+            self.assertIsInstance(request, Oversized)
+        (request,) = RequestDecoder(max_body=8, max_key=8).feed(wire)
+        self.assertIsInstance(request, KeyRequest)
+        decoder = RequestDecoder()
+        self.assertEqual(decoder.feed(wire[:-1]), [])
+        self.assertEqual(decoder.feed(wire[-1:]), [Request(key=b"k" * 8)])
+        self.assertEqual(ResponseDecoder().feed(wire), [])
 
 
 class PartialTests(SynchronousTestCase):
