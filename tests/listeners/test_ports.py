@@ -10,9 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IReactorFDSet
 from twisted.internet.protocol import Protocol
+from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, globalLogPublisher
@@ -116,9 +118,11 @@ class Factory:
 
     def __init__(self) -> None:
         self.built: list[Any] = []
+        self.addresses: list[Any] = []
         self.make: Any = Protocol
 
     def buildProtocol(self, addr: Any) -> Any:
+        self.addresses.append(addr)
         self.built.append(self.make())
         return self.built[-1]
 
@@ -184,6 +188,7 @@ class AcceptTests(SynchronousTestCase):
             self.wake()
             (protocol, *_) = self.factory.built[number:]
             self.assertIs(protocol.transport, self.servers[number])
+            self.assertEqual(self.factory.addresses[number], IPv4Address("TCP", "192.0.2.1", 4711))
             self.assertEqual(
                 self.arguments,
                 (accepted, protocol, ("192.0.2.1", 4711), self.port, number, self.port.hub),
@@ -305,6 +310,9 @@ class AcceptTests(SynchronousTestCase):
         self.port._buildAddr = seen.append
         self.port._accepted(Accepted(), ("fe80::1", 4711, 0, 1))
         self.assertTrue(seen[0][0].startswith("fe80::1%"), seen)
+        self.assertEqual(seen[0][1:], (4711, 0, 1))
+        self.port._accepted(Accepted(), ("2001:db8::1", 4711, 0, 0))
+        self.assertEqual(seen[1], ("2001:db8::1", 4711, 0, 0))
 
     def test_nobody_wants_it(self) -> None:
         """A factory that answers None refuses the connection."""
@@ -438,6 +446,37 @@ class EndpointTests(SynchronousTestCase):
         reactor = MemoryReactorClock()
         port = ListeningReactor(reactor).adoptStreamPort(7, socket.AF_INET, Factory())  # type: ignore[arg-type]
         self.assertEqual(port.getHost(), reactor.adoptStreamPort(7, 2, Factory()).getHost())
+
+    def test_real(self) -> None:
+        """On a reactor with file descriptors all ports are ours, with our backlog."""
+        real = SelectReactor()
+        self.addCleanup(real.waker.connectionLost, Failure(ConnectionDone()))
+        made = object()
+        reactor = ListeningReactor(real, cast(Any, made))
+        factory: Any = Factory()
+        with tempfile.TemporaryDirectory() as directory:
+            path = str(Path(directory, "kv.sock"))
+            tcp = reactor.listenTCP(0, factory, 7, "127.0.0.1")
+            unix = reactor.listenUNIX(path, factory, 7, 0o600, True)
+            passed = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)]
+            passed[1].bind(str(Path(directory, "passed.sock")))
+            passed[1].listen()
+            adopted = [reactor.adoptStreamPort(one.fileno(), one.family, factory) for one in passed]
+            ports: list[Any] = [tcp, unix, *adopted]
+            self.assertEqual([type(port) for port in ports], [AcceptorPort, AcceptorUNIXPort] * 2)
+            for port in ports:
+                self.assertIs(port.factory, factory)
+                self.assertIs(port.reactor, real)
+                self.assertIs(port.transport is made, isinstance(port, AcceptorPort))
+            self.assertEqual([port.backlog for port in ports[:2]], [BACKLOG] * 2)
+            self.assertEqual((ports[0].interface, ports[1].mode), ("127.0.0.1", 0o600))
+            self.assertEqual(ports[2].getHost().port, passed[0].getsockname()[1])
+            self.assertTrue(os.path.islink(path + ".lock"))
+            for port in ports:
+                port.connectionLost(Failure(ConnectionDone()))
+            for one in passed:
+                one.close()
+            self.assertIs(reactor.callLater.__self__, real)
 
     def test_nonsense(self) -> None:
         """A description that makes no sense is refused when it is read."""
