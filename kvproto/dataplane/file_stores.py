@@ -90,7 +90,7 @@ class FileStores(Service):
         memory = self._memory(*memory_limit)
         thread = None
         if self._sync is Sync.ALWAYS and self._has_threads:
-            thread = OneThread(self._reactor.callFromThread)
+            thread = OneThread(self._reactor)
         store = FileStore(
             self._path(bucket),
             self._sync,
