@@ -693,7 +693,13 @@ class Journal(Tail):
             job.addErrback(self._cannot_clean).addCallback(self._cleaned)
 
     def _cannot_clean(self, failure: Failure) -> None:
-        if not failure.check(StoreUnavailable):
+        if failure.check(OSError):
+            log.warn(
+                "{directory} cannot be cleaned and grows: {reason}",
+                directory=str(self._directory),
+                reason=failure.getErrorMessage(),
+            )
+        elif not failure.check(StoreUnavailable):
             log.failure(
                 "{directory} cannot be cleaned and grows",
                 failure=failure,
@@ -754,7 +760,17 @@ class Journal(Tail):
         """Append again what is alive in the oldest segment, and remove it."""
         oldest = self.sealed[0]
         path = self._directory / segment_name(oldest.number)
-        data = await self._in_thread(self._disk.read, path)
+        try:
+            data = await self._in_thread(self._disk.read, path)
+        except OSError as error:
+            # Then nothing of it can be; see below.
+            log.warn(
+                "{path} cannot be read: everything is written anew: {reason}",
+                path=str(path),
+                reason=error.strerror,
+            )
+            await self._rewrite(len(self.sealed))
+            return
         at, seed = first_record(), seed_of(oldest.number)
         looked_at, breathed_at = 0, at
         while (found := decode(data, at, seed)) is not None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.errors import StoreUnavailable
@@ -544,6 +545,61 @@ class CleaningTests(FileCase):
                 self.settle()
         self.settle()
         self.assertFalse(first.exists())
+        before = dict(store._memory.table.items)
+        store = self.again(store)
+        self.assertEqual(dict(store._memory.table.items), before)
+
+    def test_unreadable_while_cleaning(self) -> None:
+        """So does one that the disk does not give back."""
+        self.patch(journal_module, "_REWRITE_BELOW", 1 << 60)
+        store = self.open()
+        for number in range(1200):
+            store.set(b"%d" % number, b"x" * 600)
+        first = self.segments()[0]
+        read = self.disk.read
+
+        def refuse(path: Path) -> bytes:
+            if path == first:
+                raise OSError(5, "Input/output error")
+            return read(path)
+
+        self.patch(self.disk, "read", refuse)
+        for number in range(3000):
+            store.set(b"filler", b"y" * 600)
+            if number % 500 == 0:
+                self.settle()
+        self.settle()
+        self.assertFalse(first.exists())
+        before = dict(store._memory.table.items)
+        store = self.again(store)
+        self.assertEqual(dict(store._memory.table.items), before)
+
+    def test_files_that_cannot_be_removed(self) -> None:
+        """They stay until they can, writes go on, and one line says so each time."""
+        store = self.open()
+        remove = self.disk.remove
+        failing = True
+
+        def refuse(path: Path) -> None:
+            if failing and path.suffix == ".log":
+                raise OSError(5, "Input/output error", str(path))
+            remove(path)
+
+        self.patch(self.disk, "remove", refuse)
+        with capturedLogs() as logged:
+            for number in range(3000):
+                self.assertIsInstance(store.set(b"%d" % (number % 7), b"x" * 600), Document)
+                self.clock.advance(0)
+        said = {formatEvent(event) for event in logged}
+        self.assertEqual(len(said), 1, said)
+        self.assertIn("cannot be cleaned and grows: [Errno 5]", said.pop())
+        self.assertIn("0000000000000001.log", [path.name for path in self.segments()])
+        failing = False
+        for number in range(3000):
+            store.set(b"%d" % (number % 7), b"x" * 600)
+            self.clock.advance(0)
+        self.settle()
+        self.assertLess(len(self.segments()), 8)
         before = dict(store._memory.table.items)
         store = self.again(store)
         self.assertEqual(dict(store._memory.table.items), before)
