@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from kvproto.store import (
+    DocFlag,
     IStore,
     LookupSpec,
     Mark,
@@ -22,6 +23,7 @@ from kvproto.store import (
     accessed_at,
 )
 from kvproto.store.document import ALL_MARKS, Document
+from kvproto.store.pieces import PIECE
 from kvproto.store.table import ITEM_OVERHEAD
 from kvproto.testing.store import StoreContract
 from kvproto.testing.store_meta import MetaContract
@@ -139,6 +141,11 @@ class LookingThroughTests(SynchronousTestCase):
         store.mutate_in(b"gone", [MutationSpec(PathOp.DICT_UPSERT, 4, b"_s", b"1")], 1)
         store.delete(b"gone")
         self.assertEqual(len(store.table.tombstones), 1)
+        store.table.on_emptied = None
+        for _ in range(2):  # what was flushed goes as well
+            store.flush()
+            store.set(b"more", b"")
+        store.table.on_emptied = lambda: told.append(None)
         turns = 1
         while not store.release():
             turns += 1
@@ -227,20 +234,123 @@ class CountTests(SynchronousTestCase):
         clock = Clock()
         clock.rightNow = 1_700_000_000.0
         store = MemoryStore(clock.seconds)
-        for name in (b"get", b"touch", b"touch too", b"mg"):
+        for name in (b"get", b"get too", b"touch", b"touch too", b"mg"):
             store.set(name, b"", 0, 10)
         clock.advance(9.5)
         self.assertIsNone(store.read_plainly(b"mg", clock.seconds(), 0, 2, False))
         found = store.read_plainly(b"mg", clock.seconds(), 0, 1, False)
         self.assertEqual(found and found[0], store.peek(b"mg"))
         clock.advance(0.5)
-        self.assertIsNone(store.get(b"get"))
+        for name in (b"get", b"get too"):
+            self.assertIsNone(store.get(name))
         for name in (b"touch", b"touch too"):
             self.assertIs(store.touch(name, 5), Refusal.NOT_FOUND)
         self.assertIsNone(store.read_plainly(b"mg", clock.seconds(), 0, 0, True))
         self.assertEqual(store.read_plainly(b"mg", clock.seconds(), 0, 0, False), (None, 0))
         stats = store.stats()
-        self.assertEqual((stats["get_expired"], stats["get_misses"], stats["get_hits"]), (4, 2, 1))
+        self.assertEqual((stats["get_expired"], stats["get_misses"], stats["get_hits"]), (5, 3, 1))
+        check_books(store)
+
+    def test_flushed(self) -> None:
+        """What was flushed is counted once by who looks for it, and given back."""
+        store = MemoryStore(lambda: 1_700_000_000.0)
+        store.flush()
+        for name in (b"a", b"b", b"c"):
+            store.set(name, b"")
+        store.mutate_in(b"gone", [MutationSpec(PathOp.DICT_UPSERT, 4, b"_s", b"1")], 1)
+        store.delete(b"gone")
+        store.flush()
+        check_books(store)
+        for name in (b"a", b"a", b"b", b"gone", b"other"):
+            self.assertIsNone(store.get(name))
+            check_books(store)
+        stats = store.stats()
+        self.assertEqual((stats["cmd_flush"], stats["get_flushed"], stats["get_misses"]), (2, 2, 5))
+        self.assertIsNone(store.get(b"c"))
+        self.assertEqual((store.table.used, store.table.garbage), (0, []))
+
+    def test_sequence_numbers(self) -> None:
+        """Whatever changes something takes one, and what changes nothing none."""
+        store = MemoryStore(lambda: 1_700_000_000.0)
+        made = store.add(b"a", b"1")
+        assert isinstance(made, Document)
+        self.assertEqual((made.flags, made.datatype, made.expires_at), (0, 0, 0.0))
+        acts: list[Callable[[], Any]] = [
+            lambda: store.append(b"a", b"2"),
+            lambda: store.touch(b"a", 60),
+            lambda: store.discard(b"a"),
+            lambda: store.set(b"a", b"", 0, -1),
+            lambda: store.set(b"a", b"1"),
+            lambda: store.delete(b"a"),
+        ]
+        for number, act in enumerate(acts, 2):
+            act()
+            self.assertEqual(store.seqno, number)
+        self.assertIs(store.delete(b"a"), Refusal.NOT_FOUND)
+        self.assertEqual(store.seqno, 7)
+
+    def test_cas_of_a_plain_set(self) -> None:
+        """Each SET with the right CAS is a hit."""
+        store = MemoryStore(lambda: 1_700_000_000.0)
+        document = store.set(b"a", b"")
+        for hits in (1, 2, 3):
+            assert isinstance(document, Document)
+            document = store.set(b"a", b"", cas=document.cas)
+            self.assertEqual(store.statistics.cas_hits, hits)
+
+    def test_lapsed_lock(self) -> None:
+        """Whoever comes by after a lock's time takes it away; until then it stays."""
+        clock = Clock()
+        clock.rightNow = 1_700_000_000.0
+        store = MemoryStore(clock.seconds)
+        reads: list[Callable[[], Any]] = [
+            lambda: store.get(b"a"),
+            lambda: store.read_plainly(b"a", clock.seconds(), 0, 0, False),
+            lambda: store.lookup_in(b"a", [LookupSpec(PathOp.GET_DOC, 0, b"")]),
+        ]
+        for read in reads:
+            store.set(b"a", b"")
+            store.get_and_lock(b"a", 5)
+            for left in (1.0, 0.0):
+                clock.advance(4 if left else 1)
+                read()
+                found = store.peek(b"a")
+                assert found is not None
+                self.assertEqual(found.locked_until, clock.seconds() + 1 if left else 0.0)
+
+    def test_large_append(self) -> None:
+        """Memory is accounted for where a large value is changed in a piece of its own."""
+        store = MemoryStore(lambda: 1_700_000_000.0)
+        store.set(b"a", bytes(PIECE + 1))
+        for act in (store.append, store.prepend):
+            act(b"a", b"12")
+            check_books(store)
+        self.assertEqual(len(store.table.items), 1)
+
+    def test_listed(self) -> None:
+        """All that lives is listed, what is kept of deleted documents too, and no more."""
+        clock = Clock()
+        clock.rightNow = 1_700_000_000.0
+        store = MemoryStore(clock.seconds)
+        store.set(b"lives", b"", 0, 11)
+        store.set(b"expired", b"", 0, 10)
+        store.mutate_in(b"gone", [MutationSpec(PathOp.DICT_UPSERT, 4, b"_s", b"1")], 1)
+        store.delete(b"gone")
+        clock.advance(10)
+        found = [item for piece in store.pieces() for item in piece]
+        self.assertEqual([key for key, _ in found], [b"lives", b"gone"])
+        self.assertEqual([document.deleted for _, document in found], [False, True])
+
+    def test_tombstone_without_room(self) -> None:
+        """Where attributes of a deleted document cannot grow, those of before stay."""
+        store = MemoryStore(lambda: 1_700_000_000.0, 2000)
+        spec = MutationSpec(PathOp.DICT_UPSERT, 4, b"_s", b"1")
+        store.mutate_in(b"a", [spec], 1)
+        store.delete(b"a")
+        large = MutationSpec(PathOp.DICT_UPSERT, 4, b"_s", b'"%b"' % (b"x" * 3000))
+        refused = store.mutate_in(b"a", [large], DocFlag.ACCESS_DELETED)
+        self.assertIs(refused, Refusal.NO_MEMORY)
+        self.assertEqual(store.table.tombstones[b"a"].xattrs, {"_s": b"1"})
         check_books(store)
 
     def test_attributes_and_value(self) -> None:
