@@ -197,6 +197,11 @@ def _store(answer: Answer) -> list[Piece]:
         pieces.append(
             Field("values in", f"{store['url']}{state}", Style.PLAIN if ready else Style.BAD)
         )
+        pieces += [
+            Field("not writing", f"bucket {name}: {bucket['fault']}", Style.BAD)
+            for name, bucket in store.get("buckets", {}).items()
+            if bucket.get("fault")
+        ]
     rows = [
         Row(
             (

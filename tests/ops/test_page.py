@@ -160,6 +160,16 @@ class FactTests(SynchronousTestCase):
 class TextTests(SynchronousTestCase):
     """The same in ``kvtls status``."""
 
+    def test_not_written(self) -> None:
+        """A store that serves and takes no writes says so, by bucket."""
+        buckets = {"good": {"fault": ""}, "bad": {"fault": "data: No space left on device"}}
+        store = {"url": "file:data", "ready": True, "reason": "", "buckets": buckets}
+        said = status(served=generation(warnings=[]))
+        row = {"name": "b", "items": 1, "bytes": 1, "limit_bytes": 1, "evictions": 0}
+        text = render("status", {"ok": True, **said, "store": store, "buckets": [row]})
+        self.assertRegex(text, r"\n  not writing +bucket bad: data: No space left on device\n")
+        self.assertNotIn("good", text)
+
     def test_servers(self) -> None:
         """Servers behind are listed, with what is wrong below them."""
         said = behind(server("a:1"), server("b:2", up=False))
