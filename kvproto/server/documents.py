@@ -57,7 +57,7 @@ __all__ = [
 Handler: TypeAlias = "Callable[[BinaryClient, Request], Reply]"
 Encode: TypeAlias = "Callable[[BinaryClient, Request, Document], Reply]"
 
-_STORE_EXTRAS = Struct(">II")
+_unpack_store_extras = Struct(">II").unpack
 _COUNTER_EXTRAS = Struct(">QQI")
 _META = Struct(">IIIQ")
 _META_WITH_DATATYPE = Struct(">IIIQB")
@@ -205,11 +205,12 @@ def _touched(session: BinaryClient, request: Request, document: Document) -> Rep
 
 def set_(session: BinaryClient, request: Request) -> Reply:
     """SET; in memcached mode it deletes what it could not replace."""
-    flags, expiry = _STORE_EXTRAS.unpack(request.extras)
+    flags, expiry = _unpack_store_extras(request.extras)
     outcome: Any = None
-    if session.set_plainly is not None and not (request.cas or session.preserve_expiry):
+    plainly = session.set_plainly
+    if plainly is not None and not (request.cas or session.preserve_expiry):
         # The store's `set` would come there first, too.
-        outcome = session.set_plainly(request.key, request.value, flags, expiry, request.datatype)
+        outcome = plainly(request.key, request.value, flags, expiry, request.datatype)
     if outcome is None:
         outcome = session.store.set(
             request.key,
@@ -227,7 +228,7 @@ def set_(session: BinaryClient, request: Request) -> Reply:
 
 def _storing(method: str) -> Handler:
     def handler(session: BinaryClient, request: Request) -> Reply:
-        flags, expiry = _STORE_EXTRAS.unpack(request.extras)
+        flags, expiry = _unpack_store_extras(request.extras)
         outcome = getattr(session.store, method)(
             request.key,
             request.value,

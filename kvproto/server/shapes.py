@@ -120,9 +120,11 @@ def shaped(
         max_key: Longest key as it is on the wire, in bytes.
         refuse: Answers the others.
     """
-    sizes, needs_key = frozenset(shape.extras), shape.key is True
+    # Where only one length will do, a tuple tells sooner than a set.
+    sizes = shape.extras if len(shape.extras) == 1 else frozenset(shape.extras)
+    least_key = 1 if shape.key else 0
     most_key = 0 if shape.key is False else max_key
-    no_extras, no_value = shape.extras == (0,), not shape.value
+    no_value = not shape.value
     # The Couchbase SDK sets JSON unasked; compressed values and values with attributes need
     # features that nobody was offered.
     foreign = ~int(shape.datatypes if strict else Datatype.JSON)
@@ -132,9 +134,8 @@ def shaped(
 
     def check(session: BinaryClient, request: Request) -> Reply:
         if (
-            (request.extras if no_extras else len(request.extras) not in sizes)
-            or (needs_key and not request.key)
-            or len(request.key) > most_key
+            len(request.extras) not in sizes
+            or not least_key <= len(request.key) <= most_key
             or (no_value and request.value)
             or (request.datatype and request.datatype & foreign)
             or (cas is not None and cas != bool(request.cas))
