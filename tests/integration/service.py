@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import IO, Any
 from unittest import SkipTest
 
+from tests.integration.forking import Forked, fork_kvtls
+
 __all__ = [
     "ENGINES",
     "FAILOVER_ROUNDS",
@@ -69,15 +71,27 @@ def not_on(stores: Sequence[str], why: str) -> None:
 
 def run_kvtls(*options: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """Run ``twistd kvtls`` to its end, for option errors and ``--check``."""
-    with tempfile.TemporaryDirectory() as directory:
-        return subprocess.run(
-            [*TWISTD, "kvtls", *options],
-            cwd=directory,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+    command = [*TWISTD, "kvtls", *options]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        tempfile.TemporaryFile("w+") as stdout,
+        tempfile.TemporaryFile("w+") as stderr,
+    ):
+        pid = fork_kvtls(Path(directory), command[3:], stdout.fileno(), stderr.fileno())
+        process: subprocess.Popen[bytes] | Forked
+        if pid is None:
+            process = subprocess.Popen(command, cwd=directory, stdout=stdout, stderr=stderr)
+        else:
+            process = Forked(pid)
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(command, status, stdout.read(), stderr.read())
 
 
 EACH = """
@@ -156,14 +170,7 @@ class KvtlsProcess:
             arguments += ["--state-dir", str(self.state_dir)]
         if "--store" not in arguments and STORE != "memory":
             arguments += ["--store", self._empty_store()]
-        self.process = subprocess.Popen(
-            [*before, *TWISTD, "kvtls", *arguments],
-            cwd=self._directory,
-            pass_fds=pass_fds,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self.process = self._start(before, [*TWISTD, "kvtls", *arguments], pass_fds)
         assert self.process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,))
         self._reader.start()
@@ -174,6 +181,27 @@ class KvtlsProcess:
             raise
         for found in ADDRESS.finditer(ready):
             self.addresses.append((found["v6"] or found["v4"], int(found["port"])))
+
+    def _start(
+        self, before: Sequence[str], command: Sequence[str], pass_fds: Sequence[int]
+    ) -> subprocess.Popen[str] | Forked:
+        if not before and not pass_fds:
+            output, theirs = os.pipe()
+            try:
+                pid = fork_kvtls(self._directory, command[3:], theirs, theirs)
+            finally:
+                os.close(theirs)
+            if pid is not None:
+                return Forked(pid, open(output))
+            os.close(output)
+        return subprocess.Popen(
+            [*before, *command],
+            cwd=self._directory,
+            pass_fds=pass_fds,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def _empty_store(self) -> str:
         """Return what ``--store`` says for `STORE`; an engine is shared and emptied."""
