@@ -57,6 +57,18 @@ class MetaTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertTrue(self.meta("mg k v R30").won)
 
+    def test_recache_at_a_time(self) -> None:
+        """R may be a time as well: what ends before it is near its end."""
+        self.meta("ms k T30", b"value")
+        self.assertFalse(self.meta(f"mg k v R{int(START) + 30}").won)
+        self.assertTrue(self.meta(f"mg k v R{int(START) + 31}").won)
+
+    def test_nothing_there(self) -> None:
+        """What wants a document says that there is none."""
+        for line in ("ma k", "md k", "ms k C7"):
+            value = b"1" if line.startswith("ms") else b""
+            self.assertIs(self.meta(line, value), MetaWrite.NOT_FOUND, line)
+
     def test_expiry(self) -> None:
         """T sets it, N only where something is made; the later flag wins."""
         for line, expected in (
@@ -117,6 +129,7 @@ class MetaTests(SynchronousTestCase):
         """Of what is made nothing was known before."""
         for line, won in (("mg k v N30", True), ("ma k N30", False)):
             found = self.meta(line)
+            self.assertEqual(found.document.flags, 0)
             known = (found.before, found.marks, found.accessed, found.won, found.made)
             self.assertEqual(known, (0.0, 0, 0, won, True), line)
             found = self.meta(line)
@@ -213,6 +226,7 @@ class MetaTests(SynchronousTestCase):
                 self.meta(line, b"2" if line.startswith("ms") else b""), Refusal.LOCKED, line
             )
         self.assertEqual(self.meta("mg k v").document.value, b"1")
+        self.assertEqual(self.store.statistics.delete_misses, 0)
         self.assertEqual(self.meta(f"ma k C{cas}").document.value, b"2")
 
     def test_counts(self) -> None:
@@ -260,8 +274,9 @@ class MetaTests(SynchronousTestCase):
         self.counted(delete_misses=1)
         self.store.set(KEY, b"1", cas=7)
         self.counted(cmd_set=1, cas_misses=1)
-        self.store.replace(KEY, b"1")
-        self.counted(cmd_set=1)
+        for act in (self.store.replace, self.store.append):
+            act(KEY, b"1")
+            self.counted(cmd_set=1)
         self.meta("ma k")
         self.counted(incr_misses=1)
         self.meta("ma k MD")
