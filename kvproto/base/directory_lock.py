@@ -6,6 +6,7 @@ however that dies.  The file stays: deleting it would let two processes lock two
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -98,10 +99,14 @@ class DirectoryLock:
         self.name_process()
 
     def name_process(self) -> None:
-        """Write who has the lock; a process that became a daemon does so again."""
+        """Write who has the lock; a process that became a daemon does so again.
+
+        On a full disk nobody is told: what is in the directory can be served all the same.
+        """
         if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
 
     def release(self) -> None:
         """Let go of the lock, if it is held."""

@@ -8,6 +8,7 @@ would let two processes lock two files of the same name.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -73,8 +74,9 @@ class StateLock:
             holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise _in_use(self._directory, f" (process {holder})" if holder else "") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        with contextlib.suppress(OSError):  # on a full disk nobody is told who has it
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:
