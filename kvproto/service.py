@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService, Service
@@ -28,9 +28,8 @@ from twisted.python.components import Componentized
 
 from kvproto.base.clock import keep_monotonic
 from kvproto.base.histogram import QUICK_SECONDS, Histogram, merged
-from kvproto.base.http import HTTPService
 from kvproto.base.log import make_logger
-from kvproto.config import Config, endpoint_is_local
+from kvproto.config import Config, endpoint_is_local, with_interface
 from kvproto.config.settings import Settings
 from kvproto.dataplane import (
     Administration,
@@ -46,18 +45,15 @@ from kvproto.errors import ConfigError, KVProtoError
 from kvproto.listeners import AcceptorService, Event, Ledger, Limits, server_endpoint
 from kvproto.listeners.ages import AgeLimits
 from kvproto.listeners.probe import probe, validate
-from kvproto.management import ManagementFactory, ManagementSite
 from kvproto.nodes import NodeService
 from kvproto.ops.config_parts import ConfigParts, timeouts
 from kvproto.ops.config_reload import ConfigReload
 from kvproto.ops.control_socket import ControlSocket, StateLock
 from kvproto.ops.exit_status import end_with_failure
 from kvproto.ops.history import History
-from kvproto.ops.http import StatusSite, with_interface
 from kvproto.ops.keylog import KeyLog
 from kvproto.ops.logs import reopen_logs
 from kvproto.ops.memory import MemoryTrim, glibc_trim
-from kvproto.ops.metrics import ServiceCollector, exposition
 from kvproto.ops.open_files_limit import fit_open_files
 from kvproto.ops.privileges import FutureUser
 from kvproto.ops.service_control import ServiceControl
@@ -78,6 +74,9 @@ from kvproto.tls import (
 from kvproto.tls import Options as CredentialOptions
 from kvproto.tls.generation import Generation
 from kvproto.tls.watch import FileWatch
+
+if TYPE_CHECKING:
+    from kvproto.base.http import HTTPService
 
 __all__ = ["KVTLSService", "check"]
 
@@ -429,17 +428,6 @@ class KVTLSService(MultiService):
     def _http_service(self) -> HTTPService | None:
         """Make what answers health checks, scrapers and browsers, and what it shows."""
         times = self.server.times
-        collector = ServiceCollector(
-            self.ledger,
-            self.acceptors[: len(self._config.listen)],
-            self.acceptors[len(self._config.listen) :],
-            self.rotation,
-            self.server,
-            self.control.not_ready,
-            self.control.numbers_of,
-            getattr(self.stores, "servers", tuple),
-        )
-
         seen: list[Histogram] = []
 
         def sample() -> dict[str, Any]:
@@ -457,6 +445,21 @@ class KVTLSService(MultiService):
         self._history.setServiceParent(self)
         if self._config.http is None:
             return None
+        # All that is imported here is for who asks for it: without, a start takes less.
+        from kvproto.base.http import HTTPService
+        from kvproto.ops.http import StatusSite
+        from kvproto.ops.metrics import ServiceCollector, exposition
+
+        collector = ServiceCollector(
+            self.ledger,
+            self.acceptors[: len(self._config.listen)],
+            self.acceptors[len(self._config.listen) :],
+            self.rotation,
+            self.server,
+            self.control.not_ready,
+            self.control.numbers_of,
+            getattr(self.stores, "servers", tuple),
+        )
         site = StatusSite(
             self.control.status,
             self.control.not_ready,
@@ -477,6 +480,9 @@ class KVTLSService(MultiService):
         description = self._config.management
         if description is None:
             return None
+        from kvproto.base.http import HTTPService
+        from kvproto.management import ManagementFactory, ManagementSite
+
         site = ManagementSite(self.server, self.administration, self._reactor)
         secured: Any = KVTLSFactory(self.rotation.contexts, False, site, self._reactor)
         factory = ManagementFactory(site, secured, self._plain_management, self._reactor)

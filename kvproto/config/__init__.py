@@ -44,6 +44,7 @@ from kvproto.config.values import (
     User,
     UserBuckets,
     endpoint_is_local,
+    with_interface,
 )
 
 __all__ = [
@@ -78,5 +79,6 @@ __all__ = [
     "parse_user",
     "parse_user_buckets",
     "valid_bucket_name",
+    "with_interface",
     "without_secrets",
 ]

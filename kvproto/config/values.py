@@ -26,6 +26,7 @@ __all__ = [
     "User",
     "UserBuckets",
     "endpoint_is_local",
+    "with_interface",
 ]
 
 DEFAULT_STATE_DIR = Path("kvtls-state")
@@ -166,6 +167,14 @@ class NodeAddress:
 
     name: str
     port: int | None = None
+
+
+def with_interface(description: str) -> str:
+    """Return an endpoint description that names an interface: loopback unless it does already."""
+    if re.match(r"tcp[46]?:", description) and ":interface=" not in description:
+        loopback = r"\:\:1" if description.startswith("tcp6:") else "127.0.0.1"
+        return f"{description}:interface={loopback}"
+    return description
 
 
 def endpoint_is_local(description: str) -> bool:

@@ -23,20 +23,10 @@ from kvproto.base.log import make_logger
 from kvproto.ops.page import render_page
 from kvproto.ops.page_frame import PAGE_POLICY
 
-__all__ = ["StatusSite", "with_interface"]
+__all__ = ["StatusSite"]
 
 log = make_logger()
 peer_log = LimitedLog(log)
-
-_TCP = re.compile(r"tcp[46]?:")
-
-
-def with_interface(description: str) -> str:
-    """Return an endpoint description that names an interface: loopback unless it does already."""
-    if _TCP.match(description) and not re.search(r":interface=", description):
-        loopback = r"\:\:1" if description.startswith("tcp6:") else "127.0.0.1"
-        return f"{description}:interface={loopback}"
-    return description
 
 
 class StatusSite(BoundedSite):

@@ -132,9 +132,11 @@ class _Parent:
         _adopt(True)
         try:
             socket.send_fds(self._channel, [request], [stdout, stderr])
-            return int(self._channel.recv(20))
+            child = self._channel.recv(20)
         finally:
             _adopt(False)
+        assert child, "the process that services are forked from has ended: it says why above"
+        return int(child)
 
 
 _parents: list[_Parent] = []

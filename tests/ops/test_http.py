@@ -16,10 +16,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.base.http import IDLE_SECONDS, MAX_CONNECTIONS, REQUEST_SECONDS
+from kvproto.config import with_interface
 from kvproto.listeners import Ledger
 from kvproto.listeners.entry import NULL_CONNECTION
 from kvproto.ops.history import INTERVAL, SAMPLES, History
-from kvproto.ops.http import StatusSite, with_interface
+from kvproto.ops.http import StatusSite
 from kvproto.ops.metrics import ServiceCollector, exposition
 from kvproto.ops.page import findings, render_page
 from kvproto.ops.page_frame import PAGE_POLICY
