@@ -206,7 +206,7 @@ class CookieTests(SynchronousTestCase):
         """What is missing, a directory or a pipe is refused at once."""
         self.assertIn("No such file", self.refused(self.path))
         self.path.mkdir()
-        self.assertIn("regular", self.refused(self.path))
+        self.assertIn("directory", self.refused(self.path))
         pipe = self.path / "pipe"
         os.mkfifo(pipe, 0o600)
         self.assertIn("regular", self.refused(pipe))

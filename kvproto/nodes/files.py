@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 from typing import Any, Final
 
+from kvproto.base.regular_file import read_regular_file
 from kvproto.config import NodeConfig
 from kvproto.errors import ConfigError
 from kvproto.tls import CredentialFiles, Options
@@ -16,6 +16,8 @@ __all__ = ["node_files", "read_cookie"]
 
 LONGEST_COOKIE: Final = 255
 """A cookie is an atom on the other side."""
+
+_LONGEST_FILE: Final = 4096
 
 
 def node_files(settings: NodeConfig, data: CredentialFiles) -> CredentialFiles:
@@ -52,17 +54,9 @@ def read_cookie(path: Path) -> bytes:
     """
     option = "--node-cookie-file"
     try:
-        # O_NONBLOCK: opening a named pipe that nobody writes must not wait.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            content = os.read(descriptor, 4096) if stat.S_ISREG(mode) else b""
-        finally:
-            os.close(descriptor)
+        content, mode = read_regular_file(path, _LONGEST_FILE)
     except OSError as error:
         raise ConfigError(option, f"{path} cannot be read: {error.strerror}") from None
-    if not stat.S_ISREG(mode):
-        raise ConfigError(option, f"{path} is not a regular file")
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(
             option,

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvproto.base.regular_file import read_regular_file
 from kvproto.errors import CredentialError
 
 __all__ = [
@@ -144,7 +143,7 @@ def digest_of(contents: Iterable[bytes]) -> str:
 
 
 def _read(option: str, path: Path, real: Path | None = None) -> bytes:
-    """Read a regular file, whole; a pipe or device would hold up the process and is refused.
+    """Read a regular file, whole.
 
     Args:
         option: For the error.
@@ -152,32 +151,17 @@ def _read(option: str, path: Path, real: Path | None = None) -> bytes:
         real: Where its links led; None to follow them now.
     """
     try:
-        # O_NONBLOCK: opening a named pipe that nobody writes must not wait.
-        descriptor = os.open(real or path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            content = _read_regular(option, path, descriptor)
-        finally:
-            os.close(descriptor)
+        content, _ = read_regular_file(real or path, MAX_FILE)
     except FileNotFoundError:
         raise UnfinishedError(option, path, "there is no such file") from None
     except PermissionError:
         raise CredentialError(
             option, path, "may not be read by this user; change its owner or mode"
         ) from None
+    except IsADirectoryError:
+        raise CredentialError(option, path, "is a directory; name the PEM file in it") from None
     except OSError as error:
         raise CredentialError(option, path, f"cannot be read: {error.strerror}") from None
     if not content:
         raise UnfinishedError(option, path, "is empty")
-    if len(content) > MAX_FILE:
-        raise CredentialError(option, path, f"is larger than {MAX_FILE >> 20} MiB")
     return content
-
-
-def _read_regular(option: str, path: Path, descriptor: int) -> bytes:
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISDIR(mode):
-        raise CredentialError(option, path, "is a directory; name the PEM file in it")
-    if not stat.S_ISREG(mode):
-        raise CredentialError(option, path, "is not a regular file")
-    with open(descriptor, "rb", closefd=False) as file:
-        return file.read(MAX_FILE + 1)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from kvproto.base.regular_file import read_regular_file
 from kvproto.upstream.hashes import HASHES
 from kvproto.upstream.options import parse_parameters, parse_seconds, wrong
 from kvproto.upstream.ring import DEFAULT_PORT, DISTRIBUTIONS, FleetServer
@@ -158,12 +159,9 @@ def read_pool(path: Path) -> tuple[FleetServer, ...]:
     """
     where = f"pool-file={path}"
     try:
-        with path.open("rb") as file:
-            content = file.read(_LONGEST_POOL_FILE + 1)
+        content, _ = read_regular_file(path, _LONGEST_POOL_FILE)
     except OSError as error:
         raise wrong(where, f"cannot be read: {error.strerror}") from None
-    if len(content) > _LONGEST_POOL_FILE:
-        raise wrong(where, "is too long for a list of servers")
     try:
         lines = content.decode("ascii").splitlines()
     except UnicodeDecodeError:

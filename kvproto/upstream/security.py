@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 
 from kvproto.base.log import make_logger
+from kvproto.base.regular_file import read_regular_file
 from kvproto.base.watch import Watch
 from kvproto.errors import ConfigError
 from kvproto.upstream.options import OPTION, EngineOptions
@@ -24,6 +25,8 @@ __all__ = ["EngineSecrets"]
 log = make_logger()
 
 _END = b"-----END CERTIFICATE-----"
+
+_LARGEST_FILE = 16 << 20
 
 
 class EngineSecrets:
@@ -83,7 +86,7 @@ class EngineSecrets:
         digest = hashlib.sha256()
         for path in self._paths:
             try:
-                content = path.read_bytes()
+                content, _ = read_regular_file(path, _LARGEST_FILE)
             except OSError:
                 content = b"\0unreadable"
             digest.update(hashlib.sha256(content).digest())
@@ -138,9 +141,10 @@ class EngineSecrets:
 
 def _read(path: Any, name: str) -> bytes:
     try:
-        return bytes(path.read_bytes())
+        content, _ = read_regular_file(path, _LARGEST_FILE)
     except OSError as error:
         raise ConfigError(OPTION, f"{name} {path}: {error.strerror}") from None
+    return content
 
 
 def _certificates(path: Any, name: str) -> list[crypto.X509]:

@@ -121,7 +121,7 @@ class SecretsTests(SynchronousTestCase):
         path = {name: self.directory / name for name in files}
         for name, content in files.items():
             path[name].write_bytes(content)
-        missing = self.directory / "missing"
+        missing, endless = self.directory / "missing", Path("/dev/zero")
         for given, said in (
             ({"password_file": missing}, f"password-file {missing}: No such file"),
             ({"ca": path["none"]}, "holds no PEM certificate"),
@@ -129,6 +129,8 @@ class SecretsTests(SynchronousTestCase):
             ({"cert": path["chain"], "key": path["none"]}, "holds no PEM key"),
             ({"cert": path["chain"], "key": path["other"]}, "does not belong to cert"),
             ({"cert": missing}, f"cert {missing}: No such file"),
+            ({"password_file": endless}, f"password-file {endless}: it is not a regular file"),
+            ({"ca": endless}, f"ca {endless}: it is not a regular file"),
         ):
             error = self.assertRaises(ConfigError, self.make, **given)
             self.assertIn(said, str(error))
