@@ -94,6 +94,10 @@ class FileCase(SynchronousTestCase):
     sync = Sync.EVERY_SECOND
 
     def setUp(self) -> None:
+        # Some tests begin anew many times: each store has descriptors.
+        for store in list(getattr(self, "stores", ())):
+            if store.ready() is None:
+                self.kill(store)
         self.clock = Clock()
         self.clock.rightNow = START
         self.directory = Path(self.mktemp())
@@ -138,6 +142,7 @@ class FileCase(SynchronousTestCase):
         journal.running = False
         for segment in [journal._active, *journal._spares, *journal._unsynced]:
             if segment is not None:
+                segment.map.close()  # it has a descriptor, too
                 os.close(segment.descriptor)
         os.close(journal._directory_descriptor)
         for call in self.clock.getDelayedCalls():
