@@ -5,7 +5,8 @@ forked has read nothing, opened nothing and made no reactor: from its command li
 what a new process would.  It becomes a child of the tests, so that they see its exit status.
 
 Where it matters that a process is new (its environment differs, another program runs it), where
-the system is not Linux, and in CI's thorough run, each is started anew.
+the system is not Linux or lacks what this needs of it, and in CI's thorough run, each is started
+anew.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import IO
 
 from tests.examples import THOROUGH
 
-__all__ = ["Forked", "fork_kvtls"]
+__all__ = ["POSSIBLE", "Forked", "fork_kvtls"]
 
 PARENT = """
 import gc, json, os, socket, sys
@@ -61,6 +62,25 @@ run()
 """
 
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+def _adopt(yes: bool) -> bool:
+    """Say whether children of our children that lose their parent become ours."""
+    return not ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
+
+
+def _is_possible() -> bool:
+    """Return whether the system has what forking needs; sandboxes may lack some of it."""
+    if sys.platform != "linux":
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return _adopt(False)
+
+
+POSSIBLE = _is_possible()
 
 
 class Forked:
@@ -143,11 +163,6 @@ _parents: list[_Parent] = []
 """None, or the one."""
 
 
-def _adopt(yes: bool) -> None:
-    """Say whether children of our children that lose their parent become ours."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
-
-
 def fork_kvtls(directory: Path, words: Sequence[str], stdout: int, stderr: int) -> int | None:
     """Run twistd.
 
@@ -160,7 +175,7 @@ def fork_kvtls(directory: Path, words: Sequence[str], stdout: int, stderr: int) 
     Returns:
         Its process id; None where it has to be a new process.
     """
-    if THOROUGH or sys.platform != "linux":
+    if THOROUGH or not POSSIBLE:
         return None
     if not _parents:
         _parents.append(_Parent())

@@ -6,13 +6,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.examples import THOROUGH
-from tests.integration.forking import Forked
+from tests.integration.forking import POSSIBLE, Forked
 from tests.integration.service import KvtlsProcess, run_kvtls
 
 VARIES = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+\+\d+|kvtls-test-\w+|127\.0\.0\.1:\d+|\b\d{4,5}\b")
@@ -25,7 +24,7 @@ NEW = {"KVPROTO_TESTS_NEW_PROCESS": "1"}
 class ForkingTests(SynchronousTestCase):
     """Held against new processes."""
 
-    if THOROUGH or sys.platform != "linux":
+    if THOROUGH or not POSSIBLE:
         skip = "every service is a new process here"
 
     def of_a_life(self, kind: type) -> tuple[str, int, int, int]:
