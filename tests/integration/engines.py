@@ -239,6 +239,24 @@ class RedisCluster:
             time.sleep(0.1)
         raise AssertionError("the cluster does not come up")
 
+    def wait_for_replicas(self) -> None:
+        """Wait until replicas have told that they have all that is stored now.
+
+        Replication is asynchronous: what is younger goes with a primary that is killed.
+        """
+        for primary in self.primaries():
+            found = re.search(r"master_repl_offset:(\d+)", primary.replication())
+            assert found is not None
+            wanted, deadline = int(found[1]), time.monotonic() + 60
+            while True:
+                told = re.findall(
+                    r"^slave\d+:.*\boffset=(\d+)", primary.replication(), re.MULTILINE
+                )
+                if told and all(int(offset) >= wanted for offset in told):
+                    break
+                assert time.monotonic() < deadline, "a replica does not follow"
+                time.sleep(0.05)
+
     def server_of(self, key: str) -> RedisServer:
         """Return the server that has the slot of a key."""
         moved = self.servers[0].cli("cluster", "keyslot", key).strip()

@@ -443,6 +443,7 @@ class ClusterBadDaysTests(SynchronousTestCase):
         running = self.enterContext(service(f"{cluster.url}?timeout=1"))
         keys = self.names(30)
         self.fill(running, keys)
+        cluster.wait_for_replicas()
         load = Counting([plain_port(running)], keys, 8)
         # What is there, less what was acknowledged; and of how many increments nobody knew then.
         off, unknown = dict.fromkeys(keys, 0), dict.fromkeys(keys, 0)
@@ -606,6 +607,7 @@ class TLSTests(SynchronousTestCase):
         with client(running) as one:
             for key in keys:
                 self.assertEqual(one.set(key, b"0"), b"STORED")
+        cluster.wait_for_replicas()
         load = Counting([plain_port(running)], keys, 4)
         try:
             load.wait_for_more(300)
