@@ -8,8 +8,6 @@ would let two processes lock two files of the same name.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import socket
 import stat
@@ -23,8 +21,8 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succee
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 
+from kvproto.base.directory_lock import DirectoryInUse, DirectoryLock
 from kvproto.base.log import make_logger
-from kvproto.base.private_files import directory_fault
 from kvproto.errors import ConfigError
 from kvproto.listeners.ports import ListeningReactor
 from kvproto.ops.commands import CONTROL_SOCKET
@@ -42,7 +40,7 @@ MAX_UNIX_PATH = 107
 """Bytes: ``sun_path`` of Linux without the zero at its end."""
 
 
-class StateLock:
+class StateLock(DirectoryLock):
     """The right to serve from a state directory, held by one process at a time.
 
     Args:
@@ -50,8 +48,7 @@ class StateLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._descriptor: int | None = None
+        super().__init__(directory, LOCK_FILE, OPTION)
 
     def acquire(self) -> None:
         """Take the lock.
@@ -60,30 +57,11 @@ class StateLock:
             ConfigError: Another process has it, or the directory cannot be used, or is not
                 this user's own.
         """
-        path = self._directory / LOCK_FILE
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if fault := directory_fault(self._directory):
-                raise ConfigError(OPTION, f"{self._directory} {fault}")
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise ConfigError(OPTION, f"{path}: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
-            os.close(descriptor)
-            raise _in_use(self._directory, f" (process {holder})" if holder else "") from None
-        with contextlib.suppress(OSError):  # on a full disk nobody is told who has it
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        """Let go of the lock, if it is held."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+            super().acquire()
+        except DirectoryInUse as error:
+            holder = f" (process {error.holder})" if error.holder else ""
+            raise _in_use(error.directory, holder) from None
 
 
 def _in_use(directory: Path, holder: str = "") -> ConfigError:
