@@ -47,10 +47,19 @@ from typing import Any, Protocol, TypeAlias
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from kvproto.errors import ForeignData, RemoteProtocolError, UpstreamError
+from kvproto.errors import RemoteProtocolError
 from kvproto.server.buckets import Bucket
 from kvproto.server.replies import Hangup, Reply, size_of
-from kvproto.server.window import BARRIER, EMPTY, ENDING, FENCED, Servant, Subject, Window
+from kvproto.server.window import (
+    BARRIER,
+    EMPTY,
+    ENDING,
+    FENCED,
+    Servant,
+    Subject,
+    Window,
+    is_reported,
+)
 from kvproto.store import IGroupingStore
 
 __all__ = ["Dialect", "Scan", "Session"]
@@ -175,7 +184,6 @@ def scan_in_group(
     assert dialect.bucket is not None
     store: Any = dialect.bucket.store
     session.begin_group(store, out)
-    alone = False
     try:
         left = scan(session, dialect, data, out, limit)
     finally:
@@ -472,9 +480,13 @@ class Session:
             Whether it was so; otherwise `proceed` does what there is to do.
         """
         window = self.window
-        if self._stopped or self._serving or window.unfinished or len(window.ready) != 1:
-            return False
-        if window.state is ENDING:
+        if (
+            self._stopped
+            or self._serving
+            or window.unfinished
+            or len(window.ready) != 1
+            or window.state is ENDING
+        ):
             return False
         window.take(out, self._limit)
         self._look_again()
@@ -487,7 +499,7 @@ class Session:
 
     def answer_failure(self, request: Any, error: Exception) -> Reply:
         """Report an exception that is being handled; return what the peer hears of it."""
-        if not isinstance(error, UpstreamError) or isinstance(error, ForeignData):
+        if is_reported(error):
             self._report(Failure())
         return self.dialect.conclude(request, self.dialect.failed(request, error))
 

@@ -73,6 +73,7 @@ __all__ = [
     "State",
     "Subject",
     "Window",
+    "is_reported",
 ]
 
 MAX_REQUESTS = 256
@@ -107,6 +108,14 @@ class State(Enum):
 
 # By name: to look a member up in its class costs more than what is done with it.
 EMPTY, _OPEN, _FULL, FENCED, ENDING, _ENDED = State
+
+
+def is_reported(error: BaseException | None) -> bool:
+    """Return whether the log is told of a request that failed so.
+
+    A store that is away has lines of its own, one when it goes and one when it is back.
+    """
+    return not isinstance(error, UpstreamError) or isinstance(error, ForeignData)
 
 
 class Servant(Protocol):
@@ -346,7 +355,7 @@ class Window:
                 try:
                     reply = self._servant.begin(entry.request)
                 except Exception as error:
-                    if not isinstance(error, UpstreamError) or isinstance(error, ForeignData):
+                    if is_reported(error):
                         self._report(Failure())
                     reply = self._servant.failed(entry.request, error)
                 if isinstance(reply, Deferred):
@@ -386,7 +395,7 @@ class Window:
                 if not failure.check(CancelledError):
                     self._report(failure)
                 return
-            if not failure.check(UpstreamError) or failure.check(ForeignData):
+            if is_reported(failure.value):
                 self._report(failure)
             reply = self._servant.failed(entry.request, failure.value)
         except Exception:
