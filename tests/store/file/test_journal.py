@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -529,16 +530,14 @@ class CleaningTests(FileCase):
         self.assertIsNone(store.get(b"gone"))
         self.assertEqual(self.value_in(store, b"stays"), b"2")
 
-    def test_damage_found_while_cleaning(self) -> None:
-        """A segment that cannot be read any more costs nothing: all is written anew."""
+    def lose_while_cleaning(self, spoil: Callable[[Path], None]) -> None:
+        """Clean a log whose first segment was spoiled; all that is alive must be written anew."""
         self.patch(journal_module, "_REWRITE_BELOW", 1 << 60)
         store = self.open()
         for number in range(1200):
             store.set(b"%d" % number, b"x" * 600)
         first = self.segments()[0]
-        data = bytearray(first.read_bytes())
-        data[5000] ^= 1
-        first.write_bytes(data)
+        spoil(first)
         for number in range(3000):
             store.set(b"filler", b"y" * 600)
             if number % 500 == 0:
@@ -548,31 +547,30 @@ class CleaningTests(FileCase):
         before = dict(store._memory.table.items)
         store = self.again(store)
         self.assertEqual(dict(store._memory.table.items), before)
+
+    def test_damage_found_while_cleaning(self) -> None:
+        """A segment that cannot be read any more costs nothing: all is written anew."""
+
+        def flip(first: Path) -> None:
+            data = bytearray(first.read_bytes())
+            data[5000] ^= 1
+            first.write_bytes(data)
+
+        self.lose_while_cleaning(flip)
 
     def test_unreadable_while_cleaning(self) -> None:
         """So does one that the disk does not give back."""
-        self.patch(journal_module, "_REWRITE_BELOW", 1 << 60)
-        store = self.open()
-        for number in range(1200):
-            store.set(b"%d" % number, b"x" * 600)
-        first = self.segments()[0]
         read = self.disk.read
 
-        def refuse(path: Path) -> bytes:
-            if path == first:
-                raise OSError(5, "Input/output error")
-            return read(path)
+        def spoil(first: Path) -> None:
+            def refuse(path: Path) -> bytes:
+                if path == first:
+                    raise OSError(5, "Input/output error")
+                return read(path)
 
-        self.patch(self.disk, "read", refuse)
-        for number in range(3000):
-            store.set(b"filler", b"y" * 600)
-            if number % 500 == 0:
-                self.settle()
-        self.settle()
-        self.assertFalse(first.exists())
-        before = dict(store._memory.table.items)
-        store = self.again(store)
-        self.assertEqual(dict(store._memory.table.items), before)
+            self.patch(self.disk, "read", refuse)
+
+        self.lose_while_cleaning(spoil)
 
     def test_files_that_cannot_be_removed(self) -> None:
         """They stay until they can, writes go on, and one line says so each time."""
