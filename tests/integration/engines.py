@@ -12,11 +12,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from unittest import SkipTest
 
+from tests.integration.live import eventually
 from tests.integration.peers import freeze, require
 from tests.ports import free_port
 
@@ -247,15 +248,12 @@ class RedisCluster:
         for primary in self.primaries():
             found = re.search(r"master_repl_offset:(\d+)", primary.replication())
             assert found is not None
-            wanted, deadline = int(found[1]), time.monotonic() + 60
-            while True:
-                told = re.findall(
-                    r"^slave\d+:.*\boffset=(\d+)", primary.replication(), re.MULTILINE
-                )
-                if told and all(int(offset) >= wanted for offset in told):
-                    break
-                assert time.monotonic() < deadline, "a replica does not follow"
-                time.sleep(0.05)
+            eventually(partial(self._replicas_have, primary, int(found[1])), "replicas follow")
+
+    @staticmethod
+    def _replicas_have(primary: RedisServer, wanted: int) -> bool:
+        told = re.findall(r"^slave\d+:.*\boffset=(\d+)", primary.replication(), re.MULTILINE)
+        return bool(told) and all(int(offset) >= wanted for offset in told)
 
     def server_of(self, key: str) -> RedisServer:
         """Return the server that has the slot of a key."""
