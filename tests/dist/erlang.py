@@ -349,16 +349,25 @@ class Site:
         return [] if result["state"] == "listening" else ["node"]
 
     def until(self, name: str, *, up: bool) -> Deferred[NodeEvent]:
-        """Wait for the next time that a node comes or goes."""
+        """Wait for the next time that a node comes or goes, as this node sees it.
 
-        def heard(event: NodeEvent) -> None:
-            if event.name == name and event.up is up:
-                unwatch()
-                waiting.callback(event)
+        A link is up at the node that was called one message before it is up at
+        the caller, so each test waits at the end that it uses.
+        """
+        return until(self.node, name, up=up)
 
-        waiting: Deferred[NodeEvent] = Deferred()
-        unwatch = self.node.watch(heard)
-        return waiting.addTimeout(20, reactor)
+
+def until(node: Node, name: str, *, up: bool) -> Deferred[NodeEvent]:
+    """Wait for the next time that another node comes or goes, as a node of ours sees it."""
+
+    def heard(event: NodeEvent) -> None:
+        if event.name == name and event.up is up:
+            unwatch()
+            waiting.callback(event)
+
+    waiting: Deferred[NodeEvent] = Deferred()
+    unwatch = node.watch(heard)
+    return waiting.addTimeout(20, reactor)
 
 
 def client_endpoint(port: int) -> TCP4ClientEndpoint:
