@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,9 +249,7 @@ class Loader:
         if kind <= Kind.TOMBSTONE:
             self._note(record)
             if memory.load(record.key, document, self._now()) is not None:
-                # Less memory than before, and nothing may be evicted.
-                memory.load(record.key, None, 0.0)
-                self._loaded.evicted.append(record.key)
+                self._load_above_limit(record.key, document)
         elif kind == Kind.REMOVE:
             self._note(record)
             memory.load(record.key, None, 0.0)
@@ -263,6 +262,21 @@ class Loader:
             self._loaded.state = _state_of(document)
         elif kind == Kind.CLEANED:
             self._cleaned = max(self._cleaned, document.seqno)
+
+    def _load_above_limit(self, key: Key, document: Document) -> None:
+        """Take over what there is no room for: the limit is smaller than it was.
+
+        Where nothing may be evicted everything stays, as when the limit becomes smaller while the
+        service runs; what is larger than all of it goes where something may be.
+        """
+        memory, table = self._memory, self._memory.table
+        if table.evict:
+            memory.load(key, None, 0.0)
+            self._loaded.evicted.append(key)
+        else:
+            limit, table.limit = table.limit, sys.maxsize
+            memory.load(key, document, self._now())
+            table.limit = limit
 
     def _note(self, record: Record) -> None:
         document = record.document

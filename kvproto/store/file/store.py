@@ -138,10 +138,31 @@ class FileStore(PlainSets, Operations):
         journal.persisted = memory.seqno
         memory.table.on_evicted = self._evicted
         memory.table.on_emptied = self._emptied
-        for key in loaded.evicted:
-            if key not in memory.table.items:
-                self._evicted(key)
+        evicted = [key for key in dict.fromkeys(loaded.evicted) if key not in memory.table.items]
+        for key in evicted:
+            self._evicted(key)
+        self._say_what_fits(len(evicted))
         self._open = True
+
+    def _say_what_fits(self, evicted: int) -> None:
+        """Tell the operator that there is less memory than what was loaded needs."""
+        table = self._memory.table
+        if evicted:
+            log.warn(
+                "{directory}: {count} documents had no room in the {limit} bytes of memory that "
+                "they may take, and were evicted",
+                directory=str(self.directory),
+                count=evicted,
+                limit=table.limit,
+            )
+        if table.used > table.limit:
+            log.warn(
+                "{directory}: what is in it takes {used} bytes of memory and may take {limit}: "
+                "writes are refused until it fits",
+                directory=str(self.directory),
+                used=table.used,
+                limit=table.limit,
+            )
 
     async def close(self) -> None:
         """Force everything to the disk and let go of the directory."""

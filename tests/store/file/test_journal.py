@@ -373,12 +373,12 @@ class FullDiskTests(FileCase):
 
     def test_gone_on_a_full_disk(self) -> None:
         """What had to go while nothing could be written stays gone: that is written first."""
-        store = self.open(evict=False)
+        store = self.open()
         for number in range(50):
             store.set(b"%d" % number, b"v" * 1000)
         self.kill(store)
         self.disk.room = SMALLEST_SEGMENT
-        store = self.open(memory_limit=20_000, evict=False)
+        store = self.open(memory_limit=20_000)
         left = set(store._memory.table.items)
         self.assertTrue(0 < len(left) < 50)
         self.assertRaises(StoreUnavailable, store.set, b"0", b"")
@@ -386,7 +386,7 @@ class FullDiskTests(FileCase):
         self.clock.advance(1)
         self.assertIsInstance(store.set(next(iter(left)), b""), Document)
         for _ in range(2):
-            store = self.again(store, evict=False)
+            store = self.again(store)
             self.assertEqual(set(store._memory.table.items), left)
 
     def test_start_on_a_full_disk(self) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
 
 from kvproto.config import Sync
 from kvproto.errors import OutcomeUnknown, StoreUnavailable
@@ -175,27 +176,47 @@ class RestartTests(FileCase):
         self.assertGreater(store._journal.size, 0)
 
     def test_less_memory(self) -> None:
-        """What does not fit any more when it is loaded is gone for good."""
+        """What does not fit any more when it is loaded is evicted for good, and that is said."""
+        store = self.open()
+        for number in range(50):
+            store.set(b"%d" % number, b"v" * 1000)
+        with capturedLogs() as captured:
+            store = self.again(store, kill=False, memory_limit=20_000)
+        left = set(store._memory.table.items)
+        self.assertTrue(0 < len(left) < 50)
+        self.assertIn(b"49", left)
+        (line,) = (formatEvent(event) for event in captured)
+        self.assertIn(f": {50 - len(left)} documents had no room in the 20000 bytes", line)
+        store = self.again(store)
+        self.assertEqual(set(store._memory.table.items), left)
+
+    def test_less_memory_and_nothing_evicted(self) -> None:
+        """Where nothing may be evicted everything stays, and writes are refused until it fits."""
         store = self.open(evict=False)
         for number in range(50):
             store.set(b"%d" % number, b"v" * 1000)
-        store = self.again(store, kill=False, memory_limit=20_000, evict=False)
-        left = set(store._memory.table.items)
-        self.assertTrue(0 < len(left) < 50)
+        with capturedLogs() as captured:
+            store = self.again(store, kill=False, memory_limit=20_000, evict=False)
+        self.assertEqual(len(store._memory.table.items), 50)
+        (line,) = (formatEvent(event) for event in captured)
+        used = store._memory.table.used
+        self.assertIn(f"takes {used} bytes of memory and may take 20000: writes are ref", line)
+        self.assertIs(store.set(b"new", b""), Refusal.NO_MEMORY)
+        for number in range(40):
+            self.assertIsInstance(store.delete(b"%d" % number), Document)
+        self.assertIsInstance(store.set(b"new", b""), Document)
         store = self.again(store, evict=False)
-        self.assertEqual(set(store._memory.table.items), left)
+        self.assertEqual(len(store._memory.table.items), 11)
 
     def test_less_memory_than_a_new_value(self) -> None:
         """Where the last value of a document does not fit, an older one does not come back."""
-        store = self.open(evict=False)
+        store = self.open()
         store.set(b"k", b"old")
-        for number in range(15):
-            store.set(b"%d" % number, b"v" * 1000)
+        store.set(b"other", b"v")
         store.set(b"k", b"new" * 3000)
-        for limit in (25_000, 1 << 20):
-            store = self.again(store, memory_limit=limit, evict=False)
-            self.assertIsNone(store.get(b"k"))
-            self.assertEqual(len(store._memory.table.items), 15)
+        for limit in (5_000, 1 << 20):
+            store = self.again(store, memory_limit=limit)
+            self.assertEqual(set(store._memory.table.items), {b"other"})
 
     def test_limits(self) -> None:
         """Other limits are the memory's, at once."""
