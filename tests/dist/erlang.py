@@ -46,6 +46,7 @@ from kvproto.listeners import AcceptorService, Ledger, Limits, server_endpoint
 from kvproto.testing.certificates import Authority, Identity
 from kvproto.tls import KVTLSFactory
 from tests.integration.peers import freeze, require
+from tests.integration.service import PATIENCE
 from tests.ports import free_port
 
 __all__ = [
@@ -190,11 +191,11 @@ class ErlangNode:
         except queue.Empty:
             raise AssertionError("erl did not answer:\n" + "\n".join(self.output[-20:])) from None
 
-    def wait_until_ready(self, seconds: float = 15) -> None:
+    def wait_until_ready(self, seconds: float = PATIENCE) -> None:
         """Wait for the VM to have started."""
         assert self._next(seconds) == "ready", "\n".join(self.output)
 
-    def ask_now(self, expression: str, seconds: float = 15) -> str:
+    def ask_now(self, expression: str, seconds: float = PATIENCE) -> str:
         """Evaluate an expression, blocking; the result as Erlang prints it."""
         with self._lock:
             assert self.process.stdin is not None
@@ -203,7 +204,7 @@ class ErlangNode:
             self.process.stdin.flush()
             return self._next(seconds)
 
-    def ask(self, expression: str, seconds: float = 15) -> Deferred[str]:
+    def ask(self, expression: str, seconds: float = PATIENCE) -> Deferred[str]:
         """Evaluate an expression in the VM while this process' reactor runs."""
         return deferToThread(self.ask_now, expression, seconds)
 
@@ -218,8 +219,8 @@ class ErlangNode:
     def kill(self) -> None:
         """End it without a goodbye."""
         self.process.kill()
-        self.process.wait(10)
-        self._reader.join(10)
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
@@ -273,7 +274,7 @@ class SecuredClientEndpoint:
 
     def __init__(self, tls: Tls, port: int) -> None:
         self._tls = tls
-        self._endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port, timeout=5)
+        self._endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port, timeout=PATIENCE)
 
     def connect(self, factory: Any) -> Deferred[Any]:
         wrapped = KVTLSFactory(self._tls, True, factory, reactor)
@@ -367,12 +368,12 @@ def until(node: Node, name: str, *, up: bool) -> Deferred[NodeEvent]:
 
     waiting: Deferred[NodeEvent] = Deferred()
     unwatch = node.watch(heard)
-    return waiting.addTimeout(20, reactor)
+    return waiting.addTimeout(PATIENCE, reactor)
 
 
 def client_endpoint(port: int) -> TCP4ClientEndpoint:
     """Return the endpoint of a port on 127.0.0.1, without TLS."""
-    return TCP4ClientEndpoint(reactor, "127.0.0.1", port, timeout=5)
+    return TCP4ClientEndpoint(reactor, "127.0.0.1", port, timeout=PATIENCE)
 
 
 class Epmd:
@@ -402,7 +403,7 @@ class Epmd:
     def kill(self) -> None:
         """End it."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
 
 class Directory:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from tests.integration.service import PATIENCE
 from tests.integration.wire_client import HEADER, read_answer
 
 __all__ = ["Counting", "DurableWriting", "TextClient", "write_durably"]
@@ -162,7 +163,7 @@ class Counting:
         """Increments that were performed."""
         return sum(self.done.values())
 
-    def wait_for(self, happened: Callable[[], bool], seconds: float = 30.0) -> None:
+    def wait_for(self, happened: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Wait until something is true, while counting goes on.
 
         Raises:
@@ -174,7 +175,7 @@ class Counting:
             assert time.monotonic() < end, (self.done, self.unknown, self.refused)
             time.sleep(0.02)
 
-    def wait_for_more(self, number: int, seconds: float = 30.0) -> None:
+    def wait_for_more(self, number: int, seconds: float = PATIENCE) -> None:
         """Wait until so many more increments were performed."""
         wanted = self.total + number
         self.wait_for(lambda: self.total >= wanted, seconds)
@@ -188,13 +189,13 @@ class Counting:
         """End, and wait for the threads."""
         self._stopping = True
         for thread in self._threads:
-            thread.join(30)
+            thread.join(PATIENCE)
         assert not any(thread.is_alive() for thread in self._threads)
 
     def join(self) -> None:
         """Wait until every thread has done its limit."""
         for thread in self._threads:
-            thread.join(60)
+            thread.join(PATIENCE)
         assert not any(thread.is_alive() for thread in self._threads)
 
     def check(self, values: dict[str, int]) -> None:
@@ -276,5 +277,5 @@ class DurableWriting:
         """End, and wait for the threads."""
         self._stopping = True
         for thread in self._threads:
-            thread.join(30)
+            thread.join(PATIENCE)
         assert not any(thread.is_alive() for thread in self._threads)

@@ -19,6 +19,7 @@ from unittest import SkipTest
 
 from tests.integration.live import eventually
 from tests.integration.peers import freeze, require
+from tests.integration.service import PATIENCE
 from tests.ports import free_port
 
 __all__ = [
@@ -110,7 +111,7 @@ class RedisServer:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
     def close(self) -> None:
         """End it and remove what it has left."""

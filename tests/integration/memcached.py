@@ -67,7 +67,7 @@ class Memcached:
             return socket.create_connection(("127.0.0.1", self.port), 5)
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.settimeout(5)
+            connection.settimeout(PATIENCE)
             connection.connect(self._path)
         except BaseException:
             connection.close()
@@ -103,7 +103,7 @@ class Memcached:
     def kill(self) -> None:
         """End it at once."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
     def ask(self, command: bytes) -> bytes:
         """Send one text command; return its answer, up to its last line."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.integration.memcached import wait_for_port
 from tests.integration.peers import require
+from tests.integration.service import PATIENCE
 from tests.ports import free_port
 
 __all__ = ["Nutcracker"]
@@ -49,5 +50,5 @@ class Nutcracker:
     def kill(self) -> None:
         """End it."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
         self._directory.cleanup()

@@ -88,10 +88,10 @@ class _Child:
         assert process.stdout is not None
         process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(0 if kill else 20)
+            process.wait(0 if kill else PATIENCE)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(PATIENCE)
         process.stdout.close()
 
 

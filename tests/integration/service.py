@@ -291,8 +291,8 @@ class KvtlsProcess:
     ) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
-        self._reader.join(10)
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
         if self.process.stdout is not None:
             self.process.stdout.close()
         shutil.rmtree(self._directory, ignore_errors=True)

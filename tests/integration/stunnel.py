@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.integration.peers import require
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 from tests.ports import free_port
 
 __all__ = ["Stunnel"]
@@ -55,6 +55,6 @@ class Stunnel:
         trace: TracebackType | None,
     ) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
         self._log.close()
         self._directory.cleanup()

@@ -7,7 +7,7 @@ import ssl
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 from tests.integration.wire_client import packet, read_answer
 
 NOOP = 0x0A
@@ -18,7 +18,7 @@ class AgeTests(SynchronousTestCase):
 
     def ended(self, client: ssl.SSLSocket) -> bool:
         """Wait for the end of a connection, which has to be in order."""
-        client.settimeout(30)
+        client.settimeout(PATIENCE)
         return client.recv(1000) == b""
 
     def test_idle(self) -> None:
@@ -30,7 +30,7 @@ class AgeTests(SynchronousTestCase):
                 self.assertTrue(self.ended(silent))
             with service.connect() as half:
                 half.sendall(packet(NOOP)[:10])
-                half.settimeout(30)
+                half.settimeout(PATIENCE)
                 # Cut off rather than told: its request was not complete in time.
                 with contextlib.suppress(ConnectionError, ssl.SSLError):
                     self.assertEqual(half.recv(1000), b"")
@@ -40,7 +40,7 @@ class AgeTests(SynchronousTestCase):
     def test_lifetime(self) -> None:
         """A client that asks all the time is drained when it is old."""
         with KvtlsProcess("--max-lifetime", "1") as service, service.connect() as client:
-            client.settimeout(30)
+            client.settimeout(PATIENCE)
             answered = 0
             while True:
                 try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.sdk import ROOT
+from tests.integration.service import PATIENCE
 from tests.pages import block
 from tests.ports import free_port
 
@@ -37,7 +38,7 @@ class PageTests(SynchronousTestCase):
             env={**os.environ, "PATH": path},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)

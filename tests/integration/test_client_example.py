@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "client.py"
 
@@ -28,7 +28,7 @@ class ExampleTests(SynchronousTestCase):
             [sys.executable, str(EXAMPLE), endpoint, *login],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE,
             check=False,
         )
         self.assertEqual((done.returncode, done.stderr), (0, ""))

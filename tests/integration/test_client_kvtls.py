@@ -27,7 +27,7 @@ from kvproto.client import (
     UnansweredError,
     UnknownCollectionError,
 )
-from tests.integration.service import ENGINES, KvtlsProcess, not_on
+from tests.integration.service import ENGINES, PATIENCE, KvtlsProcess, not_on
 
 reactor: Any = installed
 
@@ -35,7 +35,7 @@ reactor: Any = installed
 class KvtlsTestCase(TestCase):
     """A running service and clients of it."""
 
-    timeout = 60
+    timeout = 3 * PATIENCE
     options: tuple[str, ...] = ()
 
     def setUp(self) -> None:

@@ -29,6 +29,7 @@ from kvproto.client import (
     UnsupportedError,
 )
 from tests.integration.memcached import Memcached
+from tests.integration.service import PATIENCE
 
 reactor: Any = installed
 
@@ -36,7 +37,7 @@ reactor: Any = installed
 class MemcachedTests(TestCase):
     """All operations that memcached has."""
 
-    timeout = 30
+    timeout = 3 * PATIENCE
 
     def setUp(self) -> None:
         self.server = Memcached()

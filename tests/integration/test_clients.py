@@ -11,7 +11,7 @@ from pymemcache.exceptions import MemcacheError
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.testing.certificates import Authority
-from tests.integration.service import MODES, KvtlsProcess
+from tests.integration.service import MODES, PATIENCE, KvtlsProcess
 
 
 class BmemcachedTests(SynchronousTestCase):
@@ -20,7 +20,10 @@ class BmemcachedTests(SynchronousTestCase):
     def client(self, service: KvtlsProcess, **options: object) -> bmemcached.Client:
         host, port = service.addresses[0]
         return bmemcached.Client(
-            (f"{host}:{port}",), tls_context=service.client_context(), socket_timeout=10, **options
+            (f"{host}:{port}",),
+            tls_context=service.client_context(),
+            socket_timeout=PATIENCE,
+            **options,
         )
 
     def test_everything(self) -> None:
@@ -85,8 +88,8 @@ class PymemcacheTests(SynchronousTestCase):
         client = Client(
             service.addresses[0],
             tls_context=service.client_context(),
-            timeout=10,
-            connect_timeout=10,
+            timeout=PATIENCE,
+            connect_timeout=PATIENCE,
         )
         self.addCleanup(client.close)
         return client
@@ -176,7 +179,7 @@ class CertificateLoginTests(SynchronousTestCase):
         if name is not None:
             credential = self.authority.issue(name)
             context.load_cert_chain(self.store(name, credential.chain_pem + credential.key_pem))
-        client = Client(service.addresses[0], tls_context=context, timeout=10)
+        client = Client(service.addresses[0], tls_context=context, timeout=PATIENCE)
         self.addCleanup(client.close)
         return client
 

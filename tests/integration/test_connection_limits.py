@@ -291,7 +291,7 @@ class ChurnTests(LimitCase):
 class DelayedCallTests(TestCase):
     """The same in this process, where timers can be counted."""
 
-    timeout = 60
+    timeout = 3 * PATIENCE
 
     async def test_no_timer_stays(self) -> None:
         """When all have left there are as many delayed calls as before, after a stop none."""

@@ -27,6 +27,7 @@ from kvproto.ops.client import NoServiceError, call, wait_until_gone
 from kvproto.ops.commands import CONTROL_SOCKET, MAX_REQUEST
 from kvproto.ops.control import ControlFactory
 from kvproto.ops.control_socket import ControlSocket, StateLock
+from tests.integration.service import PATIENCE
 from tests.ops.material import FakeControl, verdict
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "kvproto.cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=False,
         env={**os.environ, "COLUMNS": "80"},
     )
@@ -54,7 +55,7 @@ def temporary(test: SynchronousTestCase | TestCase) -> Path:
 class ServedTestCase(TestCase):
     """A control socket that serves a fake service, in the reactor of the test run."""
 
-    timeout = 60
+    timeout = 3 * PATIENCE
 
     def setUp(self) -> None:
         self.directory = temporary(self) / "state"
@@ -171,7 +172,7 @@ class ConversationTests(ServedTestCase):
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         self.addCleanup(connection.close)
-        connection.settimeout(10)
+        connection.settimeout(PATIENCE)
         connection.connect(str(self.path))
         return connection
 
@@ -328,7 +329,7 @@ class GoneTests(SynchronousTestCase):
         """It ends with the process, or when time is over."""
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
             self.assertFalse(wait_until_gone(process.pid, 0.05))
-            process.communicate(b"\n", timeout=30)
+            process.communicate(b"\n", timeout=PATIENCE)
         self.assertTrue(wait_until_gone(process.pid, 10))
 
 

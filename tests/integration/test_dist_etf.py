@@ -19,6 +19,7 @@ from kvproto.errors import LocalProtocolError
 from tests.dist.test_etf import ONCE, TERMS, WILD
 from tests.examples import examples
 from tests.integration.peers import require
+from tests.integration.service import PATIENCE
 
 COUNT = 4000
 
@@ -109,7 +110,7 @@ class DifferentialTests(SynchronousTestCase):
             env={"HOME": str(self.directory), "PATH": "/usr/bin:/bin"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)

@@ -17,6 +17,7 @@ from twisted.trial.unittest import TestCase
 from kvproto.config import Config
 from kvproto.errors import ConfigError
 from kvproto.service import KVTLSService, check
+from tests.integration.service import PATIENCE
 
 
 class TextClient(Protocol):
@@ -39,7 +40,7 @@ class TextClient(Protocol):
 class EmbeddingTests(TestCase):
     """A `KVTLSService` under an application that is not ours."""
 
-    timeout = 20
+    timeout = 3 * PATIENCE
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()).absolute()

@@ -140,7 +140,7 @@ class FleetCase(TestCase):
 
     async def wait(self, condition: Any) -> None:
         """Wait for something to become true."""
-        for _ in range(1000):
+        for _ in range(int(PATIENCE / 0.02)):
             if condition():
                 return
             await deferLater(reactor, 0.02)

@@ -229,7 +229,7 @@ class OperatorTests(FleetLiveCase):
             )
         )
         self.assertEqual(kvtls(service, "status", "--ready").returncode, 0)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
             text = answer.read().decode()
         self.assertIn(f'kvtls_store_up{{server="{down}"}} 0', text)
         self.assertIn(f'kvtls_store_up{{server="{self.memcached[1].name}"}} 1', text)

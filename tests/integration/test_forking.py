@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.examples import THOROUGH
 from tests.integration.forking import POSSIBLE, Forked
-from tests.integration.service import KvtlsProcess, run_kvtls
+from tests.integration.service import PATIENCE, KvtlsProcess, run_kvtls
 
 VARIES = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+\+\d+|kvtls-test-\w+|127\.0\.0\.1:\d+|\b\d{4,5}\b")
 """Of what a service writes: the time, its directory and its port."""
@@ -60,5 +60,5 @@ class ForkingTests(SynchronousTestCase):
                 service.process.wait(0)
             self.assertIs(service.process.poll(), None)
             service.process.kill()
-            self.assertEqual(service.process.wait(60), -signal.SIGKILL)
+            self.assertEqual(service.process.wait(PATIENCE), -signal.SIGKILL)
             self.assertEqual(service.process.poll(), -signal.SIGKILL)

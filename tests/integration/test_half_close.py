@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 from tests.integration.wire_client import packet, read_answer
 
 GET, SET = 0x00, 0x01
@@ -24,7 +24,7 @@ class Client:
         context = service.client_context()
         context.minimum_version = context.maximum_version = version
         host, port = service.addresses[0]
-        self.socket = socket.create_connection((host, port), 10)
+        self.socket = socket.create_connection((host, port), PATIENCE)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_hostname=host)
         self._until_done(self._tls.do_handshake)

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.ops.client import call
 from kvproto.ops.commands import CONTROL_SOCKET
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 from tests.integration.wire_client import packet, read_answer, sasl_plain
 
 GET, SET = 0x00, 0x01
@@ -31,7 +31,7 @@ class HTTPTests(SynchronousTestCase):
 
     def get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

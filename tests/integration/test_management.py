@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.ops.client import call
 from kvproto.testing.certificates import client_identity, root_authority
 from tests.integration.live import CredentialDirectory, new_server_identity
-from tests.integration.service import KvtlsProcess, run_kvtls
+from tests.integration.service import PATIENCE, KvtlsProcess, run_kvtls
 from tests.integration.wire_client import packet, read_answer, sasl_plain
 from tests.management.test_query import ONLINE
 
@@ -47,11 +47,13 @@ class RestCase(SynchronousTestCase):
         """Return status and body of an answer."""
         connection: http.client.HTTPConnection
         if plain:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port(service), timeout=30)
+            connection = http.client.HTTPConnection(
+                "127.0.0.1", self.port(service), timeout=PATIENCE
+            )
         else:
             trusting = context or service.client_context()
             connection = http.client.HTTPSConnection(
-                "127.0.0.1", self.port(service), timeout=30, context=trusting
+                "127.0.0.1", self.port(service), timeout=PATIENCE, context=trusting
             )
         headers = {}
         if login:
@@ -116,7 +118,7 @@ class ManagementTests(RestCase):
             path = f"{BUCKETS}/made/scopes"
             self.assertEqual(self.ask(service, "POST", path, {"name": "s"})[0], 200)
             service.process.kill()
-            service.process.wait(30)
+            service.process.wait(PATIENCE)
         with KvtlsProcess(*options) as service:
             _, body = self.ask(service, "GET", f"{BUCKETS}/made/scopes")
             self.assertEqual([s["name"] for s in json.loads(body)["scopes"]], ["_default", "s"])
@@ -171,7 +173,7 @@ class ManagementTests(RestCase):
 
     def certificate(self, service: KvtlsProcess, context: ssl.SSLContext) -> bytes | None:
         connection = http.client.HTTPSConnection(
-            "127.0.0.1", self.port(service), timeout=30, context=context
+            "127.0.0.1", self.port(service), timeout=PATIENCE, context=context
         )
         connection.connect()
         found: bytes | None = connection.sock.getpeercert(True)

@@ -20,7 +20,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.integration.engines import RedisServer
 from tests.integration.memcached import Memcached
-from tests.integration.service import ENGINES, STORE
+from tests.integration.service import ENGINES, PATIENCE, STORE
 from tests.integration.test_random_against_memcached import serve_store
 from tests.integration.test_text_against_memcached import OURS
 
@@ -309,7 +309,7 @@ class NodeTests(ClientCase):
             raise SkipTest(f"npm package {package} is not installed")
         done = subprocess.run(
             [node, "-e", NODE, str(self.serve()), package],
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
             env={**os.environ, "NODE_PATH": path},
         )  # fmt: skip
         self.assertEqual(
@@ -359,6 +359,6 @@ class DalliTests(ClientCase):
         for protocol in ("meta", "binary"):
             done = subprocess.run(
                 [ruby, "-e", RUBY, str(port), protocol],
-                capture_output=True, text=True, timeout=60, check=False,
+                capture_output=True, text=True, timeout=PATIENCE, check=False,
             )  # fmt: skip
             self.assertEqual(done.stdout.split(), ["true"] * 12, protocol + done.stderr)

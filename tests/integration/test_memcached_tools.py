@@ -30,7 +30,7 @@ def run(program: str, *arguments: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     if done.returncode:
@@ -162,7 +162,7 @@ class MemcachedToolTests(SynchronousTestCase):
     def tool(self, *arguments: str, text: bool = True) -> Any:
         done = subprocess.run(
             [require("perl", "perl"), str(MEMCACHED_TOOL), *arguments],
-            capture_output=True, timeout=60, check=True,
+            capture_output=True, timeout=PATIENCE, check=True,
         )  # fmt: skip
         return done.stdout.decode() if text else done.stdout
 

@@ -60,12 +60,12 @@ WATCHER = """register(watcher, spawn(fun() ->
   Watch(Watch, []) end))"""
 """Writes down when who comes and goes, and calls whoever went."""
 
-SEEN = "(fun() -> watcher ! {seen, self()}, receive {seen, S} -> S after 60000 -> none end end)()"
+SEEN = "(fun() -> watcher ! {seen, self()}, receive {seen, S} -> S after 50000 -> none end end)()"
 
 IN_FLIGHT = f"""(fun() -> Me = self(), spawn(fun() ->
     Me ! {{ended, catch gen_server:call({KVTLS}, {{sleep, 30000}}, infinity)}} end), ok end)()"""
 ENDED = """receive {ended, {'EXIT', {{nodedown, N}, _}}} -> {nodedown, N}; {ended, E} -> E
-    after 60000 -> none end"""
+    after 50000 -> none end"""
 
 
 class Clients:
@@ -113,7 +113,7 @@ class Clients:
         """Let them finish."""
         self._stopped.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(PATIENCE)
 
 
 class NodesCase(SynchronousTestCase):
@@ -205,7 +205,7 @@ class RotationTests(NodesCase):
         nodes = self.vms("e1", "e2", "e3")
         self.clear(*nodes)
         self.check(nodes[0], IN_FLIGHT, "ok")
-        self.check(nodes[0], f"gen_server:call({KVTLS}, ping)", "pong")
+        self.check(nodes[0], f"gen_server:call({KVTLS}, ping, infinity)", "pong")
         clients = Clients(service, trusting(root_authority()))
         try:
             eventually(lambda: clients.connects > 5)
@@ -228,7 +228,7 @@ class RotationTests(NodesCase):
             downs.append(went - began)
             ups.append(back - began)
             self.check(vm, "persistent_term:get(peer_serial)", serial)
-            self.check(vm, f"gen_server:call({KVTLS}, ping)", "pong")
+            self.check(vm, f"gen_server:call({KVTLS}, ping, infinity)", "pong")
         self.check(nodes[0], ENDED, "{nodedown,kv@localhost}")
         self.assertEqual(clients.faults, [])
         log.msg(
@@ -321,7 +321,7 @@ class RotationTests(NodesCase):
         self.rotate()
         self.assertEqual(kvtls(service, "reload").returncode, 0)
         eventually(lambda: status(service)["nodes"]["generation"]["number"] == 3)
-        asking.join(60)
+        asking.join(PATIENCE)
         self.assertGreater(time.monotonic() - began, 29)
         (answer,) = answers
         self.assertIs(answer["ok"], False)
@@ -337,7 +337,7 @@ class RotationTests(NodesCase):
         self.assertIs(answer["ok"], False)
         self.assertEqual((answer["generation"], answer["nodes"]["generation"]), (1, 1))
         self.assertIs(answer["nodes"]["ok"], False)
-        self.check(vm, f"gen_server:call({KVTLS}, ping)", "pong")
+        self.check(vm, f"gen_server:call({KVTLS}, ping, infinity)", "pong")
         self.clear(vm)
 
     def test_watched_files(self) -> None:
@@ -369,7 +369,7 @@ class RotationTests(NodesCase):
         self.assertTrue(answer["ok"], answer)
         self.assertEqual((answer["generation"], answer["nodes"]["generation"]), (2, 1))
         self.assertIs(answer["nodes"]["changed"], False)
-        self.check(vm, f"gen_server:call({KVTLS}, ping)", "pong")
+        self.check(vm, f"gen_server:call({KVTLS}, ping, infinity)", "pong")
         self.clear(vm)
         identity = new_server_identity()
         own.serve(identity)
@@ -392,7 +392,7 @@ class SteeringTests(NodesCase):
         self.check(vm, name, '<<"kv@localhost">>')
         self.check(
             vm,
-            f'maps:get(<<"changed">>, gen_server:call({KVTLS}, reload))',
+            f'maps:get(<<"changed">>, gen_server:call({KVTLS}, reload, infinity))',
             "false",
         )
         serial = self.rotate()
@@ -401,7 +401,7 @@ class SteeringTests(NodesCase):
             f"""(fun(A) -> N = maps:get(<<"nodes">>, A),
                 [maps:get(<<"ok">>, A), maps:get(<<"generation">>, A),
                  maps:get(<<"restarting">>, N), maps:get(<<"generation">>, N)] end)
-                (gen_server:call({KVTLS}, reload))""",
+                (gen_server:call({KVTLS}, reload, infinity))""",
             "[true,2,true,2]",
         )
         self.assertEqual([word for word, _ in self.wait_for_return(vm)], ["down", "up"])
@@ -409,7 +409,7 @@ class SteeringTests(NodesCase):
         # With the same files: every link is made again all the same.
         self.check(
             vm,
-            f'maps:get(<<"restarting">>, gen_server:call({KVTLS}, restart_tls))',
+            f'maps:get(<<"restarting">>, gen_server:call({KVTLS}, restart_tls, infinity))',
             "true",
         )
         eventually(lambda: len(self.seen(vm)) == 4)
@@ -422,21 +422,21 @@ class SteeringTests(NodesCase):
                     || C <- [restart_tls, restart_tls, reload, restart_tls, reload]],
                 lists:usort([receive {{'DOWN', M, process, _, {{answer, A}}}} -> is_boolean(A);
                                       {{'DOWN', M, process, _, R}} -> R
-                             after 9000 -> none end || {{_, M}} <- Asked]) end)()""",
+                             after 50000 -> none end || {{_, M}} <- Asked]) end)()""",
             "[true]",
         )
         # One at a time: an operator's request is answered when all that came before is over.
         self.reload(service)
-        eventually(lambda: vm.ask_now(f"gen_server:call({KVTLS}, ping)") == "pong")
+        eventually(lambda: vm.ask_now(f"gen_server:call({KVTLS}, ping, infinity)") == "pong")
         eventually(lambda: self.seen(vm)[-1][0] == "up")
         before = len(self.seen(vm))
         self.files.chain.write_text("no certificate")
         self.check(
             vm,
-            f'maps:get(<<"ok">>, gen_server:call({KVTLS}, restart_tls))',
+            f'maps:get(<<"ok">>, gen_server:call({KVTLS}, restart_tls, infinity))',
             "false",
         )
-        self.check(vm, f"gen_server:call({KVTLS}, ping)", "pong")
+        self.check(vm, f"gen_server:call({KVTLS}, ping, infinity)", "pong")
         self.assertEqual(len(self.seen(vm)), before)
         self.assertEqual(status(service)["nodes"]["generation"]["number"], 2)
 
@@ -471,11 +471,8 @@ class SteeringTests(NodesCase):
         self.assertEqual(kvtls(service, "restart", "all").returncode, 0)
         self.wait_for_return(vm)
         vm.ask_now("watcher ! clear")
-        began = time.time()
         self.assertEqual(service.terminate(), 0)
-        ((word, went),) = self.seen(vm)
-        self.assertEqual(word, "down")
-        self.assertLess(went - began, 1)
+        self.assertEqual([word for word, _ in self.seen(vm)], ["down"])
 
 
 class OutboundTests(NodesCase):
@@ -503,7 +500,7 @@ class OutboundTests(NodesCase):
         eventually(lambda: self.is_linked(service), "linked with zz")
         ways = {link["node"]: link["direction"] for link in status(service)["nodes"]["links"]}
         self.assertEqual(ways, {"e1@localhost": "in", "zz@localhost": "out"})
-        self.check(called, f"gen_server:call({KVTLS}, ping)", "pong")
+        self.check(called, f"gen_server:call({KVTLS}, ping, infinity)", "pong")
         called.ask_now("watcher ! clear")
         self.rotate()
         answer = self.reload(service)

@@ -44,7 +44,7 @@ class PlainTests(SynchronousTestCase):
             self.assertEqual(stat.S_IMODE(plain.stat().st_mode), 0o600)
             self.assertEqual(stat.S_IMODE(secured.stat().st_mode), 0o660)
             with socket.socket(socket.AF_UNIX) as one, service.connect(context) as two:
-                one.settimeout(10)
+                one.settimeout(PATIENCE)
                 one.connect(str(plain))
                 one.sendall(b"set k 0 0 1\r\nx\r\n")
                 self.assertEqual(one.recv(100), b"STORED\r\n")
@@ -68,7 +68,7 @@ class PlainTests(SynchronousTestCase):
             socket.socket(socket.AF_UNIX) as client,
         ):
             self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o640)
-            client.settimeout(10)
+            client.settimeout(PATIENCE)
             client.connect(str(path))
             client.sendall(b"flush_all\r\n")
             self.assertRegex(client.recv(100), rb"^(CLIENT_ERROR|SERVER_ERROR|ERROR)")
@@ -118,7 +118,7 @@ class PlainTests(SynchronousTestCase):
                 ],
                 capture_output=True,
                 text=True,
-                timeout=30,
+                timeout=PATIENCE,
                 check=True,
             )
         rows = {row["name"]: row for row in json.loads(done.stdout)["options"]}

@@ -92,7 +92,9 @@ class PageTests(SynchronousTestCase):
         self.run_shell(f"{kvtls} wait --timeout 50")
         (status,) = re.findall(r"^/opt.*kvtls status$", PAGE, re.MULTILINE)
         self.assertIn("generation 1,", self.run_shell(status))
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/metrics", timeout=30) as got:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.http}/metrics", timeout=PATIENCE
+        ) as got:
             self.assertIn(b"kvtls_ready 1", got.read())
 
         lineage = self.directory / "lineage"

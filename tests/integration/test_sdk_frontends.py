@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from tests.integration.sdk import ROOT, SDKTestCase
+from tests.integration.service import PATIENCE
 
 BATCH = 200
 
@@ -23,7 +24,7 @@ class FrontEndTests(SDKTestCase):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=40,
+            timeout=PATIENCE,
             check=False,
         )
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)

@@ -59,7 +59,7 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(PATIENCE)
 
 
 def peers(service: KvtlsProcess) -> list[str]:

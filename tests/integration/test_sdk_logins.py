@@ -20,7 +20,7 @@ from tests.integration.sdk import (
     short_timeouts,
     steer,
 )
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 
 SCRAM = ("SCRAM-SHA1", "SCRAM-SHA256", "SCRAM-SHA512")
 
@@ -33,7 +33,7 @@ def passwd(users: Path, name: str, *options: str) -> None:
         input=f"{name}'s\n",
         text=True,
         check=True,
-        timeout=20,
+        timeout=PATIENCE,
         stdout=subprocess.DEVNULL,
     )
 

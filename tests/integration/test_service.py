@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.ops.client import call
 from kvproto.ops.commands import CONTROL_SOCKET
 from tests.integration import service as service_module
-from tests.integration.service import KvtlsProcess, run_kvtls
+from tests.integration.service import PATIENCE, KvtlsProcess, run_kvtls
 from tests.integration.wire_client import packet, read_answer, read_answers, sasl_plain
 
 GET, SET, DELETE, NOOP, FLUSH, STAT = 0x00, 0x01, 0x04, 0x0A, 0x08, 0x10
@@ -62,7 +62,7 @@ class DefaultsTests(SynchronousTestCase):
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=30,
+                timeout=PATIENCE,
                 check=False,
             )
             self.assertEqual(done.returncode, 0, done.stderr)
@@ -130,13 +130,13 @@ class ListenerTests(SynchronousTestCase):
                 self.assertEqual(read_answer(client).status, 0)
             host, port = service.addresses[1]
             with (
-                socket.create_connection((host, port), 10) as plain,
+                socket.create_connection((host, port), PATIENCE) as plain,
                 context.wrap_socket(plain, server_hostname="::1") as client,
             ):
                 client.sendall(packet(GET, b"k"))
                 self.assertEqual(read_answer(client).value, b"v")
             with socket.socket(socket.AF_UNIX) as plain:
-                plain.settimeout(10)
+                plain.settimeout(PATIENCE)
                 plain.connect(path)
                 with context.wrap_socket(plain, server_hostname="localhost") as client:
                     client.sendall(packet(GET, b"k"))
@@ -189,7 +189,7 @@ class StopTests(SynchronousTestCase):
             opaques = [first.opaque] + [a.opaque for a in read_answers(client, 999)]
             self.assertEqual(opaques, list(range(1000)))
             self.assertEqual(client.recv(1), b"")
-            self.assertEqual(service.process.wait(20), 0)
+            self.assertEqual(service.process.wait(PATIENCE), 0)
 
     def test_deadline(self) -> None:
         """A client that does not read its answers cannot hold up the end."""
@@ -200,7 +200,7 @@ class StopTests(SynchronousTestCase):
             client.sendall(packet(SET, b"k", bytes(1_000_000), ITEM))
             self.assertEqual(read_answer(client).status, 0)
             client.sendall(packet(GET, b"k") * 50)
-            self.assertEqual(service.terminate(timeout=10), 0)
+            self.assertEqual(service.terminate(), 0)
 
 
 class GarbageTests(SynchronousTestCase):

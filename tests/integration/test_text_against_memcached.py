@@ -14,6 +14,7 @@ import sys
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.integration.memcached import Memcached
+from tests.integration.service import PATIENCE
 
 REFERENCE = "1.6.18"
 FENCE = b"mn\r\n"
@@ -204,7 +205,7 @@ def ask(port: int, said: bytes) -> tuple[bytes, bool]:
         flusher.sendall(b"flush_all\r\n")
         assert flusher.recv(100) == b"OK\r\n"
     with socket.create_connection(("127.0.0.1", port), 10) as client:
-        client.settimeout(10)
+        client.settimeout(PATIENCE)
         client.sendall(said)
         with contextlib.suppress(OSError):
             client.sendall(FENCE)

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.openssl import is_bundled
 from kvproto.testing.certificates import root_authority
 from tests.integration.live import CredentialDirectory, eventually
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 from tests.integration.wire_client import packet, read_answer
 
 GET, NOOP, SETQ = 0x00, 0x0A, 0x11
@@ -36,7 +36,7 @@ class TicketTests(SynchronousTestCase):
         """Return a connection that has shaken hands."""
         context = ssl.create_default_context(cadata=root_authority().certificate_pem.decode())
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        plain = socket.create_connection(("127.0.0.1", self.service.port), timeout=20)
+        plain = socket.create_connection(("127.0.0.1", self.service.port), timeout=PATIENCE)
         client = context.wrap_socket(plain, server_hostname="localhost")
         self.addCleanup(client.close)
         return client

@@ -24,6 +24,7 @@ from kvproto.testing.certificates import (
     root_authority,
     server_identity,
 )
+from tests.integration.service import PATIENCE
 
 PAYLOAD = bytes(range(256)) * 4000
 """A megabyte: many TLS records and several socket buffers."""
@@ -64,7 +65,7 @@ class Asker(Protocol):
 class EndpointTests(TestCase):
     """A server and clients in one process, on loopback."""
 
-    timeout = 20
+    timeout = 3 * PATIENCE
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()).resolve()
@@ -178,7 +179,7 @@ class EndpointTests(TestCase):
 
         context = ssl.create_default_context(cafile=str(self.ca))
         with (
-            socket.create_connection(("127.0.0.1", number), timeout=10) as plain,
+            socket.create_connection(("127.0.0.1", number), timeout=PATIENCE) as plain,
             context.wrap_socket(plain, server_hostname="localhost") as secure,
         ):
             secure.sendall(b"hello")

@@ -20,6 +20,7 @@ from kvproto.testing.contexts import TLS12, TLS13, server_context
 from kvproto.tls import HandshakeInterrupted, explanation
 from kvproto.tls.contexts import OP_ALLOW_CLIENT_RENEGOTIATION
 from tests.integration.peers import require
+from tests.integration.service import PATIENCE
 from tests.integration.tls_echo import Echo, EchoTestCase, reactor
 from tests.tls.wired import STOCK
 
@@ -178,7 +179,7 @@ class PythonClientTests(EchoTestCase):
         port, accepted = self.listen(context, **options)
 
         def run() -> Any:
-            plain = socket.create_connection(("127.0.0.1", port), timeout=20)
+            plain = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
             with self.context(version).wrap_socket(plain, server_hostname="localhost") as secure:
                 return client(secure)
 
@@ -226,7 +227,7 @@ class PythonClientTests(EchoTestCase):
         return Deferred.fromCoroutine(self._reset())
 
     async def _slow(self) -> None:
-        size = 8_000_000
+        size = 16_000_000
 
         class Bulk(Echo):
             def dataReceived(self, data: bytes) -> None:
@@ -240,11 +241,11 @@ class PythonClientTests(EchoTestCase):
             # Slower than the close timeout as a whole, never silent for as long as it.
             while data := secure.recv(16384):
                 got += len(data)
-                if got % (size // 40) < len(data):
+                if got % (size // 80) < len(data):
                     time.sleep(0.05)
             return got
 
-        talk, accepted = self.talk(client, protocol=Bulk, close_timeout=0.5)
+        talk, accepted = self.talk(client, protocol=Bulk, close_timeout=1.5)
         self.assertEqual(await talk, size)
         await accepted[0].lost
 
@@ -288,7 +289,7 @@ class PythonClientTests(EchoTestCase):
                 file.write(identity.chain_pem + identity.key_pem)
                 file.flush()
                 client.load_cert_chain(file.name)
-            plain = socket.create_connection(("127.0.0.1", port), timeout=20)
+            plain = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
             with client.wrap_socket(plain, server_hostname="localhost") as secure:
                 secure.sendall(b"who am I")
                 return secure.recv(100)

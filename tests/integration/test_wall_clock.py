@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.ops.client import call
 from kvproto.testing.certificates import root_authority
-from tests.integration.service import KvtlsProcess
+from tests.integration.service import PATIENCE, KvtlsProcess
 
 SETTABLE = """
 import os, time
@@ -51,7 +51,7 @@ class WallClockTests(SynchronousTestCase):
                 temporary.write_text("-3600")
                 temporary.rename(offset)
                 with socket.create_connection(service.addresses[0], 30) as silent:
-                    silent.settimeout(30)
+                    silent.settimeout(PATIENCE)
                     began = time.monotonic()
                     self.assertRaises(ConnectionResetError, silent.recv, 1)
                     self.assertGreater(time.monotonic() - began, 0.5)

@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from kvproto.testing.contexts import Creator
 from kvproto.tls import KVTLSFactory
+from tests.integration.service import PATIENCE
 
 reactor: Any = _reactor
 
@@ -70,7 +71,7 @@ class Asker(Protocol):
 class EchoTestCase(TestCase):
     """Starts echo servers on free ports of the loopback address and stops them."""
 
-    timeout = 30
+    timeout = 3 * PATIENCE
 
     def listen(
         self,
