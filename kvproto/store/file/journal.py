@@ -193,6 +193,7 @@ class Journal(Tail):
         self._preparing: Deferred[None] | None = None
         self._retry: IDelayedCall | None = None
         self._wanted = 0
+        self._refused = 0  # that large a document has found no room, and the log was told
         self._waiting: deque[Deferred[None]] = deque()
         self._active: _Segment | None = None
         self._map: mmap.mmap | None = None
@@ -365,6 +366,8 @@ class Journal(Tail):
             return
         fits = not self._wanted or any(self._fits(spare, self._wanted) for spare in self._spares)
         if len(self._spares) >= SPARES and fits and self._active is not None:
+            if self._wanted >= self._refused:
+                self._refused = 0
             self._wanted = 0
             self._let_in()
             return
@@ -401,16 +404,25 @@ class Journal(Tail):
                 directory=str(self._directory),
             )
         reason = getattr(failure.value, "strerror", None) or failure.getErrorMessage()
-        if not self.fault:
-            self.fault = f"{self._directory}: {reason}"
-            self._most = self.size
-            log.warn("{fault}: writes are refused until there is room", fault=self.fault)
+        fault = f"{self._directory}: {reason}"
+        wanted, self._wanted = self._wanted, 0
+        # All but a document that is larger than a segment have what they need.
+        only_large = self._active is not None and len(self._spares) >= SPARES
+        if only_large:
+            if not self._refused:
+                self._refused, self._most = wanted, self.size
+                log.warn(
+                    "{fault}: no room for a document of {size} bytes", fault=fault, size=wanted
+                )
+        elif not self.fault:
+            self.fault, self._most = fault, self.size
+            log.warn("{fault}: writes are refused until there is room", fault=fault)
         waiting, self._waiting = self._waiting, deque()
-        self._wanted = 0
         for waiter in waiting:
-            waiter.errback(StoreUnavailable(self.fault))
+            waiter.errback(StoreUnavailable(fault))
         if self.running:
-            self._retry = self._clock.callLater(RETRY_S, self._prepare_again)
+            if not only_large:
+                self._retry = self._clock.callLater(RETRY_S, self._prepare_again)
             self._clean()
 
     def _prepare_again(self) -> None:

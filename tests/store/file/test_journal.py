@@ -417,6 +417,30 @@ class FullDiskTests(FileCase):
         store = self.again(store)
         self.assertEqual(self.value_in(store, b"large"), value)
 
+    def test_room_for_all_but_a_large_value(self) -> None:
+        """A value that the disk is too small for is refused; it is taken once there is room."""
+        store = self.open()
+        store.set(b"small", b"1")
+        room, self.disk.room = self.disk.room, 2 * SMALLEST_SEGMENT
+        large = bytes(4 * SMALLEST_SEGMENT)
+        with capturedLogs() as captured:
+            for _ in range(2):
+                answer = store.set(b"large", large)
+                self.failureResultOf(answer, StoreUnavailable)
+                self.clock.advance(1)
+                self.assertIsInstance(store.set(b"small", b"2"), Document)
+        (line,) = (formatEvent(event) for event in captured)
+        self.assertRegex(line, "No space left on device: no room for a document of [0-9]{7} bytes")
+        self.assertEqual(store.status()["fault"], "")
+        self.disk.room = room
+        self.assertIsInstance(self.pump(store.set(b"large", large)), Document)
+        self.disk.room = 0
+        with capturedLogs() as captured:
+            self.failureResultOf(store.set(b"larger", 2 * large), StoreUnavailable)
+        self.assertEqual(len(captured), 1)
+        store = self.again(store)
+        self.assertEqual(self.value_in(store, b"large"), large)
+
     def test_waiting_writes_of_a_store_that_closes(self) -> None:
         """A write that waits for room when the store closes is refused."""
         store = self.open()
