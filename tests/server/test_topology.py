@@ -23,6 +23,7 @@ from kvproto.server.topology import (
 )
 from kvproto.store import MemoryStore
 from kvproto.wire.constants import Opcode, Status
+from tests.examples import examples
 from tests.server.support import NOW, Link
 
 UUID = "3fdc9c5b6a1e4f0b8f6f0c0de0d1e2f3"
@@ -52,6 +53,7 @@ class ConfigTests(SynchronousTestCase):
         self.assertEqual(config["collectionsManifestUid"], "1")
         self.assertNotIn("hostname", config["nodesExt"][0])
 
+    @examples(100)
     @given(st.text(min_size=1, max_size=100), st.integers(1, 65535), st.integers(1, 2**40))
     def test_any_name(self, name: str, port: int, revision: int) -> None:
         """Whatever a bucket is called, the configuration is JSON that says so."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -19,6 +19,7 @@ from kvproto.store.operations import Operations
 from kvproto.store.statistics import Statistics
 from kvproto.upstream import codec, fast_path
 from tests.compiled import require_compiled
+from tests.examples import examples
 
 NUMBERS = st.integers(0, (1 << 63) - 1)
 MOMENTS = st.sampled_from([0.0, 5.0, 1e9, 1_999_999_999.25])
@@ -129,6 +130,7 @@ class TwinTests(SynchronousTestCase):
 
         self.kinds: tuple[Any, ...] = (PythonStore, CompiledStore)
 
+    @examples(100)
     @given(DOCUMENTS.map(codec.encode), st.integers(0, 60))
     def test_decode(self, data: bytes, cut: int) -> None:
         """Documents, whole and cut."""
@@ -158,7 +160,7 @@ class TwinTests(SynchronousTestCase):
             found.append((calls, list(map(described, store.ended)), vars(store.statistics)))
         self.assertEqual(found[0], found[1])
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(KEYS, REPLIES, st.booleans(), st.booleans())
     def test_get(self, key: Any, reply: Any, flushed: bool, later: bool) -> None:
         """One GET, with a flush before its answer, or one to come."""
@@ -173,7 +175,7 @@ class TwinTests(SynchronousTestCase):
 
         self.same(act)
 
-    @settings(max_examples=300, deadline=None)
+    @examples(300)
     @given(SETS, REPLIES, st.booleans())
     def test_set(self, arguments: Any, reply: Any, flushed: bool) -> None:
         """One SET."""

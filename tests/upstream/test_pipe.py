@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -24,6 +24,7 @@ from kvproto.upstream.resp import EngineFailure, Fate
 from kvproto.wire.binary import ResponseDecoder, encode_request, encode_response
 from kvproto.wire.constants import Opcode, Status
 from tests.compiled import require_compiled
+from tests.examples import examples
 
 AWAY = EngineFailure(Fate.NOT_PERFORMED, "unreachable", "nobody there")
 GONE = EngineFailure(Fate.NOT_PERFORMED, "disconnected", "lost before it was written")
@@ -358,7 +359,7 @@ class TwinTests(SynchronousTestCase):
         module = require_compiled("kvproto.upstream._pipe")
         self.kinds = ((PythonPipe, PythonPlaces), (pipes.compiled_pipe(module), module.Places))
 
-    @settings(max_examples=300, deadline=None)
+    @examples(300)
     @given(st.lists(REQUESTS, max_size=12).map(b"".join), st.data())
     def test_same(self, data: bytes, draw: st.DataObject) -> None:
         """For any read, and any answers cut anywhere."""
@@ -393,6 +394,7 @@ class TwinTests(SynchronousTestCase):
             results.append(found)
         self.assertEqual(results[0], results[1])
 
+    @examples(100)
     @given(st.integers(1, 40), st.integers(0, 3000), st.integers(0, 39))
     def test_wrong_among_right(self, count: int, cut: int, wrong: int) -> None:
         """What came before a wrong reply is handed on."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.upstream.hashes import HASHES, hash_64, murmur3_32
 from kvproto.upstream.ring import DISTRIBUTIONS, FleetServer, jump_hash, make_ring
+from tests.examples import examples
 
 THREE = [FleetServer("127.0.0.1", port) for port in (11211, 11212, 11213)]
 KEYS = [b"key:%d" % number for number in range(400)]
@@ -43,7 +44,7 @@ class HashTests(SynchronousTestCase):
         self.assertEqual(HASHES["crc32"](b"123456789"), 0xCBF43926 >> 16 & 0x7FFF)
         self.assertEqual(HASHES["md5"](b""), 0xD98C1DD4)
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.binary(max_size=250))
     def test_range(self, key: bytes) -> None:
         """Each gives 32 bits for whatever a key may be."""

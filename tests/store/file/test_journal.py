@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -23,6 +23,7 @@ from kvproto.store.file import loading, segments
 from kvproto.store.file.journal import RESERVE, SMALLEST_SEGMENT
 from kvproto.store.file.loading import StoreDamaged
 from kvproto.store.file.records import Kind, body_of, decode, encode, size_of
+from tests.examples import examples
 from tests.store.file.support import FileCase
 
 KIB = 1024
@@ -31,7 +32,7 @@ KIB = 1024
 class RecordTests(SynchronousTestCase):
     """What is written is what is read."""
 
-    @settings(deadline=None)
+    @examples(100)
     @given(
         st.binary(max_size=300),
         st.integers(0, 0xFFFFFFFF),
@@ -515,7 +516,7 @@ class CleaningTests(FileCase):
     def test_cleaning_against_a_model(self) -> None:
         """Whatever is written, removed and cleaned in whatever order, a restart finds it all."""
 
-        @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @examples(15)
         @given(st.integers(0, 1 << 32))
         def check(seed: int) -> None:
             rng = random.Random(seed)

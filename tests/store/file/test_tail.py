@@ -13,6 +13,7 @@ from kvproto.store import Document
 from kvproto.store.file.records import MARGIN, decode
 from kvproto.store.file.tail import PythonPlainSets, PythonTail
 from tests.compiled import require_compiled
+from tests.examples import examples
 
 NUMBERS = st.integers(0, (1 << 64) - 1)
 DOCUMENTS = st.builds(
@@ -60,6 +61,7 @@ class TwinTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.compiled = require_compiled("kvproto.store.file._tail").Tail
 
+    @examples(100)
     @given(PUTS)
     def test_same(self, puts: Any) -> None:
         """The same bytes in the same files, and they can be read back."""
