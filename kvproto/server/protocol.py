@@ -41,6 +41,10 @@ _MOST_UNREAD = 16
 """Times ``unsent_limit`` that a peer may leave unread of what it had asked for before it stopped
 reading, where that comes from elsewhere and cannot be called off."""
 
+_IN_KERNEL = 4 << 20
+"""Bytes that a socket takes at most (Linux' ``tcp_wmem``): a reply that is not longer would not be
+held here, were it not others' turn to send."""
+
 _FATES = {"idle": "idle_timeout", "process stopping": "shutdown", "acceptor stopping": "shutdown"}
 """What ended a connection, and memcached's words for it."""
 
@@ -173,8 +177,15 @@ class KVServerProtocol(Answering, TwistedProtocol):
 
     def pauseProducing(self) -> None:
         """Stop answering: the transport has enough to send."""
+        self._pause(self._written)
+
+    def wait_for_others(self) -> None:
+        """Stop answering: it is others' turn to send; see `kvproto.tls.gate.ProducerGate`."""
+        self._pause(max(0, self._written - _IN_KERNEL))
+
+    def _pause(self, unsent: int) -> None:
         self._paused = True
-        self._unsent = self._written
+        self._unsent = unsent
         if self.session is not None:
             self.session.pause()
             self._account(moved=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from OpenSSL.SSL import Connection
     from twisted.internet.interfaces import IAddress
 
-    from kvproto.base.turn import Turn
+    from kvproto.base.turn import Pieces, Turn
 
 __all__ = ["KVTLSFactory"]
 
@@ -63,3 +63,6 @@ class KVTLSFactory(TLSMemoryBIOFactory):
     turn: Turn[KVTLSProtocol] | None = None
     """At whose end connections send what was not written in answer to a read; made by the first
     that needs it."""
+
+    pieces: Pieces[KVTLSProtocol] | None = None
+    """Lets connections with much to send do it in turns; made by the first that needs it."""

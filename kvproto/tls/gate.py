@@ -25,7 +25,8 @@ class ProducerGate:
     """What a transport knows as its producer: the TLS layer itself.
 
     The application's producer, when there is one, is paused while the transport is
-    full *or* OpenSSL cannot take plaintext, and resumed when neither holds.
+    full, *or* OpenSSL cannot take plaintext, *or* it is others' turn to send, and resumed when none
+    of these holds.
 
     Args:
         owner: The TLS protocol whose output it guards.
@@ -36,6 +37,7 @@ class ProducerGate:
         # These two names are those of Twisted's own membrane, which its tests read.
         self._producer: Any = None
         self._producerPaused = False
+        self._for_others = False  # paused by its own method for that
 
     @property
     def producer(self) -> Any:
@@ -45,12 +47,12 @@ class ProducerGate:
     def attach(self, producer: Any) -> None:
         """Take the application's push producer into care."""
         self._producer = producer
-        self._producerPaused = False
+        self._producerPaused = self._for_others = False
 
     def detach(self) -> None:
         """Forget the application's producer."""
         self._producer = None
-        self._producerPaused = False
+        self._producerPaused = self._for_others = False
 
     def close(self) -> None:
         """Let go of everything: the connection has ended."""
@@ -59,14 +61,23 @@ class ProducerGate:
 
     def hold(self) -> None:
         """Pause the application's producer, once."""
-        if self._producer is not None and not self._producerPaused:
-            self._producerPaused = True
+        if self._producer is not None and (self._for_others or not self._producerPaused):
+            self._producerPaused, self._for_others = True, False
             self._producer.pauseProducing()
+
+    def hold_for_others(self) -> None:
+        """Pause the application's producer because it is others' turn, not for its peer's fault."""
+        pause = getattr(self._producer, "wait_for_others", None)
+        if pause is None:
+            self.hold()
+        elif not self._producerPaused:
+            self._producerPaused = self._for_others = True
+            pause()
 
     def release(self) -> None:
         """Resume the application's producer if it was paused."""
         if self._producerPaused:
-            self._producerPaused = False
+            self._producerPaused = self._for_others = False
             self._producer.resumeProducing()
 
     def pauseProducing(self) -> None:

@@ -232,6 +232,23 @@ class ConnectionTests(SynchronousTestCase):
             self.assertEqual(len(link.responses()), 10)
         self.assertEqual(server.budget.total, 0)
 
+    def test_others_turn(self) -> None:
+        """A reply that a socket would take counts for nothing while it is others' turn to send."""
+        server = self.server(64 * MIB)
+        self.store.set(K, bytes(MIB))
+        self.store.set(b"long", bytes(12 * MIB))
+        for key, held in ((K, 0), (b"long", 8 * MIB)):
+            link = Link(server)
+            producer = link.transport.producer
+            link.transport.writeSequence = lambda _, it=producer: it.wait_for_others()  # type: ignore[misc,method-assign]
+            link.transport.send(encode_request(Opcode.GET, key=key) * 2)
+            self.assertIn(server.budget.total - held, range(1000))
+            # The peer does not read either.
+            producer.pauseProducing()
+            self.assertGreaterEqual(server.budget.total, held or MIB)
+            link.transport.lose()
+            self.assertEqual(server.budget.total, 0)
+
     def test_unread_plain_replies(self) -> None:
         """So do those who are served by the short way."""
         server = self.server()

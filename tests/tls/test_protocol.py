@@ -23,7 +23,9 @@ from kvproto.interfaces import ISecuredTransport
 from kvproto.testing.contexts import TLS12, TLS13, Creator, server_context
 from kvproto.tls import KVTLSFactory, KVTLSProtocol, shell
 from tests.examples import examples
+from tests.producers import Producer
 from tests.tls.wired import App, Wired
+from tests.turns import one_turn
 
 
 class ContractTests(SynchronousTestCase):
@@ -219,6 +221,85 @@ class WritingTests(SynchronousTestCase):
                 wired.clock.advance(0)
                 wired.pair.server.send()
             self.assertLess(wired.pair.server.most_unsent, 256 * 1024, size)
+
+    def takes_all(self, count: int) -> list[Wired]:
+        """Return connections whose transports take whatever they are given."""
+        return [Wired(high_water=1 << 40).handshake() for _ in range(count)]
+
+    def test_much_is_sent_in_turns(self) -> None:
+        """No turn of the reactor sends more than some megabytes, however much there is."""
+        most = (shell.SHARES_PER_TURN * shell.SHARE_SIZE + shell.AT_ONCE) * 1.01
+        (wired,) = self.takes_all(1)
+        sizes = self.count_writes(wired)
+        wired.server_app.tls.write(bytes(20_000_000))
+        turns = 0
+        while sizes:
+            turns += 1
+            self.assertLess(sum(sizes), most)
+            sizes.clear()
+            one_turn(wired.clock)
+        self.assertEqual(turns, 5)
+        self.assertEqual(wired.clock.getDelayedCalls(), [])
+        wired.flush()
+        self.assertEqual(len(wired.client_app.received), 20_000_000)
+
+    def test_others_have_their_turns(self) -> None:
+        """Many with much to send go on together; little leaves at once, and nothing is lost."""
+        first, *others = self.takes_all(4)
+        first.server_app.tls.write(bytes(10_000_000))
+        for wired in others:
+            # One factory has connections of one application each here.
+            wired.server_factory._clock = first.clock
+            wired.server_factory.pieces = first.server_factory.pieces  # type: ignore[attr-defined]
+        sizes = [self.count_writes(wired) for wired in (first, *others)]
+        for wired in others[:2]:
+            wired.server_app.tls.write(bytes(10_000_000))
+        others[2].server_app.tls.write(bytes(100_000))
+        self.assertEqual([sum(of) for of in sizes[:3]], [0, 0, 0])
+        self.assertGreater(sum(sizes[3]), 100_000)
+        one_turn(first.clock)
+        sent = [sum(of) for of in sizes[:3]]
+        self.assertLess(sum(sent), (shell.SHARES_PER_TURN + 1) * shell.SHARE_SIZE * 1.01)
+        self.assertLess(max(sent) - min(sent), 1.01 * shell.SHARE_SIZE)
+        while first.clock.getDelayedCalls():
+            one_turn(first.clock)
+        for wired in (first, *others):
+            wired.flush()
+        received = [len(wired.client_app.received) for wired in (first, *others)]
+        self.assertEqual(received, [10_000_000] * 3 + [100_000])
+
+    def test_lost_before_its_turn(self) -> None:
+        """Who waits for others leaves no timer when the connection is lost."""
+        (wired,) = self.takes_all(1)
+        wired.server_app.tls.write(bytes(10_000_000))
+        self.assertEqual(len(wired.clock.getDelayedCalls()), 1)
+        wired.pair.server.abortConnection()
+        wired.pair.server.send()
+        self.assertEqual(wired.clock.getDelayedCalls(), [])
+
+    def test_closed_before_its_turn(self) -> None:
+        """What waits for others' turns is sent before the end."""
+        (wired,) = self.takes_all(1)
+        wired.server_app.tls.write(bytes(10_000_000))
+        wired.server_app.tls.loseConnection()
+        wired.flush()
+        self.assertEqual(len(wired.client_app.received), 10_000_000)
+        self.assertEqual([r.type for r in wired.client_app.reasons], [ConnectionDone])
+        self.assertEqual(wired.clock.getDelayedCalls(), [])
+
+    def test_producer_waits_for_others(self) -> None:
+        """An application writes nothing more while it is others' turn, and goes on after that."""
+        (wired,) = self.takes_all(1)
+        producer = Producer()
+        wired.server_app.tls.registerProducer(producer, True)
+        wired.server_app.tls.write(bytes(10_000_000))
+        self.assertEqual(producer.calls, ["pause"])
+        wired.server_app.tls.write(b"behind")
+        while wired.clock.getDelayedCalls():
+            wired.clock.advance(0)
+        self.assertEqual(producer.calls, ["pause", "resume"])
+        wired.flush()
+        self.assertEqual(bytes(wired.client_app.received[10_000_000:]), b"behind")
 
     def test_replies_to_a_client_that_does_not_read(self) -> None:
         """A producer is paused in the middle of one read, not only at its end."""

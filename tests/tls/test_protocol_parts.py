@@ -236,6 +236,35 @@ class ProducerGateTests(SynchronousTestCase):
         self.gate.release()
         self.assertEqual(self.told(), ["resume"])
 
+    def test_paused_for_others(self) -> None:
+        """A producer that can be told why is told, and again when the transport is full."""
+
+        class Telling(Producer):
+            def wait_for_others(self) -> None:
+                self.calls.append("others")
+
+        producer = Telling()
+        self.gate.attach(producer)
+        self.gate.hold_for_others()
+        self.gate.hold_for_others()
+        self.gate.pauseProducing()
+        self.gate.hold_for_others()
+        self.gate.hold()
+        self.gate.release()
+        self.gate.hold_for_others()
+        self.gate.release()
+        self.gate.hold()
+        self.assertEqual(producer.calls, ["others", "pause", "resume", "others", "resume", "pause"])
+
+    def test_paused_for_others_without_a_word(self) -> None:
+        """A producer that cannot be told why is paused, once."""
+        self.gate.hold_for_others()
+        self.gate.attach(self.owner)
+        self.gate.hold_for_others()
+        self.gate.hold()
+        self.gate.release()
+        self.assertEqual(self.told(), ["pause", "resume"])
+
     def test_another_producer(self) -> None:
         """A producer that comes after a paused one is not paused."""
         for forget in (self.gate.detach, lambda: None):
