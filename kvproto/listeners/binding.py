@@ -153,8 +153,13 @@ class Binding:
             Why it failed, if that is known at once.
         """
         failures: list[Failure] = []
+
+        def failed(failure: Failure) -> None:
+            failures.append(failure)
+            self.failed(failure)  # open() tries again, and tells
+
         self._opening = Deferred.fromCoroutine(self._open())
-        self._opening.addErrback(failures.append)  # open() tries again, and tells
+        self._opening.addErrback(failed)
         return failures[0] if failures else None
 
     async def open(self) -> None:
