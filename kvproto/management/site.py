@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, unquote
@@ -24,6 +25,7 @@ from kvproto.base.log import make_logger
 from kvproto.dataplane import Administration
 from kvproto.errors import CommandError, StoreUnavailable, UpstreamError
 from kvproto.interfaces import ISecuredTransport
+from kvproto.listeners.verified import LONGEST_USER
 from kvproto.management.answers import Answer, Call, Refused, errors, ok, refused
 from kvproto.management.buckets import Buckets
 from kvproto.management.cluster import Cluster
@@ -62,10 +64,45 @@ class ManagementSite(BoundedSite):
         server: What it is about.
         administration: What changes it.
         reactor: For deadlines.
+        logins: Counts attempts to log in, by mechanism and result.
     """
 
-    def __init__(self, server: KVServer, administration: Administration, reactor: Any) -> None:
-        super().__init__(_Root(server, administration), reactor, MAX_BODY, MAX_CONNECTIONS)
+    def __init__(
+        self,
+        server: KVServer,
+        administration: Administration,
+        reactor: Any,
+        logins: Counter[tuple[str, str]],
+    ) -> None:
+        root = _Root(server, administration, logins)
+        super().__init__(root, reactor, MAX_BODY, MAX_CONNECTIONS)
+
+
+class _Sender:
+    """Who has sent a request, as `kvproto.server.server.Peer` tells of logins.
+
+    Args:
+        transport: The connection that it came by.
+        logins: Counts attempts to log in.
+    """
+
+    def __init__(self, transport: Any, logins: Counter[tuple[str, str]]) -> None:
+        self._transport = transport
+        self._logins = logins
+
+    def authenticated(self, user: str) -> None:
+        """Nothing to do: each request is a stranger's until it has logged in."""
+
+    def login_ended(self, mechanism: str, user: str, fault: str) -> None:
+        """Count an attempt to log in; say so where it failed."""
+        self._logins[mechanism, "failure" if fault else "success"] += 1
+        if fault:
+            # The same whether or not there is such a user.
+            peer_log.info(
+                "management: {peer} failed to log in as {user}",
+                peer=describe_peer(self._transport.getPeer()),
+                user=user[:LONGEST_USER] or "not named",
+            )
 
 
 class _Root(Resource):
@@ -73,8 +110,14 @@ class _Root(Resource):
 
     isLeaf = True
 
-    def __init__(self, server: KVServer, administration: Administration) -> None:
+    def __init__(
+        self,
+        server: KVServer,
+        administration: Administration,
+        logins: Counter[tuple[str, str]],
+    ) -> None:
         super().__init__()
+        self._logins = logins
         self._server = server
         self._administration = administration
         parts = [
@@ -117,8 +160,8 @@ class _Root(Resource):
 
     async def _login(self, request: Any) -> str | None:
         """Return who the sender is; None without a login."""
-        peer = Peer(self._server)
         transport = request.channel.transport
+        peer = Peer(self._server, _Sender(transport, self._logins))
         secured = ISecuredTransport.providedBy(transport)
         peer.recognise(tuple(transport.peer_chain()) if secured else ())
         given = request.getHeader("authorization")
@@ -129,11 +172,6 @@ class _Root(Resource):
             peer.begin("PLAIN")
             right = peer.check(name, password)
             if not (await right if isinstance(right, Deferred) else right):
-                # The same whether or not there is such a user.
-                where = describe_peer(transport.getPeer())
-                peer_log.info(
-                    "management: {peer} failed to log in as {user}", peer=where, user=name
-                )
                 return None
         if peer.user is None or (self._server.users and not peer.user):
             # Whoever may work without a login may not therefore administer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections import Counter
 from typing import Any
 from urllib.parse import urlencode
 
@@ -60,7 +61,8 @@ class SiteCase(SynchronousTestCase):
         self.administration = Administration(
             config, self.server, self.stores, users, self.clock, maybeDeferred
         )
-        self.site = ManagementSite(self.server, self.administration, self.clock)
+        self.logins: Counter[tuple[str, str]] = Counter()
+        self.site = ManagementSite(self.server, self.administration, self.clock, self.logins)
 
     def connect(self) -> tuple[Any, ScriptedTransport]:
         return connect_to(self.site)

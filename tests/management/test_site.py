@@ -66,6 +66,23 @@ class LoginTests(SiteCase):
             self.assertEqual(len(body["permissions"]), 1)
 
 
+class LoginCountTests(SiteCase):
+    """What ``kvtls_logins_total`` is told."""
+
+    def test_passwords(self) -> None:
+        """Right and wrong ones count, and so does what is no login at all; none counts nothing."""
+        self.assertEqual(self.get("/pools")[0], 200)
+        for who in (("Administrator", "wrong"), ("nobody", "password")):
+            self.assertEqual(self.get("/pools", who=who)[0], 401)
+        code, _, _ = self.raw(
+            b"GET /pools HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer word\r\n\r\n"
+        )
+        self.assertEqual(code, 401)
+        self.who = None
+        self.assertEqual(self.get("/pools")[0], 401)
+        self.assertEqual(self.logins, {("PLAIN", "success"): 1, ("PLAIN", "failure"): 3})
+
+
 class NobodyTests(SiteCase):
     """A service without users, as a node that is not set up."""
 
