@@ -5,12 +5,14 @@ Answers of the checks are phrases for an operator: what is wrong, and what to do
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pwd
 import stat
 from pathlib import Path
 
-__all__ = ["directory_fault", "reader_fault", "replace_file"]
+__all__ = ["create_aside", "directory_fault", "reader_fault", "replace_file"]
 
 _WRITERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -74,6 +76,60 @@ def _user(number: int) -> str:
         return f"uid {number}"
 
 
+def create_aside(path: Path, mode: int) -> tuple[int, Path]:
+    """Make a file that shall replace another one; remove what dead processes left of theirs.
+
+    It is locked as long as it is open, which tells it from theirs.
+
+    Args:
+        path: The other file, which need not be there.
+        mode: Who may use it.
+
+    Returns:
+        Its descriptor, to write, and its path.
+
+    Raises:
+        FileExistsError: This process is writing one already.
+        OSError: It cannot be made.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    while True:
+        _remove_left(path)
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with contextlib.suppress(OSError):  # where there are no locks, none of these is removed
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Another process may have taken it for a dead one's before it was locked.
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, aside
+        os.close(descriptor)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove this user's files that were to replace another one and that nobody writes."""
+    prefix = f".{path.name}."
+    left: list[str] = []
+    # What cannot be looked at or removed is in nobody's way.
+    with contextlib.suppress(OSError), os.scandir(path.parent) as found:
+        left += (
+            entry.path
+            for entry in found
+            if entry.name.startswith(prefix)
+            and entry.name[len(prefix) :].isdecimal()
+            and entry.is_file(follow_symlinks=False)
+            and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+        )
+    for each in left:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(each, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Another process may have removed it, and a third one made it anew.
+                if os.path.samestat(os.fstat(descriptor), os.lstat(each)):
+                    os.unlink(each)
+            finally:
+                os.close(descriptor)
+
+
 def replace_file(
     path: Path, content: bytes, mode: int = 0o600, *, keep_owner: bool = False
 ) -> None:
@@ -91,9 +147,7 @@ def replace_file(
     Raises:
         OSError: That cannot be; the old file is as it was.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.unlink(missing_ok=True)
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    descriptor, aside = create_aside(path, mode)
     try:
         with open(descriptor, "wb") as file:
             if keep_owner and path.exists():
@@ -104,7 +158,7 @@ def replace_file(
             file.write(content)
             file.flush()
             os.fsync(descriptor)
-        aside.replace(path)
+            aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

@@ -22,6 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from kvproto.base.private_files import create_aside
 from kvproto.errors import CommandError, UpstreamError
 from kvproto.server import Bucket
 from kvproto.store import Document, IListableStore, Key
@@ -92,8 +93,8 @@ class Backups:
     async def _backup(self, path: Path) -> dict[str, Any]:
         buckets = [(bucket, _listable(bucket)) for bucket in self._buckets.values()]
         _check_target(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        writer = _Writer(await self._run(_create, partial))
+        descriptor, partial = await self._run(create_aside, path, 0o600)
+        writer = _Writer(os.fdopen(descriptor, "wb", buffering=0))
         try:
             for bucket, store in buckets:  # others may come and go meanwhile
                 writer.add(Kind.STATE, b"", Document(_described(bucket)))
@@ -198,11 +199,6 @@ def _check_target(path: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         raise CommandError("file", f"{path} is there and is no regular file: name another one")
-
-
-def _create(path: Path) -> IO[bytes]:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    return os.fdopen(descriptor, "wb", buffering=0)
 
 
 class _Writer:

@@ -183,6 +183,18 @@ class BackupTests(SynchronousTestCase):
         self.assertEqual(self.path.read_bytes(), b"old")
         self.assertEqual(os.listdir(self.path.parent), [self.path.name])
 
+    def test_left_by_a_killed_one(self) -> None:
+        """What a backup that was killed half way has left goes with the next to the same name.
+
+        In a container the next process may well have the number of the one that died.
+        """
+        buckets = self.service()
+        self.fill(buckets)
+        for number in (1, os.getpid()):
+            self.path.with_name(f".{self.path.name}.{number}").write_bytes(b"kvproto backup1\nhalf")
+        self.run_all(self.backups(buckets).backup(self.path))
+        self.assertEqual(os.listdir(self.path.parent), [self.path.name])
+
     def test_stores_that_cannot(self) -> None:
         """A store that cannot list its documents says so."""
         buckets = self.service()
