@@ -10,7 +10,8 @@ a reactor whose ``listenTCP``, ``listenUNIX`` and ``adoptStreamPort`` make *our*
   sets ``IPV6_V6ONLY``; the second listener would fail with EADDRINUSE);
 * when there are no file descriptors or buffers left, accepting rests for a growing while
   and says so once (Twisted's port spins on ENFILE, ENOBUFS and ENOMEM, logging each
-  time, and on EMFILE throws away everybody in the queue with a line for each);
+  time, and on EMFILE throws away everybody in the queue with a line for each); the last
+  descriptors are left for what is no connection;
 * a connection whose protocol cannot be set up is aborted (Twisted's port leaves its
   socket open and readable).
 """
@@ -19,7 +20,9 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +71,10 @@ LONGEST_PAUSE = 1.0
 QUIET = 10.0
 """Seconds in which a machine that is full again and again is complained about once."""
 
+KEPT_FREE = 8
+"""File descriptors that connections leave for what else must go on: the control socket,
+credentials that change, a store's next file."""
+
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Transport = Callable[..., tcp.Server]
@@ -92,6 +99,8 @@ class _Accepting(_PortBase):
     _resume_call: IDelayedCall | None = None
     _hub: Any = None
     _kind: tuple[int, int, int] | None = None  # family, type and protocol of the socket
+    _highest = 0  # descriptor of what was accepted
+    _first_kept = sys.maxsize
 
     @property
     def hub(self) -> Any:
@@ -99,6 +108,12 @@ class _Accepting(_PortBase):
         if self._hub is None:
             self._hub = hub_for(self.reactor)
         return self._hub
+
+    def keep_free(self, count: int) -> None:
+        """Leave so many of the file descriptors that this process may have."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if count and limit != resource.RLIM_INFINITY:
+            self._first_kept = limit - count
 
     def pause_accepting(self) -> None:
         """Let newcomers wait in the kernel's queue; the socket stays open."""
@@ -117,6 +132,8 @@ class _Accepting(_PortBase):
             if self._paused or self.disconnecting or not self.connected:
                 return  # what was just accepted made somebody stop us
             try:
+                if self._highest >= self._first_kept:
+                    self._look_for_room()
                 accepted, address = self._accept()
             except BlockingIOError:
                 self._recovered()
@@ -140,9 +157,24 @@ class _Accepting(_PortBase):
         if not hasattr(listening, "_accept"):
             return listening.accept()
         descriptor, address = listening._accept()
+        self._highest = max(self._highest, descriptor)
         if self._kind is None:
             self._kind = int(listening.family), int(listening.type), listening.proto
         return socket.socket(*self._kind, descriptor), address
+
+    def _look_for_room(self) -> None:
+        """See whether the next connection would take a descriptor that is to be left.
+
+        Asked only by a port that once has taken one.
+
+        Raises:
+            OSError: EMFILE, as if there were none.
+        """
+        # The kernel gives the lowest number that is free.
+        lowest = os.dup(self.fileno())
+        os.close(lowest)
+        if lowest >= self._first_kept:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _accepted(self, accepted: socket.socket, address: Any) -> None:
         """Put protocol and transport on one new socket."""
@@ -262,11 +294,15 @@ class ListeningReactor:
         reactor: The real one; where it has no sockets like ours (a test's, Windows'), its
             own ports are used.
         transport: What to put accepted TCP sockets into; None for what is best here.
+        kept_free: File descriptors that connections leave.
     """
 
-    def __init__(self, reactor: Any, transport: Transport | None = None) -> None:
+    def __init__(
+        self, reactor: Any, transport: Transport | None = None, kept_free: int = KEPT_FREE
+    ) -> None:
         self._reactor = reactor
         self._transport = transport
+        self._kept_free = kept_free
         self._real = isinstance(reactor, PosixReactorBase)
 
     def __getattr__(self, name: str) -> Any:
@@ -329,6 +365,7 @@ class ListeningReactor:
         if isinstance(port, AcceptorPort) and self._transport is not None:
             port.transport = self._transport  # type: ignore[assignment]
         port.startListening()
+        port.keep_free(self._kept_free)
         listening: IListeningPort = port
         return listening
 

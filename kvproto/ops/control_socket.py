@@ -143,7 +143,8 @@ class ControlSocket(Service):
         """Bind the socket, which nobody else can open from its first moment on."""
         try:
             with _umask(0o177):
-                port: IListeningPort = ListeningReactor(self._reactor).listenUNIX(
+                reactor = ListeningReactor(self._reactor, kept_free=0)
+                port: IListeningPort = reactor.listenUNIX(
                     os.fspath(self.path), self._factory, mode=0o600
                 )
         except CannotListenError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import resource
 import socket
 import stat
 import tempfile
@@ -26,6 +28,7 @@ from zope.interface.verify import verifyObject
 from kvproto.listeners.ports import (
     ACCEPTS_PER_WAKEUP,
     BACKLOG,
+    KEPT_FREE,
     LONGEST_PAUSE,
     QUIET,
     AcceptorPort,
@@ -421,6 +424,77 @@ class SocketTests(SynchronousTestCase):
                         path.unlink()
                     self.close(port)
                     self.assertEqual(os.listdir(directory), [])
+
+
+class RoomTests(SynchronousTestCase):
+    """File descriptors that are left for what is no connection."""
+
+    def setUp(self) -> None:
+        self.real = SelectReactor()
+        self.addCleanup(self.real.waker.connectionLost, Failure(ConnectionDone()))
+        self.clients: list[socket.socket] = []
+        self.accepted: list[socket.socket] = []
+
+    def listen(self, **options: Any) -> Any:
+        """Listen where 20 descriptors more than there are now may be open."""
+        lowest = os.dup(0)
+        os.close(lowest)
+        self.most = lowest + 20
+        self.patch(resource, "getrlimit", lambda which: (self.most, self.most))
+        reactor = ListeningReactor(self.real, self.transport, **options)
+        factory: Any = Factory()
+        port: Any = reactor.listenTCP(0, factory, 7, "127.0.0.1")
+        self.addCleanup(port.connectionLost, Failure(ConnectionDone()))
+        self.addCleanup(self.end_all)
+        return port
+
+    def transport(self, accepted: socket.socket, *rest: Any) -> Any:
+        self.accepted.append(accepted)
+        return FakeServer(accepted, None)
+
+    def end_all(self) -> None:
+        for each in (*self.clients, *self.accepted):
+            each.close()
+
+    def come(self, port: Any, count: int) -> int:
+        """Let clients come; return how many were accepted, and give back where these are."""
+        before = len(self.accepted)
+        for _ in range(count):
+            client = socket.socket()
+            # Out of the way: the kernel gives the lowest number that is free.
+            high = fcntl.fcntl(client.fileno(), fcntl.F_DUPFD, self.most + 100)
+            client.close()
+            self.clients.append(socket.socket(fileno=high))
+            self.clients[-1].connect(port.socket.getsockname())
+        for rest in self.real.getDelayedCalls():
+            rest.reset(0)
+        self.real.runUntilCurrent()
+        self.assertIn(port, self.real.getReaders())
+        port.doRead()
+        return len(self.accepted) - before
+
+    def test_some_are_left(self) -> None:
+        """The last are not taken; who waits in the queue comes in when others have gone."""
+        port = self.listen()
+        self.come(port, 30)
+        highest = max(each.fileno() for each in self.accepted)
+        self.assertEqual(highest, self.most - KEPT_FREE)
+        self.assertLess(len(self.accepted), 20)
+        self.assertEqual(self.come(port, 0), 0)
+        for _ in range(3):  # each time others go as many come in, and none of the last is taken
+            for each in [one for one in self.accepted if one.fileno() >= 0][:2]:
+                each.close()
+            self.assertEqual(self.come(port, 0), 2)
+            self.assertLessEqual(max(each.fileno() for each in self.accepted), highest)
+        (call,) = self.real.getDelayedCalls()
+        self.assertLessEqual(call.getTime() - self.real.seconds(), LONGEST_PAUSE)
+
+    def test_none_is_left_by_what_needs_them(self) -> None:
+        """Whoever they are left for takes them."""
+        port = self.listen(kept_free=0)
+        self.come(port, 12)
+        self.assertEqual(len(self.accepted), 12)
+        self.assertGreater(max(each.fileno() for each in self.accepted), self.most - KEPT_FREE)
 
 
 class EndpointTests(SynchronousTestCase):
