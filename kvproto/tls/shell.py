@@ -905,9 +905,10 @@ class Shell:
     # --- the end: asked for ---------------------------------------------------------------
 
     def loseConnection(self) -> None:
-        """Send what is queued and close; nothing received from now on is delivered.
+        """Send what is queued and close.
 
-        With a producer registered, closing begins when it unregisters.
+        What the peer has sent before it hears of that is delivered, except to an application
+        that has paused.  With a producer registered, closing begins when it unregisters.
         """
         if self.disconnecting or not self.connected:
             return
