@@ -7,6 +7,7 @@ however that dies.  The file stays: deleting it would let two processes lock two
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -79,7 +80,8 @@ class DirectoryLock:
 
         Raises:
             DirectoryInUse: Another process has it.
-            ConfigError: The directory cannot be used, or is not this user's own.
+            ConfigError: The directory cannot be used, is not this user's own, or is on a file
+                system without locks.
         """
         path = self._directory / self._name
         try:
@@ -91,7 +93,12 @@ class DirectoryLock:
             raise ConfigError(self._option, f"{path}: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                os.close(descriptor)
+                raise ConfigError(
+                    self._option, f"{path} cannot be locked: {error.strerror}"
+                ) from error
             holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise DirectoryInUse(self._option, self._directory, holder) from None

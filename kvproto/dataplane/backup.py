@@ -127,7 +127,7 @@ class Backups:
                 for record in records:
                     if record.kind == Kind.STATE:
                         bucket = json.loads(record.document.value)["bucket"]
-                        store = _listable(self._buckets[bucket])
+                        store = self._still(bucket, path)
                         continue
                     if record.kind == Kind.END:
                         continue
@@ -139,16 +139,32 @@ class Backups:
                     restored += answer is None
                     refused += answer is not None
                 await deferLater(self._clock, 0)
+                if bucket is not None:
+                    store = self._still(bucket, path)
         finally:
             reader.close()
         for name in found:
-            saved = _listable(self._buckets[name]).saved()
+            saved = self._still(name, path).saved()
             if saved is not None:
                 await saved
         answer_: dict[str, Any] = {"file": str(path), "documents": restored}
         if refused:
             answer_ |= {"ok": False, "reason": f"there was no room for {refused} documents"}
         return answer_
+
+    def _still(self, bucket: str, path: Path) -> IListableStore:
+        """Return a bucket's store.
+
+        Raises:
+            CommandError: The bucket is not there any more.
+        """
+        if bucket not in self._buckets:
+            raise CommandError(
+                "unknown-bucket",
+                f"bucket {bucket!r} was dropped while {path} was restored: what came before it is "
+                "restored; make the bucket and restore again",
+            )
+        return _listable(self._buckets[bucket])
 
     def _ids(self, path: Path, bucket: str, collections: dict[str, int]) -> dict[int, int]:
         """Return which id each collection of a backup has here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ class DirectoryLockTests(SynchronousTestCase):
         self.assertIn(
             "another kvtls", str(self.assertRaises(ConfigError, StateLock(self.path).acquire))
         )
+
+    def test_no_locks(self) -> None:
+        """A file system without locks is told from a directory in use, and leaves nothing open."""
+
+        def refuse(*arguments: Any) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        self.patch(fcntl, "flock", refuse)
+        before = os.listdir("/proc/self/fd")
+        error = self.assertRaises(ConfigError, self.lock.acquire)
+        self.assertNotIsInstance(error, DirectoryInUse)
+        self.assertIn(f"{self.path / 'lock'} cannot be locked: No locks available", str(error))
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
+        self.assertFalse(self.lock.held)
 
     def test_check(self) -> None:
         """A check makes nothing, and finds what is in the way."""

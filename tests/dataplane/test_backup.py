@@ -154,6 +154,18 @@ class BackupTests(SynchronousTestCase):
         device = self.backups(buckets).backup(Path("/dev/null"))
         self.assertEqual(self.code(device), "file")
 
+    def test_dropped_meanwhile(self) -> None:
+        """A bucket that is dropped while or after its part is restored ends the restore by name."""
+        buckets = self.service("c")
+        self.fill(buckets)
+        self.run_all(self.backups(buckets).backup(self.path))
+        for name in ("a", "b"):
+            others = self.service("c")
+            restoring = self.backups(others).restore(self.path)
+            del others[name]
+            self.assertEqual(self.code(restoring), "unknown-bucket")
+            self.assertIn(f"bucket '{name}' was dropped while {self.path}", self.reason)
+
     def test_one_at_a_time(self) -> None:
         """A second backup while one is under way is refused; requests are not."""
         buckets = self.service("c")

@@ -205,7 +205,7 @@ class Loader:
                 break
             if record.kind == Kind.STATE:
                 size = size or record.document.cas
-            self._apply(record)
+            self._apply(record, path)
             count += 1
             if count == _AT_ONCE or at > pause_at:
                 count, pause_at = 0, at + _BYTES_AT_ONCE
@@ -243,7 +243,7 @@ class Loader:
                 at=fault.at,
             )
 
-    def _apply(self, record: Record) -> None:
+    def _apply(self, record: Record, path: Path) -> None:
         memory, document = self._memory, record.document
         kind = record.kind
         if kind <= Kind.TOMBSTONE:
@@ -262,6 +262,12 @@ class Loader:
             self._loaded.state = _state_of(document)
         elif kind == Kind.CLEANED:
             self._cleaned = max(self._cleaned, document.seqno)
+        elif kind != Kind.SYNCED:
+            raise StoreDamaged(
+                path,
+                f"has a record of kind {kind}, which this version does not know: start a version "
+                "that is at least as new as the one that wrote it",
+            )
 
     def _load_above_limit(self, key: Key, document: Document) -> None:
         """Take over what there is no room for: the limit is smaller than it was.

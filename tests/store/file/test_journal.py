@@ -22,7 +22,7 @@ from kvproto.store.file import journal as journal_module
 from kvproto.store.file import loading, segments
 from kvproto.store.file.journal import RESERVE, SMALLEST_SEGMENT
 from kvproto.store.file.loading import StoreDamaged
-from kvproto.store.file.records import Kind, body_of, decode, encode, size_of
+from kvproto.store.file.records import ALIGNMENT, Kind, body_of, decode, encode, size_of
 from tests.examples import examples
 from tests.store.file.support import FileCase
 
@@ -118,6 +118,13 @@ class DamageTests(FileCase):
             wrong[at] ^= 0x55
             self.path.write_bytes(wrong)
             self.assertIn(str(self.path), self.broken(), at)
+
+    def test_unknown_kind(self) -> None:
+        """A sound record that only a newer version knows is never passed over."""
+        record = encode(body_of(77, b"key1", Document(b"", cas=1, seqno=1)), segments.seed_of(1))
+        end = -(-self.used // ALIGNMENT) * ALIGNMENT
+        self.path.write_bytes(self.data[:end] + record + self.data[end + len(record) :])
+        self.assertIn(f"{self.path} has a record of kind 77", self.broken())
 
     def test_the_last_record(self) -> None:
         """A last record that is not whole is left out, everything before it is there."""
