@@ -12,7 +12,7 @@ import pwd
 import stat
 from pathlib import Path
 
-__all__ = ["create_aside", "directory_fault", "reader_fault", "replace_file"]
+__all__ = ["create_aside", "directory_fault", "put_in_place", "reader_fault", "replace_file"]
 
 _WRITERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -130,6 +130,20 @@ def _remove_left(path: Path) -> None:
                 os.close(descriptor)
 
 
+def put_in_place(aside: Path, path: Path) -> None:
+    """Give a file that is on the disk another one's name, so that a power cut does not undo it.
+
+    Raises:
+        OSError: That cannot be, or cannot be forced to the disk.
+    """
+    aside.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
 def replace_file(
     path: Path, content: bytes, mode: int = 0o600, *, keep_owner: bool = False
 ) -> None:
@@ -158,12 +172,7 @@ def replace_file(
             file.write(content)
             file.flush()
             os.fsync(descriptor)
-            aside.replace(path)
+            put_in_place(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

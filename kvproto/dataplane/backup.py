@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from kvproto.base.private_files import create_aside
+from kvproto.base.private_files import create_aside, put_in_place
 from kvproto.errors import CommandError, UpstreamError
 from kvproto.server import Bucket
 from kvproto.store import Document, IListableStore, Key
@@ -107,7 +107,7 @@ class Backups:
                             await self._run(writer.write)
                     await deferLater(self._clock, 0)
             await self._run(writer.end)
-            await self._run(os.replace, partial, path)
+            await self._run(put_in_place, partial, path)
         finally:
             writer.close()
             with contextlib.suppress(OSError):

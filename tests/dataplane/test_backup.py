@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,19 @@ class BackupTests(SynchronousTestCase):
         self.assertEqual(self.code(missing), "file")
         device = self.backups(buckets).backup(Path("/dev/null"))
         self.assertEqual(self.code(device), "file")
+
+    def test_on_the_disk(self) -> None:
+        """What is in it is forced to the disk before it has its name, and its name then."""
+        forced = []
+
+        def fsync(descriptor: int) -> None:
+            forced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), self.path.exists()))
+
+        self.patch(os, "fsync", fsync)
+        buckets = self.service("c")
+        self.fill(buckets)
+        self.run_all(self.backups(buckets).backup(self.path))
+        self.assertEqual(forced, [(False, False), (True, True)])
 
     def test_dropped_meanwhile(self) -> None:
         """A bucket that is dropped while or after its part is restored ends the restore by name."""
