@@ -214,7 +214,8 @@ class ClusterEngine(Engine):
         """Find out how many replicas a slot should have, and how many are there.
 
         It should have as many as its primary has had, or most primaries have: after a failover
-        nothing else tells that one is missing.
+        nothing else tells that one is missing.  Where the map has none the primary is asked: in a
+        new cluster, and when replicas were added, servers hear of them up to a second late.
         """
         server = self._slots[slot]
         shard = None if server is None else self._shard_of.get(_node_of(server))
@@ -224,7 +225,16 @@ class ClusterEngine(Engine):
         wanted = max(self._most_replicas.get(shard.primary, 0), usual)
         if shard.online < wanted:
             self._refresh_soon()
-        return succeed((wanted, shard.online))
+        if shard.replicas:
+            return succeed((wanted, shard.online))
+        return self.connected_replicas(slot).addCallback(self._told_replicas, shard, wanted)
+
+    def _told_replicas(self, found: tuple[int, int], shard: Shard, wanted: int) -> tuple[int, int]:
+        connected, online = found
+        if connected:
+            self._most_replicas[shard.primary] = wanted = max(wanted, connected)
+            self._refresh_soon()
+        return wanted, online
 
     # the map
 

@@ -106,6 +106,11 @@ class Engine:
         """Return one of `tags` that a server has."""
         raise NotImplementedError
 
+    def connected_replicas(self, slot: int) -> Deferred[tuple[int, int]]:
+        """Ask who has a slot how many replicas follow it, and how many of these are online."""
+        asked = self.ask(command(b"INFO", b"replication"), slot)
+        return asked.addCallback(_read_replication)
+
     def replicas(self, slot: int) -> Deferred[tuple[int, int]]:
         """Find out how many replicas a slot should have, and how many are there."""
         raise NotImplementedError
@@ -397,12 +402,11 @@ class SingleEngine(Engine):
 
     def replicas(self, slot: int) -> Deferred[tuple[int, int]]:
         """Find out how many replicas it has had since this process asked first, and has."""
-        return self.ask(command(b"INFO", b"replication"), slot).addCallback(self._told_replicas)
+        return self.connected_replicas(slot).addCallback(self._told_replicas)
 
-    def _told_replicas(self, reply: bytes) -> tuple[int, int]:
-        online = reply.count(b",state=online,")
-        known = reply.partition(b"connected_slaves:")[2].partition(b"\r")[0]
-        self._replicas_seen = max(self._replicas_seen, int(known or 0))
+    def _told_replicas(self, found: tuple[int, int]) -> tuple[int, int]:
+        connected, online = found
+        self._replicas_seen = max(self._replicas_seen, connected)
         return self._replicas_seen, online
 
     def server_of(self, slot: int) -> Server | None:
@@ -428,3 +432,8 @@ class SingleEngine(Engine):
                 self._renewed_at = now
                 self._later(0, self.server.renew)
         return False
+
+
+def _read_replication(reply: bytes) -> tuple[int, int]:
+    connected = reply.partition(b"connected_slaves:")[2].partition(b"\r")[0]
+    return int(connected or 0), reply.count(b",state=online,")

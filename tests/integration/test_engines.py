@@ -513,6 +513,15 @@ class DurabilityTests(SynchronousTestCase):
             self.assertEqual(one.set("k", b"plain"), b"STORED")
         self.assertNotIn("Traceback", running.output)
 
+    def test_new_cluster(self) -> None:
+        """A cluster that was just made is held to replicas that its map may not have yet."""
+        cluster = self.enterContext(RedisCluster())
+        for server in cluster.servers:
+            if "role:slave" in server.replication():
+                server.freeze()
+        running = self.enterContext(service(cluster.url))
+        self.assertIn(self.durable(running, b"k", b"v"), {0xA1, 0xA3})
+
     def test_failover(self) -> None:
         """What was durable is there when replicas have taken over from killed primaries."""
         cluster = self.enterContext(RedisCluster())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvproto.upstream.cluster import _MAX_SERVERS, ClusterEngine, _address
 from kvproto.upstream.connection import Call
 from kvproto.upstream.options import EngineOptions
-from kvproto.upstream.resp import EngineFailure, Fate, ReplyError
+from kvproto.upstream.resp import EngineFailure, Fate, ReplyError, command
 from kvproto.upstream.slots import Shard
 
 
@@ -78,6 +79,40 @@ class ClusterMapTests(SynchronousTestCase):
         self.assertEqual([server.node for server in self.engine.servers], [("h", 2)])
         self.engine._use([Shard(("h", 3))])
         self.assertIn("no slots assigned", self.engine.unready)
+
+    def ask_replicas(self, told: bytes) -> tuple[tuple[int, int], list[int]]:
+        """Return what `replicas` finds for slot 0, and the slots whose primary it has asked."""
+        asked: list[int] = []
+
+        def ask(data: bytes, slot: int) -> Deferred[bytes]:
+            self.assertEqual(data, command(b"INFO", b"replication"))
+            asked.append(slot)
+            return succeed(told)
+
+        self.patch(self.engine, "ask", ask)
+        return self.successResultOf(self.engine.replicas(0)), asked
+
+    def test_replicas(self) -> None:
+        """Those of the map; where it has none the primary tells, and what it had is missed."""
+        none = b"# Replication\r\nrole:master\r\nconnected_slaves:0\r\n"
+        slave = b"slave%d:ip=127.0.0.1,port=7,state=%b,offset=1,lag=0\r\n"
+        two = b"connected_slaves:2\r\n" + slave % (0, b"online") + slave % (1, b"wait_bgsave")
+
+        def use(*replicas: int, online: int) -> None:
+            nodes = [("h", port) for port in replicas]
+            self.engine._use([Shard(("h", 1), [(0, 16383)], nodes, online)])
+
+        use(online=0)
+        self.assertEqual(self.ask_replicas(none), ((0, 0), [0]))
+        self.assertEqual(self.ask_replicas(two), ((2, 1), [0]))
+        self.assertEqual(self.ask_replicas(none), ((2, 0), [0]))
+        use(7, online=1)
+        self.assertEqual(self.ask_replicas(two), ((2, 1), []))
+        self.setUp()
+        use(7, online=1)
+        self.assertEqual(self.ask_replicas(none), ((1, 1), []))
+        use(online=0)
+        self.assertEqual(self.ask_replicas(none), ((1, 0), [0]))
 
     def test_slot_without_server(self) -> None:
         """A command for a slot that nobody has is refused as not performed."""
