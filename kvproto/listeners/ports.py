@@ -100,7 +100,8 @@ class _Accepting(_PortBase):
     _hub: Any = None
     _kind: tuple[int, int, int] | None = None  # family, type and protocol of the socket
     _highest = 0  # descriptor of what was accepted
-    _first_kept = sys.maxsize
+    _kept_free = 0
+    _first_kept = sys.maxsize  # the lowest descriptor that is to be left
 
     @property
     def hub(self) -> Any:
@@ -111,6 +112,7 @@ class _Accepting(_PortBase):
 
     def keep_free(self, count: int) -> None:
         """Leave so many of the file descriptors that this process may have."""
+        self._kept_free = count
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if count and limit != resource.RLIM_INFINITY:
             self._first_kept = limit - count
@@ -173,6 +175,9 @@ class _Accepting(_PortBase):
         # The kernel gives the lowest number that is free.
         lowest = os.dup(self.fileno())
         os.close(lowest)
+        if lowest >= self._first_kept:
+            # A reload with more connections raises the limit.
+            self.keep_free(self._kept_free)
         if lowest >= self._first_kept:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 

@@ -497,6 +497,18 @@ class RoomTests(SynchronousTestCase):
         (call,) = self.real.getDelayedCalls()
         self.assertLessEqual(call.getTime() - self.real.seconds(), LONGEST_PAUSE)
 
+    def test_limit_is_raised(self) -> None:
+        """A reload with more connections raises the limit: a port that listens takes them."""
+        port = self.listen()
+        self.come(port, 30)
+        accepted = len(self.accepted)
+        self.most += 10
+        self.assertEqual(self.come(port, 0), 10)
+        self.most += 20
+        self.assertEqual(self.come(port, 0), 30 - accepted - 10)
+        self.assertEqual(self.come(port, 0), 0)
+        self.assertLessEqual(max(each.fileno() for each in self.accepted), self.most - KEPT_FREE)
+
     def test_none_is_left_by_what_needs_them(self) -> None:
         """Whoever they are left for takes them."""
         port = self.listen(kept_free=0)
