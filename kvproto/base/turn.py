@@ -10,7 +10,7 @@ Who has much to do does it in pieces: of all pieces, a turn has as many as hold 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -57,6 +57,9 @@ class Turn(Generic[T]):
     def _end(self) -> None:
         self._call = None
         members, self._members = self._members, {}
+        self._let_act(members)
+
+    def _let_act(self, members: Iterable[T]) -> None:
         for member in members:
             try:
                 self._act(member)
@@ -64,7 +67,7 @@ class Turn(Generic[T]):
                 log.failure("what was put off to the end of a turn failed")
 
 
-class Pieces(Generic[T]):
+class Pieces(Turn[T]):
     """Members that have much to do, and do it piece by piece, each in its turn.
 
     There is no delayed call as long as nobody has to wait.
@@ -76,42 +79,33 @@ class Pieces(Generic[T]):
         most: Pieces of all members in one turn of the reactor.
     """
 
-    __slots__ = ("_act", "_call", "_left", "_members", "_most", "clock")
+    __slots__ = ("_left", "_most")
+
+    _members: OrderedDict[T, None]
 
     def __init__(self, clock: IReactorTime, act: Callable[[T], object], most: int) -> None:
-        self.clock = clock
-        self._act = act
+        super().__init__(clock, act)
+        self._members = OrderedDict()
         self._most = self._left = most
-        self._members: OrderedDict[T, None] = OrderedDict()
-        self._call: IDelayedCall | None = None
 
     def goes_on(self, member: T) -> bool:
         """Return whether a member may do another piece at once; otherwise it waits for its turn."""
         if self._left > 0 and not self._members:
             self._left -= 1
             return True
-        self._members[member] = None
-        if self._call is None:
-            self._call = self.clock.callLater(0, self._end)
+        self.add(member)
         return False
-
-    def discard(self, member: T) -> None:
-        """Let a member not act after all."""
-        self._members.pop(member, None)
-        if not self._members and self._call is not None:
-            self._call.cancel()
-            self._call = None
 
     def _end(self) -> None:
         self._call = None
         self._left = self._most
-        members = self._members
-        while members and self._left > 0:
-            self._left -= 1
-            member, _ = members.popitem(last=False)
-            try:
-                self._act(member)
-            except Exception:
-                log.failure("what was put off to the end of a turn failed")
-        if members and self._call is None:
+        self._let_act(self._next())
+        if self._members and self._call is None:
             self._call = self.clock.callLater(0, self._end)
+
+    def _next(self) -> Iterator[T]:
+        """Yield whose turn it is, as long as there are pieces left."""
+        while self._members and self._left > 0:
+            self._left -= 1
+            member, _ = self._members.popitem(last=False)
+            yield member
