@@ -7,7 +7,6 @@ however that dies.  The file stays: deleting it would let two processes lock two
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 from pathlib import Path
@@ -93,15 +92,13 @@ class DirectoryLock:
             raise ConfigError(self._option, f"{path}: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno != errno.EWOULDBLOCK:
-                os.close(descriptor)
-                raise ConfigError(
-                    self._option, f"{path} cannot be locked: {error.strerror}"
-                ) from error
+        except BlockingIOError:
             holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise DirectoryInUse(self._option, self._directory, holder) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise ConfigError(self._option, f"{path} cannot be locked: {error.strerror}") from error
         self._descriptor = descriptor
         self.name_process()
 

@@ -232,9 +232,13 @@ class ClusterEngine(Engine):
     def _told_replicas(self, found: tuple[int, int], shard: Shard, wanted: int) -> tuple[int, int]:
         connected, online = found
         if connected:
-            self._most_replicas[shard.primary] = wanted = max(wanted, connected)
+            self._note_replicas(shard.primary, connected)
             self._refresh_soon()
-        return wanted, online
+        return max(wanted, connected), online
+
+    def _note_replicas(self, primary: Node, count: int) -> None:
+        """Remember the most replicas that a primary has had."""
+        self._most_replicas[primary] = max(count, self._most_replicas.get(primary, 0))
 
     # the map
 
@@ -331,8 +335,7 @@ class ClusterEngine(Engine):
             primaries.append(server)
             for first, last in shard.ranges:
                 slots[first : last + 1] = [server] * (last + 1 - first)
-            seen = self._most_replicas.get(shard.primary, 0)
-            self._most_replicas[shard.primary] = max(seen, len(shard.replicas))
+            self._note_replicas(shard.primary, len(shard.replicas))
         self._slots, self._primaries, self._shards = slots, primaries, serving
         self._shard_of = {shard.primary: shard for shard in serving}
         self._tag_of = {}

@@ -51,15 +51,18 @@ class DirectoryLockTests(SynchronousTestCase):
     def test_no_locks(self) -> None:
         """A file system without locks is told from a directory in use, and leaves nothing open."""
 
-        def refuse(*arguments: Any) -> None:
+        opened = []
+
+        def refuse(descriptor: int, operation: int) -> None:
+            opened.append(descriptor)
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
         self.patch(fcntl, "flock", refuse)
-        before = os.listdir("/proc/self/fd")
         error = self.assertRaises(ConfigError, self.lock.acquire)
         self.assertNotIsInstance(error, DirectoryInUse)
         self.assertIn(f"{self.path / 'lock'} cannot be locked: No locks available", str(error))
-        self.assertEqual(os.listdir("/proc/self/fd"), before)
+        (descriptor,) = opened
+        self.assertRaises(OSError, os.fstat, descriptor)
         self.assertFalse(self.lock.held)
 
     def test_check(self) -> None:
