@@ -483,7 +483,7 @@ class KVTLSService(MultiService):
         from kvproto.base.http import HTTPService
         from kvproto.management import ManagementFactory, ManagementSite
 
-        site = ManagementSite(self.server, self.administration, self._reactor, self.ledger.logins)
+        site = ManagementSite(self.server, self.administration, self._reactor, self.ledger)
         secured: Any = KVTLSFactory(self.rotation.contexts, False, site, self._reactor)
         factory = ManagementFactory(site, secured, self._plain_management, self._reactor)
         described = _with_mode(with_interface(description), LISTENER_MODE)

@@ -198,6 +198,10 @@ class Ledger:
         entry.user = user
         self._unauthenticated.discard(entry)
 
+    def login_ended(self, mechanism: str, fault: str) -> None:
+        """Count an attempt to log in; ``fault`` is empty where it succeeded."""
+        self.logins[mechanism, "failure" if fault else "success"] += 1
+
     def enter(
         self, entry: Entry, state: State, deadline: str | None = None, within: float | None = None
     ) -> None:

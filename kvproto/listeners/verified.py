@@ -80,7 +80,7 @@ class VerifiedConnection:
 
     def login_ended(self, mechanism: str, user: str, fault: str) -> None:
         """Count an attempt to log in; say so where it failed."""
-        self._ledger.logins[mechanism, "failure" if fault else "success"] += 1
+        self._ledger.login_ended(mechanism, fault)
         if fault:
             peer_log.warn(
                 CONNECTION + ": login failed ({mechanism}, user {user}): {reason}",

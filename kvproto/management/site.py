@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, unquote
@@ -25,6 +24,7 @@ from kvproto.base.log import make_logger
 from kvproto.dataplane import Administration
 from kvproto.errors import CommandError, StoreUnavailable, UpstreamError
 from kvproto.interfaces import ISecuredTransport
+from kvproto.listeners.ledger import Ledger
 from kvproto.listeners.verified import LONGEST_USER
 from kvproto.management.answers import Answer, Call, Refused, errors, ok, refused
 from kvproto.management.buckets import Buckets
@@ -64,17 +64,13 @@ class ManagementSite(BoundedSite):
         server: What it is about.
         administration: What changes it.
         reactor: For deadlines.
-        logins: Counts attempts to log in, by mechanism and result.
+        ledger: Counts attempts to log in.
     """
 
     def __init__(
-        self,
-        server: KVServer,
-        administration: Administration,
-        reactor: Any,
-        logins: Counter[tuple[str, str]],
+        self, server: KVServer, administration: Administration, reactor: Any, ledger: Ledger
     ) -> None:
-        root = _Root(server, administration, logins)
+        root = _Root(server, administration, ledger)
         super().__init__(root, reactor, MAX_BODY, MAX_CONNECTIONS)
 
 
@@ -83,19 +79,19 @@ class _Sender:
 
     Args:
         transport: The connection that it came by.
-        logins: Counts attempts to log in.
+        ledger: Counts attempts to log in.
     """
 
-    def __init__(self, transport: Any, logins: Counter[tuple[str, str]]) -> None:
+    def __init__(self, transport: Any, ledger: Ledger) -> None:
         self._transport = transport
-        self._logins = logins
+        self._ledger = ledger
 
     def authenticated(self, user: str) -> None:
         """Nothing to do: each request is a stranger's until it has logged in."""
 
     def login_ended(self, mechanism: str, user: str, fault: str) -> None:
         """Count an attempt to log in; say so where it failed."""
-        self._logins[mechanism, "failure" if fault else "success"] += 1
+        self._ledger.login_ended(mechanism, fault)
         if fault:
             # The same whether or not there is such a user.
             peer_log.info(
@@ -110,14 +106,9 @@ class _Root(Resource):
 
     isLeaf = True
 
-    def __init__(
-        self,
-        server: KVServer,
-        administration: Administration,
-        logins: Counter[tuple[str, str]],
-    ) -> None:
+    def __init__(self, server: KVServer, administration: Administration, ledger: Ledger) -> None:
         super().__init__()
-        self._logins = logins
+        self._ledger = ledger
         self._server = server
         self._administration = administration
         parts = [
@@ -161,7 +152,7 @@ class _Root(Resource):
     async def _login(self, request: Any) -> str | None:
         """Return who the sender is; None without a login."""
         transport = request.channel.transport
-        peer = Peer(self._server, _Sender(transport, self._logins))
+        peer = Peer(self._server, _Sender(transport, self._ledger))
         secured = ISecuredTransport.providedBy(transport)
         peer.recognise(tuple(transport.peer_chain()) if secured else ())
         given = request.getHeader("authorization")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections import Counter
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kvproto.config import Config, UserBuckets
 from kvproto.config.values import User
 from kvproto.dataplane import Administration, UsersReload, make_server, make_stores
+from kvproto.listeners import Ledger
 from kvproto.management import ManagementSite
 from kvproto.server.topology import ServicePorts
 from kvproto.testing.scripted import ScriptedTransport
@@ -61,8 +61,9 @@ class SiteCase(SynchronousTestCase):
         self.administration = Administration(
             config, self.server, self.stores, users, self.clock, maybeDeferred
         )
-        self.logins: Counter[tuple[str, str]] = Counter()
-        self.site = ManagementSite(self.server, self.administration, self.clock, self.logins)
+        ledger = Ledger(self.clock)
+        self.logins = ledger.logins
+        self.site = ManagementSite(self.server, self.administration, self.clock, ledger)
 
     def connect(self) -> tuple[Any, ScriptedTransport]:
         return connect_to(self.site)
