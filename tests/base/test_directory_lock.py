@@ -50,7 +50,6 @@ class DirectoryLockTests(SynchronousTestCase):
 
     def test_no_locks(self) -> None:
         """A file system without locks is told from a directory in use, and leaves nothing open."""
-
         opened = []
 
         def refuse(descriptor: int, operation: int) -> None:
