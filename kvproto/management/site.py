@@ -75,7 +75,7 @@ class ManagementSite(BoundedSite):
 
 
 class _Sender:
-    """Who has sent a request, as `kvproto.server.server.Peer` tells of logins.
+    """The connection of one request: what `kvproto.server.server.Peer` tells about its login.
 
     Args:
         transport: The connection that it came by.
